@@ -1,0 +1,72 @@
+use std::fmt;
+use std::path::Path;
+
+/// Why the host stopped: what happened in one line, then labelled details and what to do.
+#[derive(Debug)]
+pub struct Error(Box<Contents>);
+
+#[derive(Debug)]
+struct Contents {
+    message: String,
+    notes: Vec<(&'static str, String)>,
+    exit_code: u8,
+}
+
+/// What the host's functions return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A mistake that is known before work starts (exit code 2).
+    pub fn new(message: impl fmt::Display) -> Self {
+        Self(Box::new(Contents {
+            message: message.to_string(),
+            notes: Vec::new(),
+            exit_code: 2,
+        }))
+    }
+
+    /// Something that could not be done with a file: `cannot VERB PATH: why`.
+    pub fn file(verb: &str, path: &Path, why: impl fmt::Display) -> Self {
+        Self::new(format!("cannot {verb} {}: {why}", path.display()))
+    }
+
+    /// Adds a labelled detail.
+    pub fn note(mut self, label: &'static str, text: impl fmt::Display) -> Self {
+        self.0.notes.push((label, text.to_string()));
+        self
+    }
+
+    /// Adds what the user can do about it.
+    pub fn fix(self, text: impl fmt::Display) -> Self {
+        self.note("fix", text)
+    }
+
+    /// Marks a failure on the way, after work has started (exit code 1).
+    pub fn on_the_way(mut self) -> Self {
+        self.0.exit_code = 1;
+        self
+    }
+
+    /// The exit code of the process: 2 before work started, 1 on the way.
+    pub fn exit_code(&self) -> u8 {
+        self.0.exit_code
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0.message)?;
+        for (label, text) in &self.0.notes {
+            write!(formatter, "\n  {label:<8}{text}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self::new(plugin_api::first_line(&error.to_string())).on_the_way()
+    }
+}

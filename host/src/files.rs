@@ -1,0 +1,55 @@
+//! Files that are either whole or absent.
+
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Writes a file under a temporary name beside it, syncs it and renames it: whoever reads
+/// `path` sees the old contents or the new, never a part.
+///
+/// # Errors
+/// If the disk refuses; what was at `path` is then unchanged.
+pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(contents)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        sync_folder(folder)
+    };
+    write().map_err(|why| Error::file("write", path, why).on_the_way())
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    })?
+    .sync_all()
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|why| Error::file("read", path, why))
+}
+
+/// SHA-256 of some bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
