@@ -18,11 +18,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// A mistake that is known before work starts (exit code 2).
     pub fn new(message: impl fmt::Display) -> Self {
-        Self(Box::new(Contents {
-            message: message.to_string(),
-            notes: Vec::new(),
-            exit_code: 2,
-        }))
+        Self(Box::new(Contents { message: message.to_string(), notes: Vec::new(), exit_code: 2 }))
     }
 
     /// Something that could not be done with a file: `cannot VERB PATH: why`.

@@ -28,12 +28,7 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 /// # Errors
 /// If the disk refuses.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    })?
-    .sync_all()
+    File::open(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync_all()
 }
 
 /// Reads a whole file.

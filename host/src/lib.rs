@@ -1,7 +1,25 @@
 //! The engine behind the `host` program.
+//!
+//! [`training`] holds the min-max loop, [`evaluation`] the verdicts; [`plugin`] is how both
+//! talk to plugins. [`command`] ties them to the command line.
 
+pub mod checkpoint;
+pub mod cli;
+pub mod command;
 pub mod data;
+pub mod device;
 mod error;
-mod files;
+pub mod evaluation;
+pub mod experiment;
+pub mod files;
+pub mod optimizer;
+pub mod plugin;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod store;
+pub mod training;
+pub mod watch;
 
 pub use error::{Error, Result};

@@ -1,2 +1,26 @@
-//! The command line.
-fn main() {}
+//! The `host` program; everything it does is in the library.
+
+use clap::Parser;
+use host::cli::Arguments;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    host::device::keep_freed_memory();
+    let arguments = Arguments::parse();
+    // A panic is a defect of ours, or libtorch's word that it cannot go on (memory, say): one
+    // line either way.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("unknown reason");
+        eprintln!("error: {}\n  at      {place}", plugin_api::first_line(message));
+    }));
+    match catch_unwind(|| host::command::run(&arguments.command)) {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        Err(_) => ExitCode::from(1),
+    }
+}

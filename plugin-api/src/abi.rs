@@ -9,8 +9,8 @@
 
 use crate::tensor::{borrowed, give, lend, taken};
 use crate::{
-    first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random,
-    RandomSource, Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
+    first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
+    Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
 };
 use abi_stable::library::{lib_header_from_path, LibraryError, RootModule};
 use abi_stable::prefix_type::{PrefixRef, PrefixTypeTrait, WithMetadata};
@@ -212,11 +212,7 @@ pub struct SamplerDeclaration {
 }
 
 fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> ThreatModel {
-    ThreatModel {
-        norm: if norm == 0 { Norm::Linf } else { Norm::L2 },
-        epsilon,
-        domain: (low, high),
-    }
+    ThreatModel { norm: if norm == 0 { Norm::Linf } else { Norm::L2 }, epsilon, domain: (low, high) }
 }
 
 fn norm_code(norm: Norm) -> u32 {
@@ -260,10 +256,8 @@ fn remember_panics() {
                 return previous(panic);
             }
             let message = panic.payload_as_str().map_or("no message", first_line);
-            let place = panic
-                .location()
-                .map(|at| format!(" at {}:{}", at.file(), at.line()))
-                .unwrap_or_default();
+            let place =
+                panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
             PANIC.set(Some(format!("panicked{place}: {message}")));
         }));
     });
@@ -277,25 +271,17 @@ struct Guarded<T> {
 
 impl<T> Guarded<T> {
     fn instance(plugin: T) -> Instance {
-        Instance(Box::into_raw(Box::new(Self {
-            plugin,
-            panicked: Cell::new(false),
-        })) as *mut c_void)
+        Instance(Box::into_raw(Box::new(Self { plugin, panicked: Cell::new(false) })) as *mut c_void)
     }
 
     /// # Safety
     /// `instance` was made by `Guarded::<T>::instance` and not destroyed; one thread at a
     /// time uses it.
-    unsafe fn call<R>(
-        instance: Instance,
-        call: impl FnOnce(&T) -> Result<R>,
-    ) -> RResult<R, RString> {
+    unsafe fn call<R>(instance: Instance, call: impl FnOnce(&T) -> Result<R>) -> RResult<R, RString> {
         // SAFETY: the caller's promise.
         let guarded_plugin = unsafe { &*(instance.0 as *const Self) };
         if guarded_plugin.panicked.replace(true) {
-            return RResult::RErr(
-                "an earlier call panicked; this instance cannot be used any more".into(),
-            );
+            return RResult::RErr("an earlier call panicked; this instance cannot be used any more".into());
         }
         guarded(|| {
             let result = call(&guarded_plugin.plugin);
@@ -357,22 +343,14 @@ fn root_module() -> LibraryRef {
     extern "C" fn attacks() -> RVec<Exported<AttackTableRef>> {
         exported(&ATTACKS)
     }
-    Library {
-        models,
-        samplers,
-        attacks,
-    }
-    .leak_into_prefix()
+    Library { models, samplers, attacks }.leak_into_prefix()
 }
 
 fn exported<Table>(exports: &'static [Export<Table>]) -> RVec<Exported<Table>> {
     exports
         .iter()
         .filter(|export| !export.manifest.is_empty())
-        .map(|export| Exported {
-            name: export.name.into(),
-            table: (export.table)(),
-        })
+        .map(|export| Exported { name: export.name.into(), table: (export.table)() })
         .collect()
 }
 
@@ -393,12 +371,7 @@ pub fn model_table<M: Model>() -> ModelTableRef {
             let images = unsafe { borrowed(images) };
             let (_, channels, height, width) = images.size4()?;
             let mut variables = nn::VarStore::new(images.device());
-            let task = Task {
-                channels,
-                height,
-                width,
-                classes,
-            };
+            let task = Task { channels, height, width, classes };
             let model = M::new(options::parse(given.as_str())?, task, &variables.root())?;
             if images.kind() == tch::Kind::Double {
                 variables.double();
@@ -414,10 +387,7 @@ pub fn model_table<M: Model>() -> ModelTableRef {
                 variables.sort_by(|(one, _), (other, _)| one.cmp(other));
                 let parameters = variables.into_iter();
                 Ok(parameters
-                    .map(|(name, tensor)| Parameter {
-                        name: name.into(),
-                        tensor: give(tensor),
-                    })
+                    .map(|(name, tensor)| Parameter { name: name.into(), tensor: give(tensor) })
                     .collect())
             })
         }
@@ -460,30 +430,18 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
                     state_tensors: sampler.state_tensors(),
                     judges_last_proposal: sampler.judges_last_proposal(),
                 };
-                serde_json::to_string(&declaration)
-                    .map(RString::from)
-                    .map_err(Error::new)
+                serde_json::to_string(&declaration).map(RString::from).map_err(Error::new)
             })
         }
     }
-    extern "C" fn step<S: Sampler>(
-        instance: Instance,
-        call: StepCallRef,
-    ) -> RResult<Moved, RString> {
+    extern "C" fn step<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
         // SAFETY: the host calls this with an instance of this table and a call that is
         // alive until it returns.
         unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.step(step))) }
     }
-    extern "C" fn finish<S: Sampler>(
-        instance: Instance,
-        call: StepCallRef,
-    ) -> RResult<Moved, RString> {
+    extern "C" fn finish<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
         // SAFETY: as for `step`.
-        unsafe {
-            Guarded::<S>::call(instance, |sampler| {
-                on_step(call, |step| sampler.finish(step))
-            })
-        }
+        unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.finish(step))) }
     }
     SamplerTable {
         describe: described::<S::Options>,
@@ -499,10 +457,7 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
 /// # Safety
 /// Everything `call` points to is alive until this returns.
 unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -> Result<Moved> {
-    let source = HostRandom {
-        host: call.host(),
-        draw: call.draw(),
-    };
+    let source = HostRandom { host: call.host(), draw: call.draw() };
     // SAFETY: the caller's promise; slices are never null, also when empty.
     let (natural, labels, particles, loss, gradient, state, points) = unsafe {
         (
@@ -529,18 +484,10 @@ unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -
         particles_per_point: call.particles_per_point(),
         number: call.number(),
         of: call.of(),
-        threat: threat_model(
-            call.norm(),
-            call.epsilon(),
-            call.domain_low(),
-            call.domain_high(),
-        ),
+        threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
         random: Random::new(&source),
     })?;
-    Ok(Moved {
-        particles: give(next.particles),
-        state: next.state.into_iter().map(give).collect(),
-    })
+    Ok(Moved { particles: give(next.particles), state: next.state.into_iter().map(give).collect() })
 }
 
 #[doc(hidden)]
@@ -548,14 +495,8 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     extern "C" fn create<A: Attack>(given: RStr<'_>) -> RResult<Instance, RString> {
         guarded(|| Ok(Guarded::instance(A::new(options::parse(given.as_str())?)?)))
     }
-    extern "C" fn run<A: Attack>(
-        instance: Instance,
-        call: AttackCallRef,
-    ) -> RResult<Given, RString> {
-        let source = HostRandom {
-            host: call.host(),
-            draw: call.draw(),
-        };
+    extern "C" fn run<A: Attack>(instance: Instance, call: AttackCallRef) -> RResult<Given, RString> {
+        let source = HostRandom { host: call.host(), draw: call.draw() };
         let victim = HostVictim { call };
         // SAFETY: the host calls this with an instance of this table; everything the call
         // points to is alive until it returns; slices are never null.
@@ -566,12 +507,7 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
                     labels: &borrowed(call.labels()),
                     points: std::slice::from_raw_parts(call.points(), call.points_length()),
                     classes: call.classes(),
-                    threat: threat_model(
-                        call.norm(),
-                        call.epsilon(),
-                        call.domain_low(),
-                        call.domain_high(),
-                    ),
+                    threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
                     victim: Victim::new(&victim),
                     random: Random::new(&source),
                 };
@@ -620,12 +556,7 @@ impl VictimCalls for HostVictim {
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
-        received(self.call.input_gradient()(
-            self.call.host(),
-            lend(loss),
-            lend(leaf),
-        ))
-        .map(taken)
+        received(self.call.input_gradient()(self.call.host(), lend(loss), lend(leaf))).map(taken)
     }
 }
 
@@ -687,11 +618,8 @@ macro_rules! export_plugin {
 
             #[$crate::abi::linkme::distributed_slice($slice)]
             #[linkme(crate = $crate::abi::linkme)]
-            static EXPORT: $crate::abi::Export<$table> = $crate::abi::Export {
-                name: $name,
-                manifest: &MANIFEST,
-                table: || $make(),
-            };
+            static EXPORT: $crate::abi::Export<$table> =
+                $crate::abi::Export { name: $name, manifest: &MANIFEST, table: || $make() };
         };
     };
 }
@@ -722,25 +650,17 @@ pub fn plugins(path: &Path) -> Result<Plugins> {
         .and_then(|header| header.init_root_module::<LibraryRef>())
         .map_err(|error| Error::new(layout_message(&error)))?;
     Ok(Plugins {
-        models: named(library.models()(), |name, table| ModelPlugin {
-            name,
-            table,
-        }),
-        samplers: named(library.samplers()(), |name, table| SamplerPlugin {
-            name,
-            table,
-        }),
-        attacks: named(library.attacks()(), |name, table| AttackPlugin {
-            name,
-            table,
-        }),
+        models: named(library.models()(), |name, table| ModelPlugin { name, table }),
+        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table }),
+        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table }),
     })
 }
 
 fn layout_message(error: &LibraryError) -> String {
     match error {
         LibraryError::AbiInstability(_) => {
-            "its layout is not the one this host was built with; rebuild both against the same plugin-api".to_owned()
+            "its layout is not the one this host was built with; rebuild both against the same plugin-api"
+                .to_owned()
         }
         other => first_line(&other.to_string()).to_owned(),
     }
@@ -750,14 +670,11 @@ fn named<Table, Plugin>(
     list: RVec<Exported<Table>>,
     plugin: impl Fn(String, Table) -> Plugin,
 ) -> Vec<Plugin> {
-    list.into_iter()
-        .map(|exported| plugin(exported.name.to_string(), exported.table))
-        .collect()
+    list.into_iter().map(|exported| plugin(exported.name.to_string(), exported.table)).collect()
 }
 
 fn description(text: &RString) -> Result<Description> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::new(format!("its description cannot be read: {error}")))
+    serde_json::from_str(text).map_err(|error| Error::new(format!("its description cannot be read: {error}")))
 }
 
 /// A model that can be built.
@@ -783,10 +700,7 @@ impl ModelPlugin {
     /// The plugin's own.
     pub fn create(&self, options: &str, images: &Tensor, classes: i64) -> Result<ModelInstance> {
         let instance = received(self.table.create()(options.into(), lend(images), classes))?;
-        Ok(ModelInstance {
-            table: self.table,
-            instance,
-        })
+        Ok(ModelInstance { table: self.table, instance })
     }
 }
 
@@ -927,14 +841,9 @@ impl SamplerInstance {
             draw: draw_for_step,
         });
         // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
-        let moved = received(function(
-            self.instance,
-            StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) }),
-        ))?;
-        Ok(Next {
-            particles: taken(moved.particles),
-            state: moved.state.into_iter().map(taken).collect(),
-        })
+        let moved =
+            received(function(self.instance, StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) })))?;
+        Ok(Next { particles: taken(moved.particles), state: moved.state.into_iter().map(taken).collect() })
     }
 }
 
@@ -944,11 +853,7 @@ impl Drop for SamplerInstance {
     }
 }
 
-extern "C" fn draw_for_step(
-    host: *const c_void,
-    distribution: u32,
-    like: Lent,
-) -> RResult<Given, RString> {
+extern "C" fn draw_for_step(host: *const c_void, distribution: u32, like: Lent) -> RResult<Given, RString> {
     // SAFETY: `host` is the pointer that `SamplerInstance::call` put into this call.
     let source = unsafe { *(host as *const &dyn RandomSource) };
     drawn(source, distribution, like)
@@ -956,15 +861,9 @@ extern "C" fn draw_for_step(
 
 fn drawn(source: &dyn RandomSource, distribution: u32, like: Lent) -> RResult<Given, RString> {
     guarded(|| {
-        let distribution = if distribution == 0 {
-            Distribution::Normal
-        } else {
-            Distribution::Uniform
-        };
+        let distribution = if distribution == 0 { Distribution::Normal } else { Distribution::Uniform };
         // SAFETY: the plugin lends the tensor for the length of this call.
-        source
-            .draw(distribution, &unsafe { borrowed(like) })
-            .map(give)
+        source.draw(distribution, &unsafe { borrowed(like) }).map(give)
     })
 }
 
@@ -990,10 +889,7 @@ impl AttackPlugin {
     /// The plugin's own.
     pub fn create(&self, options: &str) -> Result<AttackInstance> {
         let instance = received(self.table.create()(options.into()))?;
-        Ok(AttackInstance {
-            table: self.table,
-            instance,
-        })
+        Ok(AttackInstance { table: self.table, instance })
     }
 }
 
@@ -1063,11 +959,7 @@ unsafe fn attack_host<'a>(host: *const c_void) -> &'a AttackHost<'a> {
     unsafe { &*(host as *const AttackHost) }
 }
 
-extern "C" fn draw_for_attack(
-    host: *const c_void,
-    distribution: u32,
-    like: Lent,
-) -> RResult<Given, RString> {
+extern "C" fn draw_for_attack(host: *const c_void, distribution: u32, like: Lent) -> RResult<Given, RString> {
     // SAFETY: the plugin passes back the host pointer of its call.
     drawn(unsafe { attack_host(host) }.random, distribution, like)
 }
@@ -1077,32 +969,15 @@ extern "C" fn victim_logits(host: *const c_void, images: Lent) -> RResult<Given,
     guarded(|| unsafe { attack_host(host).victim.logits(&borrowed(images)) }.map(give))
 }
 
-extern "C" fn victim_differentiable(
-    host: *const c_void,
-    images: Lent,
-) -> RResult<LogitsAndLeaf, RString> {
+extern "C" fn victim_differentiable(host: *const c_void, images: Lent) -> RResult<LogitsAndLeaf, RString> {
     guarded(|| {
         // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
         let (logits, leaf) = unsafe { attack_host(host).victim.differentiable(&borrowed(images)) }?;
-        Ok(LogitsAndLeaf {
-            logits: give(logits),
-            leaf: give(leaf),
-        })
+        Ok(LogitsAndLeaf { logits: give(logits), leaf: give(leaf) })
     })
 }
 
-extern "C" fn victim_input_gradient(
-    host: *const c_void,
-    loss: Lent,
-    leaf: Lent,
-) -> RResult<Given, RString> {
+extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent) -> RResult<Given, RString> {
     // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
-    guarded(|| {
-        unsafe {
-            attack_host(host)
-                .victim
-                .input_gradient(&borrowed(loss), &borrowed(leaf))
-        }
-        .map(give)
-    })
+    guarded(|| unsafe { attack_host(host).victim.input_gradient(&borrowed(loss), &borrowed(leaf)) }.map(give))
 }

@@ -90,11 +90,7 @@ impl<'a> Victim<'a> {
     /// If the model fails.
     pub fn forward(&self, images: &Tensor) -> Result<Evaluation<'a>> {
         let (logits, leaf) = self.calls.differentiable(images)?;
-        Ok(Evaluation {
-            calls: self.calls,
-            logits,
-            leaf,
-        })
+        Ok(Evaluation { calls: self.calls, logits, leaf })
     }
 }
 

@@ -27,10 +27,7 @@ pub fn margin(logits: &Tensor, labels: &Tensor) -> Tensor {
 /// If the shapes do not fit.
 pub fn correct(logits: &Tensor, labels: &Tensor) -> Tensor {
     let finite = logits.isfinite().all_dim(1, false);
-    logits
-        .argmax(1, false)
-        .eq_tensor(labels)
-        .logical_and(&finite.to_kind(Kind::Bool))
+    logits.argmax(1, false).eq_tensor(labels).logical_and(&finite.to_kind(Kind::Bool))
 }
 
 #[cfg(test)]

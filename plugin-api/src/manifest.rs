@@ -25,10 +25,7 @@ const fn pieces<'a>(kind: &'a str, name: &'a str, version: &'a str) -> [&'a str;
     ]
 }
 
-const _: () = assert!(
-    CONTRACT == 1,
-    "the manifest's text spells the contract number out"
-);
+const _: () = assert!(CONTRACT == 1, "the manifest's text spells the contract number out");
 
 /// Length in bytes of one plugin's manifest.
 #[doc(hidden)]

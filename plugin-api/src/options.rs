@@ -20,8 +20,7 @@ pub fn schema<T: PluginOptions>() -> Value {
     let defaults = defaults::<T>();
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
         for (name, property) in properties {
-            if let (Some(property), Some(default)) = (property.as_object_mut(), defaults.get(name))
-            {
+            if let (Some(property), Some(default)) = (property.as_object_mut(), defaults.get(name)) {
                 property.insert("default".to_owned(), default.clone());
             }
         }
@@ -69,15 +68,9 @@ fn check_range(name: &str, value: &Value, schema: &Value) -> Result<()> {
     };
     let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
     let refused = |rule: &str, bound: f64| {
-        Err(Error::new(format!(
-            "option `{name}`: expected a number {rule} {bound}, got {value}"
-        )))
+        Err(Error::new(format!("option `{name}`: expected a number {rule} {bound}, got {value}")))
     };
-    match (
-        bound("minimum"),
-        bound("maximum"),
-        bound("exclusiveMinimum"),
-    ) {
+    match (bound("minimum"), bound("maximum"), bound("exclusiveMinimum")) {
         (Some(least), _, _) if number < least => refused("of at least", least),
         (_, Some(most), _) if number > most => refused("of at most", most),
         (_, _, Some(above)) if number <= above => refused("above", above),
@@ -102,11 +95,7 @@ mod tests {
 
     impl Default for Example {
         fn default() -> Self {
-            Self {
-                step_size: 0.25,
-                sign: true,
-                epsilon: None,
-            }
+            Self { step_size: 0.25, sign: true, epsilon: None }
         }
     }
 
@@ -117,14 +106,7 @@ mod tests {
     #[test]
     fn what_is_not_given_keeps_its_default() {
         let parsed: Example = parse(r#"{"step_size": 1, "epsilon": 0.5}"#).expect("valid");
-        assert_eq!(
-            parsed,
-            Example {
-                step_size: 1.0,
-                sign: true,
-                epsilon: Some(0.5)
-            }
-        );
+        assert_eq!(parsed, Example { step_size: 1.0, sign: true, epsilon: Some(0.5) });
     }
 
     #[test]
@@ -145,14 +127,9 @@ mod tests {
             refusal(r#"{"step_size": "x"}"#),
             "option `step_size`: invalid type: string \"x\", expected f64"
         );
+        assert_eq!(refusal(r#"{"sign": 1}"#), "option `sign`: invalid type: integer `1`, expected a boolean");
         assert_eq!(
-            refusal(r#"{"sign": 1}"#),
-            "option `sign`: invalid type: integer `1`, expected a boolean"
-        );
-        assert_eq!(
-            parse::<NoOptions>(r#"{"a": 1}"#)
-                .expect_err("refused")
-                .to_string(),
+            parse::<NoOptions>(r#"{"a": 1}"#).expect_err("refused").to_string(),
             "unknown option `a`; it takes none"
         );
     }

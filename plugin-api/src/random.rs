@@ -64,9 +64,6 @@ pub struct FixedNumbers(
 impl RandomSource for FixedNumbers {
     fn draw(&self, _: Distribution, like: &Tensor) -> Result<Tensor> {
         let values: Vec<f64> = self.0.iter().copied().cycle().take(like.numel()).collect();
-        Ok(Tensor::from_slice(&values)
-            .reshape(like.size())
-            .to_kind(like.kind())
-            .to_device(like.device()))
+        Ok(Tensor::from_slice(&values).reshape(like.size()).to_kind(like.kind()).to_device(like.device()))
     }
 }

@@ -78,10 +78,7 @@ pub trait Sampler: Sized + Send + 'static {
     /// # Errors
     /// As for `step`.
     fn finish(&self, proposal: &Step) -> Result<Next> {
-        Ok(Next {
-            particles: proposal.particles.shallow_clone(),
-            state: clones(proposal.state),
-        })
+        Ok(Next { particles: proposal.particles.shallow_clone(), state: clones(proposal.state) })
     }
 }
 
@@ -129,10 +126,7 @@ pub struct Next {
 
 impl From<Tensor> for Next {
     fn from(particles: Tensor) -> Self {
-        Self {
-            particles,
-            state: Vec::new(),
-        }
+        Self { particles, state: Vec::new() }
     }
 }
 

@@ -10,9 +10,7 @@ use tch::Tensor;
 
 /// Lends a tensor for the length of a call.
 pub(crate) fn lend(tensor: &Tensor) -> Lent {
-    Lent {
-        pointer: tensor.as_ptr() as *const c_void,
-    }
+    Lent { pointer: tensor.as_ptr() as *const c_void }
 }
 
 /// A reference of one's own to a lent tensor.

@@ -37,15 +37,12 @@ impl ThreatModel {
     /// # Panics
     /// If the shapes differ.
     pub fn project(&self, candidate: &Tensor, natural: &Tensor) -> Tensor {
-        self.project_ball(candidate, natural)
-            .clamp_(self.domain.0, self.domain.1)
+        self.project_ball(candidate, natural).clamp_(self.domain.0, self.domain.1)
     }
 
     fn project_ball(&self, candidate: &Tensor, natural: &Tensor) -> Tensor {
         match self.norm {
-            Norm::Linf => candidate
-                .maximum(&(natural - self.epsilon))
-                .minimum(&(natural + self.epsilon)),
+            Norm::Linf => candidate.maximum(&(natural - self.epsilon)).minimum(&(natural + self.epsilon)),
             Norm::L2 => {
                 let change = candidate - natural;
                 let length = row_lengths(&change);
@@ -110,11 +107,7 @@ impl ThreatModel {
 fn row_lengths(rows: &Tensor) -> Tensor {
     let mut shape = vec![1; rows.dim()];
     shape[0] = -1;
-    rows.flatten(1, -1)
-        .square()
-        .sum_dim_intlist([1i64].as_slice(), false, rows.kind())
-        .sqrt()
-        .reshape(shape)
+    rows.flatten(1, -1).square().sum_dim_intlist([1i64].as_slice(), false, rows.kind()).sqrt().reshape(shape)
 }
 
 #[cfg(test)]
@@ -130,16 +123,8 @@ mod tests {
         Vec::try_from(tensor.flatten(0, -1)).expect("a tensor of f32")
     }
 
-    const LINF: ThreatModel = ThreatModel {
-        norm: Norm::Linf,
-        epsilon: 0.25,
-        domain: (0.0, 1.0),
-    };
-    const L2: ThreatModel = ThreatModel {
-        norm: Norm::L2,
-        epsilon: 0.5,
-        domain: (0.0, 1.0),
-    };
+    const LINF: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.25, domain: (0.0, 1.0) };
+    const L2: ThreatModel = ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) };
 
     #[test]
     fn linf_projects_onto_the_ball_and_then_the_domain() {
@@ -147,10 +132,7 @@ mod tests {
         // domain; 0.9375 + 0.125 = 1.0625 is inside the ball and cut to 1; 0.5 + 0.1 stays.
         let natural = rows(&[0.5, 0.125, 0.9375, 0.5], 2);
         let candidate = rows(&[1.1, -0.375, 1.0625, 0.6], 2);
-        assert_eq!(
-            values(&LINF.project(&candidate, &natural)),
-            [0.75, 0.0, 1.0, 0.6]
-        );
+        assert_eq!(values(&LINF.project(&candidate, &natural)), [0.75, 0.0, 1.0, 0.6]);
     }
 
     #[test]
@@ -160,10 +142,7 @@ mod tests {
         let candidate = rows(&[0.6, 0.8, 0.55, 0.25], 2);
         let projected = values(&L2.project(&candidate, &natural));
         for (got, expected) in projected.iter().zip([0.3, 0.4, 0.55, 0.25]) {
-            assert!(
-                (got - expected).abs() < 1e-6,
-                "got {got}, expected {expected}"
-            );
+            assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
         }
     }
 
@@ -180,9 +159,7 @@ mod tests {
         // Uniform numbers 0, 0.5, 0.75 become -1, 0, 0.5 times epsilon.
         let random = FixedNumbers(vec![0.0, 0.5, 0.75]);
         let natural = rows(&[0.5, 0.5, 0.5], 1);
-        let start = LINF
-            .random_start(&natural, &Random::new(&random))
-            .expect("a start");
+        let start = LINF.random_start(&natural, &Random::new(&random)).expect("a start");
         assert_eq!(values(&start), [0.25, 0.5, 0.625]);
     }
 
@@ -191,31 +168,19 @@ mod tests {
         // Direction (0.36, 0.48) / 0.6 = (0.6, 0.8); radius 0.5 * 0.36^(1/2) = 0.3.
         let random = FixedNumbers(vec![0.36, 0.48]);
         let natural = rows(&[0.5, 0.5], 2);
-        let start = values(
-            &L2.random_start(&natural, &Random::new(&random))
-                .expect("a start"),
-        );
+        let start = values(&L2.random_start(&natural, &Random::new(&random)).expect("a start"));
         for (got, expected) in start.iter().zip([0.68, 0.74]) {
-            assert!(
-                (got - expected).abs() < 1e-6,
-                "got {got}, expected {expected}"
-            );
+            assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
         }
     }
 
     #[test]
     fn steepest_ascent_is_the_sign_or_the_unit_gradient() {
         let gradient = rows(&[3.0, -4.0, 0.0, 0.0], 2);
-        assert_eq!(
-            values(&LINF.steepest_ascent(&gradient)),
-            [1.0, -1.0, 0.0, 0.0]
-        );
+        assert_eq!(values(&LINF.steepest_ascent(&gradient)), [1.0, -1.0, 0.0, 0.0]);
         let unit = values(&L2.steepest_ascent(&gradient));
         for (got, expected) in unit.iter().zip([0.6, -0.8, 0.0, 0.0]) {
-            assert!(
-                (got - expected).abs() < 1e-6,
-                "got {got}, expected {expected}"
-            );
+            assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
         }
     }
 }

@@ -1,1 +1,414 @@
-//! Data sets.
+//! Data sets of images with labels: MNIST, Fashion-MNIST, CIFAR-10, or any folder in the
+//! layout of one of them (IDX files, or the binary version of CIFAR-10).
+
+mod cifar;
+mod fetch;
+mod idx;
+
+pub use fetch::fetch;
+
+use crate::{Error, Result, files};
+use md5::{Digest, Md5};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// The data sets known by name.
+pub const NAMES: [&str; 3] = ["mnist", "fashion-mnist", "cifar-10"];
+
+/// Every data set in [`NAMES`] has this many classes.
+const KNOWN_CLASSES: usize = 10;
+
+/// Labels are stored as one byte.
+const MOST_CLASSES: usize = 256;
+
+/// Images and labels of one split, on the CPU.
+#[derive(Debug)]
+pub struct Split {
+    /// `[n, channels, height, width]`, `u8`, 0 to 255.
+    pub images: Tensor,
+    /// `[n]`, `i64`, from 0 and below [`Dataset::classes`].
+    pub labels: Tensor,
+}
+
+/// A data set for classification. Both splits hold at least one image, and all images
+/// are of one size.
+#[derive(Debug)]
+pub struct Dataset {
+    /// The known name, or the name of the folder.
+    pub name: String,
+    /// What models are trained on.
+    pub train: Split,
+    /// What models are evaluated on.
+    pub test: Split,
+    /// 10 for the known data sets, else the largest label plus one, and at least 2.
+    pub classes: i64,
+    /// MD5 of each file's uncompressed contents, by its canonical name (without `.gz`).
+    pub checksums: BTreeMap<String, String>,
+}
+
+impl Split {
+    /// How many images there are.
+    pub fn count(&self) -> i64 {
+        self.labels.numel() as i64
+    }
+}
+
+impl Dataset {
+    /// Channels, height and width of every image.
+    pub fn image_shape(&self) -> [i64; 3] {
+        let size = self.train.images.size();
+        [size[1], size[2], size[3]]
+    }
+}
+
+/// Reads a data set. `data` is one of [`NAMES`], found in `root/NAME`, or the path of a
+/// folder, whose files tell the layout:
+///
+/// * IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`,
+///   `t10k-labels-idx1-ubyte`, also spelled `train-images.idx3-ubyte`, plain or with `.gz`;
+/// * the binary version of CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and
+///   `test_batch.bin`, in the folder or in `cifar-10-batches-bin` below it.
+///
+/// The files of a known data set need not be the original ones (a subset will do):
+/// [`Dataset::checksums`] tells.
+///
+/// # Errors
+/// If the folder or a file is missing, or a file's contents are not what its name promises.
+pub fn load(data: &str, root: &Path) -> Result<Dataset> {
+    match NAMES.into_iter().find(|name| *name == data) {
+        Some(name) => load_known(name, &root.join(name)),
+        None => load_folder(Path::new(data)),
+    }
+}
+
+fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
+    let fix = format!("run `host data fetch {name}`, which gets the original files");
+    if !folder.is_dir() {
+        let message = format!("data set {name} is not there: no folder {}", folder.display());
+        return Err(Error::new(message).fix(fix));
+    }
+    let layout = if name == "cifar-10" { Layout::Cifar } else { Layout::Idx };
+    let read = || {
+        let files = layout.read(folder)?;
+        let [train, test] = layout.decode(&files, KNOWN_CLASSES)?;
+        dataset(name, &files, KNOWN_CLASSES, &train, &test)
+    };
+    read().map_err(|error| error.fix(fix))
+}
+
+fn load_folder(folder: &Path) -> Result<Dataset> {
+    if !folder.is_dir() {
+        let found = if folder.exists() { "this is a file" } else { "there is no such folder" };
+        let message = format!("{} is neither a known data set nor a folder: {found}", folder.display());
+        return Err(Error::new(message)
+            .note("known", NAMES.join(", "))
+            .fix("give a known name, or the path of a folder with IDX files or CIFAR-10's binary version"));
+    }
+    let layout = Layout::detect(folder)?;
+    let read = || {
+        let files = layout.read(folder)?;
+        let [train, test] = layout.decode(&files, MOST_CLASSES)?;
+        let highest_label = train.labels.iter().chain(&test.labels).max().copied().unwrap_or(0);
+        let classes = (usize::from(highest_label) + 1).max(2);
+        let path = fs::canonicalize(folder).map_err(|why| Error::file("find", folder, why))?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        dataset(&name, &files, classes, &train, &test)
+    };
+    let fix = format!("get the files from their source again: {}", layout.names().join(", "));
+    read().map_err(|error| error.fix(fix))
+}
+
+/// Makes tensors of what was decoded.
+fn dataset(
+    name: &str,
+    files: &[DataFile],
+    classes: usize,
+    train: &Samples,
+    test: &Samples,
+) -> Result<Dataset> {
+    if train.shape != test.shape {
+        let [train, test] = [train, test].map(|samples| sizes(&samples.shape));
+        let message = format!("images of {name} differ in size: {train} for training, {test} for testing");
+        let places = files.iter().map(|file| file.place.as_str());
+        return Err(Error::new(message).note("files", places.collect::<Vec<_>>().join(", ")));
+    }
+    Ok(Dataset {
+        name: name.to_owned(),
+        train: train.tensors()?,
+        test: test.tensors()?,
+        classes: classes as i64,
+        checksums: files.iter().map(|file| (file.name.to_owned(), file.md5())).collect(),
+    })
+}
+
+/// How a folder's files are named and what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Idx,
+    Cifar,
+}
+
+impl Layout {
+    /// Tells the layout by the names of the files.
+    fn detect(folder: &Path) -> Result<Self> {
+        let idx = idx::NAMES.into_iter().any(|name| idx::find(folder, name).is_some());
+        let cifar = cifar::NAMES.into_iter().any(|name| cifar::find(folder, name).is_some());
+        let found = match (idx, cifar) {
+            (true, false) => return Ok(Self::Idx),
+            (false, true) => return Ok(Self::Cifar),
+            (true, true) => {
+                "files of two data sets: expected IDX files or CIFAR-10's binary version, not both"
+            }
+            (false, false) => "no data set: expected IDX files or CIFAR-10's binary version",
+        };
+        Err(Error::new(format!("{} holds {found}", folder.display()))
+            .note("IDX", idx::NAMES.join(", "))
+            .note("CIFAR-10", cifar::NAMES.join(", "))
+            .fix("give a folder with all files of one of the two, under these names"))
+    }
+
+    /// The canonical names of the files.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Idx => &idx::NAMES,
+            Self::Cifar => &cifar::NAMES,
+        }
+    }
+
+    /// Reads all files, without looking at what they hold.
+    fn read(self, folder: &Path) -> Result<Vec<DataFile>> {
+        let read = |name: &'static str| {
+            let missing = || Error::new(format!("{} has no file {name}", folder.display()));
+            match self {
+                Self::Idx => {
+                    let path = idx::find(folder, name).ok_or_else(missing)?;
+                    idx::uncompress(DataFile::read(name, &path)?)
+                }
+                Self::Cifar => DataFile::read(name, &cifar::find(folder, name).ok_or_else(missing)?),
+            }
+        };
+        self.names().iter().copied().map(read).collect()
+    }
+
+    /// What the files hold, for training and for testing. Labels run from 0 and stay
+    /// below `classes`.
+    fn decode(self, files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
+        match self {
+            Self::Idx => idx::decode(files, classes),
+            Self::Cifar => cifar::decode(files, classes),
+        }
+    }
+}
+
+/// One file of a data set.
+struct DataFile {
+    /// Its canonical name.
+    name: &'static str,
+    /// Where it came from, for messages: a path or an address.
+    place: String,
+    contents: Vec<u8>,
+}
+
+impl DataFile {
+    fn read(name: &'static str, path: &Path) -> Result<Self> {
+        Ok(Self { name, place: path.display().to_string(), contents: files::read(path)? })
+    }
+
+    /// The file of this name.
+    fn named<'a>(files: &'a [Self], name: &str) -> Result<&'a Self> {
+        files.iter().find(|file| file.name == name).ok_or_else(|| Error::new(format!("no file {name}")))
+    }
+
+    fn md5(&self) -> String {
+        md5(&self.contents)
+    }
+
+    /// Checks that every label names one of so many classes.
+    fn check_labels(&self, labels: &[u8], classes: usize) -> Result<()> {
+        match labels.iter().position(|label| usize::from(*label) >= classes) {
+            None => Ok(()),
+            Some(index) => Err(self.bad(format!(
+                "has label {} at index {index}: expected 0 to {}",
+                labels[index],
+                classes - 1
+            ))),
+        }
+    }
+
+    /// An error about this file: `PLACE MESSAGE`.
+    fn bad(&self, message: impl std::fmt::Display) -> Error {
+        Error::new(format!("{} {message}", self.place))
+    }
+}
+
+/// The images and labels of one split as bytes.
+struct Samples {
+    /// One byte per channel and pixel, in the order of `[n, channels, height, width]`.
+    pixels: Vec<u8>,
+    /// Channels, height and width.
+    shape: [usize; 3],
+    labels: Vec<u8>,
+}
+
+impl Samples {
+    fn tensors(&self) -> Result<Split> {
+        let [channels, height, width] = self.shape.map(|size| size as i64);
+        let images = Tensor::f_from_slice(&self.pixels)?.f_view([-1, channels, height, width])?;
+        let labels = Tensor::f_from_slice(&self.labels)?.f_to_kind(Kind::Int64)?;
+        Ok(Split { images, labels })
+    }
+}
+
+/// Sizes for people: `1 x 28 x 28`.
+fn sizes(sizes: &[usize]) -> String {
+    sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+/// MD5 in hexadecimal.
+fn md5(bytes: &[u8]) -> String {
+    files::hexadecimal(&Md5::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    /// The first line that a user sees, with the folder's path shortened to `DIR`.
+    pub(super) fn first_line<T>(result: Result<T>, folder: &Path) -> String {
+        let message = result.err().expect("an error").to_string();
+        message.lines().next().unwrap_or_default().replace(&folder.display().to_string(), "DIR")
+    }
+
+    pub(super) fn folder_with(files: &[(&str, Vec<u8>)]) -> TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, contents) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, contents).unwrap();
+        }
+        folder
+    }
+
+    fn load_path(folder: &TempDir) -> Result<Dataset> {
+        load(folder.path().to_str().unwrap(), Path::new("unused"))
+    }
+
+    /// Two training images and one test image of 2 x 3 pixels.
+    pub(super) fn idx_files() -> Vec<(&'static str, Vec<u8>)> {
+        vec![
+            (
+                "train-images-idx3-ubyte",
+                idx::encode(&[2, 2, 3], &[0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 255]),
+            ),
+            ("train-labels-idx1-ubyte", idx::encode(&[2], &[3, 0])),
+            ("t10k-images-idx3-ubyte", idx::encode(&[1, 2, 3], &[20, 21, 22, 23, 24, 25])),
+            ("t10k-labels-idx1-ubyte", idx::encode(&[1], &[1])),
+        ]
+    }
+
+    fn cifar_files() -> Vec<(&'static str, Vec<u8>)> {
+        cifar::NAMES
+            .into_iter()
+            .zip(0..)
+            .map(|(name, label)| (name, [vec![label], vec![label; 3072]].concat()))
+            .collect()
+    }
+
+    #[test]
+    fn a_folder_of_idx_files_is_a_data_set() {
+        let folder = folder_with(&idx_files());
+        let dataset = load_path(&folder).unwrap();
+        assert_eq!(dataset.name, folder.path().file_name().unwrap().to_str().unwrap());
+        assert_eq!(dataset.image_shape(), [1, 2, 3]);
+        assert_eq!((dataset.train.count(), dataset.test.count()), (2, 1));
+        assert_eq!(dataset.classes, 4);
+        assert_eq!(dataset.train.images.kind(), Kind::Uint8);
+        assert_eq!(
+            dataset.train.images,
+            Tensor::from_slice(&[0u8, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 255]).view([2, 1, 2, 3])
+        );
+        assert_eq!(dataset.train.labels, Tensor::from_slice(&[3i64, 0]));
+        assert_eq!(dataset.train.labels.kind(), Kind::Int64);
+        assert_eq!(dataset.test.labels, Tensor::from_slice(&[1i64]));
+        let labels = idx::encode(&[1], &[1]);
+        assert_eq!(dataset.checksums["t10k-labels-idx1-ubyte"], md5(&labels));
+        assert_eq!(dataset.checksums.len(), 4);
+    }
+
+    #[test]
+    fn a_known_name_is_looked_up_below_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        let message = first_line(load("mnist", root.path()), root.path());
+        assert_eq!(message, "data set mnist is not there: no folder DIR/mnist");
+
+        fs::create_dir(root.path().join("mnist")).unwrap();
+        let error = load("mnist", root.path()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("run `host data fetch mnist`"), "{error}");
+        let message = first_line(Err::<(), _>(error), root.path());
+        assert_eq!(message, "DIR/mnist has no file train-images-idx3-ubyte");
+
+        for (name, contents) in idx_files() {
+            fs::write(root.path().join("mnist").join(name), contents).unwrap();
+        }
+        let dataset = load("mnist", root.path()).unwrap();
+        assert_eq!((dataset.name.as_str(), dataset.classes), ("mnist", 10));
+    }
+
+    #[test]
+    fn a_folder_is_told_by_its_files() {
+        assert_eq!(load_path(&folder_with(&cifar_files())).unwrap().image_shape(), [3, 32, 32]);
+
+        let both = folder_with(&[idx_files(), cifar_files()].concat());
+        assert_eq!(
+            first_line(load_path(&both), both.path()),
+            "DIR holds files of two data sets: expected IDX files or CIFAR-10's binary version, not both"
+        );
+        let neither = folder_with(&[("notes.txt", Vec::new())]);
+        assert_eq!(
+            first_line(load_path(&neither), neither.path()),
+            "DIR holds no data set: expected IDX files or CIFAR-10's binary version"
+        );
+        let path = neither.path().join("notes.txt");
+        assert_eq!(
+            first_line(load(path.to_str().unwrap(), Path::new("unused")), neither.path()),
+            "DIR/notes.txt is neither a known data set nor a folder: this is a file"
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = load("minst", Path::new("data")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("minst is neither a known data set nor a folder: there is no such folder\n"),
+            "{error}"
+        );
+        assert!(error.contains("mnist, fashion-mnist, cifar-10"), "{error}");
+    }
+
+    #[test]
+    fn train_and_test_images_are_of_one_size() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("mnist")).unwrap();
+        let mut files = idx_files();
+        files[2].1 = idx::encode(&[1, 3, 2], &[20, 21, 22, 23, 24, 25]);
+        for (name, contents) in files {
+            fs::write(root.path().join("mnist").join(name), contents).unwrap();
+        }
+        assert_eq!(
+            first_line(load("mnist", root.path()), root.path()),
+            "images of mnist differ in size: 1 x 2 x 3 for training, 1 x 3 x 2 for testing"
+        );
+    }
+
+    #[test]
+    fn there_are_at_least_two_classes() {
+        let mut files = idx_files();
+        files[1].1 = idx::encode(&[2], &[0, 0]);
+        files[3].1 = idx::encode(&[1], &[0]);
+        assert_eq!(load_path(&folder_with(&files)).unwrap().classes, 2);
+    }
+}

@@ -1,0 +1,271 @@
+//! Everything a run needs to go on exactly where it was.
+//!
+//! A checkpoint is a folder: weights, optimiser state and particles as safetensors, and
+//! `progress.json` with the rest and a digest of each file. It is written under another name,
+//! synced and renamed. The last two are kept, so that one can be damaged.
+
+use crate::{Error, Result, files};
+use safetensors::tensor::{SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use tch::{Device, Tensor};
+
+/// How many checkpoints stay.
+const KEPT: usize = 2;
+
+const PROGRESS: &str = "progress.json";
+
+/// Named tensors of a checkpoint, by file.
+pub type Groups = BTreeMap<String, Vec<(String, Tensor)>>;
+
+/// A checkpoint that was read: its progress and the tensors asked for.
+pub struct Loaded<Progress> {
+    /// What the run had got to.
+    pub progress: Progress,
+    /// Tensors by group and name, on the CPU.
+    pub groups: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// Damaged checkpoints that were passed over, newest first, with the reason.
+    pub damaged: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved<Progress> {
+    progress: Progress,
+    /// Size and SHA-256 of each file.
+    files: BTreeMap<String, (u64, String)>,
+}
+
+/// Writes the checkpoint of update number `update` into `folder`, and removes those that are
+/// not needed any more.
+///
+/// # Errors
+/// If the disk refuses; earlier checkpoints are then untouched.
+pub fn save<Progress: Serialize>(folder: &Path, update: u64, groups: &Groups, progress: &Progress) -> Result<()> {
+    let name = format!("{update:09}");
+    let partial = folder.join(format!(".{name}.partial"));
+    let written = write(&partial, groups, progress).and_then(|()| {
+        let finished = folder.join(&name);
+        let renamed = (|| {
+            if finished.exists() {
+                fs::remove_dir_all(&finished)?;
+            }
+            fs::rename(&partial, &finished)?;
+            files::sync_folder(folder)
+        })();
+        renamed.map_err(|why| Error::file("write", &finished, why))
+    });
+    if let Err(error) = written {
+        let _ = fs::remove_dir_all(&partial);
+        let before = newest_first(folder);
+        let kept = match before.first() {
+            Some(path) => format!("the checkpoint before it, {}, is untouched", path.display()),
+            None => "there was none before it".to_owned(),
+        };
+        return Err(error.note("kept", kept).fix("make room on the disk, then go on with --resume").on_the_way());
+    }
+    for outdated in newest_first(folder).into_iter().skip(KEPT) {
+        let _ = fs::remove_dir_all(outdated);
+    }
+    Ok(())
+}
+
+fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progress) -> Result<()> {
+    let refused = |path: &Path, why: &dyn std::fmt::Display| Error::file("write", path, why);
+    let _ = fs::remove_dir_all(partial);
+    fs::create_dir_all(partial).map_err(|why| refused(partial, &why))?;
+    let mut digests = BTreeMap::new();
+    for (group, tensors) in groups {
+        let file_name = format!("{group}.safetensors");
+        let path = partial.join(&file_name);
+        let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
+        let views: Vec<_> = views.collect::<Result<_>>()?;
+        safetensors::serialize_to_file(views, None, &path).map_err(|why| refused(&path, &why))?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|why| refused(&path, &why))?;
+        let bytes = files::read(&path)?;
+        digests.insert(file_name, (bytes.len() as u64, files::sha256(&bytes)));
+    }
+    let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests }).map_err(|why| refused(partial, &why))?;
+    files::write_whole(&partial.join(PROGRESS), &saved)
+}
+
+/// Reads the newest checkpoint in `folder` that is whole, with the groups of tensors named.
+/// None if there is no checkpoint at all.
+///
+/// # Errors
+/// If there are checkpoints and every one is damaged.
+pub fn load<Progress: for<'de> Deserialize<'de>>(folder: &Path, groups: &[&str]) -> Result<Option<Loaded<Progress>>> {
+    let mut damaged = Vec::new();
+    for path in newest_first(folder) {
+        match read(&path, groups) {
+            Ok((progress, groups)) => return Ok(Some(Loaded { progress, groups, damaged })),
+            Err(error) => damaged.push(error.to_string()),
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::new(format!("no checkpoint in {} is whole", folder.display()))
+        .note("damaged", damaged.join("; "))
+        .fix("train anew into another folder"))
+}
+
+type ReadGroups = BTreeMap<String, BTreeMap<String, Tensor>>;
+
+fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Result<(Progress, ReadGroups)> {
+    let progress_path = path.join(PROGRESS);
+    let saved: Saved<Progress> = serde_json::from_slice(&files::read(&progress_path)?)
+        .map_err(|why| Error::file("understand", &progress_path, why))?;
+    let mut groups = BTreeMap::new();
+    for (file_name, (size, digest)) in &saved.files {
+        let file = path.join(file_name);
+        let group = file_name.trim_end_matches(".safetensors");
+        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", file.display()));
+        let got = fs::metadata(&file).map_err(|why| Error::file("read", &file, why))?.len();
+        if got != *size {
+            return Err(damaged(format!("expected {size} bytes, got {got}")));
+        }
+        if !wanted.contains(&group) {
+            continue;
+        }
+        let bytes = files::read(&file)?;
+        if files::sha256(&bytes) != *digest {
+            return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
+        }
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|why| damaged(why.to_string()))?;
+        let tensors: Result<_> = tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect();
+        groups.insert(group.to_owned(), tensors?);
+    }
+    Ok((saved.progress, groups))
+}
+
+/// Paths of all checkpoints, the newest first.
+fn newest_first(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_number = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    let mut paths: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_number))
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort_by(|one, other| other.cmp(one));
+    paths
+}
+
+fn tensor(view: &TensorView) -> Result<Tensor> {
+    let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
+    let kind = DTYPES.iter().find(|(dtype, _)| *dtype == view.dtype()).map(|(_, kind)| *kind);
+    let kind = kind.ok_or_else(|| Error::new(format!("dtype {:?} is not known here", view.dtype())))?;
+    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
+}
+
+const DTYPES: [(safetensors::Dtype, tch::Kind); 8] = [
+    (safetensors::Dtype::BOOL, tch::Kind::Bool),
+    (safetensors::Dtype::U8, tch::Kind::Uint8),
+    (safetensors::Dtype::I32, tch::Kind::Int),
+    (safetensors::Dtype::I64, tch::Kind::Int64),
+    (safetensors::Dtype::F16, tch::Kind::Half),
+    (safetensors::Dtype::BF16, tch::Kind::BFloat16),
+    (safetensors::Dtype::F32, tch::Kind::Float),
+    (safetensors::Dtype::F64, tch::Kind::Double),
+];
+
+/// A tensor whose bytes can be written.
+struct OnCpu {
+    tensor: Tensor,
+    shape: Vec<usize>,
+    dtype: safetensors::Dtype,
+}
+
+impl OnCpu {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let kind = tensor.kind();
+        let dtype = DTYPES.iter().find(|(_, known)| *known == kind).map(|(dtype, _)| *dtype);
+        let dtype = dtype.ok_or_else(|| Error::new(format!("a {kind:?} tensor cannot be saved as safetensors")))?;
+        let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+        Ok(Self { shape: tensor.size().iter().map(|&side| side as usize).collect(), tensor, dtype })
+    }
+}
+
+impl safetensors::View for OnCpu {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn groups(value: f32) -> Groups {
+        let tensors = vec![
+            ("half".to_owned(), Tensor::from_slice(&[value, -0.0]).to_kind(tch::Kind::Half)),
+            ("whole".to_owned(), Tensor::from_slice(&[value, f32::MIN_POSITIVE]).reshape([2, 1])),
+        ];
+        [("weights".to_owned(), tensors)].into()
+    }
+
+    fn first_weight(loaded: &Loaded<u32>) -> f64 {
+        loaded.groups["weights"]["whole"].double_value(&[0, 0])
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        save(folder.path(), 7, &groups(0.1), &42u32).expect("saved");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("whole").expect("present");
+        assert_eq!(loaded.progress, 42);
+        for (name, expected) in &groups(0.1)["weights"] {
+            let got = &loaded.groups["weights"][name];
+            assert_eq!((got.kind(), got), (expected.kind(), expected));
+        }
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for update in 1..=3u32 {
+            save(folder.path(), update.into(), &groups(update as f32), &update).expect("saved");
+        }
+        assert_eq!(newest_first(folder.path()).len(), KEPT);
+
+        let newest = newest_first(folder.path())[0].join("weights.safetensors");
+        let whole = fs::read(&newest).expect("readable");
+        fs::write(&newest, &whole[..whole.len() - 3]).expect("truncated");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
+        assert_eq!((loaded.progress, first_weight(&loaded)), (2, 2.0));
+        assert!(loaded.damaged[0].contains(&format!("expected {} bytes, got {}", whole.len(), whole.len() - 3)));
+
+        let mut flipped = whole;
+        *flipped.last_mut().expect("bytes") ^= 1;
+        fs::write(&newest, flipped).expect("corrupted");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
+        assert!(loaded.damaged[0].contains("SHA-256"));
+
+        for path in newest_first(folder.path()) {
+            fs::write(path.join(PROGRESS), "{").expect("truncated");
+        }
+        assert!(load::<u32>(folder.path(), &["weights"]).is_err());
+    }
+
+    #[test]
+    fn an_empty_folder_holds_no_checkpoint() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(load::<u32>(folder.path(), &[]).expect("not damaged").is_none());
+    }
+}

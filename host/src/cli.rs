@@ -1,0 +1,275 @@
+//! The command line.
+
+use crate::experiment::{Experiment, Mode, SamplerChoice};
+use crate::optimizer::Algorithm;
+use crate::plugin::PluginSpec;
+use crate::report::Style;
+use crate::{Result, schedule};
+use clap::{Args, Parser, Subcommand};
+use plugin_api::LIBTORCH;
+use plugin_api::manifest::CONTRACT;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!("{} (contract {CONTRACT}, libtorch {LIBTORCH})", env!("CARGO_PKG_VERSION"))
+});
+
+const ABOUT: &str = "Distributionally robust training with plugins";
+
+const LONG_ABOUT: &str = "\
+Trains classifiers against adversarial distributions, and tells what they withstand.
+
+Models, samplers and attacks are plugins: shared libraries, loaded at run time. A plugin is
+written FILE[,option=value]… everywhere, for example
+
+    host train --model cnn.so,arch=B --sampler langevin.so,step_size=0.2,noise=0.2
+    host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
+    host inspect langevin.so
+
+FILE may leave out `lib` in front. It is looked for in the working directory, next to this
+program, and in the folders of DRO_PLUGIN_PATH; a FILE with a folder in it is taken as it is.
+Every sampler has an option `steps`, and serves as an attack too. If a library holds several
+plugins of a kind, `plugin=NAME` chooses one.
+
+A plugin is native code and runs with your rights: load only what you trust.";
+
+/// The program's arguments.
+#[derive(Debug, Parser)]
+#[command(name = "host", version = VERSION.as_str(), about = ABOUT, long_about = LONG_ABOUT)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a classifier against a sampler's adversarial distribution
+    Train(Box<TrainArguments>),
+    /// Measure what a trained classifier withstands
+    Eval(EvalArguments),
+    /// Show what a plugin library holds: its plugins, their options, defaults and help
+    Inspect(InspectArguments),
+    /// Fetch data sets, or list those that are known
+    #[command(subcommand)]
+    Data(DataCommand),
+}
+
+/// `host train`
+#[derive(Debug, Args)]
+#[command(after_help = "Without a flag or a config file, every option has the default of the MNIST demo:
+architecture B, linf 0.3, Langevin with step size and noise 0.2, 5 epochs, batch 100, SGD with
+learning rate 0.02 and momentum 0.9 falling along a cosine. Stopped with Ctrl-C, a run saves a
+checkpoint and goes on later with --resume, bit for bit as if it had never been stopped.")]
+pub struct TrainArguments {
+    /// Experiment file (TOML); flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for the run [default: runs/ and the time]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run in this folder, from its last checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "ExperimentFlags"])]
+    pub resume: Option<PathBuf>,
+    /// With --resume: go on even if a plugin or the data are not those recorded
+    #[arg(long, requires = "resume")]
+    pub allow_changed: bool,
+    /// What the run is to be
+    #[command(flatten)]
+    pub experiment: ExperimentFlags,
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags that override an experiment file.
+#[derive(Debug, Args)]
+#[group(id = "ExperimentFlags", multiple = true)]
+pub struct ExperimentFlags {
+    /// Model plugin
+    #[arg(long, value_name = "PLUGIN")]
+    model: Option<PluginSpec>,
+    /// Sampler plugin, or `none` for ordinary training
+    #[arg(long, value_name = "PLUGIN")]
+    sampler: Option<SamplerChoice>,
+    /// Data set: a name (see `host data list`) or a folder
+    #[arg(long, value_name = "NAME|FOLDER")]
+    data: Option<String>,
+    /// Where named data sets lie [default: data]
+    #[arg(long, value_name = "FOLDER", env = "DRO_DATA")]
+    data_folder: Option<PathBuf>,
+    /// Train on the first N points only
+    #[arg(long, value_name = "N")]
+    train_points: Option<usize>,
+    /// Hold out the last N training points for validation
+    #[arg(long, value_name = "N")]
+    validation_points: Option<usize>,
+    /// Norm of the threat model
+    #[arg(long, value_parser = ["linf", "l2"])]
+    norm: Option<String>,
+    /// Radius of the threat model, in units of the pixels' range
+    #[arg(long, value_name = "RADIUS")]
+    epsilon: Option<f64>,
+    /// How theta's and the particles' updates share passes
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// Passes over the training points
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+    /// Points per update
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Particles per point (K)
+    #[arg(long, value_name = "N")]
+    particles: Option<usize>,
+    /// Optimiser of the weights
+    #[arg(long)]
+    optimizer: Option<Algorithm>,
+    /// Its learning rate
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Its momentum
+    #[arg(long, value_name = "SHARE")]
+    momentum: Option<f64>,
+    /// Its weight decay
+    #[arg(long, value_name = "RATE")]
+    weight_decay: Option<f64>,
+    /// How the learning rate falls
+    #[arg(long)]
+    schedule: Option<schedule::Shape>,
+    /// Epochs over which the learning rate rises from 0
+    #[arg(long, value_name = "N")]
+    warmup_epochs: Option<f64>,
+    /// Seed of all randomness
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Save a checkpoint every N updates too
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<u64>,
+    /// cpu, cuda or cuda:N
+    #[arg(long)]
+    device: Option<String>,
+    /// Threads of libtorch [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl TrainArguments {
+    /// The experiment: defaults, overridden by the config file, overridden by flags.
+    ///
+    /// # Errors
+    /// If the file or a value is not valid.
+    pub fn experiment(&self) -> Result<Experiment> {
+        let mut experiment = self.config.as_deref().map(Experiment::read).transpose()?.unwrap_or_default();
+        let flags = &self.experiment;
+        let Experiment { model, sampler, data, threat, train, .. } = &mut experiment;
+        set(model, &flags.model);
+        set(sampler, &flags.sampler);
+        set(&mut data.name, &flags.data);
+        set(&mut data.folder, &flags.data_folder);
+        set(&mut data.validation_points, &flags.validation_points);
+        set(&mut threat.epsilon, &flags.epsilon);
+        if let Some(norm) = &flags.norm {
+            threat.norm = if norm == "l2" { plugin_api::Norm::L2 } else { plugin_api::Norm::Linf };
+        }
+        set(&mut train.mode, &flags.mode);
+        set(&mut train.epochs, &flags.epochs);
+        set(&mut train.batch, &flags.batch);
+        set(&mut train.particles, &flags.particles);
+        set(&mut train.optimizer, &flags.optimizer);
+        set(&mut train.learning_rate, &flags.learning_rate);
+        set(&mut train.momentum, &flags.momentum);
+        set(&mut train.weight_decay, &flags.weight_decay);
+        set(&mut train.schedule, &flags.schedule);
+        set(&mut train.warmup_epochs, &flags.warmup_epochs);
+        set(&mut train.seed, &flags.seed);
+        set(&mut train.device, &flags.device);
+        data.train_points = flags.train_points.or(data.train_points);
+        train.checkpoint_every = flags.checkpoint_every.or(train.checkpoint_every);
+        train.threads = flags.threads.or(train.threads);
+        experiment.validate()?;
+        Ok(experiment)
+    }
+}
+
+fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
+    if let Some(flag) = flag {
+        *value = flag.clone();
+    }
+}
+
+/// `host eval`
+#[derive(Debug, Args)]
+#[command(after_help = "Each attack is judged on its own: a point that the model misclassifies anyway counts as
+fooled and is not attacked, nor is a point that an earlier restart fooled. A sampler's verdict
+is that of its final iterate. Verdicts of every point are added to RUN/eval.json.")]
+pub struct EvalArguments {
+    /// Folder of the run
+    pub run: PathBuf,
+    /// Attack or sampler plugin; may be repeated [default: those of the run's config]
+    #[arg(long = "attack", value_name = "PLUGIN")]
+    pub attacks: Vec<PluginSpec>,
+    /// A seeded random subset of the test set [default: all of it]
+    #[arg(long, value_name = "N")]
+    pub points: Option<usize>,
+    /// Times each attack runs with new random numbers; the worst case counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub restarts: Option<u16>,
+    /// Examples per forward pass
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Seed of the subset and the attacks [default: the run's]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Where named data sets lie [default: as in the run]
+    #[arg(long, value_name = "FOLDER", env = "DRO_DATA")]
+    pub data_folder: Option<PathBuf>,
+    /// cpu, cuda or cuda:N [default: as in the run]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Threads of libtorch [default: as in the run]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Go on even if a plugin or the data are not those recorded
+    #[arg(long)]
+    pub allow_changed: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host inspect`
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The library's file
+    pub file: String,
+    /// Print JSON, with a JSON Schema of each plugin's options
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host data`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Fetch a data set and verify its checksums
+    Fetch {
+        /// Its name
+        name: String,
+        /// Where named data sets lie
+        #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
+        data_folder: PathBuf,
+    },
+    /// List the known data sets, and whether they are here
+    List {
+        /// Where named data sets lie
+        #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
+        data_folder: PathBuf,
+    },
+}
+
+/// How to report, given `--json`.
+pub fn style(json: bool) -> Style {
+    if json { Style::Json } else { Style::Human }
+}

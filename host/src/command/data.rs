@@ -1,0 +1,27 @@
+use crate::cli::DataCommand;
+use crate::{Result, data};
+
+/// `host data`
+pub fn run(command: &DataCommand) -> Result<u8> {
+    match command {
+        DataCommand::Fetch { name, data_folder } => {
+            let folder = data::fetch(name, data_folder, &|text| println!("{text}"))?;
+            println!("{name} is in {}", folder.display());
+        }
+        DataCommand::List { data_folder } => {
+            for name in data::NAMES {
+                let here = match data::load(name, data_folder) {
+                    Ok(dataset) => format!(
+                        "here: {} training and {} test images, {} classes",
+                        dataset.train.labels.size()[0],
+                        dataset.test.labels.size()[0],
+                        dataset.classes
+                    ),
+                    Err(_) => format!("not here; `host data fetch {name}`"),
+                };
+                println!("{name:15}{here}");
+            }
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,108 @@
+use super::{image_shape, load_data, set_threads};
+use crate::cli::{EvalArguments, style};
+use crate::evaluation::{Evaluation, Evaluator, confidence_interval};
+use crate::plugin::{Attack, Model};
+use crate::report::{Style, warn};
+use crate::run::{self, RunFolder, Versions};
+use crate::training::Progress;
+use crate::{Error, Result, checkpoint, device};
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::json;
+
+/// `host eval`
+pub fn run(arguments: &EvalArguments) -> Result<u8> {
+    let (folder, record) = RunFolder::open(&arguments.run)?;
+    let experiment = &record.experiment;
+    set_threads(arguments.threads.or(experiment.train.threads))?;
+    let device = device::parse(arguments.device.as_ref().unwrap_or(&experiment.train.device)).map_err(Error::new)?;
+    let device = device::open(device)?;
+    let model_spec = run::recorded_plugin(&experiment.model, &record.plugins.model, arguments.allow_changed)?;
+    let dataset = load_data(
+        &experiment.data.name,
+        arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder),
+    )?;
+    run::check_data(&dataset, &record.data, arguments.allow_changed)?;
+    let model = Model::build(&model_spec, image_shape(&dataset), dataset.classes, device, 0)?;
+    let progress = load_weights(&folder, &model)?;
+
+    let specs = if arguments.attacks.is_empty() { &experiment.eval.attacks } else { &arguments.attacks };
+    let attacks: Result<Vec<_>> = specs.iter().map(|spec| Ok((spec.clone(), Attack::make(spec)?))).collect();
+    let attacks = attacks?;
+    let evaluator = Evaluator {
+        model: &model,
+        test: &dataset.test,
+        threat: experiment.threat,
+        points: arguments.points.or(experiment.eval.points),
+        restarts: arguments.restarts.unwrap_or(experiment.eval.restarts),
+        batch: arguments.batch.unwrap_or(experiment.eval.batch).max(1),
+        seed: arguments.seed.unwrap_or(experiment.train.seed),
+        device,
+        style: style(arguments.json),
+    };
+    let points = evaluator.choose_points()?;
+    let evaluation = evaluator.run(&attacks, points)?;
+    let plugins: Vec<_> = attacks.iter().map(|(_, attack)| &attack.record).collect();
+    let saved = folder.add_evaluation(&json!({
+        "result": evaluation,
+        "seed": evaluator.seed,
+        "restarts": evaluator.restarts,
+        "threat": evaluator.threat,
+        "update": progress.update,
+        "plugins": plugins,
+        "versions": Versions::current(),
+        "verdicts": evaluation.verdicts,
+    }))?;
+    match evaluator.style {
+        Style::Json => println!("{}", json!(evaluation)),
+        Style::Human => {
+            println!("{}", table(&evaluation, &progress));
+            println!("verdicts of every point: {}", saved.display());
+        }
+    }
+    Ok(0)
+}
+
+fn load_weights(folder: &RunFolder, model: &Model) -> Result<Progress> {
+    let saved = checkpoint::load::<Progress>(&folder.checkpoints(), &["weights"])?.ok_or_else(|| {
+        let path = folder.path().display();
+        Error::new(format!("{path} has no checkpoint yet")).fix(format!("train it with `host train --resume {path}`"))
+    })?;
+    for what in &saved.damaged {
+        warn(&format!("{what}; evaluating the checkpoint before it"));
+    }
+    model.load(saved.groups.get("weights").unwrap_or(&Default::default()))?;
+    Ok(saved.progress)
+}
+
+/// The table that people read.
+fn table(evaluation: &Evaluation, progress: &Progress) -> String {
+    let Evaluation { points, clean, attacks, worst_case, .. } = evaluation;
+    let percent = |share: f64| {
+        let (low, high) = confidence_interval(share, *points);
+        [format!("{:.2}", 100.0 * share), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)]
+    };
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["attack", "accuracy %", "95 % interval", "passes per point", "seconds"]);
+    let row = |name: &str, share: f64, cost: [String; 2]| {
+        let [accuracy, interval] = percent(share);
+        let [passes, seconds] = cost;
+        [name.to_owned(), accuracy, interval, passes, seconds]
+    };
+    let nothing = || [String::new(), String::new()];
+    table.add_row(row("clean", *clean, nothing()));
+    for attack in attacks {
+        let passes = (attack.forward_passes + attack.backward_passes) as f64 / 2.0 / *points as f64;
+        table.add_row(row(&attack.attack, attack.robust, [format!("{passes:.1}"), format!("{:.1}", attack.seconds)]));
+    }
+    if attacks.len() > 1 {
+        table.add_row(row("worst case", *worst_case, nothing()));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let trained = progress.epochs.last().map_or(String::new(), |last| {
+        format!("{} epochs, {} passes per sample in {:.1} s", last.epoch, last.passes_per_sample, last.seconds)
+    });
+    format!("{table}\n{points} test points; trained for {trained}")
+}

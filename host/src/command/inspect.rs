@@ -1,0 +1,78 @@
+use crate::cli::InspectArguments;
+use crate::plugin::library::{self, Kind, Manifest};
+use crate::plugin::spec;
+use crate::{Error, Result};
+use plugin_api::abi::Description;
+use serde_json::{Value, json};
+
+/// `host inspect`
+pub fn run(arguments: &InspectArguments) -> Result<u8> {
+    let file = library::inspect(&arguments.file)?;
+    let described: Vec<_> = file.manifests.iter().map(|manifest| describe(&arguments.file, manifest)).collect();
+    if arguments.json {
+        let plugins = file.manifests.iter().zip(described).map(|(manifest, description)| match description {
+            Ok(description) => json!({"manifest": manifest, "options": description.options}),
+            Err(error) => json!({"manifest": manifest, "error": error.to_string()}),
+        });
+        let plugins: Vec<_> = plugins.collect();
+        println!("{}", json!({"path": file.path, "sha256": file.sha256, "plugins": plugins}));
+        return Ok(0);
+    }
+    println!("{}\n  SHA-256  {}", file.path.display(), file.sha256);
+    for (manifest, description) in file.manifests.iter().zip(described) {
+        let Manifest { kind, name, version, contract, libtorch } = manifest;
+        println!("\n{name} {version}: {kind:?}, contract {contract}, libtorch {libtorch}");
+        match description {
+            Ok(description) => print_options(*kind, &description.options),
+            Err(error) => println!("  cannot be opened here: {error}"),
+        }
+    }
+    Ok(0)
+}
+
+fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
+    let spec = spec::parse(&format!("{file},plugin={}", manifest.name))?;
+    let described = match manifest.kind {
+        Kind::Model => library::open_model(&spec)?.plugin.describe(),
+        Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
+        Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
+    };
+    described.map_err(Error::new)
+}
+
+fn print_options(kind: Kind, schema: &Value) {
+    let properties = schema["properties"].as_object();
+    for (name, option) in properties.into_iter().flatten() {
+        println!("  {name}={}  ({})", text(&option["default"]), allowed(option, schema));
+        if let Some(help) = option["description"].as_str() {
+            println!("      {}", help.replace('\n', " "));
+        }
+    }
+    if kind == Kind::Sampler {
+        println!("  steps=N  (the host's option for every sampler)\n      Steps of a visit, or of an attack.");
+    }
+}
+
+/// Type and range of an option.
+fn allowed(option: &Value, schema: &Value) -> String {
+    let reference = option["$ref"].as_str().or_else(|| option["allOf"][0]["$ref"].as_str());
+    let definition = reference.and_then(|reference| schema.pointer(reference.trim_start_matches('#')));
+    let choices = definition.unwrap_or(option);
+    let variants: Vec<_> = choices["oneOf"].as_array().into_iter().flatten().map(|one| text(&one["const"])).collect();
+    if !variants.is_empty() {
+        return variants.join(" | ");
+    }
+    if let Some(values) = choices["enum"].as_array() {
+        return values.iter().map(text).collect::<Vec<_>>().join(" | ");
+    }
+    let kind = match &option["type"] {
+        Value::Array(kinds) => kinds.iter().map(text).collect::<Vec<_>>().join(" or "),
+        kind => text(kind),
+    };
+    let bound = |key: &str, sign: &str| option.get(key).map(|bound| format!(", {sign} {bound}")).unwrap_or_default();
+    kind + &bound("minimum", "at least") + &bound("exclusiveMinimum", "above") + &bound("maximum", "at most")
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

@@ -1,0 +1,44 @@
+//! What each subcommand does.
+
+mod data;
+mod eval;
+mod inspect;
+mod train;
+
+use crate::cli::Command;
+use crate::data::Dataset;
+use crate::{Error, Result, data as datasets};
+use std::path::Path;
+
+/// Runs a subcommand; the result is the process's exit code.
+///
+/// # Errors
+/// What the user is to be told.
+pub fn run(command: &Command) -> Result<u8> {
+    match command {
+        Command::Train(arguments) => train::run(arguments),
+        Command::Eval(arguments) => eval::run(arguments),
+        Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Data(command) => data::run(command),
+    }
+}
+
+/// Sets libtorch's threads; all cores unless a number is given.
+fn set_threads(threads: Option<usize>) -> Result<usize> {
+    let threads = match threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+    };
+    let count = i32::try_from(threads).map_err(|_| Error::new(format!("--threads: {threads} is too many")))?;
+    tch::set_num_threads(count);
+    Ok(threads)
+}
+
+fn load_data(name: &str, folder: &Path) -> Result<Dataset> {
+    datasets::load(name, folder)
+}
+
+fn image_shape(dataset: &Dataset) -> [i64; 3] {
+    let size = dataset.train.images.size();
+    [size[1], size[2], size[3]]
+}

@@ -1,0 +1,119 @@
+use super::{image_shape, load_data, set_threads};
+use crate::cli::{TrainArguments, style};
+use crate::data::Dataset;
+use crate::experiment::Experiment;
+use crate::plugin::{Model, Sampler};
+use crate::random::{Purpose, seed_for};
+use crate::report::{Reporter, warn};
+use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
+use crate::training::{Ending, Training, split};
+use crate::{Error, Result, device};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
+
+/// Exit code of a process stopped by Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// `host train`
+pub fn run(arguments: &TrainArguments) -> Result<u8> {
+    let mut reporter = Reporter::new(style(arguments.json));
+    let (mut training, folder) = match &arguments.resume {
+        Some(path) => resume(path, arguments.allow_changed, &reporter)?,
+        None => begin(arguments)?,
+    };
+    reporter.note(&format!("run folder {}", folder.path().display()));
+    let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
+        error.on_the_way().note("run", format!("{} keeps its last checkpoint, if it had one", folder.path().display()))
+    });
+    reporter.finish();
+    let path = folder.path().display();
+    match ending? {
+        Ending::Finished => {
+            let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
+            reporter.note(&format!(
+                "trained: {passes} passes per sample in {:.1} s; evaluate with `host eval {path}`",
+                training.progress().seconds
+            ));
+            Ok(0)
+        }
+        Ending::Interrupted => {
+            warn(&format!(
+                "stopped at update {}; go on with `host train --resume {path}`",
+                training.progress().update
+            ));
+            Ok(INTERRUPTED)
+        }
+    }
+}
+
+/// A new run: everything that can be known to be wrong is refused before anything is written.
+fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
+    let mut experiment = arguments.experiment()?;
+    let folder = RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
+    experiment.train.threads = Some(set_threads(experiment.train.threads)?);
+    let dataset = load_data(&experiment.data.name, &experiment.data.folder)?;
+    let (train_points, validation_points) = split(&experiment, &dataset)?;
+    let (training, plugins) = assemble(&experiment, &dataset)?;
+    folder.create(&RunRecord {
+        command: std::env::args().collect(),
+        started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        plugins,
+        data: DataRecord {
+            name: dataset.name,
+            checksums: dataset.checksums,
+            train_points,
+            validation_points,
+        },
+        versions: Versions::current(),
+        experiment,
+    })?;
+    Ok((training, folder))
+}
+
+/// A run that was stopped: the same experiment, plugins and data, from its last checkpoint.
+fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Training, RunFolder)> {
+    let (folder, record) = RunFolder::open(path)?;
+    let mut experiment = record.experiment;
+    set_threads(experiment.train.threads)?;
+    experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
+    if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
+        *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+    }
+    let dataset = load_data(&experiment.data.name, &experiment.data.folder)?;
+    run::check_data(&dataset, &record.data, allow_changed)?;
+    let (mut training, _) = assemble(&experiment, &dataset)?;
+    let (update, damaged) = training.resume(&folder)?;
+    for what in damaged {
+        warn(&format!("{what}; going back to the checkpoint before it"));
+    }
+    reporter.note(&match update {
+        0 => "no checkpoint yet: starting from the beginning".to_owned(),
+        _ => format!("going on from update {update}"),
+    });
+    Ok((training, folder))
+}
+
+fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
+    let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
+    let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
+    let model = Model::build(&experiment.model, image_shape(dataset), dataset.classes, device, seed)?;
+    let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
+    let plugins =
+        Plugins { model: model.record.clone(), sampler: sampler.as_ref().map(|sampler| sampler.record.clone()) };
+    Ok((Training::new(experiment.clone(), model, sampler, dataset, device)?, plugins))
+}
+
+/// Set by the first Ctrl-C or SIGTERM; the second ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))
+            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
+            .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
+    }
+    Ok(stop)
+}

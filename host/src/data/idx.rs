@@ -1,0 +1,298 @@
+//! IDX files, the format of MNIST: a magic number that tells the number of dimensions,
+//! their sizes (32 bits each, big-endian), then one byte per element.
+
+use super::{DataFile, Samples, sizes};
+use crate::{Error, Result};
+use flate2::read::MultiGzDecoder;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The canonical names of the files.
+pub(super) const NAMES: [&str; 4] = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+];
+
+/// The magic number of unsigned bytes, without the number of dimensions.
+const UNSIGNED_BYTES: u32 = 0x0800;
+const LABELS: u32 = UNSIGNED_BYTES | 1;
+const IMAGES: u32 = UNSIGNED_BYTES | 3;
+
+/// What a file may take once uncompressed: a few kilobytes of gzip can hold gigabytes.
+const MOST_BYTES: u64 = 4 << 30;
+
+/// The file of this canonical name in any of its spellings.
+pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let dotted = name.replace("-idx", ".idx");
+    [name.to_owned(), dotted.clone(), format!("{name}.gz"), format!("{dotted}.gz")]
+        .into_iter()
+        .map(|spelling| folder.join(spelling))
+        .find(|path| path.is_file())
+}
+
+/// Undoes gzip, which shows in the first bytes, whatever the file's name.
+///
+/// # Errors
+/// If the gzip stream is corrupt, or takes more than 4 GiB uncompressed.
+pub(super) fn uncompress(file: DataFile) -> Result<DataFile> {
+    uncompress_at_most(MOST_BYTES, file)
+}
+
+fn uncompress_at_most(most_bytes: u64, file: DataFile) -> Result<DataFile> {
+    if !file.contents.starts_with(&[0x1f, 0x8b]) {
+        return Ok(file);
+    }
+    let mut contents = Vec::new();
+    MultiGzDecoder::new(file.contents.as_slice()).take(most_bytes + 1).read_to_end(&mut contents).map_err(
+        |why| {
+            file.bad(format!("is corrupt: its gzip stream breaks off after {} bytes ({why})", contents.len()))
+        },
+    )?;
+    if contents.len() as u64 > most_bytes {
+        return Err(
+            file.bad(format!("is too large: expected at most {most_bytes} bytes uncompressed, got more"))
+        );
+    }
+    Ok(DataFile { contents, ..file })
+}
+
+/// Images and labels for training and for testing, labels below `classes`.
+///
+/// # Errors
+/// If a file is missing, or is not the sound IDX file that its name promises.
+pub(super) fn decode(files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
+    let [train_images, train_labels, test_images, test_labels] = NAMES;
+    let split = |images: &str, labels: &str| {
+        decode_split(DataFile::named(files, images)?, DataFile::named(files, labels)?, classes)
+    };
+    Ok([split(train_images, train_labels)?, split(test_images, test_labels)?])
+}
+
+fn decode_split(image_file: &DataFile, label_file: &DataFile, classes: usize) -> Result<Samples> {
+    let ([images, height, width], pixels) = decode_file(image_file, IMAGES)?;
+    let ([labels], label_bytes) = decode_file(label_file, LABELS)?;
+    if images != labels {
+        return Err(
+            image_file.bad(format!("holds {images} images, but {} {labels} labels", label_file.place))
+        );
+    }
+    label_file.check_labels(label_bytes, classes)?;
+    Ok(Samples { pixels: pixels.to_vec(), shape: [1, height, width], labels: label_bytes.to_vec() })
+}
+
+/// The sizes that the header names, and the bytes after it.
+fn decode_file<const DIMENSIONS: usize>(
+    file: &DataFile,
+    expected: u32,
+) -> Result<([usize; DIMENSIONS], &[u8])> {
+    let header = 4 + 4 * DIMENSIONS;
+    let (words, _) = file.contents.as_chunks::<4>();
+    let mut words = words.iter().map(|word| u32::from_be_bytes(*word));
+    let magic = words.next();
+    if let Some(magic) = magic
+        && magic != expected
+    {
+        return Err(wrong_kind(file, magic, expected));
+    }
+    let got = file.contents.len();
+    if got < header {
+        return Err(file.bad(format!("is truncated: expected a header of {header} bytes, got {got}")));
+    }
+    let mut dimensions = [0; DIMENSIONS];
+    for (size, word) in dimensions.iter_mut().zip(words) {
+        *size = word as usize;
+    }
+    // Three sizes of 32 bits: their product fits in 128.
+    let promised = header as u128 + dimensions.iter().map(|size| *size as u128).product::<u128>();
+    let what = sizes(&dimensions);
+    if (got as u128) < promised {
+        return Err(file.bad(format!("is truncated: expected {promised} bytes for {what} values, got {got}")));
+    }
+    if got as u128 > promised {
+        return Err(file.bad(format!("has trailing bytes: expected {promised} for {what} values, got {got}")));
+    }
+    if dimensions.contains(&0) {
+        return Err(file.bad(format!("holds no {}: its sizes are {what}", kind(expected))));
+    }
+    Ok((dimensions, &file.contents[header..]))
+}
+
+fn wrong_kind(file: &DataFile, magic: u32, expected: u32) -> Error {
+    let wanted = kind(expected);
+    if magic == LABELS || magic == IMAGES {
+        let got = kind(magic);
+        return file.bad(format!("holds {got} (magic number {magic}): expected {wanted} ({expected})"));
+    }
+    file.bad(format!("is no IDX file of {wanted}: expected magic number {expected:#010x}, got {magic:#010x}"))
+}
+
+fn kind(magic: u32) -> &'static str {
+    if magic == LABELS { "labels" } else { "images" }
+}
+
+/// An IDX file of unsigned bytes.
+pub(super) fn encode(dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
+    let magic = UNSIGNED_BYTES | dimensions.len() as u32;
+    let header = [&[magic], dimensions].concat();
+    let mut contents: Vec<u8> = header.into_iter().flat_map(u32::to_be_bytes).collect();
+    contents.extend(bytes);
+    contents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tests::first_line;
+    use flate2::{Compression, write::GzEncoder};
+    use std::fs;
+    use std::io::Write;
+
+    fn file(contents: Vec<u8>) -> DataFile {
+        DataFile { name: "a", place: "FILE".to_owned(), contents }
+    }
+
+    fn message<T>(result: Result<T>) -> String {
+        first_line(result, Path::new("unused"))
+    }
+
+    fn images_message(contents: Vec<u8>) -> String {
+        message(decode_file::<3>(&file(contents), IMAGES))
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A split of two images of 1 x 1 pixel.
+    fn split(labels: &[u8]) -> Result<Samples> {
+        let images = DataFile { place: "IMAGES".to_owned(), ..file(encode(&[2, 1, 1], &[7, 8])) };
+        let labels = DataFile { place: "LABELS".to_owned(), ..file(encode(&[labels.len() as u32], labels)) };
+        decode_split(&images, &labels, 10)
+    }
+
+    #[test]
+    fn bytes_are_laid_out_as_the_format_says() {
+        let contents = [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 5, 6, 7, 8];
+        assert_eq!(encode(&[2, 1, 2], &[5, 6, 7, 8]), contents);
+        let file = file(contents.to_vec());
+        assert_eq!(decode_file::<3>(&file, IMAGES).unwrap(), ([2, 1, 2], [5, 6, 7, 8].as_slice()));
+    }
+
+    #[test]
+    fn every_spelling_is_found_and_the_canonical_one_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = "t10k-labels-idx1-ubyte";
+        assert_eq!(find(folder.path(), name), None);
+        for spelling in
+            ["t10k-labels.idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "t10k-labels.idx1-ubyte", name]
+        {
+            let path = folder.path().join(spelling);
+            fs::write(&path, "").unwrap();
+            assert_eq!(find(folder.path(), name), Some(path));
+        }
+    }
+
+    #[test]
+    fn gzip_is_undone_and_plain_bytes_are_left_alone() {
+        let contents = encode(&[2], &[1, 2]);
+        assert_eq!(uncompress(file(gzip(&contents))).unwrap().contents, contents);
+        assert_eq!(uncompress(file(contents.clone())).unwrap().contents, contents);
+    }
+
+    #[test]
+    fn a_corrupt_gzip_stream_is_refused() {
+        let whole = gzip(&[1; 1000]);
+        let start = whole[..whole.len() - 8].to_vec();
+        let expected = "FILE is corrupt: its gzip stream breaks off after 1000 bytes (";
+        assert!(message(uncompress(file(start))).starts_with(expected));
+
+        let mut wrong_sum = whole.clone();
+        let checksum = whole.len() - 8;
+        wrong_sum[checksum] ^= 1;
+        assert!(message(uncompress(file(wrong_sum))).starts_with(expected));
+
+        let trailing = [whole.as_slice(), b"more"].concat();
+        assert!(message(uncompress(file(trailing))).starts_with(expected));
+    }
+
+    #[test]
+    fn a_small_file_cannot_fill_the_memory() {
+        let bomb = || file(gzip(&[0; 1000]));
+        assert!(uncompress_at_most(1000, bomb()).is_ok());
+        assert_eq!(
+            message(uncompress_at_most(999, bomb())),
+            "FILE is too large: expected at most 999 bytes uncompressed, got more"
+        );
+    }
+
+    #[test]
+    fn the_magic_number_tells_what_a_file_is() {
+        assert_eq!(
+            images_message(encode(&[2], &[1, 2])),
+            "FILE holds labels (magic number 2049): expected images (2051)"
+        );
+        assert_eq!(
+            message(decode_file::<1>(&file(encode(&[1, 1, 1], &[1])), LABELS)),
+            "FILE holds images (magic number 2051): expected labels (2049)"
+        );
+        assert_eq!(
+            images_message(b"\x89PNG, or anything".to_vec()),
+            "FILE is no IDX file of images: expected magic number 0x00000803, got 0x89504e47"
+        );
+    }
+
+    #[test]
+    fn the_length_is_what_the_header_says() {
+        assert_eq!(images_message(Vec::new()), "FILE is truncated: expected a header of 16 bytes, got 0");
+        assert_eq!(
+            images_message(encode(&[2, 1, 1], &[])[..15].to_vec()),
+            "FILE is truncated: expected a header of 16 bytes, got 15"
+        );
+        assert_eq!(
+            images_message(encode(&[2, 2, 1], &[1, 2, 3])),
+            "FILE is truncated: expected 20 bytes for 2 x 2 x 1 values, got 19"
+        );
+        assert_eq!(
+            images_message(encode(&[2, 2, 1], &[1, 2, 3, 4, 5])),
+            "FILE has trailing bytes: expected 20 for 2 x 2 x 1 values, got 21"
+        );
+        assert_eq!(
+            images_message(encode(&[u32::MAX, u32::MAX, u32::MAX], &[1])),
+            "FILE is truncated: expected 79228162458924105385300197391 bytes for \
+             4294967295 x 4294967295 x 4294967295 values, got 17"
+        );
+    }
+
+    #[test]
+    fn there_must_be_something_in_it() {
+        assert_eq!(
+            images_message(encode(&[0, 28, 28], &[])),
+            "FILE holds no images: its sizes are 0 x 28 x 28"
+        );
+        assert_eq!(
+            images_message(encode(&[3, 0, 28], &[])),
+            "FILE holds no images: its sizes are 3 x 0 x 28"
+        );
+        assert_eq!(
+            message(decode_file::<1>(&file(encode(&[0], &[])), LABELS)),
+            "FILE holds no labels: its sizes are 0"
+        );
+    }
+
+    #[test]
+    fn images_and_labels_go_together() {
+        let samples = split(&[9, 0]).unwrap();
+        assert_eq!((samples.pixels, samples.shape, samples.labels), (vec![7, 8], [1, 1, 1], vec![9, 0]));
+        assert_eq!(message(split(&[1])), "IMAGES holds 2 images, but LABELS 1 labels");
+        assert_eq!(message(split(&[9, 10])), "LABELS has label 10 at index 1: expected 0 to 9");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        assert_eq!(message(decode(&[], 10)), "no file train-images-idx3-ubyte");
+    }
+}

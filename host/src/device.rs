@@ -1,0 +1,94 @@
+//! Where tensors live, and how libtorch and the process are set up for it.
+
+use crate::{Error, Result};
+use plugin_api::{LIBTORCH, first_line};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, TchError, Tensor};
+
+/// A device by its name: `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// If the name is another one.
+pub fn parse(name: &str) -> std::result::Result<Device, String> {
+    let index = |number: &str| number.parse().map(Device::Cuda).ok();
+    let device = match name {
+        "cpu" => Some(Device::Cpu),
+        "cuda" => Some(Device::Cuda(0)),
+        _ => name.strip_prefix("cuda:").and_then(index),
+    };
+    device.ok_or_else(|| format!("expected cpu, cuda or cuda:N, got `{name}`"))
+}
+
+/// Makes a device usable, or says what is missing. CUDA's library is loaded here and nowhere
+/// else: a program linked to it would not start where NVIDIA's libraries are absent.
+///
+/// # Errors
+/// If CUDA was asked for and libtorch was built without it, an NVIDIA library is missing, or
+/// no GPU answers.
+pub fn open(device: Device) -> Result<Device> {
+    let Device::Cuda(index) = device else { return Ok(device) };
+    let folder = libtorch_folder()?;
+    load_cuda(&folder.join("libtorch_cuda.so"))?;
+    match Tensor::f_zeros([1], (Kind::Float, device)) {
+        Ok(_) => Ok(device),
+        Err(error) => Err(Error::new(format!("no usable GPU for cuda:{index}: {}", first_line(&error.to_string())))
+            .fix("check that `nvidia-smi` lists the GPU, or use --device cpu")),
+    }
+}
+
+fn load_cuda(library: &Path) -> Result<()> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    if !library.is_file() {
+        return Err(Error::new(format!("this libtorch ({LIBTORCH}) was built without CUDA"))
+            .note("missing", library.display())
+            .fix("set LIBTORCH to a libtorch with CUDA and rebuild, or use --device cpu"));
+    }
+    // SAFETY: opening runs the initialisers of libtorch's own CUDA half, which register its
+    // kernels; it belongs to the libtorch that is already loaded from the same folder.
+    match unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library);
+            Ok(())
+        }
+        Err(error) => {
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let message = causes.last().map(ToString::to_string).unwrap_or_default();
+            let name = message.split(':').next().unwrap_or_default().to_owned();
+            Err(Error::new(format!("libtorch's CUDA half cannot be loaded: {name} is missing"))
+                .note("loader", first_line(&message))
+                .fix("install the CUDA build's NVIDIA libraries (README, section CUDA), or use --device cpu"))
+        }
+    }
+}
+
+/// The folder that this process loaded libtorch from.
+fn libtorch_folder() -> Result<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
+    let mut libraries = mapped.filter(|path| path.ends_with("libtorch_cpu.so"));
+    let folder = libraries.next().and_then(Path::parent).map(Path::to_owned);
+    folder.ok_or_else(|| Error::new("cannot tell where libtorch was loaded from (/proc/self/maps)"))
+}
+
+/// Copies a tensor made on the CPU to a device without waiting for the device.
+///
+/// # Errors
+/// If libtorch cannot.
+pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, TchError> {
+    match device {
+        Device::Cpu => Ok(tensor.shallow_clone()),
+        _ => tensor.f_pin_memory(device)?.f_to_device_(device, tensor.f_kind()?, true, false),
+    }
+}
+
+/// Keeps freed memory in the process: by default glibc returns large activations to the
+/// kernel after every step and pays for fresh pages at the next.
+pub fn keep_freed_memory() {
+    const KEPT: libc::c_int = 1 << 30;
+    // SAFETY: mallopt only sets thresholds of the allocator; it is called before threads start.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}

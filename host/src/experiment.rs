@@ -1,0 +1,341 @@
+//! A whole experiment: what a TOML file says, and what flags override.
+
+use crate::optimizer::{self, Algorithm};
+use crate::plugin::PluginSpec;
+use crate::{Error, Result, device, schedule};
+use clap::ValueEnum;
+use plugin_api::{Norm, ThreatModel};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Everything that decides a run's result, but for the files that plugins and data live in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experiment {
+    /// The classifier: a model plugin.
+    pub model: PluginSpec,
+    /// The adversary while training: a sampler plugin, or `none` for ordinary training.
+    pub sampler: SamplerChoice,
+    /// Which images.
+    pub data: Data,
+    /// What the adversary may do.
+    pub threat: ThreatModel,
+    /// The training loop.
+    pub train: Train,
+    /// What `host eval` does unless told otherwise.
+    pub eval: Eval,
+}
+
+/// A sampler, or none.
+#[derive(Debug, Clone)]
+pub struct SamplerChoice(pub Option<PluginSpec>);
+
+/// Which images.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// A name that `host data list` knows, or a folder.
+    pub name: String,
+    /// Where named data sets lie, one folder each.
+    pub folder: PathBuf,
+    /// Train on the first N points only; all if not given.
+    pub train_points: Option<usize>,
+    /// Hold out the last N training points for validation.
+    pub validation_points: usize,
+}
+
+/// How theta's and the particles' updates share passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Algorithm 1: the sampler's gradient is taken at the old particle, the weights descend at
+    /// the new one; T + 1 passes.
+    Faithful,
+}
+
+/// The training loop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// How theta's and the particles' updates share passes.
+    pub mode: Mode,
+    /// Passes over the training points, at least 1.
+    pub epochs: usize,
+    /// Points per update, at least 1.
+    pub batch: usize,
+    /// Particles per point (K), at least 1.
+    pub particles: usize,
+    /// The optimiser of the weights.
+    pub optimizer: Algorithm,
+    /// Its learning rate, above 0.
+    pub learning_rate: f64,
+    /// Its momentum, from 0 to below 1.
+    pub momentum: f64,
+    /// Its weight decay, at least 0.
+    pub weight_decay: f64,
+    /// How the learning rate falls.
+    pub schedule: schedule::Shape,
+    /// Epochs over which the learning rate rises from 0; may be a fraction.
+    pub warmup_epochs: f64,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// Save a checkpoint every N updates too, not only after each epoch.
+    pub checkpoint_every: Option<u64>,
+    /// cpu, cuda or cuda:N.
+    pub device: String,
+    /// Threads of libtorch on the CPU; all cores if not given.
+    pub threads: Option<usize>,
+}
+
+/// What `host eval` does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Attacks, each on its own: attack or sampler plugins.
+    pub attacks: Vec<PluginSpec>,
+    /// A seeded random subset of the test set; the whole set if not given.
+    pub points: Option<usize>,
+    /// Times each attack runs with new random numbers; the worst case counts.
+    pub restarts: u16,
+    /// Examples per forward pass.
+    pub batch: usize,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            model: known("cnn.so,arch=B"),
+            sampler: SamplerChoice(Some(known("langevin.so"))),
+            data: Data::default(),
+            threat: ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) },
+            train: Train::default(),
+            eval: Eval::default(),
+        }
+    }
+}
+
+fn known(spec: &str) -> PluginSpec {
+    spec.parse().unwrap_or_else(|error| unreachable!("a default plugin is well written: {error}"))
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { name: "mnist".to_owned(), folder: "data".into(), train_points: None, validation_points: 0 }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Faithful,
+            epochs: 5,
+            batch: 100,
+            particles: 1,
+            optimizer: Algorithm::Sgd,
+            learning_rate: 0.02,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            schedule: schedule::Shape::Cosine,
+            warmup_epochs: 0.0,
+            seed: 0,
+            checkpoint_every: None,
+            device: "cpu".to_owned(),
+            threads: None,
+        }
+    }
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        let attacks = ["fgsm.so", "pgd.so,steps=40", "pgd.so,steps=100", "apgd.so"];
+        Self { attacks: attacks.map(known).into(), points: None, restarts: 1, batch: 250 }
+    }
+}
+
+impl Experiment {
+    /// Reads an experiment file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has an unknown key or a value of the wrong type (naming the line).
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let refused = |error: toml::de::Error| {
+            let place = error.span().map(|span| format!(", line {}", line_of(&text, span.start))).unwrap_or_default();
+            Error::new(format!("{}{place}: {}", path.display(), error.message().replace('\n', "; ")))
+                .note("line", error.span().map(|span| line_at(&text, span.start)).unwrap_or_default())
+        };
+        let mut experiment: Self = toml::from_str(&text).map_err(refused)?;
+        let places: Places = toml::from_str(&text).map_err(refused)?;
+        let origin = |place: &toml::Spanned<toml::Value>| {
+            Some(format!("{}, line {}", path.display(), line_of(&text, place.span().start)))
+        };
+        experiment.model.origin = places.model.as_ref().and_then(origin);
+        if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
+            sampler.origin = origin(place);
+        }
+        for (attack, place) in experiment.eval.attacks.iter_mut().zip(&places.eval.attacks) {
+            attack.origin = origin(place);
+        }
+        Ok(experiment)
+    }
+
+    /// Refuses values that cannot work.
+    ///
+    /// # Errors
+    /// Names the key, what was expected and what was got.
+    pub fn validate(&self) -> Result<()> {
+        let Train { learning_rate, momentum, weight_decay, warmup_epochs, .. } = self.train;
+        let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
+        let (train, eval) = (&self.train, &self.eval);
+        let checks: [(bool, &str, &str, String); 13] = [
+            (epsilon >= 0.0 && epsilon.is_finite(), "threat.epsilon", "a number of at least 0", epsilon.to_string()),
+            (
+                low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite(),
+                "threat.domain",
+                "bounds that hold all images, which lie in [0, 1]",
+                format!("[{low}, {high}]"),
+            ),
+            (train.epochs >= 1, "train.epochs", "at least 1", train.epochs.to_string()),
+            (train.batch >= 1, "train.batch", "at least 1", train.batch.to_string()),
+            (
+                (1..=usize::from(u16::MAX)).contains(&train.particles),
+                "train.particles",
+                "1 to 65535",
+                train.particles.to_string(),
+            ),
+            (
+                learning_rate > 0.0 && learning_rate.is_finite(),
+                "train.learning_rate",
+                "a number above 0",
+                learning_rate.to_string(),
+            ),
+            ((0.0..1.0).contains(&momentum), "train.momentum", "a number from 0 to below 1", momentum.to_string()),
+            (
+                weight_decay >= 0.0 && weight_decay.is_finite(),
+                "train.weight_decay",
+                "a number of at least 0",
+                weight_decay.to_string(),
+            ),
+            (
+                warmup_epochs >= 0.0 && warmup_epochs.is_finite(),
+                "train.warmup_epochs",
+                "a number of at least 0",
+                warmup_epochs.to_string(),
+            ),
+            (train.checkpoint_every != Some(0), "train.checkpoint_every", "at least 1", "0".to_owned()),
+            (train.threads != Some(0), "train.threads", "at least 1", "0".to_owned()),
+            (eval.batch >= 1, "eval.batch", "at least 1", eval.batch.to_string()),
+            (eval.restarts >= 1, "eval.restarts", "at least 1", eval.restarts.to_string()),
+        ];
+        if let Some((_, key, expected, got)) = checks.into_iter().find(|(good, ..)| !good) {
+            return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
+        }
+        device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
+        Ok(())
+    }
+
+    /// The optimiser's settings.
+    pub fn optimizer(&self) -> optimizer::Settings {
+        let Train { optimizer: algorithm, momentum, weight_decay, .. } = self.train;
+        optimizer::Settings { algorithm, momentum, weight_decay }
+    }
+}
+
+/// Where plugins are named in the file.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Places {
+    model: Option<toml::Spanned<toml::Value>>,
+    sampler: Option<toml::Spanned<toml::Value>>,
+    eval: EvalPlaces,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct EvalPlaces {
+    attacks: Vec<toml::Spanned<toml::Value>>,
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+fn line_at(text: &str, offset: usize) -> String {
+    text.lines().nth(line_of(text, offset) - 1).unwrap_or_default().trim().to_owned()
+}
+
+impl std::str::FromStr for SamplerChoice {
+    type Err = String;
+
+    fn from_str(written: &str) -> std::result::Result<Self, String> {
+        match written {
+            "none" => Ok(Self(None)),
+            _ => written.parse().map(|spec| Self(Some(spec))),
+        }
+    }
+}
+
+impl Serialize for SamplerChoice {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(spec) => spec.serialize(serializer),
+            None => serializer.serialize_str("none"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SamplerChoice {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Experiment> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("e.toml");
+        std::fs::write(&path, text).expect("written");
+        Experiment::read(&path)
+    }
+
+    fn first_line(text: &str) -> String {
+        let error = read(text).expect_err("refused").to_string();
+        let line = error.lines().next().unwrap_or_default();
+        line.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_their_line() {
+        assert!(first_line("[train]\nepochs = 3\nepoch = 3\n").starts_with("e.toml, line 3: unknown field `epoch`"));
+        assert!(first_line("[train]\nepochs = \"3\"\n").starts_with("e.toml, line 2: invalid type: string \"3\""));
+        assert!(first_line("\n\nsampler = \"a.so,x\"\n").starts_with("e.toml, line 3: expected option=value"));
+        assert!(first_line("modell = \"cnn.so\"\n").starts_with("e.toml, line 1: unknown field `modell`"));
+        assert!(first_line("[train\n").starts_with("e.toml, line 1: "));
+    }
+
+    #[test]
+    fn plugins_remember_where_they_were_named() {
+        let text = "sampler = \"a.so\"\n[eval]\nattacks = [\n\"b.so\",\n\"c.so\"]\n";
+        let experiment = read(text).expect("valid");
+        let line = |spec: &PluginSpec| spec.origin.clone().expect("an origin").rsplit(' ').next().map(str::to_owned);
+        assert_eq!(experiment.sampler.0.as_ref().and_then(line).as_deref(), Some("1"));
+        assert_eq!(line(&experiment.eval.attacks[1]).as_deref(), Some("5"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        let refusal = |change: &dyn Fn(&mut Experiment)| {
+            let mut experiment = Experiment::default();
+            change(&mut experiment);
+            experiment.validate().expect_err("refused").to_string()
+        };
+        assert_eq!(refusal(&|e| e.threat.epsilon = -0.1), "threat.epsilon: expected a number of at least 0, got -0.1");
+        assert_eq!(refusal(&|e| e.train.momentum = 1.0), "train.momentum: expected a number from 0 to below 1, got 1");
+        assert_eq!(refusal(&|e| e.train.learning_rate = f64::NAN), "train.learning_rate: expected a number above 0, got NaN");
+        assert!(refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`"));
+        assert!(Experiment::default().validate().is_ok());
+    }
+}

@@ -1,0 +1,170 @@
+use super::library::{self, Kind, Opened, open_attack};
+use super::{Model, PluginSpec, Record, Sampler, Visit, call, check_like};
+use crate::random::Draws;
+use crate::watch::Watch;
+use crate::{Error, Result};
+use plugin_api::abi::AttackInstance;
+use plugin_api::losses::cross_entropy;
+use plugin_api::{ThreatModel, VictimCalls};
+use std::cell::Cell;
+use tch::{Kind as Dtype, Tensor};
+
+/// An adversary for evaluation: an attack plugin, or a sampler run as one (its chain from a
+/// fresh start, judged at the final iterate).
+pub struct Attack {
+    kind: AttackKind,
+    name: String,
+    /// Which plugin it is.
+    pub record: Record,
+}
+
+enum AttackKind {
+    Plugin(AttackInstance),
+    Sampler(Box<Sampler>),
+}
+
+impl Attack {
+    /// Makes the attack or sampler that `spec` names.
+    ///
+    /// # Errors
+    /// If the plugin cannot be opened or refuses its options.
+    pub fn make(spec: &PluginSpec) -> Result<Self> {
+        let (_, manifest) = library::choose(spec, &[Kind::Attack, Kind::Sampler])?;
+        let name = manifest.name;
+        if manifest.kind == Kind::Sampler {
+            let sampler = Sampler::make(spec)?;
+            let record = sampler.record.clone();
+            return Ok(Self { kind: AttackKind::Sampler(Box::new(sampler)), name, record });
+        }
+        let Opened { plugin, record } = open_attack(spec)?;
+        let _guard = tch::no_grad_guard();
+        let create = || plugin.create(&spec.attack_options());
+        let instance = call(&name, "new", create).map_err(|error| spec.error(error))?;
+        Ok(Self { kind: AttackKind::Plugin(instance), name, record })
+    }
+
+    /// One candidate per example, `[N, C, H, W]`, inside ball and domain.
+    ///
+    /// # Errors
+    /// If the plugin fails, or returns something else or something outside.
+    pub fn run(
+        &self,
+        victim: &CountedVictim,
+        (natural, labels): (&Tensor, &Tensor),
+        points: &[i64],
+        threat: ThreatModel,
+        draws: &Draws,
+    ) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
+        let candidates = match &self.kind {
+            AttackKind::Plugin(instance) => {
+                let classes = victim.model.classes();
+                call(&self.name, "run", || {
+                    instance.run((natural, labels), points, classes, threat, victim, draws)
+                })?
+            }
+            AttackKind::Sampler(sampler) => run_sampler(sampler, victim, (natural, labels), points, threat, draws)?,
+        };
+        check_like(&self.name, "run", &candidates, &natural.size(), natural)?;
+        let outside = threat.contains(&candidates, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
+        if outside > 0 {
+            let message = format!(
+                "{}: run returned {outside} of {} candidates outside the threat model (or not finite)",
+                self.name,
+                points.len()
+            );
+            return Err(Error::new(message).fix("project candidates with ThreatModel::project").on_the_way());
+        }
+        Ok(candidates)
+    }
+}
+
+fn run_sampler(
+    sampler: &Sampler,
+    victim: &CountedVictim,
+    (natural, labels): (&Tensor, &Tensor),
+    points: &[i64],
+    threat: ThreatModel,
+    draws: &Draws,
+) -> Result<Tensor> {
+    let mut watch = Watch::new(natural.device());
+    let mut visit = Visit {
+        natural,
+        labels,
+        points,
+        particles_per_point: 1,
+        threat,
+        particles: sampler.fresh_start(natural, &threat, draws)?,
+        state: sampler.fresh_state(natural),
+    };
+    for number in 0..sampler.steps {
+        let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
+        let loss = tch::with_grad(|| cross_entropy(&logits, labels));
+        let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;
+        sampler.step(&mut visit, number, (&loss.detach(), &gradient), &draws.step(number + 1), &mut watch)?;
+    }
+    if sampler.declaration().judges_last_proposal {
+        let loss = cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels);
+        sampler.finish(&mut visit, &loss, &draws.step(sampler.steps + 1), &mut watch)?;
+    }
+    watch.read()?;
+    Ok(visit.particles)
+}
+
+fn on_the_way(error: plugin_api::Error) -> Error {
+    Error::new(error).on_the_way()
+}
+
+/// The model under attack, in evaluation mode. Every row of every call is counted.
+pub struct CountedVictim<'a> {
+    model: &'a Model,
+    /// Forward passes of single examples so far.
+    pub forward_passes: Cell<u64>,
+    /// Backward passes of single examples so far.
+    pub backward_passes: Cell<u64>,
+}
+
+impl<'a> CountedVictim<'a> {
+    /// A victim whose counters are at zero.
+    pub fn new(model: &'a Model) -> Self {
+        Self { model, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+    }
+
+    /// Logits `[N, classes]` by which the host judges candidates; counted like any pass.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn verdict(&self, candidates: &Tensor) -> Result<Tensor> {
+        count(&self.forward_passes, candidates);
+        self.model.logits(candidates)
+    }
+}
+
+fn count(counter: &Cell<u64>, rows: &Tensor) {
+    counter.set(counter.get() + rows.size()[0] as u64);
+}
+
+impl VictimCalls for CountedVictim<'_> {
+    fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
+        self.verdict(images).map_err(plugin_api::Error::new)
+    }
+
+    fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {
+        let leaf = images.detach().set_requires_grad(true);
+        let logits = self.model.forward(&leaf, false).map_err(plugin_api::Error::new)?;
+        count(&self.forward_passes, images);
+        Ok((logits, leaf))
+    }
+
+    fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> plugin_api::Result<Tensor> {
+        let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
+        let gradients = Tensor::f_run_backward(&[total], &[leaf], true, false).map_err(|error| {
+            plugin_api::Error::new(format!(
+                "the loss does not lead back to the images: {}",
+                plugin_api::first_line(&error.to_string())
+            ))
+        })?;
+        count(&self.backward_passes, leaf);
+        gradients.into_iter().next().ok_or_else(|| plugin_api::Error::new("libtorch returned no gradient"))
+    }
+}

@@ -1,0 +1,114 @@
+use super::library::{Opened, open_model};
+use super::{PluginSpec, Record, call, check_like};
+use crate::{Error, Result};
+use plugin_api::abi::ModelInstance;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// A model plugin, built: the host's side of it.
+pub struct Model {
+    instance: ModelInstance,
+    name: String,
+    classes: i64,
+    state: Vec<(String, Tensor)>,
+    /// Which it is.
+    pub record: Record,
+}
+
+impl Model {
+    /// Builds the model that `spec` names for images `[channels, height, width]`, its initial
+    /// weights drawn by libtorch from `seed`.
+    ///
+    /// # Errors
+    /// If the plugin cannot be opened, refuses its options or such images, or has nothing to
+    /// train.
+    pub fn build(spec: &PluginSpec, image: [i64; 3], classes: i64, device: Device, seed: i64) -> Result<Self> {
+        let Opened { plugin, record } = open_model(spec)?;
+        if spec.steps().is_some() {
+            return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
+        }
+        let name = record.manifest.name.clone();
+        let refused = |message: String| spec.error(format!("{name}: {message}"));
+        tch::manual_seed(seed);
+        let [channels, height, width] = image;
+        let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
+        let build = || plugin.create(&spec.options(), &none, classes);
+        let instance = call(&name, "new", || tch::with_grad(build)).map_err(|error| spec.error(error))?;
+        let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
+        let model = Self { instance, name, classes, state, record };
+        if model.trainable().is_empty() {
+            return Err(spec.error(format!("{}: the model has no parameter that can be trained", model.name)));
+        }
+        // A network that does not fit the images is known before work starts.
+        let one = Tensor::zeros([2, channels, height, width], (Kind::Float, device));
+        model.logits(&one).map_err(|error| {
+            spec.error(format!("{error}")).note("images", format!("{channels}x{height}x{width}, {classes} classes"))
+        })?;
+        Ok(model)
+    }
+
+    /// Logits `[N, classes]` with a graph, of images `[N, C, H, W]`.
+    ///
+    /// # Errors
+    /// If the plugin fails or returns something else.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.checked(images, tch::with_grad(|| call(&self.name, "forward", || self.instance.forward(images, train))))
+    }
+
+    /// Logits `[N, classes]` in evaluation mode, without a graph.
+    ///
+    /// # Errors
+    /// If the plugin fails or returns something else.
+    pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        self.checked(images, tch::no_grad(|| call(&self.name, "forward", || self.instance.forward(images, false))))
+    }
+
+    fn checked(&self, images: &Tensor, logits: Result<Tensor>) -> Result<Tensor> {
+        let logits = logits?;
+        check_like(&self.name, "forward", &logits, &[images.size()[0], self.classes], images)?;
+        Ok(logits)
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> i64 {
+        self.classes
+    }
+
+    /// Parameters and buffers, by name; the tensors are the model's own.
+    pub fn state(&self) -> &[(String, Tensor)] {
+        &self.state
+    }
+
+    /// The parameters that gradients reach, by name.
+    pub fn trainable(&self) -> Vec<(&str, &Tensor)> {
+        let parameters = self.state.iter().filter(|(_, tensor)| tensor.requires_grad());
+        parameters.map(|(name, tensor)| (name.as_str(), tensor)).collect()
+    }
+
+    /// Overwrites parameters and buffers with saved ones.
+    ///
+    /// # Errors
+    /// If a name is missing or unknown, or a shape or dtype differs; nothing is then changed.
+    pub fn load(&self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
+        let foreign = |what: String| {
+            Error::new(format!("these weights are not of model {}: {what}", self.name))
+                .fix("use the model plugin and options that the weights were saved with")
+        };
+        for (name, tensor) in &self.state {
+            let saved = saved.get(name).ok_or_else(|| foreign(format!("`{name}` is missing")))?;
+            if (saved.size(), saved.kind()) != (tensor.size(), tensor.kind()) {
+                let expected = format!("{:?} {:?}", tensor.kind(), tensor.size());
+                let got = format!("{:?} {:?}", saved.kind(), saved.size());
+                return Err(foreign(format!("`{name}` is {got}; expected {expected}")));
+            }
+        }
+        if let Some(unknown) = saved.keys().find(|name| !self.state.iter().any(|(known, _)| known == *name)) {
+            return Err(foreign(format!("`{unknown}` is unknown to it")));
+        }
+        let _guard = tch::no_grad_guard();
+        for (name, tensor) in &self.state {
+            tensor.shallow_clone().copy_(&saved[name]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+use crate::{Error, Result};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
+use std::fmt;
+use std::str::FromStr;
+
+/// How a user names a plugin, everywhere: `FILE[,option=value]…`.
+#[derive(Debug, Clone)]
+pub struct PluginSpec {
+    /// The library's file, as written.
+    pub file: String,
+    /// Which of the library's plugins (`plugin=NAME`), where it has several.
+    pub name: Option<String>,
+    /// A sampler's number of steps (`steps=N`), for samplers only.
+    steps: Option<usize>,
+    /// What is left for the plugin itself.
+    options: Map<String, Value>,
+    written: String,
+    /// Where it was written, if in a file: "demo.toml, line 3".
+    pub origin: Option<String>,
+}
+
+impl PluginSpec {
+    /// The plugin's options as a JSON object. An attack keeps `steps` for itself; a sampler's
+    /// is the host's.
+    pub fn attack_options(&self) -> String {
+        let mut options = self.options.clone();
+        if let Some(steps) = self.steps {
+            options.insert("steps".to_owned(), steps.into());
+        }
+        Value::Object(options).to_string()
+    }
+
+    /// The options of a sampler or model as a JSON object.
+    pub fn options(&self) -> String {
+        Value::Object(self.options.clone()).to_string()
+    }
+
+    /// The number of steps asked for.
+    pub fn steps(&self) -> Option<usize> {
+        self.steps
+    }
+
+    /// An error about this plugin, with the place it was named at.
+    pub fn error(&self, message: impl fmt::Display) -> Error {
+        let error = Error::new(message).note("plugin", &self.written);
+        match &self.origin {
+            Some(origin) => error.note("in", origin),
+            None => error,
+        }
+    }
+}
+
+impl FromStr for PluginSpec {
+    type Err = String;
+
+    fn from_str(written: &str) -> std::result::Result<Self, String> {
+        let mut parts = written.split(',');
+        let file = parts.next().unwrap_or_default().trim();
+        if file.is_empty() {
+            return Err(format!("expected FILE[,option=value]…, got `{written}`"));
+        }
+        let mut spec = Self {
+            file: file.to_owned(),
+            name: None,
+            steps: None,
+            options: Map::new(),
+            written: written.to_owned(),
+            origin: None,
+        };
+        for part in parts {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| format!("expected option=value after `{file}`, got `{part}`"))?;
+            let (key, value) = (key.trim(), value.trim());
+            let repeated = match key {
+                "plugin" => spec.name.replace(value.to_owned()).is_some(),
+                "steps" => {
+                    let steps = value.parse().ok().filter(|steps| *steps > 0);
+                    let steps = steps.ok_or_else(|| {
+                        format!("option `steps` of `{file}`: expected a whole number of at least 1, got `{value}`")
+                    })?;
+                    spec.steps.replace(steps).is_some()
+                }
+                _ => spec.options.insert(key.to_owned(), typed(value)).is_some(),
+            };
+            if repeated {
+                return Err(format!("option `{key}` of `{file}` is given twice"));
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// A value as JSON: true, false, a number, or else text.
+fn typed(value: &str) -> Value {
+    match serde_json::from_str(value) {
+        Ok(Value::Bool(value)) => value.into(),
+        Ok(Value::Number(value)) => value.into(),
+        _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
+            // Spellings that JSON does not know: ".5", "+1".
+            Ok(Some(number)) => number.into(),
+            _ => value.into(),
+        },
+    }
+}
+
+impl fmt::Display for PluginSpec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.written)
+    }
+}
+
+impl Serialize for PluginSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.written)
+    }
+}
+
+impl<'de> Deserialize<'de> for PluginSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A spec that is known to be valid.
+///
+/// # Errors
+/// If it is not.
+pub fn parse(written: &str) -> Result<PluginSpec> {
+    written.parse().map_err(Error::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_keep_their_type() {
+        let spec = parse("a.so,x=0.2,n=3,on=true,arch=B,e=1e-3,h=.5,i=inf").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        assert_eq!(
+            options,
+            serde_json::json!({"x": 0.2, "n": 3, "on": true, "arch": "B", "e": 0.001, "h": 0.5, "i": "inf"})
+        );
+    }
+
+    #[test]
+    fn steps_are_the_hosts_for_samplers_and_the_attacks_own() {
+        let spec = parse("pgd.so,steps=40,step_size=0.01").expect("valid");
+        assert_eq!(spec.steps(), Some(40));
+        assert_eq!(spec.options(), r#"{"step_size":0.01}"#);
+        assert_eq!(spec.attack_options(), r#"{"step_size":0.01,"steps":40}"#);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let refusal = |written: &str| parse(written).expect_err("refused").to_string();
+        assert!(refusal("a.so,x").contains("expected option=value after `a.so`, got `x`"));
+        assert!(refusal("a.so,x=1,x=2").contains("`x` of `a.so` is given twice"));
+        assert!(refusal("a.so,steps=0").contains("whole number of at least 1, got `0`"));
+        assert!(refusal(",x=1").contains("expected FILE"));
+    }
+}

@@ -1,0 +1,119 @@
+//! What a user sees while the host works: bars on a terminal, plain lines otherwise, JSON
+//! lines for machines.
+
+use crate::training::{EpochMetrics, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, stderr};
+use std::time::Instant;
+
+/// How to report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// For people: a bar if standard error is a terminal, lines otherwise.
+    Human,
+    /// For machines: one JSON object a line on standard output.
+    Json,
+}
+
+/// Tells the user how training goes.
+pub struct Reporter {
+    style: Style,
+    bar: ProgressBar,
+    started: Instant,
+    first_update: u64,
+    updates_per_epoch: u64,
+    points: usize,
+}
+
+impl Reporter {
+    /// A reporter that has nothing to say yet.
+    pub fn new(style: Style) -> Self {
+        Self {
+            style,
+            bar: ProgressBar::hidden(),
+            started: Instant::now(),
+            first_update: 0,
+            updates_per_epoch: 1,
+            points: 0,
+        }
+    }
+
+    /// Training begins, or goes on.
+    pub fn start(&mut self, progress: &Progress, updates: u64, updates_per_epoch: u64, points: usize) {
+        self.started = Instant::now();
+        self.first_update = progress.update;
+        self.updates_per_epoch = updates_per_epoch;
+        self.points = points;
+        self.bar = bar(self.style, updates, "{msg} [{bar:30}] {percent}% {eta} left");
+        self.bar.set_position(progress.update);
+        self.bar.reset_eta();
+    }
+
+    /// An update is done; `(loss, correct, particles)` are the epoch's sums so far.
+    pub fn update(&mut self, update: u64, (loss, correct, particles): (f64, f64, f64)) {
+        let epoch = (update - 1) / self.updates_per_epoch + 1;
+        self.bar.set_position(update);
+        self.bar.set_message(format!(
+            "epoch {epoch} loss {:.3} accuracy {:.1} % {:.0} images/s",
+            loss / particles,
+            100.0 * correct / particles,
+            self.images_per_second(update)
+        ));
+    }
+
+    fn images_per_second(&self, update: u64) -> f64 {
+        let images = (update - self.first_update) as f64 / self.updates_per_epoch as f64 * self.points as f64;
+        images / self.started.elapsed().as_secs_f64()
+    }
+
+    /// An epoch is done.
+    pub fn epoch(&mut self, metrics: &EpochMetrics) {
+        if self.style == Style::Json {
+            println!("{}", serde_json::json!(metrics));
+            return;
+        }
+        let validation = metrics
+            .validation_accuracy
+            .map(|accuracy| format!("  validation {:.2} %", 100.0 * accuracy))
+            .unwrap_or_default();
+        let line = format!(
+            "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}  {} passes per sample  {:.0} images/s  {:.1} s",
+            metrics.epoch,
+            metrics.train_loss,
+            100.0 * metrics.train_accuracy,
+            metrics.passes_per_sample,
+            self.images_per_second(metrics.updates),
+            metrics.seconds,
+        );
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// Says something in passing.
+    pub fn note(&self, text: &str) {
+        if self.style == Style::Human {
+            self.bar.suspend(|| println!("{text}"));
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A progress bar where it can be seen.
+pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
+    if style == Style::Json || !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(length);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Warns about something that the software recovers from by itself.
+pub fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}

@@ -1,0 +1,232 @@
+//! The folder of a run: what it was made with, what it measured, where it can go on.
+
+use crate::data::Dataset;
+use crate::experiment::Experiment;
+use crate::plugin::{PluginSpec, Record};
+use crate::{Error, Result, files};
+use plugin_api::LIBTORCH;
+use plugin_api::manifest::CONTRACT;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Everything needed to repeat a run: the contents of `run.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The command that started it.
+    pub command: Vec<String>,
+    /// When it was started (UTC).
+    pub started: String,
+    /// All options and the seed.
+    pub experiment: Experiment,
+    /// The plugins it used.
+    pub plugins: Plugins,
+    /// The data it used.
+    pub data: DataRecord,
+    /// The software it used.
+    pub versions: Versions,
+}
+
+/// The plugins of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plugins {
+    /// The classifier.
+    pub model: Record,
+    /// The adversary; none for ordinary training.
+    pub sampler: Option<Record>,
+}
+
+/// The data of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataRecord {
+    /// Its name.
+    pub name: String,
+    /// MD5 of each file.
+    pub checksums: BTreeMap<String, String>,
+    /// Points trained on.
+    pub train_points: usize,
+    /// Points held out of training.
+    pub validation_points: usize,
+}
+
+/// The software of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Versions {
+    /// This program.
+    pub host: String,
+    /// The contract with plugins.
+    pub contract: u32,
+    /// libtorch, version and build.
+    pub libtorch: String,
+}
+
+impl Versions {
+    /// Those of this program.
+    pub fn current() -> Self {
+        Self { host: env!("CARGO_PKG_VERSION").to_owned(), contract: CONTRACT, libtorch: LIBTORCH.to_owned() }
+    }
+}
+
+/// A run's folder.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// A folder for a new run; nothing is written yet.
+    ///
+    /// # Errors
+    /// If it already holds something.
+    pub fn for_new_run(path: &Path) -> Result<Self> {
+        let run = Self { path: path.to_owned() };
+        if run.record_path().exists() {
+            return Err(Error::new(format!("{} already holds a run", path.display()))
+                .fix(format!("choose another folder with --out, or go on with --resume {}", path.display())));
+        }
+        let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
+        if path.is_file() || occupied {
+            return Err(Error::new(format!("{} already exists and is not empty", path.display()))
+                .fix("choose another folder with --out"));
+        }
+        Ok(run)
+    }
+
+    /// A folder named after the time, under `runs`.
+    pub fn named_after_now() -> PathBuf {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        Path::new("runs").join(now.trim_end_matches('Z').replace(':', "-"))
+    }
+
+    /// The folder of a run that exists, and its record.
+    ///
+    /// # Errors
+    /// If it holds no run, or one that cannot be understood.
+    pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
+        let run = Self { path: path.to_owned() };
+        let record_path = run.record_path();
+        if !record_path.is_file() {
+            return Err(Error::new(format!("{} holds no run: {} is missing", path.display(), record_path.display()))
+                .fix("give the folder that `host train` wrote (its --out)"));
+        }
+        let record = serde_json::from_slice(&files::read(&record_path)?)
+            .map_err(|why| Error::file("understand", &record_path, why))?;
+        Ok((run, record))
+    }
+
+    /// Creates the folder and writes the run's record.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn create(&self, record: &RunRecord) -> Result<()> {
+        fs::create_dir_all(self.checkpoints()).map_err(|why| Error::file("create", &self.path, why))?;
+        self.write_json(&self.record_path(), record)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.path.join("run.json")
+    }
+
+    /// Rewrites `metrics.jsonl`: one line per epoch.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        let mut lines = String::new();
+        for metrics in epochs {
+            lines += &serde_json::to_string(metrics).map_err(|why| Error::file("write", &path, why))?;
+            lines.push('\n');
+        }
+        files::write_whole(&path, lines.as_bytes())
+    }
+
+    /// Adds an evaluation to `eval.json`, after those already there.
+    ///
+    /// # Errors
+    /// If the disk refuses, or the file there is not one of evaluations.
+    pub fn add_evaluation<Evaluation: Serialize>(&self, evaluation: &Evaluation) -> Result<PathBuf> {
+        #[derive(Serialize, Deserialize, Default)]
+        struct File {
+            evaluations: Vec<serde_json::Value>,
+        }
+        let path = self.path.join("eval.json");
+        let mut file = match path.exists() {
+            true => serde_json::from_slice(&files::read(&path)?)
+                .map_err(|why| Error::file("add to", &path, why).fix("move the file away").on_the_way())?,
+            false => File::default(),
+        };
+        file.evaluations
+            .push(serde_json::to_value(evaluation).map_err(|why| Error::file("write", &path, why))?);
+        self.write_json(&path, &file)?;
+        Ok(path)
+    }
+
+    fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(|why| Error::file("write", path, why))?;
+        text.push(b'\n');
+        files::write_whole(path, &text)
+    }
+}
+
+/// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.
+///
+/// # Errors
+/// If the file that would be loaded now is not the one that was recorded, unless that is allowed.
+pub fn recorded_plugin(spec: &PluginSpec, record: &Record, allow_changed: bool) -> Result<PluginSpec> {
+    let mut spec = spec.clone();
+    if record.path.is_file() {
+        spec.file = record.path.display().to_string();
+    }
+    let found = crate::plugin::library::inspect(&spec.file)?;
+    refuse_change(
+        allow_changed,
+        &format!("{} has changed since the run began", found.path.display()),
+        &format!("SHA-256 {}", record.sha256),
+        &format!("SHA-256 {}", found.sha256),
+    )?;
+    Ok(spec)
+}
+
+/// Refuses a data set whose files are not the recorded ones, unless that is allowed.
+///
+/// # Errors
+/// Names the first file that differs.
+pub fn check_data(dataset: &Dataset, record: &DataRecord, allow_changed: bool) -> Result<()> {
+    for (file, recorded) in &record.checksums {
+        let found = dataset.checksums.get(file).map_or("absent", String::as_str);
+        refuse_change(
+            allow_changed,
+            &format!("data file {file} has changed since the run began"),
+            &format!("MD5 {recorded}"),
+            &format!("MD5 {found}"),
+        )?;
+    }
+    Ok(())
+}
+
+fn refuse_change(allowed: bool, what: &str, recorded: &str, found: &str) -> Result<()> {
+    if recorded == found {
+        return Ok(());
+    }
+    if allowed {
+        crate::report::warn(what);
+        return Ok(());
+    }
+    Err(Error::new(what)
+        .note("recorded", recorded)
+        .note("found", found)
+        .fix("restore the recorded file, or pass --allow-changed to use the new one"))
+}

@@ -1,0 +1,385 @@
+//! The min-max loop.
+
+use crate::checkpoint::{self, Groups};
+use crate::data::Dataset;
+use crate::device::upload;
+use crate::experiment::Experiment;
+use crate::optimizer::Optimizer;
+use crate::plugin::{Model, Sampler, Visit};
+use crate::random::{Draws, Purpose, permutation, seed_for};
+use crate::report::Reporter;
+use crate::run::RunFolder;
+use crate::schedule::Schedule;
+use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::watch::Watch;
+use crate::{Error, Result};
+use plugin_api::Start;
+use plugin_api::losses::{correct, cross_entropy};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Updates between two looks at what the device has noted (losses, trouble).
+const UPDATES_PER_LOOK: u64 = 50;
+
+/// A run in memory.
+pub struct Training {
+    experiment: Experiment,
+    model: Model,
+    sampler: Option<Sampler>,
+    examples: Examples,
+    validation: Option<Examples>,
+    store: Option<ParticleStore>,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    device: Device,
+    tally: Tally,
+    watch: Watch,
+    progress: Progress,
+}
+
+/// What a run had got to at a checkpoint.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Updates done.
+    pub update: u64,
+    /// Steps the optimiser took.
+    pub optimizer_steps: u64,
+    /// Seconds of training, over all sittings.
+    pub seconds: f64,
+    /// What the unfinished epoch has added up: loss, correct particles, particles.
+    pub tally: (f64, f64, f64),
+    /// The finished epochs.
+    pub epochs: Vec<EpochMetrics>,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EpochMetrics {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Updates since the run began.
+    pub updates: u64,
+    /// Learning rate of the epoch's last update.
+    pub learning_rate: f64,
+    /// Mean loss at the particles that the weights descended on.
+    pub train_loss: f64,
+    /// Share of those particles classified correctly: accuracy against the training adversary.
+    pub train_accuracy: f64,
+    /// Accuracy on the natural validation points; none were held out if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub validation_accuracy: Option<f64>,
+    /// Passes (one forward and backward of one sample) per training point since the run began.
+    pub passes_per_sample: u64,
+    /// Seconds of training since the run began.
+    pub seconds: f64,
+}
+
+/// How training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs are done.
+    Finished,
+    /// The user asked to stop; a checkpoint is written.
+    Interrupted,
+}
+
+/// Running sums on the device.
+struct Tally {
+    loss: Tensor,
+    correct: Tensor,
+    particles: f64,
+}
+
+impl Tally {
+    fn new((loss, correct, particles): (f64, f64, f64), device: Device) -> Self {
+        let scalar = |value: f64| Tensor::from(value).to_device(device);
+        Self { loss: scalar(loss), correct: scalar(correct), particles }
+    }
+
+    fn add(&mut self, losses: &Tensor, correct: &Tensor) {
+        self.loss += losses.sum(Kind::Double);
+        self.correct += correct.sum(Kind::Double);
+        self.particles += losses.size()[0] as f64;
+    }
+
+    /// Waits for the device.
+    fn read(&self) -> (f64, f64, f64) {
+        (self.loss.double_value(&[]), self.correct.double_value(&[]), self.particles)
+    }
+}
+
+impl Training {
+    /// A run that has done nothing yet. `sampler` is none for ordinary training.
+    ///
+    /// # Errors
+    /// If there are no training points left, or the device has no room.
+    pub fn new(
+        experiment: Experiment,
+        model: Model,
+        sampler: Option<Sampler>,
+        dataset: &Dataset,
+        device: Device,
+    ) -> Result<Self> {
+        let (count, held_out) = split(&experiment, dataset)?;
+        let all = dataset.train.labels.size()[0] as usize;
+        let examples = Examples::new(&dataset.train, 0, count, device)?;
+        let validation =
+            (held_out > 0).then(|| Examples::new(&dataset.train, all - held_out, held_out, device)).transpose()?;
+        let persistent = sampler.as_ref().map(Sampler::declaration).filter(|sampler| sampler.start == Start::Store);
+        let store = persistent
+            .map(|sampler| ParticleStore::new(&examples, experiment.train.particles, sampler.state_tensors))
+            .transpose()?;
+        let updates_per_epoch = count.div_ceil(experiment.train.batch);
+        let schedule = Schedule {
+            shape: experiment.train.schedule,
+            peak: experiment.train.learning_rate,
+            warmup_updates: (experiment.train.warmup_epochs * updates_per_epoch as f64).round() as u64,
+            updates: (experiment.train.epochs * updates_per_epoch) as u64,
+        };
+        Ok(Self {
+            optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
+            tally: Tally::new((0.0, 0.0, 0.0), device),
+            watch: Watch::new(device),
+            progress: Progress::default(),
+            experiment,
+            model,
+            sampler,
+            examples,
+            validation,
+            store,
+            schedule,
+            device,
+        })
+    }
+
+    /// Trains until the last epoch is done or `stop` is set, and keeps the run's folder up to
+    /// date.
+    ///
+    /// # Errors
+    /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
+    /// checkpoint stays.
+    pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
+        let updates_per_epoch = self.schedule.updates / self.experiment.train.epochs as u64;
+        reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
+        let mut sitting = Instant::now();
+        while self.progress.update < self.schedule.updates {
+            let epoch = self.progress.update / updates_per_epoch;
+            let order = permutation(self.experiment.train.seed, Purpose::Shuffle, epoch, self.examples.len());
+            let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
+            let batches = order.chunks(self.experiment.train.batch).zip(
+                order_on_device.split(self.experiment.train.batch as i64, 0),
+            );
+            for (points, indices) in batches.skip((self.progress.update % updates_per_epoch) as usize) {
+                self.update(points, &indices)?;
+                self.progress.update += 1;
+                let last_of_epoch = self.progress.update % updates_per_epoch == 0;
+                let stopping = stop.load(Ordering::Relaxed);
+                if stopping || last_of_epoch || self.progress.update % UPDATES_PER_LOOK == 0 {
+                    self.watch.read()?;
+                    reporter.update(self.progress.update, self.tally.read());
+                }
+                let due = self.experiment.train.checkpoint_every.is_some_and(|every| self.progress.update % every == 0);
+                if (stopping || due) && !last_of_epoch {
+                    self.checkpoint(folder, &mut sitting)?;
+                }
+                if stopping && !last_of_epoch {
+                    return Ok(Ending::Interrupted);
+                }
+            }
+            self.end_epoch(epoch, folder, &mut sitting, reporter)?;
+            if stop.load(Ordering::Relaxed) && self.progress.update < self.schedule.updates {
+                return Ok(Ending::Interrupted);
+            }
+        }
+        Ok(Ending::Finished)
+    }
+
+    /// One update of Algorithm 1: the particles of a minibatch take T steps up the loss, the
+    /// weights descend at the new particles, and the particles go back into the store.
+    ///
+    /// `points` and `indices` (on the device) name the same B points.
+    fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
+        let (seed, update) = (self.experiment.train.seed, self.progress.update);
+        let copies = self.experiment.train.particles;
+        self.watch.at_update(update);
+        let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
+        let (natural, labels) = self.examples.batch(indices);
+        let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
+        let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
+
+        let mut visit = self.begin_visit(indices, &natural, &labels, &points, &draws)?;
+        if let Some(sampler) = &self.sampler {
+            for number in 0..sampler.steps {
+                let leaf = visit.particles.detach().set_requires_grad(true);
+                tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number as u64));
+                let losses = cross_entropy(&self.model.forward(&leaf, true)?, &labels);
+                let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
+                let at = (&losses.detach(), &gradient);
+                sampler.step(&mut visit, number, at, &draws.step(number + 1), &mut self.watch)?;
+            }
+        }
+
+        tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | 0xffff));
+        let logits = self.model.forward(&visit.particles, true)?;
+        let losses = cross_entropy(&logits, &labels);
+        let loss = losses.mean(losses.kind());
+        self.watch.loss(&loss.detach());
+        let gradients = gradients(&loss, self.optimizer.parameters())?;
+        self.optimizer.step(&gradients, self.schedule.learning_rate(update));
+
+        let losses = losses.detach();
+        self.tally.add(&losses, &correct(&logits.detach(), &labels));
+        if let Some(sampler) = &self.sampler {
+            sampler.finish(&mut visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
+        }
+        if let Some(store) = &mut self.store {
+            store.save(indices, &visit.particles, &visit.state);
+        }
+        Ok(())
+    }
+
+    /// Where this minibatch's chains begin: the store, or wherever the sampler says.
+    fn begin_visit<'a>(
+        &self,
+        indices: &Tensor,
+        natural: &'a Tensor,
+        labels: &'a Tensor,
+        points: &'a [i64],
+        draws: &Draws,
+    ) -> Result<Visit<'a>> {
+        let threat = self.experiment.threat;
+        let (particles, state) = match (&self.sampler, &self.store) {
+            (_, Some(store)) => store.load(indices),
+            (Some(sampler), None) => (sampler.fresh_start(natural, &threat, draws)?, sampler.fresh_state(natural)),
+            (None, None) => (natural.shallow_clone(), Vec::new()),
+        };
+        let particles_per_point = self.experiment.train.particles;
+        Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
+    }
+
+    fn end_epoch(
+        &mut self,
+        epoch: u64,
+        folder: &RunFolder,
+        sitting: &mut Instant,
+        reporter: &mut Reporter,
+    ) -> Result<()> {
+        let (loss, correct, particles) = self.tally.read();
+        self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
+        self.add_seconds(sitting);
+        let validation_accuracy = self.validation.as_ref().map(|held_out| self.accuracy(held_out)).transpose()?;
+        let metrics = EpochMetrics {
+            epoch: epoch as usize + 1,
+            updates: self.progress.update,
+            learning_rate: self.schedule.learning_rate(self.progress.update - 1),
+            train_loss: loss / particles,
+            train_accuracy: correct / particles,
+            validation_accuracy,
+            passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
+            seconds: self.progress.seconds,
+        };
+        self.progress.epochs.push(metrics);
+        // What is measured after the clock stopped is not training.
+        *sitting = Instant::now();
+        self.checkpoint(folder, sitting)?;
+        folder.write_metrics(&self.progress.epochs)?;
+        if let Some(metrics) = self.progress.epochs.last() {
+            reporter.epoch(metrics);
+        }
+        Ok(())
+    }
+
+    /// Passes of each training point in an epoch: T for the particles' steps and 1 for the
+    /// weights, for each of its K particles.
+    fn passes_per_epoch(&self) -> u64 {
+        let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
+        ((steps + 1) * self.experiment.train.particles) as u64
+    }
+
+    /// Share of examples classified correctly in evaluation mode.
+    fn accuracy(&self, examples: &Examples) -> Result<f64> {
+        let everything = Tensor::arange(examples.len() as i64, (Kind::Int64, self.device));
+        let mut found = 0.0;
+        for indices in everything.split(self.experiment.eval.batch as i64, 0) {
+            let (images, labels) = examples.batch(&indices);
+            found += correct(&self.model.logits(&images)?, &labels).sum(Kind::Double).double_value(&[]);
+        }
+        Ok(found / examples.len() as f64)
+    }
+
+    fn add_seconds(&mut self, sitting: &mut Instant) {
+        self.progress.seconds += sitting.elapsed().as_secs_f64();
+        *sitting = Instant::now();
+    }
+
+    fn checkpoint(&mut self, folder: &RunFolder, sitting: &mut Instant) -> Result<()> {
+        self.watch.read()?;
+        self.add_seconds(sitting);
+        self.progress.tally = self.tally.read();
+        self.progress.optimizer_steps = self.optimizer.steps();
+        let mut groups: Groups = [
+            ("weights".to_owned(), named_clones(self.model.state())),
+            ("optimizer".to_owned(), self.optimizer.state()),
+        ]
+        .into();
+        if let Some(store) = &self.store {
+            groups.insert("particles".to_owned(), store.state());
+        }
+        checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)
+    }
+
+    /// Goes on from the newest checkpoint that is whole. Returns the update it goes on from,
+    /// and what was damaged.
+    ///
+    /// # Errors
+    /// If every checkpoint is damaged, or it does not fit this run.
+    pub fn resume(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
+        let groups = ["weights", "optimizer", "particles"];
+        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
+            return Ok((0, Vec::new()));
+        };
+        let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
+        self.model.load(&group("weights"))?;
+        self.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
+        if let Some(store) = &mut self.store {
+            store.load_state(&group("particles"))?;
+        }
+        self.tally = Tally::new(saved.progress.tally, self.device);
+        self.progress = saved.progress;
+        folder.write_metrics(&self.progress.epochs)?;
+        Ok((self.progress.update, saved.damaged))
+    }
+
+    /// What the run has got to.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+}
+
+/// How many points are trained on, and how many of the last are held out.
+///
+/// # Errors
+/// If too few are left.
+pub fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize)> {
+    let all = dataset.train.labels.size()[0] as usize;
+    let held_out = experiment.data.validation_points;
+    let left = all.saturating_sub(held_out);
+    let wanted = experiment.data.train_points.unwrap_or(left);
+    if wanted == 0 || wanted > left {
+        return Err(Error::new(format!(
+            "data.train_points: expected 1 to {left} ({all} training points less {held_out} for validation), got {wanted}"
+        )));
+    }
+    Ok((wanted, held_out))
+}
+
+/// The gradients of a scalar towards `inputs`, without touching anything else's.
+fn gradients(loss: &Tensor, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    Ok(Tensor::f_run_backward(&[loss], inputs, false, false)?)
+}
+
+fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}

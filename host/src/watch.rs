@@ -1,0 +1,85 @@
+//! Noticing trouble without asking the device at every step.
+
+use crate::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+/// Remembers, on the device, the first update at which something went wrong. Reading it
+/// waits for the device; noting does not.
+pub struct Watch {
+    /// For each concern, the first bad update, or -1.
+    first_bad: Vec<Tensor>,
+    concerns: Vec<String>,
+    update: i64,
+    device: Device,
+}
+
+impl Watch {
+    /// Nothing has gone wrong yet.
+    pub fn new(device: Device) -> Self {
+        Self { first_bad: Vec::new(), concerns: Vec::new(), update: 0, device }
+    }
+
+    /// Says which update the following notes belong to.
+    pub fn at_update(&mut self, update: u64) {
+        self.update = update as i64;
+    }
+
+    /// Notes whether a tensor that a plugin returned has NaN or infinite values.
+    pub fn finite(&mut self, plugin: &str, values: &Tensor) {
+        let good = values.sum(values.kind()).isfinite();
+        self.note(|| format!("{plugin} returned NaN or infinite values"), &good);
+    }
+
+    /// Notes whether the loss is finite.
+    pub fn loss(&mut self, loss: &Tensor) {
+        self.note(|| "the loss became NaN or infinite".to_owned(), &loss.isfinite());
+    }
+
+    /// Notes whether all particles of a sampler that projects by itself are inside (`[N]`, bool).
+    pub fn inside(&mut self, plugin: &str, inside: &Tensor) {
+        self.note(|| format!("{plugin} left the threat model, which it declared to project onto itself"), &inside.all());
+    }
+
+    fn note(&mut self, concern: impl Fn() -> String, good: &Tensor) {
+        let concern = concern();
+        let index = self.concerns.iter().position(|known| *known == concern).unwrap_or_else(|| {
+            self.concerns.push(concern);
+            self.first_bad.push(Tensor::full([] as [i64; 0], -1, (Kind::Int64, self.device)));
+            self.concerns.len() - 1
+        });
+        let first_bad = &mut self.first_bad[index];
+        let unmarked = first_bad.lt(0).logical_and(&good.logical_not());
+        *first_bad = first_bad.masked_fill(&unmarked, self.update);
+    }
+
+    /// Waits for the device and reports the earliest trouble noted so far.
+    ///
+    /// # Errors
+    /// If there was any: what and at which update.
+    pub fn read(&self) -> Result<()> {
+        let marked = self.first_bad.iter().map(|first| first.int64_value(&[])).zip(&self.concerns);
+        match marked.filter(|(update, _)| *update >= 0).min_by_key(|(update, _)| *update) {
+            None => Ok(()),
+            Some((update, concern)) => Err(Error::new(format!("{concern} at update {update}")).on_the_way()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_trouble_is_remembered() {
+        let mut watch = Watch::new(Device::Cpu);
+        watch.at_update(1);
+        watch.loss(&Tensor::from(1.0));
+        assert!(watch.read().is_ok());
+        watch.at_update(2);
+        watch.finite("bad", &Tensor::from_slice(&[0.0, f64::INFINITY]));
+        watch.at_update(3);
+        watch.loss(&Tensor::from(f64::NAN));
+        watch.finite("bad", &Tensor::from_slice(&[f64::NAN]));
+        assert_eq!(watch.read().expect_err("noted").to_string(), "bad returned NaN or infinite values at update 2");
+    }
+}

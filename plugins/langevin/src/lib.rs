@@ -1,0 +1,106 @@
+//! Langevin Monte Carlo on persistent particles: the sampler of Algorithm 1.
+//!
+//! For fixed weights the worst case of the entropy-regularised problem is, for each training
+//! point, the law with density proportional to exp(lambda * loss) on the ball around it. This
+//! chain samples it: a step up the loss, then Gaussian noise; lambda = 2 * step_size / noise^2.
+
+use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+export_sampler!("langevin", Langevin);
+
+/// The Langevin sampler.
+pub struct Langevin {
+    options: Options,
+}
+
+/// What can be set.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Options {
+    /// Length of the step up the loss (eta of Algorithm 1), in units of the domain.
+    #[schemars(range(min = 0.0))]
+    pub step_size: f64,
+    /// Standard deviation of the noise (sigma of Algorithm 1), in units of the domain.
+    #[schemars(range(min = 0.0))]
+    pub noise: f64,
+    /// Step along the direction of steepest ascent (linf: the gradient's sign, as in
+    /// Algorithm 1) rather than along the gradient itself.
+    pub sign: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { step_size: 0.2, noise: 0.2, sign: true }
+    }
+}
+
+impl Sampler for Langevin {
+    type Options = Options;
+
+    fn new(options: Options) -> Result<Self> {
+        Ok(Self { options })
+    }
+
+    fn start(&self) -> Start {
+        Start::Store
+    }
+
+    /// The host projects the result onto the ball, then onto the domain.
+    fn step(&self, step: &Step) -> Result<Next> {
+        let Options { step_size, noise, sign } = self.options;
+        let ascent =
+            if sign { step.threat.steepest_ascent(step.gradient) } else { step.gradient.shallow_clone() };
+        let mut particles = step.particles + ascent * step_size;
+        if noise > 0.0 {
+            particles += step.random.normal(step.particles)? * noise;
+        }
+        Ok(particles.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plugin_api::tch::Tensor;
+    use plugin_api::{FixedNumbers, Norm, Random, ThreatModel};
+
+    /// One step from (0.5, 0.25, 0.9) with gradient (2, -3, 0) and noise numbers (1, 0.5, -1).
+    fn one_step(options: Options) -> Vec<f64> {
+        let particles = Tensor::from_slice(&[0.5, 0.25, 0.9]).reshape([1, 1, 1, 3]);
+        let gradient = Tensor::from_slice(&[2.0, -3.0, 0.0]).reshape([1, 1, 1, 3]);
+        let numbers = FixedNumbers(vec![1.0, 0.5, -1.0]);
+        let next = Langevin { options }.step(&Step {
+            natural: &particles,
+            labels: &Tensor::from_slice(&[0i64]),
+            particles: &particles,
+            loss: &Tensor::from_slice(&[1.0]),
+            gradient: &gradient,
+            state: &[],
+            points: &[0],
+            particles_per_point: 1,
+            number: 0,
+            of: 1,
+            threat: ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) },
+            random: Random::new(&numbers),
+        });
+        Vec::try_from(next.expect("a step").particles.flatten(0, -1)).expect("f64")
+    }
+
+    fn assert_close(got: &[f64], expected: &[f64]) {
+        let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+        assert!(close && got.len() == expected.len(), "got {got:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn a_step_is_the_sign_times_eta_plus_sigma_times_noise() {
+        // 0.5 + 0.2 + 0.1; 0.25 - 0.2 + 0.05; 0.9 + 0 - 0.1.
+        assert_close(&one_step(Options { step_size: 0.2, noise: 0.1, sign: true }), &[0.8, 0.1, 0.8]);
+    }
+
+    #[test]
+    fn without_the_sign_the_gradient_itself_counts() {
+        // 0.5 + 0.01 * 2; 0.25 - 0.01 * 3; 0.9.
+        assert_close(&one_step(Options { step_size: 0.01, noise: 0.0, sign: false }), &[0.52, 0.22, 0.9]);
+    }
+}
