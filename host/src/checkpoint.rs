@@ -43,7 +43,12 @@ struct Saved<Progress> {
 ///
 /// # Errors
 /// If the disk refuses; earlier checkpoints are then untouched.
-pub fn save<Progress: Serialize>(folder: &Path, update: u64, groups: &Groups, progress: &Progress) -> Result<()> {
+pub fn save<Progress: Serialize>(
+    folder: &Path,
+    update: u64,
+    groups: &Groups,
+    progress: &Progress,
+) -> Result<()> {
     let name = format!("{update:09}");
     let partial = folder.join(format!(".{name}.partial"));
     let written = write(&partial, groups, progress).and_then(|()| {
@@ -64,7 +69,10 @@ pub fn save<Progress: Serialize>(folder: &Path, update: u64, groups: &Groups, pr
             Some(path) => format!("the checkpoint before it, {}, is untouched", path.display()),
             None => "there was none before it".to_owned(),
         };
-        return Err(error.note("kept", kept).fix("make room on the disk, then go on with --resume").on_the_way());
+        return Err(error
+            .note("kept", kept)
+            .fix("make room on the disk, then go on with --resume")
+            .on_the_way());
     }
     for outdated in newest_first(folder).into_iter().skip(KEPT) {
         let _ = fs::remove_dir_all(outdated);
@@ -87,7 +95,8 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
         let bytes = files::read(&path)?;
         digests.insert(file_name, (bytes.len() as u64, files::sha256(&bytes)));
     }
-    let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests }).map_err(|why| refused(partial, &why))?;
+    let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests })
+        .map_err(|why| refused(partial, &why))?;
     files::write_whole(&partial.join(PROGRESS), &saved)
 }
 
@@ -96,7 +105,10 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
 ///
 /// # Errors
 /// If there are checkpoints and every one is damaged.
-pub fn load<Progress: for<'de> Deserialize<'de>>(folder: &Path, groups: &[&str]) -> Result<Option<Loaded<Progress>>> {
+pub fn load<Progress: for<'de> Deserialize<'de>>(
+    folder: &Path,
+    groups: &[&str],
+) -> Result<Option<Loaded<Progress>>> {
     let mut damaged = Vec::new();
     for path in newest_first(folder) {
         match read(&path, groups) {
@@ -135,7 +147,8 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
             return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|why| damaged(why.to_string()))?;
-        let tensors: Result<_> = tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect();
+        let tensors: Result<_> =
+            tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect();
         groups.insert(group.to_owned(), tensors?);
     }
     Ok((saved.progress, groups))
@@ -182,7 +195,8 @@ impl OnCpu {
     fn new(tensor: &Tensor) -> Result<Self> {
         let kind = tensor.kind();
         let dtype = DTYPES.iter().find(|(_, known)| *known == kind).map(|(dtype, _)| *dtype);
-        let dtype = dtype.ok_or_else(|| Error::new(format!("a {kind:?} tensor cannot be saved as safetensors")))?;
+        let dtype =
+            dtype.ok_or_else(|| Error::new(format!("a {kind:?} tensor cannot be saved as safetensors")))?;
         let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
         Ok(Self { shape: tensor.size().iter().map(|&side| side as usize).collect(), tensor, dtype })
     }
@@ -249,7 +263,11 @@ mod tests {
         fs::write(&newest, &whole[..whole.len() - 3]).expect("truncated");
         let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
         assert_eq!((loaded.progress, first_weight(&loaded)), (2, 2.0));
-        assert!(loaded.damaged[0].contains(&format!("expected {} bytes, got {}", whole.len(), whole.len() - 3)));
+        assert!(loaded.damaged[0].contains(&format!(
+            "expected {} bytes, got {}",
+            whole.len(),
+            whole.len() - 3
+        )));
 
         let mut flipped = whole;
         *flipped.last_mut().expect("bytes") ^= 1;

@@ -11,9 +11,8 @@ use plugin_api::manifest::CONTRACT;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    format!("{} (contract {CONTRACT}, libtorch {LIBTORCH})", env!("CARGO_PKG_VERSION"))
-});
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (contract {CONTRACT}, libtorch {LIBTORCH})", env!("CARGO_PKG_VERSION")));
 
 const ABOUT: &str = "Distributionally robust training with plugins";
 
@@ -202,9 +201,11 @@ fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
 
 /// `host eval`
 #[derive(Debug, Args)]
-#[command(after_help = "Each attack is judged on its own: a point that the model misclassifies anyway counts as
+#[command(
+    after_help = "Each attack is judged on its own: a point that the model misclassifies anyway counts as
 fooled and is not attacked, nor is a point that an earlier restart fooled. A sampler's verdict
-is that of its final iterate. Verdicts of every point are added to RUN/eval.json.")]
+is that of its final iterate. Verdicts of every point are added to RUN/eval.json."
+)]
 pub struct EvalArguments {
     /// Folder of the run
     pub run: PathBuf,

@@ -32,8 +32,10 @@ pub fn open(device: Device) -> Result<Device> {
     load_cuda(&folder.join("libtorch_cuda.so"))?;
     match Tensor::f_zeros([1], (Kind::Float, device)) {
         Ok(_) => Ok(device),
-        Err(error) => Err(Error::new(format!("no usable GPU for cuda:{index}: {}", first_line(&error.to_string())))
-            .fix("check that `nvidia-smi` lists the GPU, or use --device cpu")),
+        Err(error) => {
+            Err(Error::new(format!("no usable GPU for cuda:{index}: {}", first_line(&error.to_string())))
+                .fix("check that `nvidia-smi` lists the GPU, or use --device cpu"))
+        }
     }
 }
 
@@ -52,7 +54,8 @@ fn load_cuda(library: &Path) -> Result<()> {
             Ok(())
         }
         Err(error) => {
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
             let message = causes.last().map(ToString::to_string).unwrap_or_default();
             let name = message.split(':').next().unwrap_or_default().to_owned();
             Err(Error::new(format!("libtorch's CUDA half cannot be loaded: {name} is missing"))

@@ -83,7 +83,7 @@ impl Evaluator<'_> {
     /// # Errors
     /// If more are asked for than there are.
     pub fn choose_points(&self) -> Result<Vec<i64>> {
-        let all = self.test.labels.size()[0] as usize;
+        let all = self.test.count() as usize;
         let wanted = self.points.unwrap_or(all);
         if wanted == 0 || wanted > all {
             return Err(Error::new(format!("--points: expected 1 to {all} (the test set), got {wanted}")));
@@ -99,7 +99,7 @@ impl Evaluator<'_> {
     /// # Errors
     /// If a plugin fails.
     pub fn run(&self, attacks: &[(PluginSpec, Attack)], indices: Vec<i64>) -> Result<Evaluation> {
-        let examples = Examples::new(self.test, 0, self.test.labels.size()[0] as usize, self.device)?;
+        let examples = Examples::new(self.test, 0, self.test.count() as usize, self.device)?;
         let clean = self.clean(&examples, &indices)?;
         let mut verdicts = Verdicts { indices, clean, attacks: Vec::new() };
         let mut results = Vec::new();
@@ -116,7 +116,8 @@ impl Evaluator<'_> {
             });
             verdicts.attacks.push(robust);
         }
-        let withstood = |point: usize| verdicts.clean[point] && verdicts.attacks.iter().all(|robust| robust[point]);
+        let withstood =
+            |point: usize| verdicts.clean[point] && verdicts.attacks.iter().all(|robust| robust[point]);
         let worst_case: Vec<_> = (0..verdicts.indices.len()).map(withstood).collect();
         Ok(Evaluation {
             points: verdicts.indices.len(),

@@ -160,7 +160,8 @@ impl Experiment {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
         let refused = |error: toml::de::Error| {
-            let place = error.span().map(|span| format!(", line {}", line_of(&text, span.start))).unwrap_or_default();
+            let place =
+                error.span().map(|span| format!(", line {}", line_of(&text, span.start))).unwrap_or_default();
             Error::new(format!("{}{place}: {}", path.display(), error.message().replace('\n', "; ")))
                 .note("line", error.span().map(|span| line_at(&text, span.start)).unwrap_or_default())
         };
@@ -188,7 +189,12 @@ impl Experiment {
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
         let checks: [(bool, &str, &str, String); 13] = [
-            (epsilon >= 0.0 && epsilon.is_finite(), "threat.epsilon", "a number of at least 0", epsilon.to_string()),
+            (
+                epsilon >= 0.0 && epsilon.is_finite(),
+                "threat.epsilon",
+                "a number of at least 0",
+                epsilon.to_string(),
+            ),
             (
                 low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite(),
                 "threat.domain",
@@ -209,7 +215,12 @@ impl Experiment {
                 "a number above 0",
                 learning_rate.to_string(),
             ),
-            ((0.0..1.0).contains(&momentum), "train.momentum", "a number from 0 to below 1", momentum.to_string()),
+            (
+                (0.0..1.0).contains(&momentum),
+                "train.momentum",
+                "a number from 0 to below 1",
+                momentum.to_string(),
+            ),
             (
                 weight_decay >= 0.0 && weight_decay.is_finite(),
                 "train.weight_decay",
@@ -309,9 +320,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused_with_their_line() {
-        assert!(first_line("[train]\nepochs = 3\nepoch = 3\n").starts_with("e.toml, line 3: unknown field `epoch`"));
-        assert!(first_line("[train]\nepochs = \"3\"\n").starts_with("e.toml, line 2: invalid type: string \"3\""));
-        assert!(first_line("\n\nsampler = \"a.so,x\"\n").starts_with("e.toml, line 3: expected option=value"));
+        assert!(
+            first_line("[train]\nepochs = 3\nepoch = 3\n")
+                .starts_with("e.toml, line 3: unknown field `epoch`")
+        );
+        assert!(
+            first_line("[train]\nepochs = \"3\"\n").starts_with("e.toml, line 2: invalid type: string \"3\"")
+        );
+        assert!(
+            first_line("\n\nsampler = \"a.so,x\"\n").starts_with("e.toml, line 3: expected option=value")
+        );
         assert!(first_line("modell = \"cnn.so\"\n").starts_with("e.toml, line 1: unknown field `modell`"));
         assert!(first_line("[train\n").starts_with("e.toml, line 1: "));
     }
@@ -320,7 +338,8 @@ mod tests {
     fn plugins_remember_where_they_were_named() {
         let text = "sampler = \"a.so\"\n[eval]\nattacks = [\n\"b.so\",\n\"c.so\"]\n";
         let experiment = read(text).expect("valid");
-        let line = |spec: &PluginSpec| spec.origin.clone().expect("an origin").rsplit(' ').next().map(str::to_owned);
+        let line =
+            |spec: &PluginSpec| spec.origin.clone().expect("an origin").rsplit(' ').next().map(str::to_owned);
         assert_eq!(experiment.sampler.0.as_ref().and_then(line).as_deref(), Some("1"));
         assert_eq!(line(&experiment.eval.attacks[1]).as_deref(), Some("5"));
     }
@@ -332,10 +351,21 @@ mod tests {
             change(&mut experiment);
             experiment.validate().expect_err("refused").to_string()
         };
-        assert_eq!(refusal(&|e| e.threat.epsilon = -0.1), "threat.epsilon: expected a number of at least 0, got -0.1");
-        assert_eq!(refusal(&|e| e.train.momentum = 1.0), "train.momentum: expected a number from 0 to below 1, got 1");
-        assert_eq!(refusal(&|e| e.train.learning_rate = f64::NAN), "train.learning_rate: expected a number above 0, got NaN");
-        assert!(refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`"));
+        assert_eq!(
+            refusal(&|e| e.threat.epsilon = -0.1),
+            "threat.epsilon: expected a number of at least 0, got -0.1"
+        );
+        assert_eq!(
+            refusal(&|e| e.train.momentum = 1.0),
+            "train.momentum: expected a number from 0 to below 1, got 1"
+        );
+        assert_eq!(
+            refusal(&|e| e.train.learning_rate = f64::NAN),
+            "train.learning_rate: expected a number above 0, got NaN"
+        );
+        assert!(
+            refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`")
+        );
         assert!(Experiment::default().validate().is_ok());
     }
 }

@@ -130,7 +130,11 @@ impl Optimizer {
         for (name, mut moment) in self.state() {
             match saved.get(&name) {
                 Some(saved) if saved.size() == moment.size() => moment.copy_(saved),
-                _ => return Err(Error::new(format!("the checkpoint's optimiser state does not fit: `{name}`"))),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the checkpoint's optimiser state does not fit: `{name}`"
+                    )));
+                }
             }
         }
         self.steps = steps;

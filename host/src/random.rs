@@ -79,8 +79,23 @@ pub struct Draws<'a> {
 impl<'a> Draws<'a> {
     /// Draws for rows that hold `particles_per_point` particles of each point in turn;
     /// `points` names the point of every row.
-    pub fn new(seed: u64, purpose: Purpose, step: u64, points: &'a [i64], particles_per_point: usize) -> Self {
-        Self { seed, purpose, step, points, first_particle: 0, particles_per_point, stream: 0, draws: Cell::new(0) }
+    pub fn new(
+        seed: u64,
+        purpose: Purpose,
+        step: u64,
+        points: &'a [i64],
+        particles_per_point: usize,
+    ) -> Self {
+        Self {
+            seed,
+            purpose,
+            step,
+            points,
+            first_particle: 0,
+            particles_per_point,
+            stream: 0,
+            draws: Cell::new(0),
+        }
     }
 
     /// The same rows at step `number` of a visit.

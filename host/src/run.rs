@@ -83,8 +83,10 @@ impl RunFolder {
     pub fn for_new_run(path: &Path) -> Result<Self> {
         let run = Self { path: path.to_owned() };
         if run.record_path().exists() {
-            return Err(Error::new(format!("{} already holds a run", path.display()))
-                .fix(format!("choose another folder with --out, or go on with --resume {}", path.display())));
+            return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
+                "choose another folder with --out, or go on with --resume {}",
+                path.display()
+            )));
         }
         let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
         if path.is_file() || occupied {
@@ -108,8 +110,12 @@ impl RunFolder {
         let run = Self { path: path.to_owned() };
         let record_path = run.record_path();
         if !record_path.is_file() {
-            return Err(Error::new(format!("{} holds no run: {} is missing", path.display(), record_path.display()))
-                .fix("give the folder that `host train` wrote (its --out)"));
+            return Err(Error::new(format!(
+                "{} holds no run: {} is missing",
+                path.display(),
+                record_path.display()
+            ))
+            .fix("give the folder that `host train` wrote (its --out)"));
         }
         let record = serde_json::from_slice(&files::read(&record_path)?)
             .map_err(|why| Error::file("understand", &record_path, why))?;

@@ -123,11 +123,13 @@ impl Training {
         device: Device,
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
-        let all = dataset.train.labels.size()[0] as usize;
+        let all = dataset.train.count() as usize;
         let examples = Examples::new(&dataset.train, 0, count, device)?;
-        let validation =
-            (held_out > 0).then(|| Examples::new(&dataset.train, all - held_out, held_out, device)).transpose()?;
-        let persistent = sampler.as_ref().map(Sampler::declaration).filter(|sampler| sampler.start == Start::Store);
+        let validation = (held_out > 0)
+            .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
+            .transpose()?;
+        let persistent =
+            sampler.as_ref().map(Sampler::declaration).filter(|sampler| sampler.start == Start::Store);
         let store = persistent
             .map(|sampler| ParticleStore::new(&examples, experiment.train.particles, sampler.state_tensors))
             .transpose()?;
@@ -168,9 +170,9 @@ impl Training {
             let epoch = self.progress.update / updates_per_epoch;
             let order = permutation(self.experiment.train.seed, Purpose::Shuffle, epoch, self.examples.len());
             let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
-            let batches = order.chunks(self.experiment.train.batch).zip(
-                order_on_device.split(self.experiment.train.batch as i64, 0),
-            );
+            let batches = order
+                .chunks(self.experiment.train.batch)
+                .zip(order_on_device.split(self.experiment.train.batch as i64, 0));
             for (points, indices) in batches.skip((self.progress.update % updates_per_epoch) as usize) {
                 self.update(points, &indices)?;
                 self.progress.update += 1;
@@ -180,7 +182,11 @@ impl Training {
                     self.watch.read()?;
                     reporter.update(self.progress.update, self.tally.read());
                 }
-                let due = self.experiment.train.checkpoint_every.is_some_and(|every| self.progress.update % every == 0);
+                let due = self
+                    .experiment
+                    .train
+                    .checkpoint_every
+                    .is_some_and(|every| self.progress.update % every == 0);
                 if (stopping || due) && !last_of_epoch {
                     self.checkpoint(folder, &mut sitting)?;
                 }
@@ -252,7 +258,9 @@ impl Training {
         let threat = self.experiment.threat;
         let (particles, state) = match (&self.sampler, &self.store) {
             (_, Some(store)) => store.load(indices),
-            (Some(sampler), None) => (sampler.fresh_start(natural, &threat, draws)?, sampler.fresh_state(natural)),
+            (Some(sampler), None) => {
+                (sampler.fresh_start(natural, &threat, draws)?, sampler.fresh_state(natural))
+            }
             (None, None) => (natural.shallow_clone(), Vec::new()),
         };
         let particles_per_point = self.experiment.train.particles;
@@ -269,7 +277,8 @@ impl Training {
         let (loss, correct, particles) = self.tally.read();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
         self.add_seconds(sitting);
-        let validation_accuracy = self.validation.as_ref().map(|held_out| self.accuracy(held_out)).transpose()?;
+        let validation_accuracy =
+            self.validation.as_ref().map(|held_out| self.accuracy(held_out)).transpose()?;
         let metrics = EpochMetrics {
             epoch: epoch as usize + 1,
             updates: self.progress.update,
@@ -363,7 +372,7 @@ impl Training {
 /// # Errors
 /// If too few are left.
 pub fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize)> {
-    let all = dataset.train.labels.size()[0] as usize;
+    let all = dataset.train.count() as usize;
     let held_out = experiment.data.validation_points;
     let left = all.saturating_sub(held_out);
     let wanted = experiment.data.train_points.unwrap_or(left);

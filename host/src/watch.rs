@@ -37,7 +37,10 @@ impl Watch {
 
     /// Notes whether all particles of a sampler that projects by itself are inside (`[N]`, bool).
     pub fn inside(&mut self, plugin: &str, inside: &Tensor) {
-        self.note(|| format!("{plugin} left the threat model, which it declared to project onto itself"), &inside.all());
+        self.note(
+            || format!("{plugin} left the threat model, which it declared to project onto itself"),
+            &inside.all(),
+        );
     }
 
     fn note(&mut self, concern: impl Fn() -> String, good: &Tensor) {
@@ -80,6 +83,9 @@ mod tests {
         watch.at_update(3);
         watch.loss(&Tensor::from(f64::NAN));
         watch.finite("bad", &Tensor::from_slice(&[f64::NAN]));
-        assert_eq!(watch.read().expect_err("noted").to_string(), "bad returned NaN or infinite values at update 2");
+        assert_eq!(
+            watch.read().expect_err("noted").to_string(),
+            "bad returned NaN or infinite values at update 2"
+        );
     }
 }

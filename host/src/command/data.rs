@@ -13,8 +13,8 @@ pub fn run(command: &DataCommand) -> Result<u8> {
                 let here = match data::load(name, data_folder) {
                     Ok(dataset) => format!(
                         "here: {} training and {} test images, {} classes",
-                        dataset.train.labels.size()[0],
-                        dataset.test.labels.size()[0],
+                        dataset.train.count(),
+                        dataset.test.count(),
                         dataset.classes
                     ),
                     Err(_) => format!("not here; `host data fetch {name}`"),

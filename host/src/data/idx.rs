@@ -144,10 +144,8 @@ pub(super) fn encode(dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tests::first_line;
-    use flate2::{Compression, write::GzEncoder};
+    use crate::data::tests::{first_line, gzip};
     use std::fs;
-    use std::io::Write;
 
     fn file(contents: Vec<u8>) -> DataFile {
         DataFile { name: "a", place: "FILE".to_owned(), contents }
@@ -159,12 +157,6 @@ mod tests {
 
     fn images_message(contents: Vec<u8>) -> String {
         message(decode_file::<3>(&file(contents), IMAGES))
-    }
-
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        encoder.write_all(bytes).unwrap();
-        encoder.finish().unwrap()
     }
 
     /// A split of two images of 1 x 1 pixel.

@@ -274,6 +274,8 @@ fn md5(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
     use tempfile::TempDir;
 
     /// The first line that a user sees, with the folder's path shortened to `DIR`.
@@ -290,6 +292,12 @@ mod tests {
             fs::write(path, contents).unwrap();
         }
         folder
+    }
+
+    pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
     }
 
     fn load_path(folder: &TempDir) -> Result<Dataset> {
@@ -336,6 +344,16 @@ mod tests {
         let labels = idx::encode(&[1], &[1]);
         assert_eq!(dataset.checksums["t10k-labels-idx1-ubyte"], md5(&labels));
         assert_eq!(dataset.checksums.len(), 4);
+    }
+
+    #[test]
+    fn compressed_files_load_like_plain_ones() {
+        let plain = load_path(&folder_with(&idx_files())).unwrap();
+        let mut files = idx_files();
+        files[0] = ("train-images.idx3-ubyte.gz", gzip(&files[0].1));
+        let compressed = load_path(&folder_with(&files)).unwrap();
+        assert_eq!(compressed.train.images, plain.train.images);
+        assert_eq!(compressed.checksums, plain.checksums);
     }
 
     #[test]

@@ -63,7 +63,9 @@ impl Attack {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
                 })?
             }
-            AttackKind::Sampler(sampler) => run_sampler(sampler, victim, (natural, labels), points, threat, draws)?,
+            AttackKind::Sampler(sampler) => {
+                run_sampler(sampler, victim, (natural, labels), points, threat, draws)?
+            }
         };
         check_like(&self.name, "run", &candidates, &natural.size(), natural)?;
         let outside = threat.contains(&candidates, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);

@@ -88,7 +88,8 @@ pub fn inspect(file: &str) -> Result<File> {
         Error::new(format!("{} {what}", path.display()))
             .fix("give the .so of a crate that calls plugin_api's export macros")
     };
-    let library = object::File::parse(bytes.as_slice()).map_err(|_| not_a_plugin("is not a shared library"))?;
+    let library =
+        object::File::parse(bytes.as_slice()).map_err(|_| not_a_plugin("is not a shared library"))?;
     let section = library
         .section_by_name(SECTION)
         .ok_or_else(|| not_a_plugin("is a shared library without a plugin's manifest"))?;
@@ -133,7 +134,10 @@ pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
 }
 
 fn broken_promise(spec: &PluginSpec, record: &Record) -> Error {
-    spec.error(format!("{} names `{}` in its manifest but does not export it", spec.file, record.manifest.name))
+    spec.error(format!(
+        "{} names `{}` in its manifest but does not export it",
+        spec.file, record.manifest.name
+    ))
 }
 
 /// The plugin among `accepted` kinds that `spec` means, read from the manifests alone.
@@ -146,13 +150,16 @@ pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> 
         None => error,
     })?;
     let expected = accepted.iter().map(|kind| kind.with_article()).collect::<Vec<_>>().join(" or ");
-    let fitting: Vec<_> = file.manifests.iter().filter(|manifest| accepted.contains(&manifest.kind)).collect();
+    let fitting: Vec<_> =
+        file.manifests.iter().filter(|manifest| accepted.contains(&manifest.kind)).collect();
     if let (true, Some(other)) = (fitting.is_empty(), file.manifests.first()) {
         let got = other.kind.with_article();
         return Err(spec.error(format!("{} is {got}; expected {expected}", spec.file)));
     }
-    let named: Vec<_> =
-        fitting.iter().filter(|manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name)).collect();
+    let named: Vec<_> = fitting
+        .iter()
+        .filter(|manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name))
+        .collect();
     match named.as_slice() {
         [one] => Ok(((***one).clone(), file)).map(|(manifest, file)| (file, manifest)),
         _ => {
@@ -193,7 +200,8 @@ fn open(spec: &PluginSpec, accepted: &[Kind]) -> Result<(Record, abi::Plugins)> 
             .note("found", described)
             .fix("rebuild it against this host's libtorch (set LIBTORCH to its folder)"));
     }
-    let refused = |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
+    let refused =
+        |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
     keep_open(&file.path).map_err(|why| refused(&why))?;
     let plugins = abi::plugins(&file.path).map_err(|why| refused(&why.to_string()))?;
     let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest };
@@ -228,7 +236,8 @@ fn find(file: &str) -> Result<PathBuf> {
     };
     let name = given.file_name().unwrap_or_default().to_string_lossy();
     let names = [name.to_string(), format!("lib{name}")];
-    let tried: Vec<_> = folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).collect();
+    let tried: Vec<_> =
+        folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).collect();
     let found = tried.iter().find(|path| path.is_file());
     found.map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).ok_or_else(|| {
         let list = tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();

@@ -5,13 +5,13 @@ mod attack;
 pub mod library;
 mod model;
 mod sampler;
-pub mod spec;
+mod spec;
 
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;
 pub use model::Model;
 pub use sampler::{Sampler, Visit};
-pub use spec::PluginSpec;
+pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};
 use plugin_api::first_line;
@@ -25,7 +25,9 @@ fn call<T>(plugin: &str, method: &str, call: impl FnOnce() -> plugin_api::Result
     if tch::get_num_threads() != threads {
         tch::set_num_threads(threads);
     }
-    outcome.map_err(|error| Error::new(format!("{plugin}: {method}: {}", first_line(&error.to_string()))).on_the_way())
+    outcome.map_err(|error| {
+        Error::new(format!("{plugin}: {method}: {}", first_line(&error.to_string()))).on_the_way()
+    })
 }
 
 /// Refuses a returned tensor of another shape, dtype or device than expected.

@@ -22,7 +22,13 @@ impl Model {
     /// # Errors
     /// If the plugin cannot be opened, refuses its options or such images, or has nothing to
     /// train.
-    pub fn build(spec: &PluginSpec, image: [i64; 3], classes: i64, device: Device, seed: i64) -> Result<Self> {
+    pub fn build(
+        spec: &PluginSpec,
+        image: [i64; 3],
+        classes: i64,
+        device: Device,
+        seed: i64,
+    ) -> Result<Self> {
         let Opened { plugin, record } = open_model(spec)?;
         if spec.steps().is_some() {
             return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
@@ -41,8 +47,9 @@ impl Model {
         }
         // A network that does not fit the images is known before work starts.
         let one = Tensor::zeros([2, channels, height, width], (Kind::Float, device));
-        model.logits(&one).map_err(|error| {
-            spec.error(format!("{error}")).note("images", format!("{channels}x{height}x{width}, {classes} classes"))
+        let fits = model.logits(&one).map(drop);
+        fits.map_err(|error| {
+            spec.error(error).note("images", format!("{channels}x{height}x{width}, {classes} classes"))
         })?;
         Ok(model)
     }
@@ -52,7 +59,10 @@ impl Model {
     /// # Errors
     /// If the plugin fails or returns something else.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.checked(images, tch::with_grad(|| call(&self.name, "forward", || self.instance.forward(images, train))))
+        self.checked(
+            images,
+            tch::with_grad(|| call(&self.name, "forward", || self.instance.forward(images, train))),
+        )
     }
 
     /// Logits `[N, classes]` in evaluation mode, without a graph.
@@ -60,7 +70,10 @@ impl Model {
     /// # Errors
     /// If the plugin fails or returns something else.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        self.checked(images, tch::no_grad(|| call(&self.name, "forward", || self.instance.forward(images, false))))
+        self.checked(
+            images,
+            tch::no_grad(|| call(&self.name, "forward", || self.instance.forward(images, false))),
+        )
     }
 
     fn checked(&self, images: &Tensor, logits: Result<Tensor>) -> Result<Tensor> {

@@ -78,7 +78,9 @@ impl FromStr for PluginSpec {
                 "steps" => {
                     let steps = value.parse().ok().filter(|steps| *steps > 0);
                     let steps = steps.ok_or_else(|| {
-                        format!("option `steps` of `{file}`: expected a whole number of at least 1, got `{value}`")
+                        format!(
+                            "option `steps` of `{file}`: expected a whole number of at least 1, got `{value}`"
+                        )
                     })?;
                     spec.steps.replace(steps).is_some()
                 }
