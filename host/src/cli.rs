@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::experiment::{Experiment, Mode, SamplerChoice};
+use crate::experiment::{Experiment, Mode, SamplerChoice, Select};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::report::Style;
@@ -102,7 +102,8 @@ pub struct ExperimentFlags {
     /// Train on the first N points only
     #[arg(long, value_name = "N")]
     train_points: Option<usize>,
-    /// Hold out the last N training points for validation
+    /// Hold out the last N training points for validation [default: 5000 with --probe or
+    /// --select best, else none]
     #[arg(long, value_name = "N")]
     validation_points: Option<usize>,
     /// Norm of the threat model
@@ -141,6 +142,13 @@ pub struct ExperimentFlags {
     /// Epochs over which the learning rate rises from 0
     #[arg(long, value_name = "N")]
     warmup_epochs: Option<f64>,
+    /// Attack or sampler plugin to try on the validation points after every epoch
+    #[arg(long, value_name = "PLUGIN")]
+    probe: Option<PluginSpec>,
+    /// Which weights are evaluated in the end: the last epoch's, or those that scored best
+    /// on the validation points
+    #[arg(long)]
+    select: Option<Select>,
     /// Seed of all randomness
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -168,7 +176,7 @@ impl TrainArguments {
         set(sampler, &flags.sampler);
         set(&mut data.name, &flags.data);
         set(&mut data.folder, &flags.data_folder);
-        set(&mut data.validation_points, &flags.validation_points);
+        data.validation_points = flags.validation_points.or(data.validation_points);
         set(&mut threat.epsilon, &flags.epsilon);
         if let Some(norm) = &flags.norm {
             threat.norm = if norm == "l2" { plugin_api::Norm::L2 } else { plugin_api::Norm::Linf };
@@ -183,6 +191,8 @@ impl TrainArguments {
         set(&mut train.weight_decay, &flags.weight_decay);
         set(&mut train.schedule, &flags.schedule);
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
+        train.probe = flags.probe.clone().or(train.probe.take());
+        set(&mut train.select, &flags.select);
         set(&mut train.seed, &flags.seed);
         set(&mut train.device, &flags.device);
         data.train_points = flags.train_points.or(data.train_points);

@@ -1,6 +1,5 @@
 //! What a classifier withstands.
 
-use crate::data::Split;
 use crate::plugin::{Attack, CountedVictim, Model, PluginSpec};
 use crate::random::{Draws, Purpose, permutation, step_of_name};
 use crate::report::{Style, bar};
@@ -16,12 +15,10 @@ use tch::{Device, Tensor};
 pub struct Evaluator<'a> {
     /// The classifier.
     pub model: &'a Model,
-    /// The test set.
-    pub test: &'a Split,
+    /// What to evaluate on: the test set, or held-out training points.
+    pub examples: &'a Examples,
     /// What adversaries may do.
     pub threat: ThreatModel,
-    /// Number of test points, drawn at random; all if not given.
-    pub points: Option<usize>,
     /// Times each attack runs with new random numbers; the worst case counts.
     pub restarts: u16,
     /// Examples per forward pass.
@@ -37,7 +34,7 @@ pub struct Evaluator<'a> {
 /// An evaluation's result, as printed by `--json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
-    /// Number of test points.
+    /// Number of points.
     pub points: usize,
     /// Share classified correctly without an attack.
     pub clean: f64,
@@ -69,7 +66,7 @@ pub struct AttackResult {
 /// The verdict on every point, in the order of `indices`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Verdicts {
-    /// Index of each point in the test set.
+    /// Index of each point in the data.
     pub indices: Vec<i64>,
     /// Classified correctly without an attack.
     pub clean: Vec<bool>,
@@ -78,15 +75,17 @@ pub struct Verdicts {
 }
 
 impl Evaluator<'_> {
-    /// Indices of the test points, rising.
+    /// Indices of `wanted` points drawn at random (all if not given), rising.
     ///
     /// # Errors
     /// If more are asked for than there are.
-    pub fn choose_points(&self) -> Result<Vec<i64>> {
-        let all = self.test.count() as usize;
-        let wanted = self.points.unwrap_or(all);
+    pub fn choose_points(&self, wanted: Option<usize>) -> Result<Vec<i64>> {
+        let all = self.examples.len();
+        let wanted = wanted.unwrap_or(all);
         if wanted == 0 || wanted > all {
-            return Err(Error::new(format!("--points: expected 1 to {all} (the test set), got {wanted}")));
+            return Err(Error::new(format!(
+                "--points: expected 1 to {all}, as many as there are; got {wanted}"
+            )));
         }
         let mut chosen = permutation(self.seed, Purpose::Subset, 0, all);
         chosen.truncate(wanted);
@@ -94,19 +93,18 @@ impl Evaluator<'_> {
         Ok(chosen)
     }
 
-    /// Clean accuracy, then each attack on its own; the worst case over all.
+    /// Clean accuracy at the points given, then each attack on its own; the worst case over all.
     ///
     /// # Errors
     /// If a plugin fails.
     pub fn run(&self, attacks: &[(PluginSpec, Attack)], indices: Vec<i64>) -> Result<Evaluation> {
-        let examples = Examples::new(self.test, 0, self.test.count() as usize, self.device)?;
-        let clean = self.clean(&examples, &indices)?;
+        let clean = self.clean(&indices)?;
         let mut verdicts = Verdicts { indices, clean, attacks: Vec::new() };
         let mut results = Vec::new();
         for (spec, attack) in attacks {
             let started = Instant::now();
             let victim = CountedVictim::new(self.model);
-            let robust = self.attack(&spec.to_string(), attack, &victim, &examples, &verdicts)?;
+            let robust = self.attack(&spec.to_string(), attack, &victim, &verdicts)?;
             results.push(AttackResult {
                 attack: spec.to_string(),
                 robust: share(&robust),
@@ -128,10 +126,10 @@ impl Evaluator<'_> {
         })
     }
 
-    fn clean(&self, examples: &Examples, indices: &[i64]) -> Result<Vec<bool>> {
+    fn clean(&self, indices: &[i64]) -> Result<Vec<bool>> {
         let mut verdicts = Vec::with_capacity(indices.len());
         for chunk in indices.chunks(self.batch) {
-            let (images, labels) = examples.batch(&self.on_device(chunk));
+            let (images, labels) = self.examples.batch(&self.on_device(chunk));
             verdicts.extend(bools(&correct(&self.model.logits(&images)?, &labels))?);
         }
         Ok(verdicts)
@@ -143,7 +141,6 @@ impl Evaluator<'_> {
         name: &str,
         attack: &Attack,
         victim: &CountedVictim,
-        examples: &Examples,
         so_far: &Verdicts,
     ) -> Result<Vec<bool>> {
         let mut robust = so_far.clean.clone();
@@ -156,7 +153,7 @@ impl Evaluator<'_> {
             for chunk in standing.chunks(self.batch) {
                 progress.set_message(format!("{name}: {:.1} % standing", 100.0 * share(&robust)));
                 let points: Vec<i64> = chunk.iter().map(|point| so_far.indices[*point]).collect();
-                let (natural, labels) = examples.batch(&self.on_device(&points));
+                let (natural, labels) = self.examples.batch(&self.on_device(&points));
                 let draws = Draws::new(self.seed, Purpose::Attack, key, &points, 1).restart(restart);
                 let candidates = attack.run(victim, (&natural, &labels), &points, self.threat, &draws)?;
                 let verdict = bools(&correct(&victim.verdict(&candidates)?, &labels))?;

@@ -40,8 +40,9 @@ pub struct Data {
     pub folder: PathBuf,
     /// Train on the first N points only; all if not given.
     pub train_points: Option<usize>,
-    /// Hold out the last N training points for validation.
-    pub validation_points: usize,
+    /// Hold out the last N training points for validation; if not given, 5,000 where a score
+    /// on them is asked for (`train.probe`, `train.select`), else none.
+    pub validation_points: Option<usize>,
 }
 
 /// How theta's and the particles' updates share passes.
@@ -52,6 +53,20 @@ pub enum Mode {
     /// the new one; T + 1 passes.
     Faithful,
 }
+
+/// Which weights a run leaves for evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Select {
+    /// Those of the last epoch.
+    Last,
+    /// Those of the epoch that scored best on the validation points: accuracy against the
+    /// probe if there is one, clean accuracy otherwise.
+    Best,
+}
+
+/// Validation points held out where a score is asked for and no number is given.
+const DEFAULT_VALIDATION_POINTS: usize = 5000;
 
 /// The training loop.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,6 +92,10 @@ pub struct Train {
     pub schedule: schedule::Shape,
     /// Epochs over which the learning rate rises from 0; may be a fraction.
     pub warmup_epochs: f64,
+    /// An attack or sampler plugin to try on the validation points after every epoch.
+    pub probe: Option<PluginSpec>,
+    /// Which weights are evaluated in the end.
+    pub select: Select,
     /// Seed of all randomness.
     pub seed: u64,
     /// Save a checkpoint every N updates too, not only after each epoch.
@@ -120,7 +139,7 @@ fn known(spec: &str) -> PluginSpec {
 
 impl Default for Data {
     fn default() -> Self {
-        Self { name: "mnist".to_owned(), folder: "data".into(), train_points: None, validation_points: 0 }
+        Self { name: "mnist".to_owned(), folder: "data".into(), train_points: None, validation_points: None }
     }
 }
 
@@ -137,6 +156,8 @@ impl Default for Train {
             weight_decay: 0.0,
             schedule: schedule::Shape::Cosine,
             warmup_epochs: 0.0,
+            probe: None,
+            select: Select::Last,
             seed: 0,
             checkpoint_every: None,
             device: "cpu".to_owned(),
@@ -174,6 +195,9 @@ impl Experiment {
         if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
             sampler.origin = origin(place);
         }
+        if let (Some(probe), Some(place)) = (&mut experiment.train.probe, &places.train.probe) {
+            probe.origin = origin(place);
+        }
         for (attack, place) in experiment.eval.attacks.iter_mut().zip(&places.eval.attacks) {
             attack.origin = origin(place);
         }
@@ -188,7 +212,7 @@ impl Experiment {
         let Train { learning_rate, momentum, weight_decay, warmup_epochs, .. } = self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 13] = [
+        let checks: [(bool, &str, &str, String); 14] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -233,6 +257,12 @@ impl Experiment {
                 "a number of at least 0",
                 warmup_epochs.to_string(),
             ),
+            (
+                self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
+                "data.validation_points",
+                "at least 1, since a score on them is asked for (train.probe, train.select)",
+                "0".to_owned(),
+            ),
             (train.checkpoint_every != Some(0), "train.checkpoint_every", "at least 1", "0".to_owned()),
             (train.threads != Some(0), "train.threads", "at least 1", "0".to_owned()),
             (eval.batch >= 1, "eval.batch", "at least 1", eval.batch.to_string()),
@@ -243,6 +273,12 @@ impl Experiment {
         }
         device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         Ok(())
+    }
+
+    /// How many of the last training points are held out.
+    pub fn validation_points(&self) -> usize {
+        let scored = self.train.probe.is_some() || self.train.select == Select::Best;
+        self.data.validation_points.unwrap_or(if scored { DEFAULT_VALIDATION_POINTS } else { 0 })
     }
 
     /// The optimiser's settings.
@@ -258,7 +294,14 @@ impl Experiment {
 struct Places {
     model: Option<toml::Spanned<toml::Value>>,
     sampler: Option<toml::Spanned<toml::Value>>,
+    train: TrainPlaces,
     eval: EvalPlaces,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TrainPlaces {
+    probe: Option<toml::Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -76,8 +76,12 @@ impl Reporter {
             .validation_accuracy
             .map(|accuracy| format!("  validation {:.2} %", 100.0 * accuracy))
             .unwrap_or_default();
+        let probe = metrics
+            .probe_accuracy
+            .map(|accuracy| format!("  probe {:.2} %", 100.0 * accuracy))
+            .unwrap_or_default();
         let line = format!(
-            "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}  {} passes per sample  {:.0} images/s  {:.1} s",
+            "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}{probe}  {} passes per sample  {:.0} images/s  {:.1} s",
             metrics.epoch,
             metrics.train_loss,
             100.0 * metrics.train_accuracy,

@@ -141,6 +141,11 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
+    /// Where the weights are that scored best on the validation points, if they are selected.
+    pub fn best(&self) -> PathBuf {
+        self.path.join("best")
+    }
+
     fn record_path(&self) -> PathBuf {
         self.path.join("run.json")
     }

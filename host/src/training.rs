@@ -3,11 +3,12 @@
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
-use crate::experiment::Experiment;
+use crate::evaluation::{Evaluation, Evaluator};
+use crate::experiment::{Experiment, Select};
 use crate::optimizer::Optimizer;
-use crate::plugin::{Model, Sampler, Visit};
+use crate::plugin::{Attack, Model, PluginSpec, Sampler, Visit};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::report::Reporter;
+use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};
@@ -30,6 +31,7 @@ pub struct Training {
     sampler: Option<Sampler>,
     examples: Examples,
     validation: Option<Examples>,
+    probe: Option<(PluginSpec, Attack)>,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -70,10 +72,24 @@ pub struct EpochMetrics {
     /// Accuracy on the natural validation points; none were held out if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_accuracy: Option<f64>,
+    /// Accuracy on the validation points against the probe; there is none if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_accuracy: Option<f64>,
+    /// Passes that this epoch's probe took, all points together; not part of training's cost.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_passes: Option<f64>,
     /// Passes (one forward and backward of one sample) per training point since the run began.
     pub passes_per_sample: u64,
     /// Seconds of training since the run began.
     pub seconds: f64,
+}
+
+impl EpochMetrics {
+    /// What weights are selected by: accuracy against the probe, or else clean accuracy, on
+    /// the validation points.
+    fn score(&self) -> f64 {
+        self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
+    }
 }
 
 /// How training ended.
@@ -111,7 +127,8 @@ impl Tally {
 }
 
 impl Training {
-    /// A run that has done nothing yet. `sampler` is none for ordinary training.
+    /// A run that has done nothing yet. `sampler` is none for ordinary training; `probe` is
+    /// tried on the validation points.
     ///
     /// # Errors
     /// If there are no training points left, or the device has no room.
@@ -119,6 +136,7 @@ impl Training {
         experiment: Experiment,
         model: Model,
         sampler: Option<Sampler>,
+        probe: Option<(PluginSpec, Attack)>,
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {
@@ -150,6 +168,7 @@ impl Training {
             sampler,
             examples,
             validation,
+            probe,
             store,
             schedule,
             device,
@@ -277,18 +296,27 @@ impl Training {
         let (loss, correct, particles) = self.tally.read();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
         self.add_seconds(sitting);
-        let validation_accuracy =
-            self.validation.as_ref().map(|held_out| self.accuracy(held_out)).transpose()?;
+        let validation = self.validation.as_ref().map(|held_out| self.validate(held_out)).transpose()?;
+        let probe = validation.as_ref().and_then(|evaluation| evaluation.attacks.first());
         let metrics = EpochMetrics {
             epoch: epoch as usize + 1,
             updates: self.progress.update,
             learning_rate: self.schedule.learning_rate(self.progress.update - 1),
             train_loss: loss / particles,
             train_accuracy: correct / particles,
-            validation_accuracy,
+            validation_accuracy: validation.as_ref().map(|evaluation| evaluation.clean),
+            probe_accuracy: probe.map(|probe| probe.robust),
+            probe_passes: probe.map(|probe| (probe.forward_passes + probe.backward_passes) as f64 / 2.0),
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
         };
+        let best_before =
+            self.progress.epochs.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
+        if self.experiment.train.select == Select::Best && metrics.score() > best_before {
+            let weights = [("weights".to_owned(), named_clones(self.model.state()))].into();
+            self.watch.read()?;
+            checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
+        }
         self.progress.epochs.push(metrics);
         // What is measured after the clock stopped is not training.
         *sitting = Instant::now();
@@ -307,15 +335,19 @@ impl Training {
         ((steps + 1) * self.experiment.train.particles) as u64
     }
 
-    /// Share of examples classified correctly in evaluation mode.
-    fn accuracy(&self, examples: &Examples) -> Result<f64> {
-        let everything = Tensor::arange(examples.len() as i64, (Kind::Int64, self.device));
-        let mut found = 0.0;
-        for indices in everything.split(self.experiment.eval.batch as i64, 0) {
-            let (images, labels) = examples.batch(&indices);
-            found += correct(&self.model.logits(&images)?, &labels).sum(Kind::Double).double_value(&[]);
-        }
-        Ok(found / examples.len() as f64)
+    /// Clean accuracy and the probe's verdict on the validation points.
+    fn validate(&self, held_out: &Examples) -> Result<Evaluation> {
+        let evaluator = Evaluator {
+            model: &self.model,
+            examples: held_out,
+            threat: self.experiment.threat,
+            restarts: 1,
+            batch: self.experiment.eval.batch,
+            seed: self.experiment.train.seed,
+            device: self.device,
+            style: Style::Json,
+        };
+        evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?)
     }
 
     fn add_seconds(&mut self, sitting: &mut Instant) {
@@ -373,7 +405,7 @@ impl Training {
 /// If too few are left.
 pub fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize)> {
     let all = dataset.train.count() as usize;
-    let held_out = experiment.data.validation_points;
+    let held_out = experiment.validation_points();
     let left = all.saturating_sub(held_out);
     let wanted = experiment.data.train_points.unwrap_or(left);
     if wanted == 0 || wanted > left {

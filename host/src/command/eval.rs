@@ -1,9 +1,11 @@
 use super::set_threads;
 use crate::cli::{EvalArguments, style};
 use crate::evaluation::{Evaluation, Evaluator, confidence_interval};
+use crate::experiment::Select;
 use crate::plugin::{Attack, Model};
 use crate::report::{Style, warn};
 use crate::run::{self, RunFolder, Versions};
+use crate::store::Examples;
 use crate::training::Progress;
 use crate::{Error, Result, checkpoint, data, device};
 use comfy_table::{CellAlignment, Table, presets};
@@ -22,23 +24,23 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         data::load(&experiment.data.name, arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder))?;
     run::check_data(&dataset, &record.data, arguments.allow_changed)?;
     let model = Model::build(&model_spec, dataset.image_shape(), dataset.classes, device, 0)?;
-    let progress = load_weights(&folder, &model)?;
+    let progress = load_weights(&folder, experiment.train.select, &model)?;
 
     let specs = if arguments.attacks.is_empty() { &experiment.eval.attacks } else { &arguments.attacks };
     let attacks: Result<Vec<_>> = specs.iter().map(|spec| Ok((spec.clone(), Attack::make(spec)?))).collect();
     let attacks = attacks?;
+    let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
     let evaluator = Evaluator {
         model: &model,
-        test: &dataset.test,
+        examples: &examples,
         threat: experiment.threat,
-        points: arguments.points.or(experiment.eval.points),
         restarts: arguments.restarts.unwrap_or(experiment.eval.restarts),
         batch: arguments.batch.unwrap_or(experiment.eval.batch).max(1),
         seed: arguments.seed.unwrap_or(experiment.train.seed),
         device,
         style: style(arguments.json),
     };
-    let points = evaluator.choose_points()?;
+    let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
     let evaluation = evaluator.run(&attacks, points)?;
     let plugins: Vec<_> = attacks.iter().map(|(_, attack)| &attack.record).collect();
     let saved = folder.add_evaluation(&json!({
@@ -61,8 +63,9 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     Ok(0)
 }
 
-fn load_weights(folder: &RunFolder, model: &Model) -> Result<Progress> {
-    let saved = checkpoint::load::<Progress>(&folder.checkpoints(), &["weights"])?.ok_or_else(|| {
+fn load_weights(folder: &RunFolder, select: Select, model: &Model) -> Result<Progress> {
+    let checkpoints = if select == Select::Best { folder.best() } else { folder.checkpoints() };
+    let saved = checkpoint::load::<Progress>(&checkpoints, &["weights"])?.ok_or_else(|| {
         let path = folder.path().display();
         Error::new(format!("{path} has no checkpoint yet"))
             .fix(format!("train it with `host train --resume {path}`"))

@@ -2,7 +2,7 @@ use super::set_threads;
 use crate::cli::{TrainArguments, style};
 use crate::data::{self, Dataset};
 use crate::experiment::Experiment;
-use crate::plugin::{Model, Sampler};
+use crate::plugin::{Attack, Model, Sampler};
 use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
@@ -104,11 +104,13 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
     let model = Model::build(&experiment.model, dataset.image_shape(), dataset.classes, device, seed)?;
     let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
+    let probe =
+        experiment.train.probe.as_ref().map(|spec| Ok((spec.clone(), Attack::make(spec)?))).transpose()?;
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
     };
-    Ok((Training::new(experiment.clone(), model, sampler, dataset, device)?, plugins))
+    Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
 }
 
 /// Set by the first Ctrl-C or SIGTERM; the second ends the process at once.
