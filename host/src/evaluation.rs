@@ -1,6 +1,6 @@
 //! What a classifier withstands.
 
-use crate::plugin::{Attack, CountedVictim, Model, PluginSpec};
+use crate::plugin::{Attack, CountedVictim, Model};
 use crate::random::{Draws, Purpose, permutation, step_of_name};
 use crate::report::{Style, bar};
 use crate::store::Examples;
@@ -97,16 +97,16 @@ impl Evaluator<'_> {
     ///
     /// # Errors
     /// If a plugin fails.
-    pub fn run(&self, attacks: &[(PluginSpec, Attack)], indices: Vec<i64>) -> Result<Evaluation> {
+    pub fn run(&self, attacks: &[Attack], indices: Vec<i64>) -> Result<Evaluation> {
         let clean = self.clean(&indices)?;
         let mut verdicts = Verdicts { indices, clean, attacks: Vec::new() };
         let mut results = Vec::new();
-        for (spec, attack) in attacks {
+        for attack in attacks {
             let started = Instant::now();
             let victim = CountedVictim::new(self.model);
-            let robust = self.attack(&spec.to_string(), attack, &victim, &verdicts)?;
+            let robust = self.attack(attack, &victim, &verdicts)?;
             results.push(AttackResult {
-                attack: spec.to_string(),
+                attack: attack.record.spec.clone(),
                 robust: share(&robust),
                 forward_passes: victim.forward_passes.get(),
                 backward_passes: victim.backward_passes.get(),
@@ -136,14 +136,9 @@ impl Evaluator<'_> {
     }
 
     /// Which points withstand all restarts of one attack.
-    fn attack(
-        &self,
-        name: &str,
-        attack: &Attack,
-        victim: &CountedVictim,
-        so_far: &Verdicts,
-    ) -> Result<Vec<bool>> {
+    fn attack(&self, attack: &Attack, victim: &CountedVictim, so_far: &Verdicts) -> Result<Vec<bool>> {
         let mut robust = so_far.clean.clone();
+        let name = &attack.record.spec;
         let key = step_of_name(name);
         let progress = bar(self.style, 0, "{msg} [{bar:30}] {pos}/{len} points {eta} left");
         for restart in 0..self.restarts {

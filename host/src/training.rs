@@ -6,7 +6,7 @@ use crate::device::upload;
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::experiment::{Experiment, Select};
 use crate::optimizer::Optimizer;
-use crate::plugin::{Attack, Model, PluginSpec, Sampler, Visit};
+use crate::plugin::{Attack, Model, Sampler, Visit};
 use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
@@ -31,7 +31,7 @@ pub struct Training {
     sampler: Option<Sampler>,
     examples: Examples,
     validation: Option<Examples>,
-    probe: Option<(PluginSpec, Attack)>,
+    probe: Option<Attack>,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -136,7 +136,7 @@ impl Training {
         experiment: Experiment,
         model: Model,
         sampler: Option<Sampler>,
-        probe: Option<(PluginSpec, Attack)>,
+        probe: Option<Attack>,
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {

@@ -27,8 +27,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let progress = load_weights(&folder, experiment.train.select, &model)?;
 
     let specs = if arguments.attacks.is_empty() { &experiment.eval.attacks } else { &arguments.attacks };
-    let attacks: Result<Vec<_>> = specs.iter().map(|spec| Ok((spec.clone(), Attack::make(spec)?))).collect();
-    let attacks = attacks?;
+    let attacks = specs.iter().map(Attack::make).collect::<Result<Vec<_>>>()?;
     let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
     let evaluator = Evaluator {
         model: &model,
@@ -42,7 +41,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     };
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
     let evaluation = evaluator.run(&attacks, points)?;
-    let plugins: Vec<_> = attacks.iter().map(|(_, attack)| &attack.record).collect();
+    let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
     let saved = folder.add_evaluation(&json!({
         "result": evaluation,
         "seed": evaluator.seed,

@@ -104,8 +104,7 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
     let model = Model::build(&experiment.model, dataset.image_shape(), dataset.classes, device, seed)?;
     let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
-    let probe =
-        experiment.train.probe.as_ref().map(|spec| Ok((spec.clone(), Attack::make(spec)?))).transpose()?;
+    let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
