@@ -96,8 +96,8 @@ pub struct ExperimentFlags {
     /// Data set: a name (see `host data list`) or a folder
     #[arg(long, value_name = "NAME|FOLDER")]
     data: Option<String>,
-    /// Where named data sets lie [default: data]
-    #[arg(long, value_name = "FOLDER", env = "DRO_DATA")]
+    /// Where named data sets lie [default: DRO_DATA if set, else data]
+    #[arg(long, value_name = "FOLDER")]
     data_folder: Option<PathBuf>,
     /// Train on the first N points only
     #[arg(long, value_name = "N")]
@@ -235,7 +235,7 @@ pub struct EvalArguments {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Where named data sets lie [default: as in the run]
-    #[arg(long, value_name = "FOLDER", env = "DRO_DATA")]
+    #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
     /// cpu, cuda or cuda:N [default: as in the run]
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
-use crate::{Error, Result, device, schedule};
+use crate::{Error, Result, data, device, schedule};
 use clap::ValueEnum;
 use plugin_api::{Norm, ThreatModel};
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ pub struct SamplerChoice(pub Option<PluginSpec>);
 pub struct Data {
     /// A name that `host data list` knows, or a folder.
     pub name: String,
-    /// Where named data sets lie, one folder each.
+    /// Where named data sets lie, one folder each: DRO_DATA if set, else `data`.
     pub folder: PathBuf,
     /// Train on the first N points only; all if not given.
     pub train_points: Option<usize>,
@@ -139,7 +139,20 @@ fn known(spec: &str) -> PluginSpec {
 
 impl Default for Data {
     fn default() -> Self {
-        Self { name: "mnist".to_owned(), folder: "data".into(), train_points: None, validation_points: None }
+        let folder = std::env::var_os("DRO_DATA").unwrap_or_else(|| "data".into());
+        Self { name: "mnist".to_owned(), folder: folder.into(), train_points: None, validation_points: None }
+    }
+}
+
+impl Data {
+    /// Makes the paths independent of the working directory, so that a run can be resumed and
+    /// evaluated from anywhere.
+    pub fn make_absolute(&mut self) {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.folder = absolute(&self.folder);
+        if !data::NAMES.contains(&self.name.as_str()) {
+            self.name = absolute(Path::new(&self.name)).display().to_string();
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Plugins {
     pub model: Record,
     /// The adversary; none for ordinary training.
     pub sampler: Option<Record>,
+    /// What is tried on the validation points, if anything.
+    pub probe: Option<Record>,
 }
 
 /// The data of a run.

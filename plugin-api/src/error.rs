@@ -32,5 +32,7 @@ impl From<tch::TchError> for Error {
 
 /// The part of a libtorch message that is meant for people: kilobytes of C++ frames follow it.
 pub fn first_line(message: &str) -> &str {
-    message.trim_start().lines().next().unwrap_or_default()
+    let message = message.trim_start();
+    let message = message.strip_prefix("Internal torch error: ").unwrap_or(message);
+    message.lines().next().unwrap_or_default()
 }

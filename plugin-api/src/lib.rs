@@ -43,12 +43,13 @@ mod threat;
 pub mod abi;
 pub mod losses;
 pub mod manifest;
+pub mod testing;
 
 pub use attack::{Attack, Evaluation, Target, Victim, VictimCalls};
 pub use error::{first_line, Error, Result};
 pub use model::{Model, Task};
 pub use options::{NoOptions, PluginOptions};
-pub use random::{Distribution, FixedNumbers, Random, RandomSource};
+pub use random::{Distribution, Random, RandomSource};
 pub use sampler::{Next, Projection, Sampler, Start, Step};
 pub use tch;
 pub use threat::{Norm, ThreatModel};

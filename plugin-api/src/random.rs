@@ -52,18 +52,3 @@ impl<'a> Random<'a> {
         self.source.draw(Distribution::Uniform, like)
     }
 }
-
-/// Numbers known in advance, for tests of a plugin's arithmetic: every draw is filled with
-/// these values, row by row, from the first one on, repeated where the draw is longer.
-#[derive(Debug, Clone)]
-pub struct FixedNumbers(
-    /// The values; at least one.
-    pub Vec<f64>,
-);
-
-impl RandomSource for FixedNumbers {
-    fn draw(&self, _: Distribution, like: &Tensor) -> Result<Tensor> {
-        let values: Vec<f64> = self.0.iter().copied().cycle().take(like.numel()).collect();
-        Ok(Tensor::from_slice(&values).reshape(like.size()).to_kind(like.kind()).to_device(like.device()))
-    }
-}

@@ -113,7 +113,7 @@ fn row_lengths(rows: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::FixedNumbers;
+    use crate::testing::FixedNumbers;
 
     fn rows(values: &[f32], width: i64) -> Tensor {
         Tensor::from_slice(values).reshape([-1, width])

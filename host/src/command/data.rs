@@ -17,6 +17,9 @@ pub fn run(command: &DataCommand) -> Result<u8> {
                         dataset.test.count(),
                         dataset.classes
                     ),
+                    Err(error) if data_folder.join(name).exists() => {
+                        format!("damaged: {}", error.to_string().lines().next().unwrap_or_default())
+                    }
                     Err(_) => format!("not here; `host data fetch {name}`"),
                 };
                 println!("{name:15}{here}");

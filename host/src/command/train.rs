@@ -57,6 +57,7 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
     let mut experiment = arguments.experiment()?;
     let folder = RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
     experiment.train.threads = Some(set_threads(experiment.train.threads)?);
+    experiment.data.make_absolute();
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let (training, plugins) = assemble(&experiment, &dataset)?;
@@ -82,6 +83,9 @@ fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Trai
     let mut experiment = record.experiment;
     set_threads(experiment.train.threads)?;
     experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
+    if let (Some(spec), Some(recorded)) = (&mut experiment.train.probe, &record.plugins.probe) {
+        *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+    }
     if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
         *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
     }
@@ -108,6 +112,7 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
+        probe: probe.as_ref().map(|probe| probe.record.clone()),
     };
     Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
 }

@@ -53,3 +53,37 @@ impl Sampler for Fgsm {
         Ok((step.particles + step.threat.steepest_ascent(step.gradient) * step_size).into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plugin_api::tch::Tensor;
+    use plugin_api::testing::{FixedNumbers, one_step};
+    use plugin_api::{Norm, ThreatModel};
+
+    /// A step from (0.5, 0.5) with gradient (3, -4), epsilon 0.25.
+    fn assert_step(sampler: &Fgsm, norm: Norm, expected: [f64; 2]) {
+        let natural = Tensor::from_slice(&[0.5, 0.5]).reshape([1, 1, 1, 2]);
+        let gradient = Tensor::from_slice(&[3.0, -4.0]).reshape([1, 1, 1, 2]);
+        let threat = ThreatModel { norm, epsilon: 0.25, domain: (0.0, 1.0) };
+        let next =
+            one_step(sampler, &natural, &gradient, &[], threat, &FixedNumbers(vec![0.0])).expect("a step");
+        let got: Vec<f64> = Vec::try_from(next.particles.flatten(0, -1)).expect("f64");
+        let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+        assert!(close && got.len() == 2, "got {got:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn the_step_reaches_the_edge_unless_told_otherwise() {
+        assert_step(&Fgsm { options: Options::default() }, Norm::Linf, [0.75, 0.25]);
+        let short = Options { step_size: Some(0.1), start: From::Uniform };
+        assert_step(&Fgsm { options: short }, Norm::Linf, [0.6, 0.4]);
+    }
+
+    #[test]
+    fn the_start_is_an_option() {
+        assert_eq!(Fgsm { options: Options::default() }.start(), Start::Natural);
+        let uniform = Options { start: From::Uniform, ..Options::default() };
+        assert_eq!(Fgsm { options: uniform }.start(), Start::Uniform);
+    }
+}

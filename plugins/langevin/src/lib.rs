@@ -63,44 +63,31 @@ impl Sampler for Langevin {
 mod tests {
     use super::*;
     use plugin_api::tch::Tensor;
-    use plugin_api::{FixedNumbers, Norm, Random, ThreatModel};
+    use plugin_api::testing::{FixedNumbers, one_step};
+    use plugin_api::{Norm, ThreatModel};
 
-    /// One step from (0.5, 0.25, 0.9) with gradient (2, -3, 0) and noise numbers (1, 0.5, -1).
-    fn one_step(options: Options) -> Vec<f64> {
-        let particles = Tensor::from_slice(&[0.5, 0.25, 0.9]).reshape([1, 1, 1, 3]);
+    const LINF: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
+
+    /// A step from (0.5, 0.25, 0.9) with gradient (2, -3, 0) and noise numbers (1, 0.5, -1).
+    fn assert_step(options: Options, expected: [f64; 3]) {
+        let natural = Tensor::from_slice(&[0.5, 0.25, 0.9]).reshape([1, 1, 1, 3]);
         let gradient = Tensor::from_slice(&[2.0, -3.0, 0.0]).reshape([1, 1, 1, 3]);
         let numbers = FixedNumbers(vec![1.0, 0.5, -1.0]);
-        let next = Langevin { options }.step(&Step {
-            natural: &particles,
-            labels: &Tensor::from_slice(&[0i64]),
-            particles: &particles,
-            loss: &Tensor::from_slice(&[1.0]),
-            gradient: &gradient,
-            state: &[],
-            points: &[0],
-            particles_per_point: 1,
-            number: 0,
-            of: 1,
-            threat: ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) },
-            random: Random::new(&numbers),
-        });
-        Vec::try_from(next.expect("a step").particles.flatten(0, -1)).expect("f64")
-    }
-
-    fn assert_close(got: &[f64], expected: &[f64]) {
+        let next = one_step(&Langevin { options }, &natural, &gradient, &[], LINF, &numbers).expect("a step");
+        let got: Vec<f64> = Vec::try_from(next.particles.flatten(0, -1)).expect("f64");
         let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
-        assert!(close && got.len() == expected.len(), "got {got:?}, expected {expected:?}");
+        assert!(close && got.len() == 3, "got {got:?}, expected {expected:?}");
     }
 
     #[test]
     fn a_step_is_the_sign_times_eta_plus_sigma_times_noise() {
         // 0.5 + 0.2 + 0.1; 0.25 - 0.2 + 0.05; 0.9 + 0 - 0.1.
-        assert_close(&one_step(Options { step_size: 0.2, noise: 0.1, sign: true }), &[0.8, 0.1, 0.8]);
+        assert_step(Options { step_size: 0.2, noise: 0.1, sign: true }, [0.8, 0.1, 0.8]);
     }
 
     #[test]
     fn without_the_sign_the_gradient_itself_counts() {
         // 0.5 + 0.01 * 2; 0.25 - 0.01 * 3; 0.9.
-        assert_close(&one_step(Options { step_size: 0.01, noise: 0.0, sign: false }), &[0.52, 0.22, 0.9]);
+        assert_step(Options { step_size: 0.01, noise: 0.0, sign: false }, [0.52, 0.22, 0.9]);
     }
 }

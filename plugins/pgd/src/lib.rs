@@ -47,3 +47,31 @@ impl Sampler for Pgd {
         Ok((step.particles + ascent * self.options.step_size).into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plugin_api::tch::Tensor;
+    use plugin_api::testing::{FixedNumbers, one_step};
+    use plugin_api::{Norm, ThreatModel};
+
+    /// A step from (0.5, 0.5) with gradient (3, -4), epsilon 0.25.
+    fn assert_step(sampler: &Pgd, norm: Norm, expected: [f64; 2]) {
+        let natural = Tensor::from_slice(&[0.5, 0.5]).reshape([1, 1, 1, 2]);
+        let gradient = Tensor::from_slice(&[3.0, -4.0]).reshape([1, 1, 1, 2]);
+        let threat = ThreatModel { norm, epsilon: 0.25, domain: (0.0, 1.0) };
+        let next =
+            one_step(sampler, &natural, &gradient, &[], threat, &FixedNumbers(vec![0.0])).expect("a step");
+        let got: Vec<f64> = Vec::try_from(next.particles.flatten(0, -1)).expect("f64");
+        let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+        assert!(close && got.len() == 2, "got {got:?}, expected {expected:?}");
+    }
+
+    #[test]
+    fn a_step_goes_along_the_steepest_ascent() {
+        let pgd = Pgd { options: Options { step_size: 0.1 } };
+        // The sign; then the gradient over its length 5.
+        assert_step(&pgd, Norm::Linf, [0.6, 0.4]);
+        assert_step(&pgd, Norm::L2, [0.56, 0.42]);
+    }
+}
