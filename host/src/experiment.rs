@@ -401,6 +401,26 @@ mod tests {
     }
 
     #[test]
+    fn every_experiment_file_is_valid_and_the_demo_is_the_default() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+        let files = std::fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path());
+        let files: Vec<_> =
+            files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect();
+        assert!(files.len() >= 3);
+        for file in files {
+            Experiment::read(&file).and_then(|experiment| experiment.validate()).expect("valid");
+        }
+        let demo = Experiment::read(&folder.join("mnist-demo.toml")).expect("valid");
+        let (mut demo, mut default) = (serde_json::json!(demo), serde_json::json!(Experiment::default()));
+        for experiment in [&mut demo, &mut default] {
+            // The demo evaluates fewer points, and spells the sampler's defaults out.
+            experiment["eval"]["points"] = serde_json::Value::Null;
+            experiment["sampler"] = serde_json::Value::Null;
+        }
+        assert_eq!(demo, default);
+    }
+
+    #[test]
     fn values_out_of_range_are_named() {
         let refusal = |change: &dyn Fn(&mut Experiment)| {
             let mut experiment = Experiment::default();

@@ -14,6 +14,7 @@ pub mod experiment;
 pub mod files;
 pub mod optimizer;
 pub mod plugin;
+pub mod progress;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -1,7 +1,7 @@
 //! What a user sees while the host works: bars on a terminal, plain lines otherwise, JSON
 //! lines for machines.
 
-use crate::training::{EpochMetrics, Progress};
+use crate::progress::{EpochMetrics, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::time::Instant;

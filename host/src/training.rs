@@ -4,9 +4,10 @@ use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluation, Evaluator};
-use crate::experiment::{Experiment, Select};
+use crate::experiment::{Experiment, Select, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit};
+use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
@@ -16,10 +17,9 @@ use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
 use plugin_api::losses::{correct, cross_entropy};
-use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Updates between two looks at what the device has noted (losses, trouble).
 const UPDATES_PER_LOOK: u64 = 50;
@@ -39,57 +39,7 @@ pub struct Training {
     tally: Tally,
     watch: Watch,
     progress: Progress,
-}
-
-/// What a run had got to at a checkpoint.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Progress {
-    /// Updates done.
-    pub update: u64,
-    /// Steps the optimiser took.
-    pub optimizer_steps: u64,
-    /// Seconds of training, over all sittings.
-    pub seconds: f64,
-    /// What the unfinished epoch has added up: loss, correct particles, particles.
-    pub tally: (f64, f64, f64),
-    /// The finished epochs.
-    pub epochs: Vec<EpochMetrics>,
-}
-
-/// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct EpochMetrics {
-    /// Counted from 1.
-    pub epoch: usize,
-    /// Updates since the run began.
-    pub updates: u64,
-    /// Learning rate of the epoch's last update.
-    pub learning_rate: f64,
-    /// Mean loss at the particles that the weights descended on.
-    pub train_loss: f64,
-    /// Share of those particles classified correctly: accuracy against the training adversary.
-    pub train_accuracy: f64,
-    /// Accuracy on the natural validation points; none were held out if absent.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub validation_accuracy: Option<f64>,
-    /// Accuracy on the validation points against the probe; there is none if absent.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub probe_accuracy: Option<f64>,
-    /// Passes that this epoch's probe took, all points together; not part of training's cost.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub probe_passes: Option<f64>,
-    /// Passes (one forward and backward of one sample) per training point since the run began.
-    pub passes_per_sample: u64,
-    /// Seconds of training since the run began.
-    pub seconds: f64,
-}
-
-impl EpochMetrics {
-    /// What weights are selected by: accuracy against the probe, or else clean accuracy, on
-    /// the validation points.
-    fn score(&self) -> f64 {
-        self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
-    }
+    clock: Instant,
 }
 
 /// How training ended.
@@ -99,31 +49,6 @@ pub enum Ending {
     Finished,
     /// The user asked to stop; a checkpoint is written.
     Interrupted,
-}
-
-/// Running sums on the device.
-struct Tally {
-    loss: Tensor,
-    correct: Tensor,
-    particles: f64,
-}
-
-impl Tally {
-    fn new((loss, correct, particles): (f64, f64, f64), device: Device) -> Self {
-        let scalar = |value: f64| Tensor::from(value).to_device(device);
-        Self { loss: scalar(loss), correct: scalar(correct), particles }
-    }
-
-    fn add(&mut self, losses: &Tensor, correct: &Tensor) {
-        self.loss += losses.sum(Kind::Double);
-        self.correct += correct.sum(Kind::Double);
-        self.particles += losses.size()[0] as f64;
-    }
-
-    /// Waits for the device.
-    fn read(&self) -> (f64, f64, f64) {
-        (self.loss.double_value(&[]), self.correct.double_value(&[]), self.particles)
-    }
 }
 
 impl Training {
@@ -163,6 +88,7 @@ impl Training {
             tally: Tally::new((0.0, 0.0, 0.0), device),
             watch: Watch::new(device),
             progress: Progress::default(),
+            clock: Instant::now(),
             experiment,
             model,
             sampler,
@@ -182,40 +108,34 @@ impl Training {
     /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
-        let updates_per_epoch = self.schedule.updates / self.experiment.train.epochs as u64;
+        let Train { epochs, batch, seed, checkpoint_every, .. } = self.experiment.train;
+        let updates_per_epoch = self.schedule.updates / epochs as u64;
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
-        let mut sitting = Instant::now();
+        self.clock = Instant::now();
         while self.progress.update < self.schedule.updates {
             let epoch = self.progress.update / updates_per_epoch;
-            let order = permutation(self.experiment.train.seed, Purpose::Shuffle, epoch, self.examples.len());
+            let order = permutation(seed, Purpose::Shuffle, epoch, self.examples.len());
             let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
-            let batches = order
-                .chunks(self.experiment.train.batch)
-                .zip(order_on_device.split(self.experiment.train.batch as i64, 0));
-            for (points, indices) in batches.skip((self.progress.update % updates_per_epoch) as usize) {
+            let minibatches = order.chunks(batch).zip(order_on_device.split(batch as i64, 0));
+            let done = self.progress.update % updates_per_epoch;
+            for (points, indices) in minibatches.skip(done as usize) {
                 self.update(points, &indices)?;
                 self.progress.update += 1;
-                let last_of_epoch = self.progress.update % updates_per_epoch == 0;
                 let stopping = stop.load(Ordering::Relaxed);
-                if stopping || last_of_epoch || self.progress.update % UPDATES_PER_LOOK == 0 {
+                if self.progress.update.is_multiple_of(UPDATES_PER_LOOK) {
                     self.watch.read()?;
                     reporter.update(self.progress.update, self.tally.read());
                 }
-                let due = self
-                    .experiment
-                    .train
-                    .checkpoint_every
-                    .is_some_and(|every| self.progress.update % every == 0);
-                if (stopping || due) && !last_of_epoch {
-                    self.checkpoint(folder, &mut sitting)?;
+                if self.progress.update.is_multiple_of(updates_per_epoch) {
+                    self.end_epoch(epoch, folder, reporter)?;
+                } else if stopping
+                    || checkpoint_every.is_some_and(|every| self.progress.update.is_multiple_of(every))
+                {
+                    self.checkpoint(folder)?;
                 }
-                if stopping && !last_of_epoch {
+                if stopping && self.progress.update < self.schedule.updates {
                     return Ok(Ending::Interrupted);
                 }
-            }
-            self.end_epoch(epoch, folder, &mut sitting, reporter)?;
-            if stop.load(Ordering::Relaxed) && self.progress.update < self.schedule.updates {
-                return Ok(Ending::Interrupted);
             }
         }
         Ok(Ending::Finished)
@@ -286,16 +206,10 @@ impl Training {
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
     }
 
-    fn end_epoch(
-        &mut self,
-        epoch: u64,
-        folder: &RunFolder,
-        sitting: &mut Instant,
-        reporter: &mut Reporter,
-    ) -> Result<()> {
+    fn end_epoch(&mut self, epoch: u64, folder: &RunFolder, reporter: &mut Reporter) -> Result<()> {
+        self.stop_clock();
         let (loss, correct, particles) = self.tally.read();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
-        self.add_seconds(sitting);
         let validation = self.validation.as_ref().map(|held_out| self.validate(held_out)).transpose()?;
         let probe = validation.as_ref().and_then(|evaluation| evaluation.attacks.first());
         let metrics = EpochMetrics {
@@ -313,18 +227,16 @@ impl Training {
         let best_before =
             self.progress.epochs.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         if self.experiment.train.select == Select::Best && metrics.score() > best_before {
+            self.refuse_trouble()?;
             let weights = [("weights".to_owned(), named_clones(self.model.state()))].into();
-            self.watch.read()?;
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
-        self.progress.epochs.push(metrics);
-        // What is measured after the clock stopped is not training.
-        *sitting = Instant::now();
-        self.checkpoint(folder, sitting)?;
+        self.progress.epochs.push(metrics.clone());
+        // What took place since the clock was stopped is not training.
+        self.clock = Instant::now();
+        self.checkpoint(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
-        if let Some(metrics) = self.progress.epochs.last() {
-            reporter.epoch(metrics);
-        }
+        reporter.epoch(&metrics);
         Ok(())
     }
 
@@ -350,14 +262,27 @@ impl Training {
         evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?)
     }
 
-    fn add_seconds(&mut self, sitting: &mut Instant) {
-        self.progress.seconds += sitting.elapsed().as_secs_f64();
-        *sitting = Instant::now();
+    fn stop_clock(&mut self) {
+        self.progress.seconds += self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
     }
 
-    fn checkpoint(&mut self, folder: &RunFolder, sitting: &mut Instant) -> Result<()> {
+    /// Nothing is saved that could not be trained on: neither what the watch has noted nor
+    /// weights that the last update broke.
+    fn refuse_trouble(&self) -> Result<()> {
         self.watch.read()?;
-        self.add_seconds(sitting);
+        let broken =
+            self.model.state().iter().find(|(_, tensor)| tensor.isfinite().all().int64_value(&[]) == 0);
+        broken.map_or(Ok(()), |(name, _)| {
+            let update = self.progress.update - 1;
+            Err(Error::new(format!("weights `{name}` became NaN or infinite at update {update}"))
+                .on_the_way())
+        })
+    }
+
+    fn checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
+        self.refuse_trouble()?;
+        self.stop_clock();
         self.progress.tally = self.tally.read();
         self.progress.optimizer_steps = self.optimizer.steps();
         let mut groups: Groups = [
@@ -368,7 +293,9 @@ impl Training {
         if let Some(store) = &self.store {
             groups.insert("particles".to_owned(), store.state());
         }
-        checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)
+        checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)?;
+        self.clock = Instant::now();
+        Ok(())
     }
 
     /// Goes on from the newest checkpoint that is whole. Returns the update it goes on from,

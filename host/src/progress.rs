@@ -1,0 +1,82 @@
+//! What a run had got to, and what it measured on the way.
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// What a run had got to at a checkpoint.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// Updates done.
+    pub update: u64,
+    /// Steps the optimiser took.
+    pub optimizer_steps: u64,
+    /// Seconds of training, over all sittings.
+    pub seconds: f64,
+    /// What the unfinished epoch has added up: loss, correct particles, particles.
+    pub tally: (f64, f64, f64),
+    /// The finished epochs.
+    pub epochs: Vec<EpochMetrics>,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EpochMetrics {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Updates since the run began.
+    pub updates: u64,
+    /// Learning rate of the epoch's last update.
+    pub learning_rate: f64,
+    /// Mean loss at the particles that the weights descended on.
+    pub train_loss: f64,
+    /// Share of those particles classified correctly: accuracy against the training adversary.
+    pub train_accuracy: f64,
+    /// Accuracy on the natural validation points; none were held out if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub validation_accuracy: Option<f64>,
+    /// Accuracy on the validation points against the probe; there is none if absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_accuracy: Option<f64>,
+    /// Passes that this epoch's probe took, all points together; not part of training's cost.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probe_passes: Option<f64>,
+    /// Passes (one forward and backward of one sample) per training point since the run began.
+    pub passes_per_sample: u64,
+    /// Seconds of training since the run began.
+    pub seconds: f64,
+}
+
+impl EpochMetrics {
+    /// What weights are selected by: accuracy against the probe, or else clean accuracy, on
+    /// the validation points.
+    pub fn score(&self) -> f64 {
+        self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
+    }
+}
+
+/// Running sums on the device.
+pub struct Tally {
+    loss: Tensor,
+    correct: Tensor,
+    particles: f64,
+}
+
+impl Tally {
+    /// Sums that go on from these: loss, correct particles, particles.
+    pub fn new((loss, correct, particles): (f64, f64, f64), device: Device) -> Self {
+        let scalar = |value: f64| Tensor::from(value).to_device(device);
+        Self { loss: scalar(loss), correct: scalar(correct), particles }
+    }
+
+    /// Adds an update's losses (`[N]`) and which particles were classified correctly (`[N]`).
+    pub fn add(&mut self, losses: &Tensor, correct: &Tensor) {
+        self.loss += losses.sum(Kind::Double);
+        self.correct += correct.sum(Kind::Double);
+        self.particles += losses.size()[0] as f64;
+    }
+
+    /// Loss, correct particles, particles. Waits for the device.
+    pub fn read(&self) -> (f64, f64, f64) {
+        (self.loss.double_value(&[]), self.correct.double_value(&[]), self.particles)
+    }
+}

@@ -1,0 +1,171 @@
+//! Samplers: bad ones first, then two good ones with state.
+
+use plugin_api::tch::{self, Kind, Tensor};
+use plugin_api::{Error, Next, NoOptions, Projection, Result, Sampler, Step, export_sampler};
+use std::cell::Cell;
+
+/// A sampler without options or fields whose `step` is the function given.
+macro_rules! simple_sampler {
+    ($name:literal, $sampler:ident, $step:expr) => {
+        export_sampler!($name, $sampler);
+
+        struct $sampler;
+
+        impl Sampler for $sampler {
+            type Options = NoOptions;
+
+            fn new(_: NoOptions) -> Result<Self> {
+                Ok(Self)
+            }
+
+            fn step(&self, step: &Step) -> Result<Next> {
+                let next: Result<Tensor> = $step(step);
+                next.map(Next::from)
+            }
+        }
+    };
+}
+
+simple_sampler!("wrong-shape", WrongShape, |step: &Step| Ok(step.particles.flatten(1, -1)));
+
+simple_sampler!("wrong-dtype", WrongDtype, |step: &Step| Ok(step.particles.to_kind(Kind::Double)));
+
+simple_sampler!("panics", Panics, |step: &Step| panic!("cannot move {} particles", step.points.len()));
+
+/// How many threads `changes-threads` leaves behind.
+const OTHER_THREADS: i32 = 3;
+
+simple_sampler!("changes-threads", ChangesThreads, |step: &Step| {
+    if tch::get_num_threads() == OTHER_THREADS {
+        return Err(Error::new("the thread count was not restored after the last call"));
+    }
+    tch::set_num_threads(OTHER_THREADS);
+    Ok(step.particles.shallow_clone())
+});
+
+simple_sampler!("changes-grad-mode", ChangesGradMode, |step: &Step| {
+    // SAFETY: this only sets a flag of the thread, and returns what it was.
+    if unsafe { torch_sys::at_grad_set_enabled(1) } == 1 {
+        return Err(Error::new("the grad mode was not restored after the last call"));
+    }
+    Ok(step.particles.shallow_clone())
+});
+
+export_sampler!("nan", NotANumber);
+
+/// Returns NaN from its third step on.
+struct NotANumber {
+    steps: Cell<usize>,
+}
+
+impl Sampler for NotANumber {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self { steps: Cell::new(0) })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        self.steps.set(self.steps.get() + 1);
+        let change = if self.steps.get() < 3 { 0.0 } else { f64::NAN };
+        Ok((step.particles + change).into())
+    }
+}
+
+export_sampler!("escapes", Escapes);
+
+/// Promises to stay inside the ball, and leaves it.
+struct Escapes;
+
+impl Sampler for Escapes {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn projection(&self) -> Projection {
+        Projection::Sampler
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        Ok((step.natural + 2.0 * step.threat.epsilon).into())
+    }
+}
+
+export_sampler!("momentum", Momentum);
+
+/// Good: steps along a decaying sum of gradients, which each particle remembers.
+struct Momentum;
+
+impl Sampler for Momentum {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn state_tensors(&self) -> usize {
+        1
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        let velocity = &step.state[0] * 0.9 + step.gradient;
+        let particles = step.particles + step.threat.steepest_ascent(&velocity) * 0.05;
+        Ok(Next { particles, state: vec![velocity] })
+    }
+}
+
+export_sampler!("metropolis", Metropolis);
+
+/// Good: a random walk whose proposals are accepted with the probability of Metropolis, at
+/// the law proportional to exp(10 loss). Remembers where it stood before the proposal, and
+/// the loss there.
+struct Metropolis;
+
+impl Metropolis {
+    /// Where the chains stand now that the loss at their proposals is known.
+    fn judged(step: &Step) -> Result<[Tensor; 2]> {
+        let loss = step.loss.reshape([-1, 1, 1, 1]).expand_as(step.particles);
+        let [stood, loss_there] = step.state else {
+            return Err(Error::new(format!("expected 2 state tensors, got {}", step.state.len())));
+        };
+        let chance = ((step.loss - loss_there.select(1, 0).select(1, 0).select(1, 0)) * 10.0).exp();
+        let accepted = step.random.uniform(step.loss)?.less_tensor(&chance).reshape([-1, 1, 1, 1]);
+        Ok([step.particles.where_self(&accepted, stood), loss.where_self(&accepted, loss_there)])
+    }
+}
+
+impl Sampler for Metropolis {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn state_tensors(&self) -> usize {
+        2
+    }
+
+    fn judges_last_proposal(&self) -> bool {
+        true
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        // The weights have moved since the last visit: the first loss of a visit is new.
+        let state = match step.number {
+            0 => {
+                let loss = step.loss.reshape([-1, 1, 1, 1]).expand_as(step.particles).copy();
+                [step.particles.shallow_clone(), loss]
+            }
+            _ => Self::judged(step)?,
+        };
+        let particles = &state[0] + step.random.normal(step.particles)? * 0.05;
+        Ok(Next { particles, state: state.into() })
+    }
+
+    fn finish(&self, proposal: &Step) -> Result<Next> {
+        let state = Self::judged(proposal)?;
+        Ok(Next { particles: state[0].shallow_clone(), state: state.into() })
+    }
+}

@@ -1,0 +1,71 @@
+//! Small data sets in the layout of MNIST.
+
+use std::fs;
+use std::path::Path;
+
+/// The number of test images of every data set here.
+pub const TEST_POINTS: usize = 100;
+
+/// Numbers that look random and are the same everywhere (splitmix64).
+pub struct Noise(pub u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Uniform between -1 and 1.
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+}
+
+/// Square grey images with their labels.
+pub struct Samples {
+    /// One byte per pixel, image after image.
+    pub pixels: Vec<u8>,
+    /// One byte per image.
+    pub labels: Vec<u8>,
+}
+
+/// The bytes of an IDX file.
+pub fn idx(dimensions: &[usize], bytes: &[u8]) -> Vec<u8> {
+    let magic = 0x0800 | dimensions.len() as u32;
+    let sizes = dimensions.iter().map(|size| *size as u32);
+    let header = std::iter::once(magic).chain(sizes).flat_map(u32::to_be_bytes);
+    header.chain(bytes.iter().copied()).collect()
+}
+
+/// Writes a data set of images `side` x `side`.
+pub fn write(folder: &Path, side: usize, train: &Samples, test: &Samples) {
+    fs::create_dir_all(folder).expect("a folder");
+    for (name, samples) in [("train", train), ("t10k", test)] {
+        let points = samples.labels.len();
+        let images = idx(&[points, side, side], &samples.pixels);
+        fs::write(folder.join(format!("{name}-images-idx3-ubyte")), images).expect("written");
+        let labels = idx(&[points], &samples.labels);
+        fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), labels).expect("written");
+    }
+}
+
+/// Writes a data set of ten classes: each has a pattern of its own, light and dark, and each
+/// image some noise on top.
+pub fn write_digits(folder: &Path, side: usize, train_points: usize) {
+    write(folder, side, &digits(side, train_points, 1), &digits(side, TEST_POINTS, 2));
+}
+
+fn digits(side: usize, points: usize, seed: u64) -> Samples {
+    let mut noise = Noise(seed);
+    let labels: Vec<u8> = (0..points).map(|point| (point % 10) as u8).collect();
+    let pixels = labels.iter().flat_map(|label| {
+        let mut pattern = Noise(1000 + u64::from(*label));
+        let image = (0..side * side)
+            .map(|_| 128.0 + 50.0 * pattern.uniform().signum() + 40.0 * noise.uniform())
+            .map(|value| value as u8);
+        image.collect::<Vec<_>>()
+    });
+    Samples { pixels: pixels.collect(), labels }
+}

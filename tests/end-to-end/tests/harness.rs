@@ -1,0 +1,385 @@
+//! A folder for each test, the host run in it, and what its run folders hold.
+
+use crate::data;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+use tempfile::TempDir;
+
+/// How long a host may take to get somewhere before a test gives up waiting.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The folder of the host and all plugins, built once per test process.
+static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
+    let test = env::current_exe().expect("this test has a path");
+    let folder = test.ancestors().nth(2).expect("tests lie in the target folder's deps").to_owned();
+    let release = folder.ends_with("release").then_some("--release");
+    cargo_build(&repository(), ["--workspace"].into_iter().chain(release));
+    folder
+});
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository exists")
+}
+
+/// Plain `cargo build` in a folder, as a user would call it.
+pub fn cargo_build<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["build", "--quiet"]).args(arguments).current_dir(folder);
+    let output = as_a_user_would(&mut command).output().expect("cargo starts");
+    assert!(output.status.success(), "{command:?} in {folder:?}:\n{}", text(&output.stderr));
+}
+
+/// Takes away what cargo sets for this test, and what would change the host's defaults.
+fn as_a_user_would(command: &mut Command) -> &mut Command {
+    let foreign = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_EXE_", "LD_LIBRARY_PATH", "DRO_"];
+    for (name, _) in env::vars_os() {
+        if foreign.iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A file that the workspace's build made: the host, or a plugin's library.
+pub fn built(name: &str) -> PathBuf {
+    PROGRAMS.join(name)
+}
+
+/// A fresh folder in which the host is run.
+pub struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    /// An empty folder.
+    pub fn empty() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    /// A folder with a data set `digits` of square images that are easy to tell apart.
+    pub fn with_digits(side: usize, train_points: usize) -> Self {
+        let place = Self::empty();
+        data::write_digits(&place.path("digits"), side, train_points);
+        place
+    }
+
+    /// The path of something in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Copies a built file into the folder.
+    pub fn copy_built(&self, name: &str) -> PathBuf {
+        let copy = self.path(name);
+        fs::copy(built(name), &copy).expect("copied");
+        copy
+    }
+
+    /// The host with these arguments (split at spaces), to be run in the folder.
+    pub fn command(&self, arguments: &str) -> Command {
+        self.any_command(built("host"), arguments.split_whitespace())
+    }
+
+    fn any_command<S: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        as_a_user_would(&mut command);
+        command
+    }
+
+    /// Runs the host.
+    pub fn host(&self, arguments: &str) -> Outcome<'_> {
+        self.outcome(&mut self.command(arguments))
+    }
+
+    /// Runs the host on a disk where no file can grow beyond some blocks of 512 bytes.
+    pub fn host_on_a_full_disk(&self, blocks: u32, arguments: &str) -> Outcome<'_> {
+        // Ignoring SIGXFSZ turns the signal into a write error, as of a disk that is full.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let host = built("host");
+        let arguments = ["-c".as_ref(), script.as_ref(), host.as_os_str()]
+            .into_iter()
+            .chain(arguments.split_whitespace().map(OsStr::new));
+        self.outcome(&mut self.any_command("sh", arguments))
+    }
+
+    /// Runs a command to its end.
+    pub fn outcome(&self, command: &mut Command) -> Outcome<'_> {
+        let output = command.output().expect("the program starts");
+        Outcome { place: self, command: format!("{command:?}"), output }
+    }
+
+    /// Starts a training run and sends it a signal as soon as a checkpoint inside an epoch
+    /// satisfies `ripe`, given the number of its update.
+    pub fn interrupt(&self, arguments: &str, run: &str, signal: i32, ripe: impl Fn(u64) -> bool) -> Outcome<'_> {
+        let mut command = self.command(arguments);
+        let mut host = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
+        let run = self.run(run);
+        let started = Instant::now();
+        while host.try_wait().expect("a child").is_none() && !run.newest_update().is_some_and(&ripe) {
+            assert!(started.elapsed() < PATIENCE, "no such checkpoint for {PATIENCE:?}: {command:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        send(&host, signal);
+        let output = host.wait_with_output().expect("the host ends");
+        Outcome { place: self, command: format!("{command:?}"), output }
+    }
+
+    /// Runs the host, which must refuse before it does anything: exit code 2, the parts in the
+    /// first line of standard error, nothing written.
+    pub fn refuses(&self, arguments: &str, parts: &[&str]) -> Outcome<'_> {
+        let before = self.contents();
+        let outcome = self.host(arguments).fails(2, parts);
+        assert!(self.contents() == before, "files have changed\n{}", outcome.report());
+        outcome
+    }
+
+    /// A run folder here.
+    pub fn run(&self, name: &str) -> Run {
+        Run { folder: self.path(name) }
+    }
+
+    /// Every file by its path, with a digest of what is in it.
+    pub fn contents(&self) -> BTreeMap<PathBuf, String> {
+        let mut contents = BTreeMap::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry")) {
+                if entry.file_type().expect("a type").is_dir() {
+                    contents.insert(entry.path(), "folder".to_owned());
+                    folders.push(entry.path());
+                } else {
+                    contents.insert(entry.path(), sha256(&entry.path()));
+                }
+            }
+        }
+        contents
+    }
+}
+
+fn send(child: &Child, signal: i32) {
+    // SAFETY: this sends a signal to a process of ours that was not waited for yet.
+    unsafe { libc::kill(child.id() as i32, signal) };
+}
+
+/// How a program ended.
+#[must_use]
+pub struct Outcome<'a> {
+    place: &'a Place,
+    command: String,
+    output: Output,
+}
+
+impl Outcome<'_> {
+    /// It must have succeeded without a word on standard error.
+    pub fn succeeds(self) -> Self {
+        self.succeeds_with_warning(&[])
+    }
+
+    /// It must have succeeded, with a warning that has these parts; without one if there are none.
+    pub fn succeeds_with_warning(self, parts: &[&str]) -> Self {
+        self.ends_with(0);
+        assert_eq!(self.errors().is_empty(), parts.is_empty(), "warnings\n{}", self.report());
+        self.first_line_has(if parts.is_empty() { "" } else { "warning: " }, parts)
+    }
+
+    /// It must have ended with this code, the parts in the first line of standard error.
+    pub fn fails(self, code: i32, parts: &[&str]) -> Self {
+        self.ends_with(code);
+        assert!(!self.errors().contains("stack backtrace"), "a backtrace\n{}", self.report());
+        self.first_line_has("error: ", parts)
+    }
+
+    /// It must have been stopped by Ctrl-C, and have said so.
+    pub fn was_interrupted(self, parts: &[&str]) -> Self {
+        self.ends_with(130);
+        self.first_line_has("warning: stopped ", parts)
+    }
+
+    fn ends_with(&self, code: i32) {
+        assert_eq!(self.output.status.code(), Some(code), "exit code\n{}", self.report());
+    }
+
+    fn first_line_has(self, start: &str, parts: &[&str]) -> Self {
+        let line = self.errors().lines().next().unwrap_or_default().to_owned();
+        assert!(line.starts_with(start), "first line without {start:?}\n{}", self.report());
+        for part in parts {
+            assert!(line.contains(part), "first line without {part:?}\n{}", self.report());
+        }
+        self
+    }
+
+    /// Standard error must have these parts somewhere.
+    pub fn explains(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.errors().contains(part), "standard error without {part:?}\n{}", self.report());
+        }
+        self
+    }
+
+    /// It must have been killed by this signal.
+    pub fn was_killed(self, signal: i32) {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(self.output.status.signal(), Some(signal), "signal\n{}", self.report());
+    }
+
+    /// Standard output.
+    pub fn words(&self) -> String {
+        text(&self.output.stdout)
+    }
+
+    fn errors(&self) -> String {
+        text(&self.output.stderr)
+    }
+
+    /// Standard output as one JSON object a line.
+    pub fn json_lines(&self) -> Vec<Value> {
+        let parse = |line: &str| {
+            serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("not JSON ({error}): {line}\n{}", self.report()))
+        };
+        self.words().lines().map(parse).collect()
+    }
+
+    /// Standard output as the one JSON object it must be.
+    pub fn json(&self) -> Value {
+        let mut lines = self.json_lines();
+        assert_eq!(lines.len(), 1, "JSON objects on standard output\n{}", self.report());
+        lines.remove(0)
+    }
+
+    /// Everything that helps to understand a failure.
+    pub fn report(&self) -> String {
+        let files: Vec<_> = self.place.contents().into_keys().map(|path| path.display().to_string()).collect();
+        let rule = "-".repeat(60);
+        format!(
+            "{rule}\n{}\n\nfolder:\n{}\n\nstatus: {}\n\nstdout:\n{}\nstderr:\n{}{rule}",
+            self.command,
+            files.join("\n"),
+            self.output.status,
+            self.words(),
+            self.errors()
+        )
+    }
+}
+
+/// A run folder.
+pub struct Run {
+    folder: PathBuf,
+}
+
+/// What `tensors` gives for each name: the shape and the values.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+impl Run {
+    /// `run.json`.
+    pub fn record(&self) -> Value {
+        json_file(&self.folder.join("run.json"))
+    }
+
+    /// The evaluations in `eval.json`.
+    pub fn evaluations(&self) -> Vec<Value> {
+        let file = json_file(&self.folder.join("eval.json"));
+        file["evaluations"].as_array().expect("a list of evaluations").clone()
+    }
+
+    /// The lines of `metrics.jsonl`.
+    pub fn metrics(&self) -> Vec<Value> {
+        let lines = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics.jsonl");
+        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    /// Folders of the checkpoints, by the number of their update.
+    pub fn checkpoints(&self) -> BTreeMap<u64, PathBuf> {
+        let entries = fs::read_dir(self.folder.join("checkpoints")).into_iter().flatten().flatten();
+        let numbered = |path: PathBuf| Some((path.file_name()?.to_str()?.parse().ok()?, path));
+        entries.filter_map(|entry| numbered(entry.path())).collect()
+    }
+
+    /// The update of the newest checkpoint.
+    pub fn newest_update(&self) -> Option<u64> {
+        self.checkpoints().into_keys().next_back()
+    }
+
+    /// A file of the newest checkpoint.
+    pub fn newest(&self, file: &str) -> PathBuf {
+        let (_, folder) = self.checkpoints().pop_last().expect("a checkpoint");
+        folder.join(file)
+    }
+
+    /// The tensors (f32) in a file of the newest checkpoint.
+    pub fn tensors(&self, file: &str) -> Tensors {
+        let bytes = fs::read(self.newest(file)).expect("readable");
+        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let values = |bytes: &[u8]| {
+            let (words, rest) = bytes.as_chunks::<4>();
+            assert!(rest.is_empty());
+            words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+        };
+        let tensors = tensors.iter().map(|(name, view)| {
+            assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+            (name.to_owned(), (view.shape().to_vec(), values(view.data())))
+        });
+        tensors.collect()
+    }
+
+    /// The weights of the newest checkpoint.
+    pub fn weights(&self) -> Tensors {
+        self.tensors("weights.safetensors")
+    }
+
+    /// The other run must have ended in the same state, bit for bit, and have measured the
+    /// same on the way, times aside.
+    pub fn assert_same_as(&self, other: &Self) {
+        assert_eq!(self.newest_update(), other.newest_update());
+        for file in ["weights.safetensors", "optimizer.safetensors", "particles.safetensors"] {
+            let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(file)).ok());
+            assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
+        }
+        let timeless = |run: &Self| {
+            let mut lines = run.metrics();
+            lines.iter_mut().for_each(|line| line["seconds"] = Value::Null);
+            lines
+        };
+        assert_eq!(timeless(self), timeless(other));
+    }
+}
+
+fn json_file(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+pub fn sha256(path: &Path) -> String {
+    hexadecimal(&Sha256::digest(fs::read(path).expect("readable")))
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Changes a file's contents.
+pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut contents = fs::read(path).expect("readable");
+    change(&mut contents);
+    fs::write(path, contents).expect("writable");
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

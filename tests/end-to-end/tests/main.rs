@@ -1,0 +1,10 @@
+//! Drives the host program itself, each test in a folder of its own.
+
+mod bad_input;
+mod closed_form;
+mod data;
+mod eval;
+mod examples;
+mod harness;
+mod resume;
+mod train;

@@ -1,0 +1,179 @@
+//! `host train --resume`: runs that were stopped go on as if they had not been.
+
+use crate::data::TEST_POINTS;
+use crate::harness::{Place, Run, edit, sha256};
+use libc::{SIGINT, SIGKILL};
+use std::fs;
+
+const TRAIN: &str = "train --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 3";
+/// 400 points in batches of 10.
+const UPDATES_PER_EPOCH: u64 = 40;
+
+/// Inside the second epoch, not too near its end: the host goes on until the signal arrives.
+fn ripe(update: u64) -> bool {
+    (UPDATES_PER_EPOCH + 1..UPDATES_PER_EPOCH + 20).contains(&update)
+}
+
+fn place(side: usize) -> Place {
+    Place::with_digits(side, 10 * UPDATES_PER_EPOCH as usize)
+}
+
+/// The same training, never stopped.
+fn uninterrupted(place: &Place, flags: &str) -> Run {
+    place.host(&format!("{TRAIN} {flags} --out whole")).succeeds();
+    place.run("whole")
+}
+
+/// Starts the training and stops it in the middle of an epoch.
+fn stop(place: &Place, flags: &str, signal: i32) -> Run {
+    let outcome =
+        place.interrupt(&format!("{TRAIN} {flags} --checkpoint-every 3 --out run"), "run", signal, ripe);
+    match signal {
+        SIGKILL => outcome.was_killed(signal),
+        _ => drop(outcome.was_interrupted(&["at update", "host train --resume run"])),
+    }
+    let run = place.run("run");
+    let update = run.newest_update().expect("a checkpoint");
+    assert_ne!(update % UPDATES_PER_EPOCH, 0, "stopped in the middle of an epoch");
+    assert!(update < 3 * UPDATES_PER_EPOCH, "stopped before the end");
+    run
+}
+
+fn goes_on_after_a_kill(side: usize, flags: &str) {
+    let place = place(side);
+    let whole = uninterrupted(&place, flags);
+    let run = stop(&place, flags, SIGKILL);
+    let update = run.newest_update().expect("a checkpoint");
+    let words = place.host("train --resume run").succeeds().words();
+    assert!(words.contains(&format!("going on from update {update}")), "{words}");
+    run.assert_same_as(&whole);
+}
+
+#[test]
+fn after_a_kill_with_dropout_and_momentum() {
+    goes_on_after_a_kill(9, "--model cnn.so,arch=A --sampler langevin.so --momentum 0.9");
+}
+
+#[test]
+fn after_a_kill_with_adam() {
+    goes_on_after_a_kill(
+        8,
+        "--model cnn.so,arch=B --sampler langevin.so --optimizer adam --learning-rate 0.001",
+    );
+}
+
+#[test]
+fn after_a_kill_with_two_particles_that_remember() {
+    goes_on_after_a_kill(
+        8,
+        "--model cnn.so,arch=B --particles 2 --sampler bad_plugins.so,plugin=momentum,steps=2",
+    );
+}
+
+#[test]
+fn after_a_kill_with_a_sampler_that_judges() {
+    goes_on_after_a_kill(
+        8,
+        "--model cnn.so,arch=B --particles 2 --sampler bad_plugins.so,plugin=metropolis,steps=2",
+    );
+}
+
+#[test]
+fn after_a_kill_with_all_the_three_at_once() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --particles 2 --sampler bad_plugins.so,plugin=momentum --optimizer adam",
+    );
+}
+
+#[test]
+fn after_ctrl_c() {
+    let place = place(9);
+    let flags = "--model cnn.so,arch=A --sampler langevin.so";
+    let whole = uninterrupted(&place, flags);
+    let run = stop(&place, flags, SIGINT);
+    place.host("train --resume run").succeeds();
+    run.assert_same_as(&whole);
+}
+
+#[test]
+fn from_the_checkpoint_before_a_truncated_one() {
+    let place = place(8);
+    let flags = "--sampler langevin.so";
+    let whole = uninterrupted(&place, flags);
+    let run = stop(&place, flags, SIGKILL);
+    let weights = run.newest("weights.safetensors");
+    let size = fs::metadata(&weights).expect("a file").len();
+    edit(&weights, |contents| contents.truncate(1000));
+    let file = weights.strip_prefix(place.path("")).expect("in the folder").display().to_string();
+    let both = format!("expected {size} bytes, got 1000");
+    place.host("train --resume run").succeeds_with_warning(&[&file, &both]);
+    run.assert_same_as(&whole);
+}
+
+#[test]
+fn not_when_every_checkpoint_is_damaged() {
+    let place = place(8);
+    let run = stop(&place, "--sampler langevin.so", SIGKILL);
+    for folder in run.checkpoints().into_values() {
+        edit(&folder.join("particles.safetensors"), |contents| contents[500] ^= 1);
+    }
+    place.refuses("train --resume run", &["no checkpoint in run/checkpoints is whole"]).explains(&["SHA-256"]);
+}
+
+/// A short run with one checkpoint, of plugins copied into the folder.
+fn finished(place: &Place) -> Run {
+    place.copy_built("liblangevin.so");
+    place.copy_built("libbad_plugins.so");
+    let plugins = "--model ./bad_plugins.so,plugin=linear --sampler ./langevin.so";
+    place.host(&format!("train --data digits --threads 1 {plugins} --epochs 1 --out run")).succeeds();
+    place.run("run")
+}
+
+#[test]
+fn of_a_finished_run_changes_nothing() {
+    let place = Place::with_digits(8, 60);
+    finished(&place);
+    let before = place.contents();
+    place.host("train --resume run").succeeds();
+    assert!(place.contents() == before);
+}
+
+#[test]
+fn a_changed_plugin_is_refused_unless_allowed() {
+    let place = Place::with_digits(8, 60);
+    finished(&place);
+    for (library, commands) in [
+        ("liblangevin.so", ["train --resume run"].as_slice()),
+        ("libbad_plugins.so", &["train --resume run", "eval run --attack fgsm.so"]),
+    ] {
+        let path = place.path(library);
+        let recorded = sha256(&path);
+        edit(&path, |contents| contents.extend(b"changed"));
+        for command in commands {
+            place
+                .refuses(command, &[library, "has changed since the run began"])
+                .explains(&[&recorded, &sha256(&path), "--allow-changed"]);
+            place
+                .host(&format!("{command} --allow-changed"))
+                .succeeds_with_warning(&[library, "has changed since the run began"]);
+        }
+        edit(&path, |contents| contents.truncate(contents.len() - b"changed".len()));
+    }
+}
+
+#[test]
+fn changed_data_are_refused_unless_allowed() {
+    let place = Place::with_digits(8, 60);
+    let run = finished(&place);
+    let file = "t10k-images-idx3-ubyte";
+    edit(&place.path("digits").join(file), |contents| contents[16] ^= 1);
+    let recorded = run.record()["data"]["checksums"][file].as_str().expect("a checksum").to_owned();
+    for command in ["train --resume run", "eval run --attack fgsm.so"] {
+        place
+            .refuses(command, &[file, "has changed since the run began"])
+            .explains(&[&recorded, "found", "--allow-changed"]);
+        place.host(&format!("{command} --allow-changed")).succeeds_with_warning(&[file]);
+    }
+    assert_eq!(run.evaluations()[0]["verdicts"]["clean"].as_array().map(Vec::len), Some(TEST_POINTS));
+}

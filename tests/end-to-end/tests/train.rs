@@ -1,0 +1,204 @@
+//! `host train`: what a run leaves behind.
+
+use crate::data::Noise;
+use crate::harness::{Place, built, edit, hexadecimal, repository, sha256};
+use md5::{Digest, Md5};
+use serde_json::json;
+use std::fs;
+
+const TRAIN: &str = "train --data digits --threads 1 --batch 20";
+
+#[test]
+fn a_run_records_what_it_was_made_with() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model cnn.so,arch=B --sampler pgd.so,steps=2,step_size=0.05 --epsilon 0.1 --epochs 1 --seed 7";
+    place.host(&format!("{TRAIN} {flags} --out run")).succeeds();
+
+    let record = place.run("run").record();
+    for (kind, spec, file) in [
+        ("model", "cnn.so,arch=B", "libcnn.so"),
+        ("sampler", "pgd.so,steps=2,step_size=0.05", "libpgd.so"),
+    ] {
+        let plugin = &record["plugins"][kind];
+        assert_eq!(plugin["spec"], spec);
+        assert_eq!(plugin["sha256"], sha256(&built(file)));
+        assert_eq!(plugin["manifest"]["version"], env!("CARGO_PKG_VERSION"));
+    }
+    for name in ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"] {
+        let contents = fs::read(place.path("digits").join(name)).expect("readable");
+        assert_eq!(record["data"]["checksums"][name], hexadecimal(&Md5::digest(contents)));
+    }
+    assert_eq!(record["data"]["train_points"], 60);
+    assert_eq!(record["experiment"]["train"]["seed"], 7);
+    assert_eq!(record["experiment"]["threat"]["epsilon"], 0.1);
+    let version = place.host("--version").succeeds().words();
+    let libtorch = record["versions"]["libtorch"].as_str().expect("a version");
+    assert!(version.contains(libtorch), "{version}");
+    let command = record["command"].as_array().expect("a list");
+    assert!(command.contains(&json!("--sampler")), "{command:?}");
+}
+
+#[test]
+fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--sampler langevin.so,steps=3 --particles 2 --epsilon 0.1 --epochs 3 --learning-rate 0.05";
+    place.host(&format!("{TRAIN} {flags} --out run")).succeeds();
+
+    let run = place.run("run");
+    let metrics = run.metrics();
+    assert_eq!(metrics.len(), 3);
+    for (epoch, line) in (1..).zip(&metrics) {
+        assert_eq!(line["epoch"], epoch);
+        assert_eq!(line["updates"], 3 * epoch);
+        // Two particles for each point, each with three steps of its own and one of the weights.
+        assert_eq!(line["passes_per_sample"], 8 * epoch);
+        for number in ["learning_rate", "train_loss", "train_accuracy", "seconds"] {
+            assert!(line[number].as_f64().is_some_and(|value| value >= 0.0), "{number} in {line}");
+        }
+    }
+    let loss = |line: usize| metrics[line]["train_loss"].as_f64().expect("a number");
+    assert!(loss(2) < loss(0), "the loss falls: {metrics:?}");
+
+    assert_eq!(run.newest_update(), Some(9));
+    let weights = run.weights();
+    assert_eq!(weights["conv1.weight"].0, [32, 1, 3, 3]);
+    assert_eq!(weights["output.bias"].0, [10]);
+    let moments = run.tensors("optimizer.safetensors");
+    assert_eq!(moments.len(), weights.len(), "one momentum for each parameter");
+    let particles = run.tensors("particles.safetensors");
+    let (shape, values) = &particles["particles"];
+    assert_eq!(*shape, [60, 2, 1, 8, 8]);
+    assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
+    // Beyond its header an IDX file is the pixels; the particles stay within epsilon of them.
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    for (image, copies) in images[16..].chunks(64).zip(values.chunks(128)) {
+        let near = |(pixel, value): (&u8, &f32)| (f32::from(*pixel) / 255.0 - value).abs() < 0.1 + 1e-5;
+        assert!(copies.chunks(64).all(|copy| image.iter().zip(copy).all(near)));
+        assert_ne!(copies[..64], copies[64..], "each particle has noise of its own");
+    }
+}
+
+#[test]
+fn the_seed_decides_the_weights() {
+    let place = Place::with_digits(10, 60);
+    // Architecture A, since its dropout draws from libtorch's own generator.
+    let train = |seed: u64, out: &str| {
+        let flags = "--model cnn.so,arch=A --sampler langevin.so --epsilon 0.1 --epochs 1";
+        place.host(&format!("{TRAIN} {flags} --seed {seed} --out {out}")).succeeds();
+        place.run(out)
+    };
+    let first = train(3, "first");
+    train(3, "again").assert_same_as(&first);
+    assert!(train(4, "other").weights() != first.weights());
+}
+
+#[test]
+fn json_output_is_one_object_for_each_epoch() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 2 --out run --json";
+    let lines = place.host(&format!("{TRAIN} {flags}")).succeeds().json_lines();
+    assert_eq!(lines, place.run("run").metrics());
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["passes_per_sample"], 2, "without a sampler an epoch is one pass");
+}
+
+#[test]
+fn a_config_file_says_what_flags_would_and_flags_override_it() {
+    let place = Place::with_digits(8, 60);
+    let config = r#"
+        model = "bad_plugins.so,plugin=linear"
+        sampler = "fgsm.so"
+        [data]
+        name = "digits"
+        [threat]
+        norm = "linf"
+        epsilon = 0.05
+        domain = [0.0, 1.0]
+        [train]
+        epochs = 5
+        batch = 20
+        threads = 1
+    "#;
+    fs::write(place.path("experiment.toml"), config).expect("written");
+    place.host("train --config experiment.toml --epochs 2 --out from-file").succeeds();
+    let flags = "--model bad_plugins.so,plugin=linear --sampler fgsm.so --epsilon 0.05 --epochs 2";
+    place.host(&format!("{TRAIN} {flags} --out from-flags")).succeeds();
+    place.run("from-file").assert_same_as(&place.run("from-flags"));
+}
+
+#[test]
+fn only_the_first_points_are_trained_on_if_so_asked() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model bad_plugins.so,plugin=linear --sampler langevin.so --epochs 2";
+    place.host(&format!("{TRAIN} {flags} --train-points 40 --out few")).succeeds();
+    assert_eq!(place.run("few").tensors("particles.safetensors")["particles"].0[0], 40);
+
+    // What lies beyond them makes no difference.
+    edit(&place.path("digits/train-images-idx3-ubyte"), |contents| {
+        let mut noise = Noise(9);
+        contents[16 + 40 * 64..].fill_with(|| (100.0 + 99.0 * noise.uniform()) as u8);
+    });
+    place.host(&format!("{TRAIN} {flags} --train-points 40 --out again")).succeeds();
+    place.run("again").assert_same_as(&place.run("few"));
+}
+
+#[test]
+fn a_sampler_that_judges_its_last_proposal_costs_no_further_pass() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model bad_plugins.so,plugin=linear --epsilon 0.1 --particles 2 --epochs 1";
+    let sampler = "bad_plugins.so,plugin=metropolis,steps=3";
+    place.host(&format!("{TRAIN} {flags} --sampler {sampler} --out run")).succeeds();
+    assert_eq!(place.run("run").metrics()[0]["passes_per_sample"], 8);
+    let particles = place.run("run").tensors("particles.safetensors");
+    let shapes: Vec<_> = particles.values().map(|(shape, _)| shape.as_slice()).collect();
+    assert_eq!(shapes, [[60, 2, 1, 8, 8]; 3], "the particles and their two state tensors");
+}
+
+#[test]
+fn plugins_cannot_change_the_hosts_settings() {
+    let place = Place::with_digits(8, 60);
+    let train = |sampler: &str, out: &str| {
+        let flags = "--model bad_plugins.so,plugin=linear --epochs 2";
+        place.host(&format!("{TRAIN} {flags} --sampler {sampler} --out {out}")).succeeds();
+        place.run(out)
+    };
+    // Neither moves particles; each returns an error if the last change was not undone.
+    let still = train("langevin.so,step_size=0,noise=0,steps=2", "still");
+    train("bad_plugins.so,plugin=changes-threads,steps=2", "threads").assert_same_as(&still);
+    train("bad_plugins.so,plugin=changes-grad-mode,steps=2", "grad-mode").assert_same_as(&still);
+}
+
+#[test]
+fn plugins_are_found_in_the_listed_folders_and_with_or_without_lib() {
+    let place = Place::with_digits(8, 60);
+    for folder in ["some", "other"] {
+        fs::create_dir(place.path(folder)).expect("a folder");
+    }
+    fs::copy(built("libpgd.so"), place.path("other/libmine.so")).expect("copied");
+    let mut command = place.command(&format!(
+        "{TRAIN} --model libbad_plugins.so,plugin=linear --sampler mine.so,steps=1 --epochs 1 --out run"
+    ));
+    place.outcome(command.env("DRO_PLUGIN_PATH", "some:other")).succeeds();
+    let path = place.run("run").record()["plugins"]["sampler"]["path"].clone();
+    assert!(path.as_str().is_some_and(|path| path.ends_with("/other/libmine.so")), "{path}");
+}
+
+#[test]
+fn with_nothing_but_a_sampler_everything_has_a_sensible_default() {
+    let data = repository().join("data");
+    assert!(data.join("mnist").is_dir(), "get MNIST first: cargo run -p host -- data fetch mnist");
+    let place = Place::empty();
+    std::os::unix::fs::symlink(data, place.path("data")).expect("a link");
+    place.host("train --sampler langevin.so --train-points 500 --epochs 1").succeeds();
+
+    let runs: Vec<_> = fs::read_dir(place.path("runs")).expect("runs").flatten().collect();
+    assert_eq!(runs.len(), 1);
+    let name = runs[0].file_name().into_string().expect("UTF-8");
+    // 2026-01-31T12-34-56
+    let shape: String = name.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    assert_eq!(shape, "0000-00-00T00-00-00");
+    let run = place.run(&format!("runs/{name}"));
+    assert_eq!(run.metrics().len(), 1);
+    assert_eq!(run.weights()["hidden.weight"].0, [100, 64 * 7 * 7], "architecture B on MNIST");
+    assert_eq!(run.record()["experiment"]["threat"]["epsilon"], 0.3);
+}
