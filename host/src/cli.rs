@@ -5,7 +5,7 @@ use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::report::Style;
 use crate::{Result, schedule};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use std::path::PathBuf;
@@ -51,6 +51,10 @@ pub enum Command {
     Eval(EvalArguments),
     /// Show what a plugin library holds: its plugins, their options, defaults and help
     Inspect(InspectArguments),
+    /// List the plugins that are found without a folder, and whether they fit this host
+    Plugins(PluginsArguments),
+    /// Write the crate of a new plugin, ready to build
+    New(NewArguments),
     /// Fetch data sets, or list those that are known
     #[command(subcommand)]
     Data(DataCommand),
@@ -259,6 +263,39 @@ pub struct InspectArguments {
     /// Print JSON, with a JSON Schema of each plugin's options
     #[arg(long)]
     pub json: bool,
+}
+
+/// `host plugins`
+#[derive(Debug, Args)]
+pub struct PluginsArguments {
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host new`
+#[derive(Debug, Args)]
+#[command(after_help = "The crate begins as a shipped plugin under your name: langevin, cnn or apgd. It lies
+wherever you like; what it writes says where plugin-api and libtorch come from.")]
+pub struct NewArguments {
+    /// What it is to be
+    pub kind: NewKind,
+    /// Its name: lower-case letters, digits and `-`
+    pub name: String,
+    /// Folder to write the crate's folder into
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    pub path: PathBuf,
+}
+
+/// What `host new` can write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NewKind {
+    /// A differentiable classifier
+    Model,
+    /// A transition kernel
+    Sampler,
+    /// A whole procedure
+    Attack,
 }
 
 /// `host data`

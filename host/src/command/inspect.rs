@@ -37,6 +37,9 @@ fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
         Kind::Model => library::open_model(&spec)?.plugin.describe(),
         Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
         Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
+        Kind::Unknown => {
+            return Err(Error::new("this host does not know its kind; it was built for a newer one"));
+        }
     };
     described.map_err(Error::new)
 }

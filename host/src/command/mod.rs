@@ -3,6 +3,8 @@
 mod data;
 mod eval;
 mod inspect;
+mod new;
+mod plugins;
 mod train;
 
 use crate::cli::Command;
@@ -17,6 +19,8 @@ pub fn run(command: &Command) -> Result<u8> {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Plugins(arguments) => plugins::run(arguments),
+        Command::New(arguments) => new::run(arguments),
         Command::Data(command) => data::run(command),
     }
 }

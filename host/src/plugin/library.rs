@@ -34,6 +34,9 @@ pub enum Kind {
     Sampler,
     /// A whole procedure.
     Attack,
+    /// One that this host does not know yet.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Kind {
@@ -42,6 +45,7 @@ impl Kind {
             Kind::Model => "a model",
             Kind::Sampler => "a sampler",
             Kind::Attack => "an attack",
+            Kind::Unknown => "of a kind that this host does not know",
         }
     }
 }
@@ -156,20 +160,35 @@ pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> 
         let got = other.kind.with_article();
         return Err(spec.error(format!("{} is {got}; expected {expected}", spec.file)));
     }
-    let named: Vec<_> = fitting
-        .iter()
-        .filter(|manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name))
-        .collect();
-    match named.as_slice() {
-        [one] => Ok(((***one).clone(), file)).map(|(manifest, file)| (file, manifest)),
-        _ => {
-            let names: Vec<_> = fitting.iter().map(|manifest| manifest.name.as_str()).collect();
-            let what = match &spec.name {
-                Some(name) => format!("{} has no plugin `{name}` that is {expected}", spec.file),
-                None => format!("{} has {} plugins that are {expected}", spec.file, named.len()),
-            };
-            Err(spec.error(what).fix(format!("choose one with `,plugin=NAME` among: {}", names.join(", "))))
+    let is_meant = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
+    let meant: Vec<_> = fitting.iter().filter(|manifest| is_meant(manifest)).collect();
+    if let [one] = meant.as_slice() {
+        let manifest = (**one).clone();
+        return Ok((file, manifest));
+    }
+    let names: Vec<_> = fitting.iter().map(|manifest| manifest.name.as_str()).collect();
+    let what = match &spec.name {
+        Some(name) => format!("{} has no plugin `{name}` that is {expected}", spec.file),
+        None => format!("{} has {} plugins that are {expected}", spec.file, meant.len()),
+    };
+    Err(spec.error(what).fix(format!("choose one with `,plugin=NAME` among: {}", names.join(", "))))
+}
+
+impl Manifest {
+    /// Whether this host can open the plugin.
+    ///
+    /// # Errors
+    /// What the plugin was built for, what this host has, and what to do.
+    pub fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
+        if self.contract != CONTRACT {
+            let what = format!("built for contract {}; this host knows contract {CONTRACT}", self.contract);
+            return Err((what, "rebuild it against this host's plugin-api"));
         }
+        if self.libtorch != LIBTORCH {
+            let what = format!("built for libtorch {}; this host runs {LIBTORCH}", self.libtorch);
+            return Err((what, "rebuild it against this host's libtorch (set LIBTORCH to its folder)"));
+        }
+        Ok(())
     }
 }
 
@@ -182,24 +201,9 @@ fn open(spec: &PluginSpec, accepted: &[Kind]) -> Result<(Record, abi::Plugins)> 
         manifest.version,
         manifest.contract
     );
-    if manifest.contract != CONTRACT {
-        return Err(spec
-            .error(format!(
-                "{} was built for contract {}; this host knows contract {CONTRACT}",
-                spec.file, manifest.contract
-            ))
-            .note("found", described)
-            .fix("rebuild it against this host's plugin-api"));
-    }
-    if manifest.libtorch != LIBTORCH {
-        return Err(spec
-            .error(format!(
-                "{} was built for libtorch {}; this host runs {LIBTORCH}",
-                spec.file, manifest.libtorch
-            ))
-            .note("found", described)
-            .fix("rebuild it against this host's libtorch (set LIBTORCH to its folder)"));
-    }
+    manifest.fits().map_err(|(what, fix)| {
+        spec.error(format!("{} was {what}", spec.file)).note("found", &described).fix(fix)
+    })?;
     let refused =
         |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
     keep_open(&file.path).map_err(|why| refused(&why))?;
@@ -247,6 +251,29 @@ fn find(file: &str) -> Result<PathBuf> {
     })
 }
 
+/// Every plugin library in the folders that are searched, in the order of the search.
+pub fn installed() -> Vec<File> {
+    let folders = search_path().into_iter().map(|folder| match folder.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => folder,
+    });
+    let libraries = folders.flat_map(|folder| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|ending| ending == "so"));
+        paths.sort();
+        paths
+    });
+    let mut files: Vec<File> = Vec::new();
+    for file in libraries.filter_map(|path| inspect(&path.display().to_string()).ok()) {
+        if !files.iter().any(|known| known.path == file.path) {
+            files.push(file);
+        }
+    }
+    files
+}
+
+/// The folders in which a plugin named without one is looked for.
 fn search_path() -> Vec<PathBuf> {
     let beside_executable = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Models: a linear one, and two bad ones built on it.
 
-use plugin_api::tch::nn::{self, Module};
 use plugin_api::tch::Tensor;
+use plugin_api::tch::nn::{self, Module};
 use plugin_api::{Model, NoOptions, Result, Task, export_model};
 use std::cell::Cell;
 

@@ -1,1 +1,392 @@
-//! x
+//! Bad input: a clear error (what, both values, what to do), and nothing lost.
+
+use crate::data::{Samples, idx, write};
+use crate::harness::{Outcome, Place, built, edit};
+use libc::SIGINT;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epochs 1 --out run";
+const LINEAR: &str = "--model bad_plugins.so,plugin=linear";
+
+/// Training with these flags is refused before anything is written.
+#[track_caller]
+fn train_refuses<'a>(place: &'a Place, flags: &str, parts: &[&str]) -> Outcome<'a> {
+    place.refuses(&format!("{TRAIN} {flags}"), parts)
+}
+
+/// Replaces bytes in a file by as many others, in the one place where they are.
+fn patch(path: &Path, old: &str, new: &str) {
+    assert_eq!(old.len(), new.len());
+    edit(path, |contents| {
+        let is_old = |(_, window): &(usize, &[u8])| *window == old.as_bytes();
+        let found: Vec<_> =
+            contents.windows(old.len()).enumerate().filter(is_old).map(|(at, _)| at).collect();
+        let [at] = found.as_slice() else { panic!("{old:?} is {} times in {path:?}", found.len()) };
+        let range = *at..at + old.len();
+        contents[range].copy_from_slice(new.as_bytes());
+    });
+}
+
+// ----------------------------------------------------------------------------------- plugins
+
+#[test]
+fn what_is_not_a_library() {
+    let place = Place::with_digits(8, 60);
+    fs::write(place.path("notes.so"), "remember the milk").expect("written");
+    train_refuses(&place, "--sampler notes.so", &["notes.so is not a shared library"]);
+    let truncated = place.copy_built("liblangevin.so");
+    edit(&truncated, |contents| contents.truncate(contents.len() / 2));
+    train_refuses(&place, "--sampler ./langevin.so", &["liblangevin.so is not a shared library"]);
+}
+
+#[test]
+fn a_library_without_a_manifest() {
+    let place = Place::with_digits(8, 60);
+    let maps = fs::read_to_string("/proc/self/maps").expect("this process's libraries");
+    let mut libraries = maps.lines().filter_map(|line| line.split_whitespace().last());
+    let system: PathBuf = libraries.find(|path| path.contains("/libc.so")).expect("libc").into();
+    fs::copy(system, place.path("other.so")).expect("copied");
+    train_refuses(
+        &place,
+        "--sampler other.so",
+        &["other.so is a shared library without a plugin's manifest"],
+    )
+    .explains(&["plugin_api's export macros"]);
+}
+
+#[test]
+fn a_library_for_another_contract() {
+    let place = Place::with_digits(8, 60);
+    patch(&place.copy_built("liblangevin.so"), r#""contract":1,"#, r#""contract":7,"#);
+    train_refuses(
+        &place,
+        "--sampler ./langevin.so",
+        &["langevin.so was built for contract 7; this host knows contract 1"],
+    )
+    .explains(&["liblangevin.so (langevin", "rebuild"]);
+}
+
+#[test]
+fn a_library_for_another_libtorch() {
+    let place = Place::with_digits(8, 60);
+    patch(&place.copy_built("liblangevin.so"), r#""libtorch":"2.13."#, r#""libtorch":"2.12."#);
+    train_refuses(
+        &place,
+        "--sampler ./langevin.so",
+        &["langevin.so was built for libtorch 2.12.", "; this host runs 2.13."],
+    )
+    .explains(&["liblangevin.so (langevin", "rebuild"]);
+}
+
+#[test]
+fn a_manifest_that_promises_what_the_library_does_not_export() {
+    let place = Place::with_digits(8, 60);
+    patch(&place.copy_built("liblangevin.so"), r#""name":"langevin""#, r#""name":"langevim""#);
+    train_refuses(&place, "--sampler ./langevin.so", &["langevin.so names `langevim`", "does not export it"]);
+}
+
+#[test]
+fn plugins_of_another_kind() {
+    let place = Place::with_digits(8, 60);
+    train_refuses(&place, "--sampler apgd.so", &["apgd.so is an attack; expected a sampler"]);
+    train_refuses(&place, "--sampler cnn.so", &["cnn.so is a model; expected a sampler"]);
+    train_refuses(&place, "--model langevin.so", &["langevin.so is a sampler; expected a model"]);
+    place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
+    place.refuses("eval run --attack cnn.so", &["cnn.so is a model; expected an attack or a sampler"]);
+}
+
+#[test]
+fn options_that_are_unknown_out_of_range_or_of_another_type() {
+    let place = Place::with_digits(8, 60);
+    for (plugin, parts) in [
+        ("--sampler langevin.so,size=1", ["langevin", "`size`", "noise, sign, step_size"].as_slice()),
+        ("--sampler langevin.so,noise=-1", &["langevin", "`noise`", "at least 0", "got -1"]),
+        ("--sampler langevin.so,sign=3", &["langevin", "`sign`", "3", "boolean"]),
+        ("--sampler langevin.so,step_size=big", &["langevin", "`step_size`", "\"big\"", "f64"]),
+        ("--sampler langevin.so,noise", &["option=value", "`noise`"]),
+        ("--sampler langevin.so,noise=1,noise=2", &["`noise`", "twice"]),
+        ("--sampler pgd.so,steps=0", &["`steps`", "at least 1", "`0`"]),
+        ("--model cnn.so,arch=C", &["cnn", "`arch`", "`C`", "`A`", "`B`"]),
+        ("--model cnn.so,steps=2", &["cnn", "`steps`"]),
+    ] {
+        train_refuses(&place, plugin, parts);
+    }
+}
+
+#[test]
+fn a_plugin_that_is_nowhere() {
+    let place = Place::with_digits(8, 60);
+    let mut command = place.command(&format!("{TRAIN} --sampler nowhere.so"));
+    let beside = built("libnowhere.so").display().to_string();
+    place
+        .outcome(command.env("DRO_PLUGIN_PATH", "/some/folder:other"))
+        .fails(2, &["nowhere.so was not found"])
+        .explains(&[" libnowhere.so", &beside, "/some/folder/nowhere.so", "other/libnowhere.so"]);
+}
+
+#[test]
+fn a_library_of_several_plugins_needs_a_name() {
+    let place = Place::with_digits(8, 60);
+    train_refuses(&place, "--sampler bad_plugins.so", &["bad_plugins.so has 9 plugins", "a sampler"])
+        .explains(&["plugin=NAME", "momentum", "wrong-shape"]);
+    train_refuses(&place, "--sampler bad_plugins.so,plugin=x", &["bad_plugins.so", "`x`", "a sampler"])
+        .explains(&["plugin=NAME", "momentum", "wrong-shape"]);
+}
+
+#[test]
+fn samplers_that_break_the_contract() {
+    for (sampler, parts) in [
+        ("wrong-shape", ["wrong-shape: step", "shape [20, 64]", "expected [20, 1, 8, 8]"].as_slice()),
+        ("wrong-dtype", &["wrong-dtype: step", "dtype Double", "expected Float"]),
+        ("panics", &["panics: step", "panicked at", "samplers.rs:", "cannot move 20 particles"]),
+        // Updates are counted from 0; this sampler turns bad at its third call.
+        ("nan", &["nan", "NaN", "at update 2"]),
+        ("escapes", &["escapes", "left the threat model", "at update 0"]),
+    ] {
+        let place = Place::with_digits(8, 60);
+        let command = format!("{TRAIN} {LINEAR} --sampler bad_plugins.so,plugin={sampler}");
+        place.host(&command).fails(1, parts);
+        let run = place.run("run");
+        assert_eq!(run.record()["plugins"]["sampler"]["manifest"]["name"], sampler, "the run stays");
+        assert_eq!(run.newest_update(), None, "nothing bad is saved");
+    }
+}
+
+#[test]
+fn models_that_break_the_contract() {
+    let place = Place::with_digits(8, 60);
+    train_refuses(
+        &place,
+        "--model bad_plugins.so,plugin=wrong-logits",
+        &["wrong-logits: forward", "shape [2, 11]", "expected [2, 10]"],
+    );
+}
+
+#[test]
+fn a_loss_that_becomes_nan() {
+    let place = Place::with_digits(8, 60);
+    // Ten updates an epoch; the model's logits become NaN after 13 calls.
+    let flags = "--model bad_plugins.so,plugin=explodes --sampler none --batch 6 --epochs 3";
+    let command = TRAIN.replace("--batch 20 --epochs 1", flags);
+    place
+        .host(&command)
+        .fails(1, &["the loss became NaN or infinite at update 13"])
+        .explains(&["run keeps its last checkpoint"]);
+    assert_eq!(place.run("run").newest_update(), Some(10));
+    assert_eq!(place.run("run").metrics().len(), 1);
+    let printed = place.host("eval run --json --attack fgsm.so").succeeds().json();
+    assert!(printed["clean"].as_f64().is_some_and(|clean| clean > 0.2), "{printed}");
+}
+
+// -------------------------------------------------------------------------------------- data
+
+#[test]
+fn damaged_idx_files() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage, &[&str]); 6] = [
+        (
+            "train-images-idx3-ubyte",
+            |contents| contents.truncate(1000),
+            &["is truncated", "expected 3856 bytes", "got 1000"],
+        ),
+        ("train-labels-idx1-ubyte", |contents| contents.push(1), &["trailing", "expected 68", "got 69"]),
+        (
+            "train-images-idx3-ubyte",
+            |contents| *contents = b"\x89PNG\r\n and so on".into(),
+            &["no IDX file", "0x00000803", "0x89504e47"],
+        ),
+        (
+            "t10k-images-idx3-ubyte",
+            |contents| *contents = idx(&[100], &[0; 100]),
+            &["holds labels", "expected images"],
+        ),
+        ("t10k-labels-idx1-ubyte", |contents| *contents = idx(&[99], &[0; 99]), &["100 images", "99 labels"]),
+        (
+            "train-labels-idx1-ubyte",
+            |contents| *contents = b"\x1f\x8b and so on".into(),
+            &["corrupt", "gzip"],
+        ),
+    ];
+    for (file, damage, parts) in damages {
+        let place = Place::with_digits(8, 60);
+        edit(&place.path("digits").join(file), damage);
+        train_refuses(&place, LINEAR, &[["digits/", file].concat().as_str()]);
+        train_refuses(&place, LINEAR, parts).explains(&["fix"]);
+    }
+}
+
+#[test]
+fn a_label_that_names_no_class() {
+    let place = Place::empty();
+    let samples = Samples { pixels: vec![100; 4 * 64], labels: vec![0, 1, 2, 10] };
+    write(&place.path("data/mnist"), 8, &samples, &samples);
+    place.refuses("train --out run", &["train-labels-idx1-ubyte has label 10 at index 3", "0 to 9"]);
+}
+
+#[test]
+fn data_that_are_not_there() {
+    let place = Place::with_digits(8, 60);
+    let train = |data: &str| format!("train --data {data} --out run");
+    place.refuses(&train("mnist"), &["mnist", "data/mnist"]).explains(&["host data fetch mnist"]);
+    place.refuses(&train("nowhere"), &["nowhere", "no such folder"]).explains(&["mnist, fashion-mnist"]);
+    fs::remove_file(place.path("digits/t10k-labels-idx1-ubyte")).expect("removed");
+    place.refuses(&train("digits"), &["digits has no file t10k-labels-idx1-ubyte"]);
+}
+
+#[test]
+fn a_cifar_file_of_a_wrong_size() {
+    let place = Place::empty();
+    let folder = place.path("pictures");
+    fs::create_dir(&folder).expect("a folder");
+    for batch in
+        ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    {
+        fs::write(folder.join(format!("{batch}.bin")), [1; 3073]).expect("written");
+    }
+    let train = format!("train --data pictures --threads 1 {LINEAR} --epochs 1 --out");
+    place.host(&format!("{train} good")).succeeds();
+    edit(&folder.join("data_batch_3.bin"), |contents| contents.truncate(3000));
+    place.refuses(&format!("{train} run"), &["data_batch_3.bin", "multiple of 3073 bytes", "got 3000"]);
+}
+
+#[test]
+fn images_that_do_not_fit_the_model() {
+    let place = Place::with_digits(8, 60);
+    train_refuses(&place, "--model cnn.so,arch=A", &["cnn", "at least 9x9 pixels", "got 8x8"]);
+}
+
+#[test]
+fn more_training_points_than_there_are() {
+    let place = Place::with_digits(8, 60);
+    train_refuses(&place, "--train-points 61", &["train_points", "1 to 60", "got 61"]);
+    train_refuses(&place, "--validation-points 60", &["train_points", "60 for validation"]);
+}
+
+// ------------------------------------------------------------------------------- the command
+
+#[test]
+fn an_output_folder_that_is_taken() {
+    let place = Place::with_digits(8, 60);
+    let command = format!("{TRAIN} {LINEAR} --sampler none");
+    place.host(&command).succeeds();
+    place.refuses(&command, &["run already holds a run"]).explains(&["--out", "--resume run"]);
+    let elsewhere = |out: &str| command.replace("--out run", &format!("--out {out}"));
+    place.refuses(&elsewhere("digits"), &["digits already exists and is not empty"]).explains(&["--out"]);
+    let file = "digits/train-labels-idx1-ubyte";
+    place.refuses(&elsewhere(file), &[file, "already exists"]);
+    place.refuses(&elsewhere(&format!("{file}/run")), &["cannot create", file]);
+    fs::create_dir(place.path("empty")).expect("a folder");
+    place.host(&elsewhere("empty")).succeeds();
+}
+
+#[test]
+fn values_that_cannot_work() {
+    let place = Place::with_digits(8, 60);
+    for (flags, parts) in [
+        ("--epsilon=-1", ["threat.epsilon", "at least 0", "got -1"].as_slice()),
+        ("--epsilon x", &["--epsilon", "'x'"]),
+        ("--momentum 1", &["train.momentum", "below 1", "got 1"]),
+        ("--learning-rate 0", &["train.learning_rate", "above 0", "got 0"]),
+        ("--particles 0", &["train.particles", "1 to 65535", "got 0"]),
+        ("--checkpoint-every 0", &["train.checkpoint_every", "at least 1", "got 0"]),
+        ("--optimizer lion", &["--optimizer", "'lion'"]),
+        ("--device gpu", &["train.device", "cpu, cuda or cuda:N", "`gpu`"]),
+        ("--surprise", &["'--surprise'"]),
+    ] {
+        train_refuses(&place, flags, parts);
+    }
+    place.refuses("train --data digits --threads 0 --out run", &["train.threads", "at least 1", "got 0"]);
+    place.refuses("train --data digits --epochs 0 --out run", &["train.epochs", "at least 1", "got 0"]);
+    place.refuses("train --data digits --batch 0 --out run", &["train.batch", "at least 1", "got 0"]);
+    place.refuses("train --resume run --epochs 3", &["--resume", "cannot be used with"]);
+}
+
+#[test]
+fn values_that_cannot_work_in_an_evaluation() {
+    let place = Place::with_digits(8, 60);
+    place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
+    place.refuses("eval run --attack fgsm.so --restarts 0", &["--restarts", "0"]);
+    place.refuses("eval run --attack fgsm.so --device gpu", &["cpu, cuda or cuda:N", "`gpu`"]);
+    place.refuses("eval run --attack fgsm.so --threads 0", &["threads", "at least 1", "got 0"]);
+}
+
+#[test]
+fn mistakes_in_a_config_file_are_named_with_their_line() {
+    let place = Place::with_digits(8, 60);
+    for (text, line, parts) in [
+        ("[train]\nepochs = 3\nepoch = 3\n", 3, ["unknown field `epoch`"].as_slice()),
+        ("\nmodell = \"cnn.so\"\n", 2, &["unknown field `modell`"]),
+        ("[train]\nepochs = \"three\"\n", 2, &["string \"three\"", "expected usize"]),
+        ("[threat]\nnorm = \"l7\"\n", 2, &["`l7`", "`linf`", "`l2`"]),
+        ("[train\n", 1, &[]),
+    ] {
+        fs::write(place.path("experiment.toml"), text).expect("written");
+        let place_in_file = format!("experiment.toml, line {line}: ");
+        let parts: Vec<_> = parts.iter().copied().chain([place_in_file.as_str()]).collect();
+        place.refuses("train --config experiment.toml --out run", &parts);
+    }
+    // What only the plugin can tell is told with the line too.
+    fs::write(
+        place.path("experiment.toml"),
+        "model = \"cnn.so\"\nsampler = \"langevin.so,size=1\"\n[data]\nname = \"digits\"\n",
+    )
+    .expect("written");
+    place
+        .refuses("train --config experiment.toml --out run", &["langevin", "`size`", "step_size"])
+        .explains(&["experiment.toml, line 2"]);
+    place.refuses("train --config absent.toml --out run", &["cannot read absent.toml"]);
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    if Path::new("/dev/nvidiactl").exists() {
+        return; // It is there.
+    }
+    let place = Place::with_digits(8, 60);
+    let outcome = train_refuses(&place, "--device cuda", &[]);
+    let line = outcome.first_line();
+    assert!(line.contains("CUDA") || line.contains("GPU"), "{}", outcome.report());
+    outcome.explains(&["--device cpu"]);
+}
+
+#[test]
+fn evaluation_without_a_run_or_a_checkpoint() {
+    let place = Place::with_digits(8, 60);
+    place.refuses("eval nowhere", &["nowhere holds no run", "nowhere/run.json"]);
+    place.refuses("train --resume digits", &["digits holds no run", "digits/run.json"]);
+
+    place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
+    fs::remove_dir_all(place.run("run").newest("")).expect("removed");
+    place.refuses("eval run --attack fgsm.so", &["run has no checkpoint"]).explains(&["--resume run"]);
+
+    edit(&place.path("run/run.json"), |contents| contents.truncate(100));
+    place.refuses("eval run --attack fgsm.so", &["cannot understand run/run.json"]);
+}
+
+// ---------------------------------------------------------------------------------- the disk
+
+#[test]
+fn a_disk_that_is_full_at_a_checkpoint() {
+    let place = Place::with_digits(8, 200);
+    let train = "train --data digits --threads 1 --batch 5 --sampler langevin.so --epsilon 0.1 --epochs 2";
+    place.host(&format!("{train} --out whole")).succeeds();
+    let command = format!("{train} --checkpoint-every 3 --out run");
+    place.interrupt(&command, "run", SIGINT, |_| true).was_interrupted(&["run"]);
+    let run = place.run("run");
+    let before = run.checkpoints();
+    let weights = run.weights();
+
+    let newest = run.newest("").strip_prefix(place.path("")).expect("in the folder").display().to_string();
+    place
+        .host_on_a_full_disk(256, "train --resume run")
+        .fails(1, &["cannot write run/checkpoints/", ".safetensors", "File too large"])
+        .explains(&[newest.trim_end_matches('/'), "is untouched", "--resume"]);
+    assert_eq!(run.checkpoints(), before);
+    assert!(run.weights() == weights);
+    let names = fs::read_dir(place.path("run/checkpoints")).expect("a folder");
+    assert_eq!(names.count(), before.len(), "nothing half written is left behind");
+
+    place.host("train --resume run").succeeds();
+    run.assert_same_as(&place.run("whole"));
+}

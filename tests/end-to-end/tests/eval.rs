@@ -1,1 +1,207 @@
-//! x
+//! `host eval`: what it measures, counts and saves.
+
+use crate::data::TEST_POINTS;
+use crate::harness::Place;
+use serde_json::Value;
+
+/// A place with a run that was trained without a sampler and is right about natural images.
+fn trained(epsilon: f64) -> Place {
+    trained_with(&format!("--epsilon {epsilon}"))
+}
+
+fn trained_with(flags: &str) -> Place {
+    let place = Place::with_digits(8, 400);
+    let train = "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out run";
+    place.host(&format!("{train} --optimizer adam --learning-rate 0.002 {flags}")).succeeds();
+    place
+}
+
+fn numbers(list: &Value) -> Vec<i64> {
+    let number = |value: &Value| value.as_i64().expect("a whole number");
+    list.as_array().expect("a list").iter().map(number).collect()
+}
+
+fn verdicts(list: &Value) -> Vec<bool> {
+    let verdict = |value: &Value| value.as_bool().expect("a verdict");
+    list.as_array().expect("a list").iter().map(verdict).collect()
+}
+
+fn share(verdicts: &[bool]) -> f64 {
+    verdicts.iter().filter(|stands| **stands).count() as f64 / verdicts.len() as f64
+}
+
+fn keys(object: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = object.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn passes(attack: &Value) -> [u64; 2] {
+    ["forward_passes", "backward_passes"].map(|key| attack[key].as_u64().expect("a count"))
+}
+
+/// The verdicts of the only attack of the latest evaluation.
+fn latest_verdicts(place: &Place) -> Vec<bool> {
+    let evaluation = place.run("run").evaluations().pop().expect("an evaluation");
+    verdicts(&evaluation["verdicts"]["attacks"][0])
+}
+
+#[test]
+fn json_is_one_object_of_documented_keys_that_agree() {
+    let place = trained(0.06);
+    let attacks = ["fgsm.so", "pgd.so,steps=5,step_size=0.05", "apgd.so,steps=5"];
+    let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
+    let printed = place.host(&format!("eval run --json {flags}")).succeeds().json();
+
+    assert_eq!(keys(&printed), ["attacks", "clean", "points", "worst_case"]);
+    assert_eq!(printed["points"], TEST_POINTS);
+    let saved = &place.run("run").evaluations()[0];
+    let clean = verdicts(&saved["verdicts"]["clean"]);
+    assert_eq!(printed["clean"], share(&clean));
+    let mut all_stand = clean.clone();
+    for (number, attack) in attacks.into_iter().enumerate() {
+        let result = &printed["attacks"][number];
+        assert_eq!(keys(result), ["attack", "backward_passes", "forward_passes", "robust", "seconds"]);
+        assert_eq!(result["attack"], attack);
+        assert!(result["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+        let stands = verdicts(&saved["verdicts"]["attacks"][number]);
+        assert_eq!(result["robust"], share(&stands));
+        assert!(stands.iter().zip(&clean).all(|(robust, clean)| *clean || !robust), "fooled already");
+        all_stand.iter_mut().zip(stands).for_each(|(all, this)| *all &= this);
+    }
+    assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(3));
+    assert_eq!(printed["worst_case"], share(&all_stand));
+    let robust = printed["attacks"][1]["robust"].as_f64().expect("a share");
+    assert!(0.0 < robust && robust < share(&clean), "the attack fools some points: {robust}");
+}
+
+#[test]
+fn passes_are_those_worked_out_by_hand() {
+    // A ball so small that every point stands: nothing is left out or given up early.
+    let place = trained(1e-6);
+    let points = TEST_POINTS as u64;
+    // Each step of a sampler is a pass in both directions, the verdict one forward. Metropolis
+    // wants the loss at its last proposal too. APGD looks at its start and every iterate, the
+    // last one without a gradient.
+    for (attack, restarts, forward, backward) in [
+        ("fgsm.so", 1, 2, 1),
+        ("pgd.so,steps=3", 1, 4, 3),
+        ("pgd.so,steps=3", 4, 16, 12),
+        ("bad_plugins.so,plugin=metropolis,steps=3", 1, 5, 3),
+        ("apgd.so,steps=5", 1, 7, 5),
+    ] {
+        let command = format!("eval run --json --restarts {restarts} --attack {attack}");
+        let printed = place.host(&command).succeeds().json();
+        assert_eq!((&printed["clean"], &printed["worst_case"]), (&1.0.into(), &1.0.into()), "all stand");
+        assert_eq!(passes(&printed["attacks"][0]), [points * forward, points * backward], "{command}");
+    }
+}
+
+#[test]
+fn fooled_points_are_not_attacked_again() {
+    let place = trained(0.06);
+    let printed = |restarts: u32| {
+        let attack = "--attack pgd.so,steps=3,step_size=0.02";
+        place.host(&format!("eval run --json --restarts {restarts} {attack}")).succeeds().json()
+    };
+    let counts = [printed(1), printed(2), printed(5)].map(|printed| passes(&printed["attacks"][0])[1]);
+    let saved = place.run("run").evaluations();
+    let clean = verdicts(&saved[0]["verdicts"]["clean"]);
+    let standing = [0, 1, 2].map(|number| verdicts(&saved[number]["verdicts"]["attacks"][0]));
+    let count = |verdicts: &[bool]| verdicts.iter().filter(|stands| **stands).count() as u64;
+    assert_eq!(counts[0], 3 * count(&clean));
+    assert_eq!(counts[1], 3 * (count(&clean) + count(&standing[0])), "the second only those left");
+    for (more, fewer) in [(1, 0), (2, 1)] {
+        let pairs = standing[more].iter().zip(&standing[fewer]);
+        assert!(pairs.clone().all(|(more, fewer)| *fewer || !more), "more restarts never help the model");
+    }
+    assert!(count(&standing[2]) < count(&standing[0]), "restarts find something here");
+}
+
+#[test]
+fn verdicts_depend_on_the_seed_and_not_on_the_batch() {
+    let place = trained(0.06);
+    let evaluate = |flags: &str| {
+        let attack = "--attack pgd.so,steps=3,step_size=0.02";
+        place.host(&format!("eval run {attack} {flags}")).succeeds();
+        latest_verdicts(&place)
+    };
+    let first = evaluate("--seed 5 --batch 100");
+    assert_eq!(evaluate("--seed 5 --batch 7"), first);
+    assert_eq!(evaluate("--seed 5 --batch 100"), first);
+    assert_ne!(evaluate("--seed 6 --batch 100"), first);
+    assert_eq!(place.run("run").evaluations().len(), 4, "each evaluation is added to the others");
+}
+
+#[test]
+fn a_subset_gets_the_verdicts_of_the_whole_set() {
+    let place = trained(0.06);
+    let attack = "--attack pgd.so,steps=3,step_size=0.02";
+    let table = place.host(&format!("eval run {attack} --points 30")).succeeds().words();
+    for words in ["clean", "pgd.so,steps=3,step_size=0.02", "95 % interval", "30 test points"] {
+        assert!(table.contains(words), "{table}");
+    }
+    let some = latest_verdicts(&place);
+    place.host(&format!("eval run {attack}")).succeeds();
+    let all = latest_verdicts(&place);
+
+    let chosen = numbers(&place.run("run").evaluations()[0]["verdicts"]["indices"]);
+    assert_eq!(chosen.len(), 30);
+    assert!(chosen.is_sorted_by(|one, other| one < other), "each at most once: {chosen:?}");
+    assert_ne!(chosen, Vec::from_iter(0..30), "drawn from the whole set");
+    let of_the_whole: Vec<_> = chosen.iter().map(|point| all[*point as usize]).collect();
+    assert_eq!(some, of_the_whole);
+}
+
+#[test]
+fn more_points_than_there_are_is_refused() {
+    let place = trained(0.06);
+    let refused = |points: &str, parts: &[&str]| {
+        place.refuses(&format!("eval run --attack fgsm.so --points {points}"), parts);
+    };
+    refused("101", &["--points", "1 to 100", "got 101"]);
+    refused("0", &["--points", "1 to 100", "got 0"]);
+    refused("x", &["--points", "'x'"]);
+}
+
+#[test]
+fn within_an_l2_ball_too_where_the_attack_knows_it() {
+    let place = trained_with("--norm l2 --epsilon 0.4");
+    let printed = place.host("eval run --json --attack pgd.so,steps=10,step_size=0.2").succeeds().json();
+    let robust = printed["worst_case"].as_f64().expect("a share");
+    assert!(0.0 < robust && robust < printed["clean"].as_f64().expect("a share"), "{printed}");
+
+    let before = place.contents();
+    place.host("eval run --attack apgd.so").fails(1, &["apgd", "linf", "l2"]);
+    assert!(place.contents() == before);
+}
+
+#[test]
+fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
+    let place = trained(0.06);
+    place.host("eval run --attack fgsm.so").succeeds();
+    let before = place.contents();
+    for (attack, parts) in [
+        ("outside", ["outside: run", "100 of 100 candidates outside the threat model"].as_slice()),
+        ("attack-panics", &["attack-panics: run", "panicked at", "attacks.rs:", "cannot attack 100 points"]),
+    ] {
+        let command = format!("eval run --attack bad_plugins.so,plugin={attack}");
+        place.host(&command).fails(1, parts);
+        assert!(place.contents() == before, "{command}");
+    }
+}
+
+#[test]
+fn samplers_with_state_serve_as_attacks() {
+    let place = trained(0.06);
+    let attack = "bad_plugins.so,plugin=momentum,steps=5";
+    let printed = place.host(&format!("eval run --json --attack {attack}")).succeeds().json();
+    assert!(printed["worst_case"].as_f64() < printed["clean"].as_f64(), "{printed}");
+}
+
+#[test]
+fn a_damaged_file_of_verdicts_is_noticed_before_any_work() {
+    let place = trained(0.06);
+    std::fs::write(place.path("run/eval.json"), "{").expect("written");
+    place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);
+}

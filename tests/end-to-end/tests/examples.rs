@@ -1,1 +1,53 @@
-//! x
+//! The crates under examples/: built outside the workspace, run by the host that is there.
+
+use crate::harness::{Place, Run, built, cargo_build, repository, sha256};
+
+const TRAIN: &str = "train --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1";
+
+/// Builds an example by plain `cargo build` in its folder; the host must stay as it is.
+fn with_example(name: &str, library: &str, test: impl FnOnce(&Place)) {
+    let host = sha256(&built("host"));
+    cargo_build(&repository().join("examples").join(name), []);
+    assert!(built(library).is_file(), "{library} lies beside the host");
+    test(&Place::with_digits(8, 200));
+    assert_eq!(sha256(&built("host")), host, "the host was not rebuilt");
+}
+
+fn train(place: &Place, flags: &str, out: &str) -> Run {
+    place.host(&format!("{TRAIN} {flags} --out {out}")).succeeds();
+    place.run(out)
+}
+
+#[test]
+fn my_sampler_trains_to_other_weights() {
+    with_example("my-sampler", "libmy_sampler.so", |place| {
+        let mine = train(place, "--sampler my_sampler.so", "mine");
+        let shipped = train(place, "--sampler langevin.so", "shipped");
+        let [mine, shipped] = [mine, shipped].map(|run| run.weights());
+        assert!(mine.keys().eq(shipped.keys()));
+        assert!(mine != shipped);
+    });
+}
+
+#[test]
+fn my_model_is_another_network_that_learns() {
+    with_example("my-model", "libmy_model.so", |place| {
+        let mine = train(place, "--model my_model.so --sampler fgsm.so", "mine");
+        let shipped = train(place, "--model cnn.so --sampler fgsm.so", "shipped");
+        assert!(!mine.weights().keys().eq(shipped.weights().keys()));
+        let printed = place.host("eval mine --json --attack fgsm.so").succeeds().json();
+        assert!(printed["clean"].as_f64().is_some_and(|clean| clean > 0.5), "{printed}");
+    });
+}
+
+#[test]
+fn my_attack_gives_other_verdicts() {
+    with_example("my-attack", "libmy_attack.so", |place| {
+        train(place, "--sampler none --optimizer adam --learning-rate 0.002", "run");
+        place.host("eval run --attack my_attack.so --attack pgd.so,steps=10,step_size=0.02").succeeds();
+        let evaluation = &place.run("run").evaluations()[0];
+        let [mine, shipped] = [0, 1].map(|number| &evaluation["verdicts"]["attacks"][number]);
+        assert_ne!(mine, shipped);
+        assert_ne!(*mine, evaluation["verdicts"]["clean"], "it fools some points");
+    });
+}

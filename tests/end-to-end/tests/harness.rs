@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -119,27 +119,41 @@ impl Place {
     /// Runs a command to its end.
     pub fn outcome(&self, command: &mut Command) -> Outcome<'_> {
         let output = command.output().expect("the program starts");
-        Outcome { place: self, command: format!("{command:?}"), output }
+        Outcome { place: self, command: written(command), output }
     }
 
     /// Starts a training run and sends it a signal as soon as a checkpoint inside an epoch
     /// satisfies `ripe`, given the number of its update.
-    pub fn interrupt(&self, arguments: &str, run: &str, signal: i32, ripe: impl Fn(u64) -> bool) -> Outcome<'_> {
+    pub fn interrupt(
+        &self,
+        arguments: &str,
+        run: &str,
+        signal: i32,
+        ripe: impl Fn(u64) -> bool,
+    ) -> Outcome<'_> {
         let mut command = self.command(arguments);
-        let mut host = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
+        let mut host =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
         let run = self.run(run);
         let started = Instant::now();
-        while host.try_wait().expect("a child").is_none() && !run.newest_update().is_some_and(&ripe) {
+        while !run.newest_update().is_some_and(&ripe) {
             assert!(started.elapsed() < PATIENCE, "no such checkpoint for {PATIENCE:?}: {command:?}");
+            if host.try_wait().expect("a child").is_some() {
+                break;
+            }
             thread::sleep(Duration::from_millis(1));
         }
-        send(&host, signal);
+        if host.try_wait().expect("a child").is_none() {
+            // SAFETY: this sends a signal to a process of ours that was not waited for yet.
+            unsafe { libc::kill(host.id() as i32, signal) };
+        }
         let output = host.wait_with_output().expect("the host ends");
-        Outcome { place: self, command: format!("{command:?}"), output }
+        Outcome { place: self, command: written(&command), output }
     }
 
     /// Runs the host, which must refuse before it does anything: exit code 2, the parts in the
     /// first line of standard error, nothing written.
+    #[track_caller]
     pub fn refuses(&self, arguments: &str, parts: &[&str]) -> Outcome<'_> {
         let before = self.contents();
         let outcome = self.host(arguments).fails(2, parts);
@@ -158,11 +172,11 @@ impl Place {
         let mut folders = vec![self.folder.path().to_owned()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry")) {
-                if entry.file_type().expect("a type").is_dir() {
-                    contents.insert(entry.path(), "folder".to_owned());
+                let kind = entry.file_type().expect("a type");
+                let digest = if kind.is_file() { sha256(&entry.path()) } else { format!("{kind:?}") };
+                contents.insert(entry.path(), digest);
+                if kind.is_dir() {
                     folders.push(entry.path());
-                } else {
-                    contents.insert(entry.path(), sha256(&entry.path()));
                 }
             }
         }
@@ -170,13 +184,12 @@ impl Place {
     }
 }
 
-fn send(child: &Child, signal: i32) {
-    // SAFETY: this sends a signal to a process of ours that was not waited for yet.
-    unsafe { libc::kill(child.id() as i32, signal) };
+fn written(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// How a program ended.
-#[must_use]
 pub struct Outcome<'a> {
     place: &'a Place,
     command: String,
@@ -185,11 +198,13 @@ pub struct Outcome<'a> {
 
 impl Outcome<'_> {
     /// It must have succeeded without a word on standard error.
+    #[track_caller]
     pub fn succeeds(self) -> Self {
         self.succeeds_with_warning(&[])
     }
 
     /// It must have succeeded, with a warning that has these parts; without one if there are none.
+    #[track_caller]
     pub fn succeeds_with_warning(self, parts: &[&str]) -> Self {
         self.ends_with(0);
         assert_eq!(self.errors().is_empty(), parts.is_empty(), "warnings\n{}", self.report());
@@ -197,6 +212,7 @@ impl Outcome<'_> {
     }
 
     /// It must have ended with this code, the parts in the first line of standard error.
+    #[track_caller]
     pub fn fails(self, code: i32, parts: &[&str]) -> Self {
         self.ends_with(code);
         assert!(!self.errors().contains("stack backtrace"), "a backtrace\n{}", self.report());
@@ -204,17 +220,25 @@ impl Outcome<'_> {
     }
 
     /// It must have been stopped by Ctrl-C, and have said so.
+    #[track_caller]
     pub fn was_interrupted(self, parts: &[&str]) -> Self {
         self.ends_with(130);
         self.first_line_has("warning: stopped ", parts)
     }
 
+    #[track_caller]
     fn ends_with(&self, code: i32) {
         assert_eq!(self.output.status.code(), Some(code), "exit code\n{}", self.report());
     }
 
+    /// The first line of standard error.
+    pub fn first_line(&self) -> String {
+        self.errors().lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[track_caller]
     fn first_line_has(self, start: &str, parts: &[&str]) -> Self {
-        let line = self.errors().lines().next().unwrap_or_default().to_owned();
+        let line = self.first_line();
         assert!(line.starts_with(start), "first line without {start:?}\n{}", self.report());
         for part in parts {
             assert!(line.contains(part), "first line without {part:?}\n{}", self.report());
@@ -223,6 +247,7 @@ impl Outcome<'_> {
     }
 
     /// Standard error must have these parts somewhere.
+    #[track_caller]
     pub fn explains(self, parts: &[&str]) -> Self {
         for part in parts {
             assert!(self.errors().contains(part), "standard error without {part:?}\n{}", self.report());
@@ -231,6 +256,7 @@ impl Outcome<'_> {
     }
 
     /// It must have been killed by this signal.
+    #[track_caller]
     pub fn was_killed(self, signal: i32) {
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(self.output.status.signal(), Some(signal), "signal\n{}", self.report());
@@ -263,7 +289,8 @@ impl Outcome<'_> {
 
     /// Everything that helps to understand a failure.
     pub fn report(&self) -> String {
-        let files: Vec<_> = self.place.contents().into_keys().map(|path| path.display().to_string()).collect();
+        let files = self.place.contents().into_keys();
+        let files: Vec<_> = files.map(|path| path.display().to_string()).collect();
         let rule = "-".repeat(60);
         format!(
             "{rule}\n{}\n\nfolder:\n{}\n\nstatus: {}\n\nstdout:\n{}\nstderr:\n{}{rule}",
@@ -343,6 +370,7 @@ impl Run {
 
     /// The other run must have ended in the same state, bit for bit, and have measured the
     /// same on the way, times aside.
+    #[track_caller]
     pub fn assert_same_as(&self, other: &Self) {
         assert_eq!(self.newest_update(), other.newest_update());
         for file in ["weights.safetensors", "optimizer.safetensors", "particles.safetensors"] {

@@ -30,7 +30,7 @@ fn stop(place: &Place, flags: &str, signal: i32) -> Run {
         place.interrupt(&format!("{TRAIN} {flags} --checkpoint-every 3 --out run"), "run", signal, ripe);
     match signal {
         SIGKILL => outcome.was_killed(signal),
-        _ => drop(outcome.was_interrupted(&["at update", "host train --resume run"])),
+        _ => _ = outcome.was_interrupted(&["at update", "host train --resume run"]),
     }
     let run = place.run("run");
     let update = run.newest_update().expect("a checkpoint");
@@ -118,7 +118,9 @@ fn not_when_every_checkpoint_is_damaged() {
     for folder in run.checkpoints().into_values() {
         edit(&folder.join("particles.safetensors"), |contents| contents[500] ^= 1);
     }
-    place.refuses("train --resume run", &["no checkpoint in run/checkpoints is whole"]).explains(&["SHA-256"]);
+    place
+        .refuses("train --resume run", &["no checkpoint in run/checkpoints is whole"])
+        .explains(&["SHA-256"]);
 }
 
 /// A short run with one checkpoint, of plugins copied into the folder.
@@ -151,9 +153,11 @@ fn a_changed_plugin_is_refused_unless_allowed() {
         let recorded = sha256(&path);
         edit(&path, |contents| contents.extend(b"changed"));
         for command in commands {
-            place
-                .refuses(command, &[library, "has changed since the run began"])
-                .explains(&[&recorded, &sha256(&path), "--allow-changed"]);
+            place.refuses(command, &[library, "has changed since the run began"]).explains(&[
+                &recorded,
+                &sha256(&path),
+                "--allow-changed",
+            ]);
             place
                 .host(&format!("{command} --allow-changed"))
                 .succeeds_with_warning(&[library, "has changed since the run began"]);
@@ -170,9 +174,11 @@ fn changed_data_are_refused_unless_allowed() {
     edit(&place.path("digits").join(file), |contents| contents[16] ^= 1);
     let recorded = run.record()["data"]["checksums"][file].as_str().expect("a checksum").to_owned();
     for command in ["train --resume run", "eval run --attack fgsm.so"] {
-        place
-            .refuses(command, &[file, "has changed since the run began"])
-            .explains(&[&recorded, "found", "--allow-changed"]);
+        place.refuses(command, &[file, "has changed since the run began"]).explains(&[
+            &recorded,
+            "found",
+            "--allow-changed",
+        ]);
         place.host(&format!("{command} --allow-changed")).succeeds_with_warning(&[file]);
     }
     assert_eq!(run.evaluations()[0]["verdicts"]["clean"].as_array().map(Vec::len), Some(TEST_POINTS));

@@ -11,14 +11,14 @@ const TRAIN: &str = "train --data digits --threads 1 --batch 20";
 #[test]
 fn a_run_records_what_it_was_made_with() {
     let place = Place::with_digits(8, 60);
-    let flags = "--model cnn.so,arch=B --sampler pgd.so,steps=2,step_size=0.05 --epsilon 0.1 --epochs 1 --seed 7";
+    let flags =
+        "--model cnn.so,arch=B --sampler pgd.so,steps=2,step_size=0.05 --epsilon 0.1 --epochs 1 --seed 7";
     place.host(&format!("{TRAIN} {flags} --out run")).succeeds();
 
     let record = place.run("run").record();
-    for (kind, spec, file) in [
-        ("model", "cnn.so,arch=B", "libcnn.so"),
-        ("sampler", "pgd.so,steps=2,step_size=0.05", "libpgd.so"),
-    ] {
+    for (kind, spec, file) in
+        [("model", "cnn.so,arch=B", "libcnn.so"), ("sampler", "pgd.so,steps=2,step_size=0.05", "libpgd.so")]
+    {
         let plugin = &record["plugins"][kind];
         assert_eq!(plugin["spec"], spec);
         assert_eq!(plugin["sha256"], sha256(&built(file)));

@@ -1,0 +1,180 @@
+use crate::cli::{NewArguments, NewKind};
+use crate::{Error, Result, files};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where this program's sources were when it was built: plugin-api is there.
+const HOST_SOURCES: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The libtorch that this program was built against.
+const LIBTORCH_FOLDER: &str = env!("HOST_LIBTORCH");
+
+/// Versions that host and plugin share, so that what is compiled can be shared too.
+const LOCKED_VERSIONS: &str = include_str!("../../../Cargo.lock");
+
+/// A shipped plugin that a new one begins as: its source, its name and its type.
+fn template(kind: NewKind) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        NewKind::Model => (include_str!("../../../plugins/cnn/src/lib.rs"), "cnn", "Cnn"),
+        NewKind::Sampler => (include_str!("../../../plugins/langevin/src/lib.rs"), "langevin", "Langevin"),
+        NewKind::Attack => (include_str!("../../../plugins/apgd/src/lib.rs"), "apgd", "Apgd"),
+    }
+}
+
+/// `host new`
+pub fn run(arguments: &NewArguments) -> Result<u8> {
+    let NewArguments { kind, name, path } = arguments;
+    check_name(name)?;
+    let folder = path.join(name);
+    if folder.exists() {
+        return Err(
+            Error::new(format!("{} already exists", folder.display())).fix("choose another name or --path")
+        );
+    }
+    let repository = repository()?;
+    let target_folder = repository.join("target");
+    let library = format!("lib{}.so", name.replace('-', "_"));
+    let (source, old_name, old_type) = template(*kind);
+
+    let make = |folder: &Path| fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why));
+    make(&folder.join("src"))?;
+    make(&folder.join(".cargo"))?;
+    let write = |file: &str, text: String| files::write_whole(&folder.join(file), text.as_bytes());
+    write("src/lib.rs", renamed(source, (old_name, old_type), (name, &type_name(name))))?;
+    write("Cargo.toml", cargo_toml(name, &repository.join("plugin-api")))?;
+    write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
+    write(".cargo/config.toml", cargo_config(&target_folder))?;
+    write("README.md", readme(*kind, name, &target_folder, &library))?;
+
+    println!("wrote {}, which begins as the shipped {old_name}", folder.display());
+    println!("  plugin-api  {}", repository.join("plugin-api").display());
+    println!("  libtorch    {LIBTORCH_FOLDER}");
+    println!("  build it    cd {} && cargo build", folder.display());
+    println!("  the plugin  {}", target_folder.join("debug").join(library).display());
+    Ok(0)
+}
+
+/// A name that cargo takes, and that needs no escapes in a manifest.
+fn check_name(name: &str) -> Result<()> {
+    let good = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
+    if name.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && name.chars().all(good)
+        && !name.ends_with('-')
+    {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "expected a name of lower-case letters, digits and `-`, like my-idea; got `{name}`"
+    )))
+}
+
+fn repository() -> Result<PathBuf> {
+    let repository = Path::new(HOST_SOURCES).parent().unwrap_or(Path::new("/")).to_owned();
+    if repository.join("plugin-api/Cargo.toml").is_file() {
+        return Ok(repository);
+    }
+    Err(Error::new(format!("the sources of this host are not in {} any more", repository.display()))
+        .fix("run the host from the clone that it was built in"))
+}
+
+/// `my-idea` becomes `MyIdea`.
+fn type_name(name: &str) -> String {
+    let capitalised = name.split('-').filter(|word| !word.is_empty()).map(|word| {
+        let (first, rest) = word.split_at(1);
+        first.to_uppercase() + rest
+    });
+    capitalised.collect()
+}
+
+/// The template under its new name; comments stay, they describe the mathematics.
+fn renamed(source: &str, (old_name, old_type): (&str, &str), (name, type_name): (&str, &str)) -> String {
+    let lines = source.lines().map(|line| match line.trim_start().starts_with("//") {
+        true => line.to_owned(),
+        false => {
+            line.replace(&format!("\"{old_name}\""), &format!("\"{name}\"")).replace(old_type, type_name)
+        }
+    });
+    lines.map(|line| line + "\n").collect()
+}
+
+fn cargo_toml(name: &str, plugin_api: &Path) -> String {
+    format!(
+        "[package]
+name = \"{name}\"
+version = \"0.1.0\"
+edition = \"2024\"
+publish = false
+
+[lib]
+crate-type = [\"cdylib\", \"rlib\"]
+
+[dependencies]
+plugin-api = {{ path = {plugin_api:?} }}
+schemars = \"1\"
+serde = {{ version = \"1\", features = [\"derive\"] }}
+
+# A workspace of its own, wherever it lies.
+[workspace]
+"
+    )
+}
+
+fn cargo_config(target_folder: &Path) -> String {
+    format!(
+        "# One libtorch with the host, and one target folder: libtorch's bindings are compiled once.
+
+[build]
+target-dir = {target_folder:?}
+
+[env]
+LIBTORCH = {LIBTORCH_FOLDER:?}
+
+[profile.dev]
+opt-level = 1
+debug = \"line-tables-only\"
+"
+    )
+}
+
+fn readme(kind: NewKind, name: &str, target_folder: &Path, library: &str) -> String {
+    let plugin = target_folder.join("debug").join(library);
+    let plugin = plugin.display();
+    let use_it = match kind {
+        NewKind::Model => format!("host train --model {plugin}"),
+        NewKind::Sampler => format!("host train --sampler {plugin}"),
+        NewKind::Attack => format!("host eval RUN --attack {plugin}"),
+    };
+    format!(
+        "# {name}
+
+    cargo build
+    cargo test
+    host inspect {plugin}
+    {use_it}
+
+`Cargo.toml` says where plugin-api is, `.cargo/config.toml` which libtorch and target folder are
+used. Rebuild the plugin when the host's plugin-api or libtorch changes; the host says so if not.
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_types_and_mistakes_are_refused() {
+        assert_eq!(type_name("my-idea2"), "MyIdea2");
+        assert!(check_name("my-idea").is_ok());
+        for name in ["", "My", "2d", "a_b", "a-", "../a", "a b"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn code_is_renamed_and_comments_stay() {
+        let source = "//! Langevin Monte Carlo\nexport_sampler!(\"langevin\", Langevin);\n";
+        let renamed = renamed(source, ("langevin", "Langevin"), ("my-idea", "MyIdea"));
+        assert_eq!(renamed, "//! Langevin Monte Carlo\nexport_sampler!(\"my-idea\", MyIdea);\n");
+    }
+}
