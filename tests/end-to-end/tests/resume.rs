@@ -9,9 +9,10 @@ const TRAIN: &str = "train --data digits --threads 1 --batch 10 --epsilon 0.1 --
 /// 400 points in batches of 10.
 const UPDATES_PER_EPOCH: u64 = 40;
 
-/// Inside the second epoch, not too near its end: the host goes on until the signal arrives.
+/// Inside an epoch but the first, not near its end: the host goes on until the signal arrives.
 fn ripe(update: u64) -> bool {
-    (UPDATES_PER_EPOCH + 1..UPDATES_PER_EPOCH + 20).contains(&update)
+    (UPDATES_PER_EPOCH..5 * UPDATES_PER_EPOCH / 2).contains(&update)
+        && (1..30).contains(&(update % UPDATES_PER_EPOCH))
 }
 
 fn place(side: usize) -> Place {
@@ -139,6 +140,16 @@ fn of_a_finished_run_changes_nothing() {
     let before = place.contents();
     place.host("train --resume run").succeeds();
     assert!(place.contents() == before);
+}
+
+#[test]
+fn from_another_working_directory() {
+    let place = Place::with_digits(8, 60);
+    finished(&place);
+    fs::create_dir(place.path("elsewhere")).expect("a folder");
+    for command in ["train --resume ../run", "eval ../run --attack fgsm.so"] {
+        place.outcome(place.command(command).current_dir(place.path("elsewhere"))).succeeds();
+    }
 }
 
 #[test]
