@@ -27,8 +27,8 @@ $(libtorch):
 demo: setup
 	cargo build --release
 	$(host) data fetch mnist
-	if [ -e runs/demo/run.json ]; then $(host) train --resume runs/demo; \
-		else $(host) train --config examples/mnist-demo.toml --out runs/demo; fi
+	if [ ! -e runs/demo/run.json ]; then $(host) train --config examples/mnist-demo.toml --out runs/demo; \
+		else $(host) train --resume runs/demo || { echo "remove runs/demo to start over"; exit 1; }; fi
 	$(host) eval runs/demo --attack fgsm.so --attack pgd.so,steps=40 --attack pgd.so,steps=100 \
 		--attack apgd.so --points 1000
 

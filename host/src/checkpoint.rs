@@ -74,7 +74,10 @@ pub fn save<Progress: Serialize>(
             .fix("make room on the disk, then go on with --resume")
             .on_the_way());
     }
-    for outdated in newest_first(folder).into_iter().skip(KEPT) {
+    // Newer ones were passed over as damaged when the run was resumed.
+    let (damaged, whole): (Vec<_>, Vec<_>) =
+        newest_first(folder).into_iter().partition(|path| path.file_name() > Some(name.as_ref()));
+    for outdated in damaged.into_iter().chain(whole.into_iter().skip(KEPT)) {
         let _ = fs::remove_dir_all(outdated);
     }
     Ok(())

@@ -76,6 +76,9 @@ pub struct TrainArguments {
     /// Go on with the run in this folder, from its last checkpoint
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "out", "ExperimentFlags"])]
     pub resume: Option<PathBuf>,
+    /// Where named data sets lie [default: DRO_DATA if set, else data; with --resume, as recorded]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_folder: Option<PathBuf>,
     /// With --resume: go on even if a plugin or the data are not those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
@@ -100,9 +103,6 @@ pub struct ExperimentFlags {
     /// Data set: a name (see `host data list`) or a folder
     #[arg(long, value_name = "NAME|FOLDER")]
     data: Option<String>,
-    /// Where named data sets lie [default: DRO_DATA if set, else data]
-    #[arg(long, value_name = "FOLDER")]
-    data_folder: Option<PathBuf>,
     /// Train on the first N points only
     #[arg(long, value_name = "N")]
     train_points: Option<usize>,
@@ -179,7 +179,7 @@ impl TrainArguments {
         set(model, &flags.model);
         set(sampler, &flags.sampler);
         set(&mut data.name, &flags.data);
-        set(&mut data.folder, &flags.data_folder);
+        set(&mut data.folder, &self.data_folder);
         data.validation_points = flags.validation_points.or(data.validation_points);
         set(&mut threat.epsilon, &flags.epsilon);
         if let Some(norm) = &flags.norm {
@@ -233,7 +233,7 @@ pub struct EvalArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub restarts: Option<u16>,
     /// Examples per forward pass
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
     /// Seed of the subset and the attacks [default: the run's]
     #[arg(long, value_name = "N")]
@@ -315,6 +315,13 @@ pub enum DataCommand {
         #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
         data_folder: PathBuf,
     },
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number >= 1)
+        .ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
 /// How to report, given `--json`.

@@ -89,9 +89,12 @@ pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, Tc
 /// kernel after every step and pays for fresh pages at the next.
 pub fn keep_freed_memory() {
     const KEPT: libc::c_int = 1 << 30;
+    const MOST_OF_OLD_GLIBC: libc::c_int = 32 << 20;
     // SAFETY: mallopt only sets thresholds of the allocator; it is called before threads start.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT);
+        if libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT) == 0 {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, MOST_OF_OLD_GLIBC);
+        }
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
     }
 }

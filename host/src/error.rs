@@ -53,7 +53,7 @@ impl fmt::Display for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0.message)?;
         for (label, text) in &self.0.notes {
-            write!(formatter, "\n  {label:<8}{text}")?;
+            write!(formatter, "\n  {label:<8} {text}")?;
         }
         Ok(())
     }

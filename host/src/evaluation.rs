@@ -17,6 +17,8 @@ pub struct Evaluator<'a> {
     pub model: &'a Model,
     /// What to evaluate on: the test set, or held-out training points.
     pub examples: &'a Examples,
+    /// What the random numbers are for: an attack or a probe.
+    pub purpose: Purpose,
     /// What adversaries may do.
     pub threat: ThreatModel,
     /// Times each attack runs with new random numbers; the worst case counts.
@@ -93,37 +95,48 @@ impl Evaluator<'_> {
         Ok(chosen)
     }
 
-    /// Clean accuracy at the points given, then each attack on its own; the worst case over all.
+    /// Clean accuracy at the points given, then each attack on its own; the worst case over
+    /// all. An attack that fails ends the evaluation: its error comes with what was found
+    /// before.
     ///
     /// # Errors
-    /// If a plugin fails.
-    pub fn run(&self, attacks: &[Attack], indices: Vec<i64>) -> Result<Evaluation> {
+    /// If the model fails on natural examples.
+    pub fn run(&self, attacks: &[Attack], indices: Vec<i64>) -> Result<(Evaluation, Option<Error>)> {
         let clean = self.clean(&indices)?;
         let mut verdicts = Verdicts { indices, clean, attacks: Vec::new() };
         let mut results = Vec::new();
+        let mut failure = None;
         for attack in attacks {
             let started = Instant::now();
             let victim = CountedVictim::new(self.model);
-            let robust = self.attack(attack, &victim, &verdicts)?;
-            results.push(AttackResult {
-                attack: attack.record.spec.clone(),
-                robust: share(&robust),
-                forward_passes: victim.forward_passes.get(),
-                backward_passes: victim.backward_passes.get(),
-                seconds: started.elapsed().as_secs_f64(),
-            });
-            verdicts.attacks.push(robust);
+            match self.attack(attack, &victim, &verdicts) {
+                Ok(robust) => {
+                    results.push(AttackResult {
+                        attack: attack.record.spec.clone(),
+                        robust: share(&robust),
+                        forward_passes: victim.forward_passes.get(),
+                        backward_passes: victim.backward_passes.get(),
+                        seconds: started.elapsed().as_secs_f64(),
+                    });
+                    verdicts.attacks.push(robust);
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
         }
         let withstood =
             |point: usize| verdicts.clean[point] && verdicts.attacks.iter().all(|robust| robust[point]);
         let worst_case: Vec<_> = (0..verdicts.indices.len()).map(withstood).collect();
-        Ok(Evaluation {
+        let evaluation = Evaluation {
             points: verdicts.indices.len(),
             clean: share(&verdicts.clean),
             attacks: results,
             worst_case: share(&worst_case),
             verdicts,
-        })
+        };
+        Ok((evaluation, failure))
     }
 
     fn clean(&self, indices: &[i64]) -> Result<Vec<bool>> {
@@ -139,7 +152,7 @@ impl Evaluator<'_> {
     fn attack(&self, attack: &Attack, victim: &CountedVictim, so_far: &Verdicts) -> Result<Vec<bool>> {
         let mut robust = so_far.clean.clone();
         let name = &attack.record.spec;
-        let key = step_of_name(name);
+        let key = step_of_name(attack.key());
         let progress = bar(self.style, 0, "{msg} [{bar:30}] {pos}/{len} points {eta} left");
         for restart in 0..self.restarts {
             let standing: Vec<usize> = (0..robust.len()).filter(|point| robust[*point]).collect();
@@ -149,7 +162,7 @@ impl Evaluator<'_> {
                 progress.set_message(format!("{name}: {:.1} % standing", 100.0 * share(&robust)));
                 let points: Vec<i64> = chunk.iter().map(|point| so_far.indices[*point]).collect();
                 let (natural, labels) = self.examples.batch(&self.on_device(&points));
-                let draws = Draws::new(self.seed, Purpose::Attack, key, &points, 1).restart(restart);
+                let draws = Draws::new(self.seed, self.purpose, key, &points, 1).restart(restart);
                 let candidates = attack.run(victim, (&natural, &labels), &points, self.threat, &draws)?;
                 let verdict = bools(&correct(&victim.verdict(&candidates)?, &labels))?;
                 for (point, stands) in chunk.iter().zip(verdict) {

@@ -4,7 +4,7 @@ use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::{Error, Result, data, device, schedule};
 use clap::ValueEnum;
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::ThreatModel;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -64,6 +64,8 @@ pub enum Select {
     /// probe if there is one, clean accuracy otherwise.
     Best,
 }
+
+const MOST_EPOCHS: usize = 1_000_000;
 
 /// Validation points held out where a score is asked for and no number is given.
 const DEFAULT_VALIDATION_POINTS: usize = 5000;
@@ -126,7 +128,7 @@ impl Default for Experiment {
             model: known("cnn.so,arch=B"),
             sampler: SamplerChoice(Some(known("langevin.so"))),
             data: Data::default(),
-            threat: ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) },
+            threat: ThreatModel::default(),
             train: Train::default(),
             eval: Eval::default(),
         }
@@ -141,18 +143,6 @@ impl Default for Data {
     fn default() -> Self {
         let folder = std::env::var_os("DRO_DATA").unwrap_or_else(|| "data".into());
         Self { name: "mnist".to_owned(), folder: folder.into(), train_points: None, validation_points: None }
-    }
-}
-
-impl Data {
-    /// Makes the paths independent of the working directory, so that a run can be resumed and
-    /// evaluated from anywhere.
-    pub fn make_absolute(&mut self) {
-        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        self.folder = absolute(&self.folder);
-        if !data::NAMES.contains(&self.name.as_str()) {
-            self.name = absolute(Path::new(&self.name)).display().to_string();
-        }
     }
 }
 
@@ -238,8 +228,18 @@ impl Experiment {
                 "bounds that hold all images, which lie in [0, 1]",
                 format!("[{low}, {high}]"),
             ),
-            (train.epochs >= 1, "train.epochs", "at least 1", train.epochs.to_string()),
-            (train.batch >= 1, "train.batch", "at least 1", train.batch.to_string()),
+            (
+                (1..=MOST_EPOCHS).contains(&train.epochs),
+                "train.epochs",
+                "at least 1 and at most 1000000",
+                train.epochs.to_string(),
+            ),
+            (
+                (1..=i32::MAX as usize).contains(&train.batch),
+                "train.batch",
+                "at least 1 and at most 2147483647",
+                train.batch.to_string(),
+            ),
             (
                 (1..=usize::from(u16::MAX)).contains(&train.particles),
                 "train.particles",
@@ -265,9 +265,9 @@ impl Experiment {
                 weight_decay.to_string(),
             ),
             (
-                warmup_epochs >= 0.0 && warmup_epochs.is_finite(),
+                (0.0..=train.epochs as f64).contains(&warmup_epochs),
                 "train.warmup_epochs",
-                "a number of at least 0",
+                "a number from 0 to train.epochs",
                 warmup_epochs.to_string(),
             ),
             (
@@ -286,6 +286,18 @@ impl Experiment {
         }
         device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         Ok(())
+    }
+
+    /// Makes paths independent of the working directory, so that a run can be resumed and
+    /// evaluated from anywhere.
+    pub fn make_paths_absolute(&mut self) {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        self.data.folder = absolute(&self.data.folder);
+        if !data::NAMES.contains(&self.data.name.as_str()) {
+            self.data.name = absolute(Path::new(&self.data.name)).display().to_string();
+        }
+        let plugins = self.sampler.0.iter_mut().chain(&mut self.train.probe).chain(&mut self.eval.attacks);
+        plugins.chain(std::iter::once(&mut self.model)).for_each(PluginSpec::make_absolute);
     }
 
     /// How many of the last training points are held out.

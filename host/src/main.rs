@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("unknown reason");
-        eprintln!("error: {}\n  at      {place}", plugin_api::first_line(message));
+        eprintln!("error: {}\n  at       {place}", plugin_api::first_line(message));
     }));
     match catch_unwind(|| host::command::run(&arguments.command)) {
         Ok(Ok(code)) => ExitCode::from(code),

@@ -28,6 +28,8 @@ pub enum Purpose {
     Attack = 5,
     /// The choice of test points.
     Subset = 6,
+    /// A probe on validation points.
+    Probe = 7,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.

@@ -3,7 +3,8 @@
 
 use crate::progress::{EpochMetrics, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, stderr};
+use std::fmt::Display;
+use std::io::{IsTerminal, Write, stderr};
 use std::time::Instant;
 
 /// How to report.
@@ -69,7 +70,7 @@ impl Reporter {
     /// An epoch is done.
     pub fn epoch(&mut self, metrics: &EpochMetrics) {
         if self.style == Style::Json {
-            println!("{}", serde_json::json!(metrics));
+            say(serde_json::json!(metrics));
             return;
         }
         let validation = metrics
@@ -89,13 +90,20 @@ impl Reporter {
             self.images_per_second(metrics.updates),
             metrics.seconds,
         );
-        self.bar.suspend(|| println!("{line}"));
+        self.bar.suspend(|| say(&line));
     }
 
-    /// Says something in passing.
+    /// Says something to machines alone.
+    pub fn event(&self, event: &serde_json::Value) {
+        if self.style == Style::Json {
+            say(event);
+        }
+    }
+
+    /// Says something to people alone.
     pub fn note(&self, text: &str) {
         if self.style == Style::Human {
-            self.bar.suspend(|| println!("{text}"));
+            self.bar.suspend(|| say(text));
         }
     }
 
@@ -117,7 +125,12 @@ pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     }
 }
 
+/// Prints a line on standard output. That nobody reads it any more is no reason to stop.
+pub fn say(text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 /// Warns about something that the software recovers from by itself.
-pub fn warn(text: &str) {
-    eprintln!("warning: {text}");
+pub fn warn(text: impl Display) {
+    let _ = writeln!(stderr(), "warning: {text}");
 }

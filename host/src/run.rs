@@ -8,7 +8,7 @@ use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -71,10 +71,20 @@ impl Versions {
     }
 }
 
+/// The contents of `eval.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Evaluations {
+    evaluations: Vec<serde_json::Value>,
+}
+
+const LOCK: &str = ".lock";
+
 /// A run's folder.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// Held while this process trains in the folder.
+    lock: Option<File>,
 }
 
 impl RunFolder {
@@ -83,25 +93,29 @@ impl RunFolder {
     /// # Errors
     /// If it already holds something.
     pub fn for_new_run(path: &Path) -> Result<Self> {
-        let run = Self { path: path.to_owned() };
+        let run = Self { path: path.to_owned(), lock: None };
         if run.record_path().exists() {
             return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
                 "choose another folder with --out, or go on with --resume {}",
                 path.display()
             )));
         }
-        let occupied = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-        if path.is_file() || occupied {
+        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+        if path.is_file() || entries.any(|entry| entry.file_name() != LOCK) {
             return Err(Error::new(format!("{} already exists and is not empty", path.display()))
                 .fix("choose another folder with --out"));
         }
         Ok(run)
     }
 
-    /// A folder named after the time, under `runs`.
+    /// A folder named after the time, under `runs`, that does not exist yet.
     pub fn named_after_now() -> PathBuf {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Path::new("runs").join(now.trim_end_matches('Z').replace(':', "-"))
+        let name = now.trim_end_matches('Z').replace(':', "-");
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        let mut names =
+            std::iter::once(name.clone()).chain(numbered).map(|name| Path::new("runs").join(name));
+        names.find(|path| !path.exists()).unwrap_or_else(|| Path::new("runs").join(&name))
     }
 
     /// The folder of a run that exists, and its record.
@@ -109,7 +123,7 @@ impl RunFolder {
     /// # Errors
     /// If it holds no run, or one that cannot be understood.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
-        let run = Self { path: path.to_owned() };
+        let run = Self { path: path.to_owned(), lock: None };
         let record_path = run.record_path();
         if !record_path.is_file() {
             return Err(Error::new(format!(
@@ -127,10 +141,42 @@ impl RunFolder {
     /// Creates the folder and writes the run's record.
     ///
     /// # Errors
-    /// If the disk refuses.
-    pub fn create(&self, record: &RunRecord) -> Result<()> {
-        fs::create_dir_all(self.checkpoints()).map_err(|why| Error::file("create", &self.path, why))?;
-        self.write_json(&self.record_path(), record)
+    /// If the disk refuses, or another run began there in the meantime; nothing of this one is
+    /// left behind.
+    pub fn create(&mut self, record: &RunRecord) -> Result<()> {
+        let existed = self.path.exists();
+        fs::create_dir_all(&self.path).map_err(|why| Error::file("create", &self.path, why))?;
+        self.lock()?;
+        Self::for_new_run(&self.path)?;
+        let written = fs::create_dir(self.checkpoints())
+            .map_err(|why| Error::file("create", &self.checkpoints(), why))
+            .and_then(|()| self.write_json(&self.record_path(), record));
+        if written.is_err() {
+            let _ = fs::remove_dir(self.checkpoints());
+            let _ = fs::remove_file(self.path.join(LOCK));
+            if !existed {
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
+        written
+    }
+
+    /// Keeps other processes from training in this folder for as long as this one lives.
+    ///
+    /// # Errors
+    /// If another one does already.
+    pub fn lock(&mut self) -> Result<()> {
+        let path = self.path.join(LOCK);
+        let file = File::create(&path).map_err(|why| Error::file("create", &path, why))?;
+        match file.try_lock() {
+            Ok(()) => self.lock = Some(file),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(format!("another process is training in {}", self.path.display()))
+                    .fix("wait for it or stop it, or choose another folder with --out"));
+            }
+            Err(TryLockError::Error(why)) => return Err(Error::file("lock", &path, why)),
+        }
+        Ok(())
     }
 
     /// Where it is.
@@ -166,25 +212,32 @@ impl RunFolder {
         files::write_whole(&path, lines.as_bytes())
     }
 
+    /// The evaluations in `eval.json`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If the file is not one of evaluations.
+    pub fn evaluations(&self) -> Result<Evaluations> {
+        let path = self.evaluations_path();
+        match path.exists() {
+            false => Ok(Evaluations::default()),
+            true => serde_json::from_slice(&files::read(&path)?)
+                .map_err(|why| Error::file("add to", &path, why).fix("move the file away")),
+        }
+    }
+
     /// Adds an evaluation to `eval.json`, after those already there.
     ///
     /// # Errors
-    /// If the disk refuses, or the file there is not one of evaluations.
-    pub fn add_evaluation<Evaluation: Serialize>(&self, evaluation: &Evaluation) -> Result<PathBuf> {
-        #[derive(Serialize, Deserialize, Default)]
-        struct File {
-            evaluations: Vec<serde_json::Value>,
-        }
-        let path = self.path.join("eval.json");
-        let mut file = match path.exists() {
-            true => serde_json::from_slice(&files::read(&path)?)
-                .map_err(|why| Error::file("add to", &path, why).fix("move the file away").on_the_way())?,
-            false => File::default(),
-        };
-        file.evaluations
-            .push(serde_json::to_value(evaluation).map_err(|why| Error::file("write", &path, why))?);
-        self.write_json(&path, &file)?;
+    /// If the disk refuses.
+    pub fn add_evaluation(&self, mut evaluations: Evaluations, new: serde_json::Value) -> Result<PathBuf> {
+        evaluations.evaluations.push(new);
+        let path = self.evaluations_path();
+        self.write_json(&path, &evaluations)?;
         Ok(path)
+    }
+
+    fn evaluations_path(&self) -> PathBuf {
+        self.path.join("eval.json")
     }
 
     fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
-use crate::evaluation::{Evaluation, Evaluator};
+use crate::evaluation::Evaluator;
 use crate::experiment::{Experiment, Select, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit};
@@ -19,7 +19,7 @@ use plugin_api::Start;
 use plugin_api::losses::{correct, cross_entropy};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Updates between two looks at what the device has noted (losses, trouble).
 const UPDATES_PER_LOOK: u64 = 50;
@@ -86,7 +86,7 @@ impl Training {
         Ok(Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
             tally: Tally::new((0.0, 0.0, 0.0), device),
-            watch: Watch::new(device),
+            watch: Watch::new("update", device),
             progress: Progress::default(),
             clock: Instant::now(),
             experiment,
@@ -111,6 +111,7 @@ impl Training {
         let Train { epochs, batch, seed, checkpoint_every, .. } = self.experiment.train;
         let updates_per_epoch = self.schedule.updates / epochs as u64;
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
+        self.validate_epoch(folder)?;
         self.clock = Instant::now();
         while self.progress.update < self.schedule.updates {
             let epoch = self.progress.update / updates_per_epoch;
@@ -148,7 +149,7 @@ impl Training {
     fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
         let (seed, update) = (self.experiment.train.seed, self.progress.update);
         let copies = self.experiment.train.particles;
-        self.watch.at_update(update);
+        self.watch.at(update);
         let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
         let (natural, labels) = self.examples.batch(indices);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
@@ -210,33 +211,63 @@ impl Training {
         self.stop_clock();
         let (loss, correct, particles) = self.tally.read();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
-        let validation = self.validation.as_ref().map(|held_out| self.validate(held_out)).transpose()?;
-        let probe = validation.as_ref().and_then(|evaluation| evaluation.attacks.first());
         let metrics = EpochMetrics {
             epoch: epoch as usize + 1,
             updates: self.progress.update,
             learning_rate: self.schedule.learning_rate(self.progress.update - 1),
             train_loss: loss / particles,
             train_accuracy: correct / particles,
-            validation_accuracy: validation.as_ref().map(|evaluation| evaluation.clean),
-            probe_accuracy: probe.map(|probe| probe.robust),
-            probe_passes: probe.map(|probe| (probe.forward_passes + probe.backward_passes) as f64 / 2.0),
+            validation_accuracy: None,
+            probe_accuracy: None,
+            probe_passes: None,
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
         };
-        let best_before =
-            self.progress.epochs.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
-        if self.experiment.train.select == Select::Best && metrics.score() > best_before {
-            self.refuse_trouble()?;
+        self.progress.epochs.push(metrics);
+        self.checkpoint(folder)?;
+        self.validate_epoch(folder)?;
+        folder.write_metrics(&self.progress.epochs)?;
+        if let Some(metrics) = self.progress.epochs.last() {
+            reporter.epoch(metrics);
+        }
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Scores the last epoch on the validation points, if it is not yet, and keeps its weights
+    /// if they are to be selected. The checkpoint comes first: a probe may be long, or fail.
+    fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
+        let (Some(held_out), Some((last, before))) =
+            (&self.validation, self.progress.epochs.split_last_mut())
+        else {
+            return Ok(());
+        };
+        if last.validation_accuracy.is_some() {
+            return Ok(());
+        }
+        let evaluator = Evaluator {
+            model: &self.model,
+            examples: held_out,
+            purpose: Purpose::Probe,
+            threat: self.experiment.threat,
+            restarts: 1,
+            batch: self.experiment.eval.batch,
+            seed: self.experiment.train.seed,
+            device: self.device,
+            style: Style::Json,
+        };
+        let (validation, failure) = evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?)?;
+        failure.map_or(Ok(()), Err)?;
+        last.validation_accuracy = Some(validation.clean);
+        if let Some(probe) = validation.attacks.first() {
+            last.probe_accuracy = Some(probe.robust);
+            last.probe_passes = Some((probe.forward_passes + probe.backward_passes) as f64 / 2.0);
+        }
+        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
+        if self.experiment.train.select == Select::Best && last.score() > best_before {
             let weights = [("weights".to_owned(), named_clones(self.model.state()))].into();
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
-        self.progress.epochs.push(metrics.clone());
-        // What took place since the clock was stopped is not training.
-        self.clock = Instant::now();
-        self.checkpoint(folder)?;
-        folder.write_metrics(&self.progress.epochs)?;
-        reporter.epoch(&metrics);
         Ok(())
     }
 
@@ -247,37 +278,33 @@ impl Training {
         ((steps + 1) * self.experiment.train.particles) as u64
     }
 
-    /// Clean accuracy and the probe's verdict on the validation points.
-    fn validate(&self, held_out: &Examples) -> Result<Evaluation> {
-        let evaluator = Evaluator {
-            model: &self.model,
-            examples: held_out,
-            threat: self.experiment.threat,
-            restarts: 1,
-            batch: self.experiment.eval.batch,
-            seed: self.experiment.train.seed,
-            device: self.device,
-            style: Style::Json,
-        };
-        evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?)
-    }
-
     fn stop_clock(&mut self) {
         self.progress.seconds += self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
     }
 
-    /// Nothing is saved that could not be trained on: neither what the watch has noted nor
-    /// weights that the last update broke.
+    /// Nothing is saved that could not be trained on: neither what the watch has noted, nor
+    /// weights or moments that the last update broke, nor weights that give no finite logits.
     fn refuse_trouble(&self) -> Result<()> {
         self.watch.read()?;
-        let broken =
-            self.model.state().iter().find(|(_, tensor)| tensor.isfinite().all().int64_value(&[]) == 0);
-        broken.map_or(Ok(()), |(name, _)| {
+        let broken = |what: &str| {
             let update = self.progress.update - 1;
-            Err(Error::new(format!("weights `{name}` became NaN or infinite at update {update}"))
+            Err(Error::new(format!("{what} became NaN or infinite at update {update}"))
+                .fix("lower train.learning_rate")
                 .on_the_way())
-        })
+        };
+        let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+        for (name, tensor) in self.model.state().iter().chain(&self.optimizer.state()) {
+            if !finite(tensor) {
+                return broken(&format!("`{name}`"));
+            }
+        }
+        let some = self.experiment.train.batch.min(self.examples.len()) as i64;
+        let (images, _) = self.examples.batch(&Tensor::arange(some, (Kind::Int64, self.device)));
+        match finite(&self.model.logits(&images)?) {
+            true => Ok(()),
+            false => broken("the model's logits"),
+        }
     }
 
     fn checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
@@ -318,6 +345,11 @@ impl Training {
         self.progress = saved.progress;
         folder.write_metrics(&self.progress.epochs)?;
         Ok((self.progress.update, saved.damaged))
+    }
+
+    /// Updates of the whole run.
+    pub fn updates(&self) -> u64 {
+        self.schedule.updates
     }
 
     /// What the run has got to.

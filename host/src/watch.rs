@@ -9,25 +9,25 @@ pub struct Watch {
     /// For each concern, the first bad update, or -1.
     first_bad: Vec<Tensor>,
     concerns: Vec<String>,
-    update: i64,
+    unit: &'static str,
+    number: i64,
     device: Device,
 }
 
 impl Watch {
-    /// Nothing has gone wrong yet.
-    pub fn new(device: Device) -> Self {
-        Self { first_bad: Vec::new(), concerns: Vec::new(), update: 0, device }
+    /// Nothing has gone wrong yet; what is watched is counted in `unit`s ("update").
+    pub fn new(unit: &'static str, device: Device) -> Self {
+        Self { first_bad: Vec::new(), concerns: Vec::new(), unit, number: 0, device }
     }
 
-    /// Says which update the following notes belong to.
-    pub fn at_update(&mut self, update: u64) {
-        self.update = update as i64;
+    /// Says which update or step the following notes belong to.
+    pub fn at(&mut self, number: u64) {
+        self.number = number as i64;
     }
 
     /// Notes whether a tensor that a plugin returned has NaN or infinite values.
     pub fn finite(&mut self, plugin: &str, values: &Tensor) {
-        let good = values.sum(values.kind()).isfinite();
-        self.note(|| format!("{plugin} returned NaN or infinite values"), &good);
+        self.note(|| format!("{plugin} returned NaN or infinite values"), &values.isfinite().all());
     }
 
     /// Notes whether the loss is finite.
@@ -52,7 +52,7 @@ impl Watch {
         });
         let first_bad = &mut self.first_bad[index];
         let unmarked = first_bad.lt(0).logical_and(&good.logical_not());
-        *first_bad = first_bad.masked_fill(&unmarked, self.update);
+        *first_bad = first_bad.masked_fill(&unmarked, self.number);
     }
 
     /// Waits for the device and reports the earliest trouble noted so far.
@@ -61,9 +61,11 @@ impl Watch {
     /// If there was any: what and at which update.
     pub fn read(&self) -> Result<()> {
         let marked = self.first_bad.iter().map(|first| first.int64_value(&[])).zip(&self.concerns);
-        match marked.filter(|(update, _)| *update >= 0).min_by_key(|(update, _)| *update) {
+        match marked.filter(|(number, _)| *number >= 0).min_by_key(|(number, _)| *number) {
             None => Ok(()),
-            Some((update, concern)) => Err(Error::new(format!("{concern} at update {update}")).on_the_way()),
+            Some((number, concern)) => {
+                Err(Error::new(format!("{concern} at {} {number}", self.unit)).on_the_way())
+            }
         }
     }
 }
@@ -74,13 +76,13 @@ mod tests {
 
     #[test]
     fn the_first_trouble_is_remembered() {
-        let mut watch = Watch::new(Device::Cpu);
-        watch.at_update(1);
+        let mut watch = Watch::new("update", Device::Cpu);
+        watch.at(1);
         watch.loss(&Tensor::from(1.0));
         assert!(watch.read().is_ok());
-        watch.at_update(2);
+        watch.at(2);
         watch.finite("bad", &Tensor::from_slice(&[0.0, f64::INFINITY]));
-        watch.at_update(3);
+        watch.at(3);
         watch.loss(&Tensor::from(f64::NAN));
         watch.finite("bad", &Tensor::from_slice(&[f64::NAN]));
         assert_eq!(

@@ -86,6 +86,7 @@ pub struct SamplerTable {
 pub struct AttackTable {
     describe: extern "C" fn() -> RString,
     create: extern "C" fn(RStr<'_>) -> RResult<Instance, RString>,
+    supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
     run: extern "C" fn(Instance, AttackCallRef) -> RResult<Given, RString>,
     #[sabi(last_prefix_field)]
     destroy: extern "C" fn(Instance),
@@ -495,6 +496,18 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     extern "C" fn create<A: Attack>(given: RStr<'_>) -> RResult<Instance, RString> {
         guarded(|| Ok(Guarded::instance(A::new(options::parse(given.as_str())?)?)))
     }
+    extern "C" fn supports<A: Attack>(
+        instance: Instance,
+        norm: u32,
+        epsilon: f64,
+        low: f64,
+        high: f64,
+    ) -> RResult<(), RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<A>::call(instance, |attack| attack.supports(&threat_model(norm, epsilon, low, high)))
+        }
+    }
     extern "C" fn run<A: Attack>(instance: Instance, call: AttackCallRef) -> RResult<Given, RString> {
         let source = HostRandom { host: call.host(), draw: call.draw() };
         let victim = HostVictim { call };
@@ -518,6 +531,7 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     AttackTable {
         describe: described::<A::Options>,
         create: create::<A>,
+        supports: supports::<A>,
         run: run::<A>,
         destroy: Guarded::<A>::destroy,
     }
@@ -909,6 +923,15 @@ struct AttackHost<'a> {
 }
 
 impl AttackInstance {
+    /// Whether it knows this threat model.
+    ///
+    /// # Errors
+    /// Why not, in the plugin's words.
+    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
+        received(self.table.supports()(self.instance, norm_code(norm), epsilon, low, high))
+    }
+
     /// Candidates for these examples. Random numbers come from `random`, logits and
     /// gradients from `victim`.
     ///

@@ -12,6 +12,15 @@ pub trait Attack: Sized + Send + 'static {
     /// If the options contradict one another.
     fn new(options: Self::Options) -> Result<Self>;
 
+    /// Whether the attack knows this threat model; asked before any work starts.
+    ///
+    /// # Errors
+    /// Why not.
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        let _ = threat;
+        Ok(())
+    }
+
     /// One candidate for each example, inside ball and domain, `[N, C, H, W]`. Where nothing
     /// was found, the natural example or any other allowed point: the host gives the verdict.
     /// Runs without gradient tracking.
@@ -30,7 +39,7 @@ pub struct Target<'a> {
     pub natural: &'a Tensor,
     /// Their labels, `[N]`, i64.
     pub labels: &'a Tensor,
-    /// Index of each example in the data set, length N.
+    /// Index of each example in its split of the data, length N.
     pub points: &'a [i64],
     /// Number of classes.
     pub classes: i64,

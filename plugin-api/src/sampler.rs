@@ -101,7 +101,7 @@ pub struct Step<'a> {
     pub gradient: &'a Tensor,
     /// What each particle remembers: [`Sampler::state_tensors`] tensors, `[N, C, H, W]`.
     pub state: &'a [Tensor],
-    /// Index of each row's point in the training set, length N.
+    /// Index of each row's point in its split of the data, length N.
     pub points: &'a [i64],
     /// Particles per point, K.
     pub particles_per_point: usize,

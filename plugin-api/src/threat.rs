@@ -18,7 +18,7 @@ pub enum Norm {
 ///
 /// Tensors are batches `[N, ...]` of floats; every row is one example.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ThreatModel {
     /// Norm of the ball.
     pub norm: Norm,
@@ -26,6 +26,13 @@ pub struct ThreatModel {
     pub epsilon: f64,
     /// Smallest and largest value of a pixel.
     pub domain: (f64, f64),
+}
+
+impl Default for ThreatModel {
+    /// The usual one for MNIST: linf, 0.3.
+    fn default() -> Self {
+        Self { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) }
+    }
 }
 
 impl ThreatModel {
@@ -78,7 +85,13 @@ impl ThreatModel {
     pub fn steepest_ascent(&self, gradient: &Tensor) -> Tensor {
         match self.norm {
             Norm::Linf => gradient.sign(),
-            Norm::L2 => gradient / row_lengths(gradient).clamp_min(1e-30),
+            Norm::L2 => {
+                // Squares of small gradients vanish in f32: bring the largest entry to 1 first.
+                let largest = per_row(&gradient.abs().flatten(1, -1).amax([1], false), gradient);
+                let scaled = gradient / largest.where_self(&largest.gt(0.0), &largest.ones_like());
+                let lengths = row_lengths(&scaled);
+                &scaled / lengths.where_self(&lengths.gt(0.0), &lengths.ones_like())
+            }
         }
     }
 
@@ -92,12 +105,12 @@ impl ThreatModel {
     }
 
     /// Which rows of `candidate` lie in ball and domain: `[N]`, bool. Rounding is forgiven
-    /// (1e-6 of the domain's width in f32's neighbourhood); NaN never is.
+    /// (about 1e-6, f32's precision at the pixels' values); NaN never is.
     pub fn contains(&self, candidate: &Tensor, natural: &Tensor) -> Tensor {
-        let slack = 1e-6 * (self.domain.1 - self.domain.0).max(1.0);
+        let slack = 1e-6 * (1.0 + self.epsilon);
         let rows = candidate.flatten(1, -1);
         self.distance(candidate, natural)
-            .le(self.epsilon * (1.0 + 1e-5) + slack)
+            .le(self.epsilon + slack)
             .logical_and(&rows.amin([1], false).ge(self.domain.0 - slack))
             .logical_and(&rows.amax([1], false).le(self.domain.1 + slack))
     }
@@ -105,9 +118,15 @@ impl ThreatModel {
 
 /// Euclidean length of each row, shaped `[N, 1, ...]` so that it divides the rows.
 fn row_lengths(rows: &Tensor) -> Tensor {
+    let squares = rows.flatten(1, -1).square();
+    per_row(&squares.sum_dim_intlist([1i64].as_slice(), false, rows.kind()).sqrt(), rows)
+}
+
+/// `[N]` as `[N, 1, ...]`, with as many dimensions as `rows`.
+fn per_row(values: &Tensor, rows: &Tensor) -> Tensor {
     let mut shape = vec![1; rows.dim()];
     shape[0] = -1;
-    rows.flatten(1, -1).square().sum_dim_intlist([1i64].as_slice(), false, rows.kind()).sqrt().reshape(shape)
+    values.reshape(shape)
 }
 
 #[cfg(test)]
@@ -178,9 +197,12 @@ mod tests {
     fn steepest_ascent_is_the_sign_or_the_unit_gradient() {
         let gradient = rows(&[3.0, -4.0, 0.0, 0.0], 2);
         assert_eq!(values(&LINF.steepest_ascent(&gradient)), [1.0, -1.0, 0.0, 0.0]);
-        let unit = values(&L2.steepest_ascent(&gradient));
-        for (got, expected) in unit.iter().zip([0.6, -0.8, 0.0, 0.0]) {
-            assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
+        // However small the gradient, its direction counts.
+        for scale in [1.0, 1e-30] {
+            let unit = values(&L2.steepest_ascent(&(&gradient * scale)));
+            for (got, expected) in unit.iter().zip([0.6, -0.8, 0.0, 0.0]) {
+                assert!((got - expected).abs() < 1e-6, "scale {scale}: got {got}, expected {expected}");
+            }
         }
     }
 }

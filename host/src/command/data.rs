@@ -1,12 +1,13 @@
 use crate::cli::DataCommand;
+use crate::report::say;
 use crate::{Result, data};
 
 /// `host data`
 pub fn run(command: &DataCommand) -> Result<u8> {
     match command {
         DataCommand::Fetch { name, data_folder } => {
-            let folder = data::fetch(name, data_folder, &|text| println!("{text}"))?;
-            println!("{name} is in {}", folder.display());
+            let folder = data::fetch(name, data_folder, &|text| say(text))?;
+            say(format_args!("{name} is in {}", folder.display()));
         }
         DataCommand::List { data_folder } => {
             for name in data::NAMES {
@@ -22,7 +23,7 @@ pub fn run(command: &DataCommand) -> Result<u8> {
                     }
                     Err(_) => format!("not here; `host data fetch {name}`"),
                 };
-                println!("{name:15}{here}");
+                say(format_args!("{name:15}{here}"));
             }
         }
     }

@@ -1,9 +1,11 @@
 use super::set_threads;
 use crate::cli::{EvalArguments, style};
 use crate::evaluation::{Evaluation, Evaluator, confidence_interval};
-use crate::experiment::Select;
+use crate::experiment::{Experiment, Select};
 use crate::plugin::{Attack, Model};
 use crate::progress::Progress;
+use crate::random::Purpose;
+use crate::report::say;
 use crate::report::{Style, warn};
 use crate::run::{self, RunFolder, Versions};
 use crate::store::Examples;
@@ -24,53 +26,88 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         data::load(&experiment.data.name, arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder))?;
     run::check_data(&dataset, &record.data, arguments.allow_changed)?;
     let model = Model::build(&model_spec, dataset.image_shape(), dataset.classes, device, 0)?;
-    let progress = load_weights(&folder, experiment.train.select, &model)?;
+    let progress = load_weights(&folder, experiment, &model)?;
 
-    let specs = if arguments.attacks.is_empty() { &experiment.eval.attacks } else { &arguments.attacks };
-    let attacks = specs.iter().map(Attack::make).collect::<Result<Vec<_>>>()?;
+    let attacks = make_attacks(arguments, experiment)?;
+    let evaluations = folder.evaluations()?;
     let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
     let evaluator = Evaluator {
         model: &model,
         examples: &examples,
+        purpose: Purpose::Attack,
         threat: experiment.threat,
         restarts: arguments.restarts.unwrap_or(experiment.eval.restarts),
-        batch: arguments.batch.unwrap_or(experiment.eval.batch).max(1),
+        batch: arguments.batch.unwrap_or(experiment.eval.batch),
         seed: arguments.seed.unwrap_or(experiment.train.seed),
         device,
         style: style(arguments.json),
     };
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
-    let evaluation = evaluator.run(&attacks, points)?;
+    let (evaluation, failure) = evaluator.run(&attacks, points)?;
     let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
-    let saved = folder.add_evaluation(&json!({
-        "result": evaluation,
-        "seed": evaluator.seed,
-        "restarts": evaluator.restarts,
-        "threat": evaluator.threat,
-        "update": progress.update,
-        "plugins": plugins,
-        "versions": Versions::current(),
-        "verdicts": evaluation.verdicts,
-    }))?;
+    let saved = folder.add_evaluation(
+        evaluations,
+        json!({
+            "result": evaluation,
+            "seed": evaluator.seed,
+            "restarts": evaluator.restarts,
+            "threat": evaluator.threat,
+            "update": progress.update,
+            "plugins": plugins,
+            "versions": Versions::current(),
+            "verdicts": evaluation.verdicts,
+        }),
+    )?;
     match evaluator.style {
-        Style::Json => println!("{}", json!(evaluation)),
+        Style::Json => say(json!(evaluation)),
         Style::Human => {
-            println!("{}", table(&evaluation, &progress));
-            println!("verdicts of every point: {}", saved.display());
+            say(table(&evaluation, &progress));
+            say(format_args!("verdicts of every point: {}", saved.display()));
         }
     }
-    Ok(0)
+    failure.map_or(Ok(0), Err)
 }
 
-fn load_weights(folder: &RunFolder, select: Select, model: &Model) -> Result<Progress> {
-    let checkpoints = if select == Select::Best { folder.best() } else { folder.checkpoints() };
+/// The attacks asked for by flags, or else those of the run's experiment that know its threat
+/// model.
+fn make_attacks(arguments: &EvalArguments, experiment: &Experiment) -> Result<Vec<Attack>> {
+    if !arguments.attacks.is_empty() {
+        let attacks = arguments.attacks.iter().map(|spec| {
+            let attack = Attack::make(spec)?;
+            attack.supports(&experiment.threat).map(|()| attack)
+        });
+        return attacks.collect();
+    }
+    let mut attacks = Vec::new();
+    for spec in &experiment.eval.attacks {
+        let attack = Attack::make(spec)?;
+        match attack.supports(&experiment.threat) {
+            Ok(()) => attacks.push(attack),
+            Err(why) => warn(format_args!(
+                "{spec} is left out: {}",
+                why.to_string().lines().next().unwrap_or_default()
+            )),
+        }
+    }
+    Ok(attacks)
+}
+
+fn load_weights(folder: &RunFolder, experiment: &Experiment, model: &Model) -> Result<Progress> {
+    let checkpoints =
+        if experiment.train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved = checkpoint::load::<Progress>(&checkpoints, &["weights"])?.ok_or_else(|| {
         let path = folder.path().display();
         Error::new(format!("{path} has no checkpoint yet"))
             .fix(format!("train it with `host train --resume {path}`"))
     })?;
     for what in &saved.damaged {
-        warn(&format!("{what}; evaluating the checkpoint before it"));
+        warn(format_args!("{what}; evaluating the checkpoint before it"));
+    }
+    if saved.progress.epochs.len() < experiment.train.epochs {
+        let (done, all) = (saved.progress.epochs.len(), experiment.train.epochs);
+        if experiment.train.select == Select::Last {
+            warn(format_args!("training is not finished: {done} of {all} epochs are done"));
+        }
     }
     model.load(saved.groups.get("weights").unwrap_or(&Default::default()))?;
     Ok(saved.progress)
@@ -107,7 +144,7 @@ fn table(evaluation: &Evaluation, progress: &Progress) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let trained = progress.epochs.last().map_or(String::new(), |last| {
+    let trained = progress.epochs.last().map_or("less than an epoch".to_owned(), |last| {
         format!(
             "{} epochs, {} passes per sample in {:.1} s",
             last.epoch, last.passes_per_sample, last.seconds

@@ -1,6 +1,7 @@
 use crate::cli::InspectArguments;
 use crate::plugin::library::{self, Kind, Manifest};
 use crate::plugin::parse;
+use crate::report::say;
 use crate::{Error, Result};
 use plugin_api::abi::Description;
 use serde_json::{Value, json};
@@ -16,16 +17,16 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
             Err(error) => json!({"manifest": manifest, "error": error.to_string()}),
         });
         let plugins: Vec<_> = plugins.collect();
-        println!("{}", json!({"path": file.path, "sha256": file.sha256, "plugins": plugins}));
+        say(json!({"path": file.path, "sha256": file.sha256, "plugins": plugins}));
         return Ok(0);
     }
-    println!("{}\n  SHA-256  {}", file.path.display(), file.sha256);
+    say(format_args!("{}\n  SHA-256  {}", file.path.display(), file.sha256));
     for (manifest, description) in file.manifests.iter().zip(described) {
         let Manifest { kind, name, version, contract, libtorch } = manifest;
-        println!("\n{name} {version}: {kind:?}, contract {contract}, libtorch {libtorch}");
+        say(format_args!("\n{name} {version}: {kind:?}, contract {contract}, libtorch {libtorch}"));
         match description {
             Ok(description) => print_options(*kind, &description.options),
-            Err(error) => println!("  cannot be opened here: {error}"),
+            Err(error) => say(format_args!("  cannot be opened here: {error}")),
         }
     }
     Ok(0)
@@ -47,15 +48,15 @@ fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
 fn print_options(kind: Kind, schema: &Value) {
     let properties = schema["properties"].as_object();
     for (name, option) in properties.into_iter().flatten() {
-        println!("  {name}={}  ({})", text(&option["default"]), allowed(option, schema));
+        say(format_args!("  {name}={}  ({})", text(&option["default"]), allowed(option, schema)));
         if let Some(help) = option["description"].as_str() {
-            println!("      {}", help.replace('\n', " "));
+            say(format_args!("      {}", help.replace('\n', " ")));
         }
     }
     if kind == Kind::Sampler {
-        println!(
+        say(format_args!(
             "  steps=N  (the host's option for every sampler)\n      Steps of a visit, or of an attack."
-        );
+        ));
     }
 }
 

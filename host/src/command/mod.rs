@@ -25,14 +25,19 @@ pub fn run(command: &Command) -> Result<u8> {
     }
 }
 
+const MOST_THREADS: usize = 1024;
+
 /// Sets libtorch's threads; all cores unless a number is given.
 fn set_threads(threads: Option<usize>) -> Result<usize> {
     let threads = match threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
     };
-    let count =
-        i32::try_from(threads).map_err(|_| Error::new(format!("--threads: {threads} is too many")))?;
-    tch::set_num_threads(count);
+    if !(1..=MOST_THREADS).contains(&threads) {
+        return Err(Error::new(format!(
+            "threads: expected at least 1 and at most {MOST_THREADS}, got {threads}"
+        )));
+    }
+    tch::set_num_threads(threads as i32);
     Ok(threads)
 }

@@ -1,4 +1,5 @@
 use crate::cli::{NewArguments, NewKind};
+use crate::report::say;
 use crate::{Error, Result, files};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,11 +47,11 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     write(".cargo/config.toml", cargo_config(&target_folder))?;
     write("README.md", readme(*kind, name, &target_folder, &library))?;
 
-    println!("wrote {}, which begins as the shipped {old_name}", folder.display());
-    println!("  plugin-api  {}", repository.join("plugin-api").display());
-    println!("  libtorch    {LIBTORCH_FOLDER}");
-    println!("  build it    cd {} && cargo build", folder.display());
-    println!("  the plugin  {}", target_folder.join("debug").join(library).display());
+    say(format_args!("wrote {}, which begins as the shipped {old_name}", folder.display()));
+    say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
+    say(format_args!("  libtorch    {LIBTORCH_FOLDER}"));
+    say(format_args!("  build it    cd {} && cargo build", folder.display()));
+    say(format_args!("  the plugin  {}", target_folder.join("debug").join(library).display()));
     Ok(0)
 }
 

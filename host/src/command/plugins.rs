@@ -1,6 +1,7 @@
 use crate::Result;
 use crate::cli::PluginsArguments;
 use crate::plugin::library::installed;
+use crate::report::say;
 use serde_json::json;
 
 /// `host plugins`
@@ -10,18 +11,18 @@ pub fn run(arguments: &PluginsArguments) -> Result<u8> {
             let fits = manifest.fits().map_err(|(what, _)| what);
             if arguments.json {
                 let why_not = fits.err();
-                println!("{}", json!({"manifest": manifest, "path": file.path, "why_not": why_not}));
+                say(json!({"manifest": manifest, "path": file.path, "why_not": why_not}));
                 continue;
             }
             let kind = format!("{:?}", manifest.kind).to_lowercase();
             let fits = fits.map_or_else(|what| format!("does not fit: {what}"), |()| "fits".to_owned());
-            println!(
+            say(format_args!(
                 "{:8} {:16} {:8} {fits}  {}",
                 kind,
                 manifest.name,
                 manifest.version,
                 file.path.display()
-            );
+            ));
         }
     }
     Ok(0)

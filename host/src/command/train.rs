@@ -8,6 +8,7 @@ use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::training::{Ending, Training, split};
 use crate::{Error, Result, device};
+use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::path::Path;
@@ -22,31 +23,33 @@ const INTERRUPTED: u8 = 130;
 pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let mut reporter = Reporter::new(style(arguments.json));
     let (mut training, folder) = match &arguments.resume {
-        Some(path) => resume(path, arguments.allow_changed, &reporter)?,
+        Some(path) => resume(path, arguments, &reporter)?,
         None => begin(arguments)?,
     };
-    reporter.note(&format!("run folder {}", folder.path().display()));
+    let path = folder.path().display();
+    let run = folder.path().display().to_string();
+    reporter.note(&format!("run folder {path}"));
+    reporter.event(&json!({"event": "run", "run": run, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
-        error
-            .on_the_way()
-            .note("run", format!("{} keeps its last checkpoint, if it had one", folder.path().display()))
+        error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
     reporter.finish();
-    let path = folder.path().display();
-    match ending? {
+    let ending = ending?;
+    let (update, seconds) = (training.progress().update, training.progress().seconds);
+    let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
+    let name = if ending == Ending::Finished { "finished" } else { "interrupted" };
+    reporter.event(&json!({
+        "event": name, "run": run, "update": update, "passes_per_sample": passes, "seconds": seconds
+    }));
+    match ending {
         Ending::Finished => {
-            let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
             reporter.note(&format!(
-                "trained: {passes} passes per sample in {:.1} s; evaluate with `host eval {path}`",
-                training.progress().seconds
+                "trained: {passes} passes per sample in {seconds:.1} s; evaluate with `host eval {path}`"
             ));
             Ok(0)
         }
         Ending::Interrupted => {
-            warn(&format!(
-                "stopped at update {}; go on with `host train --resume {path}`",
-                training.progress().update
-            ));
+            warn(format_args!("stopped at update {update}; go on with `host train --resume {path}`"));
             Ok(INTERRUPTED)
         }
     }
@@ -55,9 +58,10 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
 /// A new run: everything that can be known to be wrong is refused before anything is written.
 fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
     let mut experiment = arguments.experiment()?;
-    let folder = RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
+    let mut folder =
+        RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
     experiment.train.threads = Some(set_threads(experiment.train.threads)?);
-    experiment.data.make_absolute();
+    experiment.make_paths_absolute();
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let (training, plugins) = assemble(&experiment, &dataset)?;
@@ -78,9 +82,14 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
 }
 
 /// A run that was stopped: the same experiment, plugins and data, from its last checkpoint.
-fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Training, RunFolder)> {
-    let (folder, record) = RunFolder::open(path)?;
+fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Result<(Training, RunFolder)> {
+    let allow_changed = arguments.allow_changed;
+    let (mut folder, record) = RunFolder::open(path)?;
+    folder.lock()?;
     let mut experiment = record.experiment;
+    if let Some(data_folder) = &arguments.data_folder {
+        experiment.data.folder.clone_from(data_folder);
+    }
     set_threads(experiment.train.threads)?;
     experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
     if let (Some(spec), Some(recorded)) = (&mut experiment.train.probe, &record.plugins.probe) {
@@ -94,7 +103,7 @@ fn resume(path: &Path, allow_changed: bool, reporter: &Reporter) -> Result<(Trai
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.resume(&folder)?;
     for what in damaged {
-        warn(&format!("{what}; going back to the checkpoint before it"));
+        warn(format_args!("{what}; going back to the checkpoint before it"));
     }
     reporter.note(&match update {
         0 => "no checkpoint yet: starting from the beginning".to_owned(),
@@ -109,6 +118,9 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let model = Model::build(&experiment.model, dataset.image_shape(), dataset.classes, device, seed)?;
     let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
+    if let Some(probe) = &probe {
+        probe.supports(&experiment.threat)?;
+    }
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),

@@ -14,6 +14,7 @@ use tch::{Kind as Dtype, Tensor};
 pub struct Attack {
     kind: AttackKind,
     name: String,
+    key: String,
     /// Which plugin it is.
     pub record: Record,
 }
@@ -31,16 +32,35 @@ impl Attack {
     pub fn make(spec: &PluginSpec) -> Result<Self> {
         let (_, manifest) = library::choose(spec, &[Kind::Attack, Kind::Sampler])?;
         let name = manifest.name;
+        let key = format!("{name} {}", spec.attack_options());
         if manifest.kind == Kind::Sampler {
             let sampler = Sampler::make(spec)?;
             let record = sampler.record.clone();
-            return Ok(Self { kind: AttackKind::Sampler(Box::new(sampler)), name, record });
+            return Ok(Self { kind: AttackKind::Sampler(Box::new(sampler)), name, key, record });
         }
         let Opened { plugin, record } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
         let create = || plugin.create(&spec.attack_options());
         let instance = call(&name, "new", create).map_err(|error| spec.error(error))?;
-        Ok(Self { kind: AttackKind::Plugin(instance), name, record })
+        Ok(Self { kind: AttackKind::Plugin(instance), name, key, record })
+    }
+
+    /// Whether it knows this threat model.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        match &self.kind {
+            AttackKind::Sampler(_) => Ok(()),
+            AttackKind::Plugin(instance) => call(&self.name, "supports", || instance.supports(threat))
+                .map_err(|error| Error::new(error).fix("choose other attacks with --attack")),
+        }
+    }
+
+    /// What its random numbers are keyed by: the plugin and its options, however the file is
+    /// spelled.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// One candidate per example, `[N, C, H, W]`, inside ball and domain.
@@ -89,7 +109,7 @@ fn run_sampler(
     threat: ThreatModel,
     draws: &Draws,
 ) -> Result<Tensor> {
-    let mut watch = Watch::new(natural.device());
+    let mut watch = Watch::new("step", natural.device());
     let mut visit = Visit {
         natural,
         labels,
@@ -100,6 +120,7 @@ fn run_sampler(
         state: sampler.fresh_state(natural),
     };
     for number in 0..sampler.steps {
+        watch.at(number as u64);
         let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
         let loss = tch::with_grad(|| cross_entropy(&logits, labels));
         let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;

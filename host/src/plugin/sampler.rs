@@ -137,6 +137,9 @@ impl Sampler {
         })?;
         self.check(method, &next, &visit.particles)?;
         watch.finite(&self.name, &next.particles);
+        for state in &next.state {
+            watch.finite(&self.name, state);
+        }
         visit.particles = match self.declaration().projection {
             Projection::Host => visit.threat.project(&next.particles, visit.natural),
             Projection::Sampler => {

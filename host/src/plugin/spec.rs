@@ -2,7 +2,11 @@ use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
+
+/// Steps of one visit, at most: a visit's steps are numbered in 16 bits.
+const MOST_STEPS: usize = 65_534;
 
 /// How a user names a plugin, everywhere: `FILE[,option=value]…`.
 #[derive(Debug, Clone)]
@@ -41,6 +45,20 @@ impl PluginSpec {
         self.steps
     }
 
+    /// Makes a file named with a folder independent of the working directory.
+    pub fn make_absolute(&mut self) {
+        let path = Path::new(&self.file);
+        if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
+            return;
+        }
+        if let Ok(absolute) = std::path::absolute(path) {
+            let options =
+                self.written.split_once(',').map_or(String::new(), |(_, options)| format!(",{options}"));
+            self.file = absolute.display().to_string();
+            self.written = self.file.clone() + &options;
+        }
+    }
+
     /// An error about this plugin, with the place it was named at.
     pub fn error(&self, message: impl fmt::Display) -> Error {
         let error = Error::new(message).note("plugin", &self.written);
@@ -76,11 +94,9 @@ impl FromStr for PluginSpec {
             let repeated = match key {
                 "plugin" => spec.name.replace(value.to_owned()).is_some(),
                 "steps" => {
-                    let steps = value.parse().ok().filter(|steps| *steps > 0);
+                    let steps = value.parse().ok().filter(|steps| (1..=MOST_STEPS).contains(steps));
                     let steps = steps.ok_or_else(|| {
-                        format!(
-                            "option `steps` of `{file}`: expected a whole number of at least 1, got `{value}`"
-                        )
+                        format!("option `steps` of `{file}`: expected 1 to {MOST_STEPS}, got `{value}`")
                     })?;
                     spec.steps.replace(steps).is_some()
                 }
@@ -160,7 +176,7 @@ mod tests {
         let refusal = |written: &str| parse(written).expect_err("refused").to_string();
         assert!(refusal("a.so,x").contains("expected option=value after `a.so`, got `x`"));
         assert!(refusal("a.so,x=1,x=2").contains("`x` of `a.so` is given twice"));
-        assert!(refusal("a.so,steps=0").contains("whole number of at least 1, got `0`"));
+        assert!(refusal("a.so,steps=0").contains("expected 1 to 65534, got `0`"));
         assert!(refusal(",x=1").contains("expected FILE"));
     }
 }

@@ -3,7 +3,7 @@
 
 use plugin_api::losses::{correct, cross_entropy};
 use plugin_api::tch::{Kind, Tensor};
-use plugin_api::{Attack, Error, Norm, Result, Target, export_attack};
+use plugin_api::{Attack, Error, Norm, Result, Target, ThreatModel, export_attack};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,12 +41,16 @@ impl Attack for Apgd {
         Ok(Self { options })
     }
 
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        match threat.norm {
+            Norm::Linf => Ok(()),
+            Norm::L2 => Err(Error::new("this attack knows the linf ball only; the threat model is l2")),
+        }
+    }
+
     /// The latest misclassified iterate of each point; its start where there is none.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let (natural, threat) = (target.natural, target.threat);
-        if threat.norm != Norm::Linf {
-            return Err(Error::new("this attack knows the linf ball only; the threat model is l2"));
-        }
         let mut current = random_start(target)?;
         let mut previous = current.shallow_clone();
         let mut answer = current.shallow_clone();
