@@ -43,7 +43,10 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         style: style(arguments.json),
     };
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
-    let (evaluation, failure) = evaluator.run(&attacks, points)?;
+    let (evaluation, failure) = match evaluator.run(&attacks, points)? {
+        (evaluation, Some(failure)) if evaluation.attacks.is_empty() => return Err(failure),
+        outcome => outcome,
+    };
     let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
     let saved = folder.add_evaluation(
         evaluations,

@@ -106,7 +106,7 @@ fn options_that_are_unknown_out_of_range_or_of_another_type() {
         ("--sampler langevin.so,step_size=big", &["langevin", "`step_size`", "\"big\"", "f64"]),
         ("--sampler langevin.so,noise", &["option=value", "`noise`"]),
         ("--sampler langevin.so,noise=1,noise=2", &["`noise`", "twice"]),
-        ("--sampler pgd.so,steps=0", &["`steps`", "at least 1", "`0`"]),
+        ("--sampler pgd.so,steps=0", &["`steps`", "1 to 65534", "`0`"]),
         ("--model cnn.so,arch=C", &["cnn", "`arch`", "`C`", "`A`", "`B`"]),
         ("--model cnn.so,steps=2", &["cnn", "`steps`"]),
     ] {
@@ -175,8 +175,27 @@ fn a_loss_that_becomes_nan() {
         .explains(&["run keeps its last checkpoint"]);
     assert_eq!(place.run("run").newest_update(), Some(10));
     assert_eq!(place.run("run").metrics().len(), 1);
-    let printed = place.host("eval run --json --attack fgsm.so").succeeds().json();
+    let unfinished = ["training is not finished: 1 of 3 epochs"];
+    let printed = place.host("eval run --json --attack fgsm.so").succeeds_with_warning(&unfinished).json();
     assert!(printed["clean"].as_f64().is_some_and(|clean| clean > 0.2), "{printed}");
+}
+
+#[test]
+fn weights_that_the_last_update_broke_are_not_saved() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model cnn.so,arch=B --sampler none --epochs 1 --learning-rate 1e38 --schedule constant";
+    let command = TRAIN.replace("--epochs 1", flags).replace("--batch 20", "--batch 60");
+    place.host(&command).fails(1, &["became NaN or infinite at update 0"]);
+    assert_eq!(place.run("run").newest_update(), None);
+}
+
+#[test]
+fn a_folder_in_which_another_process_trains() {
+    let place = Place::with_digits(8, 60);
+    place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
+    let lock = fs::File::create(place.path("run/.lock")).expect("a lock");
+    lock.try_lock().expect("free");
+    place.host("train --resume run").fails(2, &["another process is training in run"]);
 }
 
 // -------------------------------------------------------------------------------------- data

@@ -93,13 +93,16 @@ fn the_seed_decides_the_weights() {
 }
 
 #[test]
-fn json_output_is_one_object_for_each_epoch() {
+fn json_output_is_one_object_for_each_epoch_between_two_events() {
     let place = Place::with_digits(8, 60);
     let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 2 --out run --json";
     let lines = place.host(&format!("{TRAIN} {flags}")).succeeds().json_lines();
-    assert_eq!(lines, place.run("run").metrics());
-    assert_eq!(lines.len(), 2);
-    assert_eq!(lines[1]["passes_per_sample"], 2, "without a sampler an epoch is one pass");
+    let [run, epochs @ .., finished] = lines.as_slice() else { panic!("got {lines:?}") };
+    assert_eq!((&run["event"], &run["run"]), (&"run".into(), &"run".into()));
+    assert_eq!((&finished["event"], &finished["run"]), (&"finished".into(), &"run".into()));
+    assert_eq!(epochs, place.run("run").metrics());
+    assert_eq!(epochs.len(), 2);
+    assert_eq!(epochs[1]["passes_per_sample"], 2, "without a sampler an epoch is one pass");
 }
 
 #[test]
@@ -201,4 +204,22 @@ fn with_nothing_but_a_sampler_everything_has_a_sensible_default() {
     assert_eq!(run.metrics().len(), 1);
     assert_eq!(run.weights()["hidden.weight"].0, [100, 64 * 7 * 7], "architecture B on MNIST");
     assert_eq!(run.record()["experiment"]["threat"]["epsilon"], 0.3);
+}
+
+#[test]
+fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
+    let place = Place::with_digits(8, 100);
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 3 --out run";
+    let selection = "--validation-points 40 --probe pgd.so,steps=3 --epsilon 0.05 --select best";
+    place.host(&format!("{TRAIN} {flags} {selection}")).succeeds();
+    let run = place.run("run");
+    assert_eq!(run.record()["data"]["train_points"], 60);
+    let scores: Vec<f64> =
+        run.metrics().iter().map(|epoch| epoch["probe_accuracy"].as_f64().expect("a score")).collect();
+    assert_eq!(scores.len(), 3);
+    let best = scores.iter().fold(f64::MIN, |best, score| best.max(*score));
+    let first_best = scores.iter().position(|score| *score == best).expect("one of them") + 1;
+    // The table names the epoch whose weights are evaluated.
+    let table = place.host("eval run --attack fgsm.so").succeeds().words();
+    assert!(table.contains(&format!("trained for {first_best} epochs")), "{scores:?} {table}");
 }
