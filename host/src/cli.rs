@@ -51,6 +51,8 @@ pub enum Command {
     Eval(EvalArguments),
     /// Show what a plugin library holds: its plugins, their options, defaults and help
     Inspect(InspectArguments),
+    /// Judge every plugin of a library by the checks that all plugins must pass
+    Conform(ConformArguments),
     /// List the plugins that are found without a folder, and whether they fit this host
     Plugins(PluginsArguments),
     /// Write the crate of a new plugin, ready to build
@@ -263,6 +265,39 @@ pub struct InspectArguments {
     /// Print JSON, with a JSON Schema of each plugin's options
     #[arg(long)]
     pub json: bool,
+}
+
+/// `host conform`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each check runs in a process of its own making: a crash, an endless loop or a flood of output
+is that check's result and nothing else's. docs/conformance.md says what each check protects
+and how to mend what it finds. Exit code 0: all passed; 1: something failed; 2: could not run."
+)]
+pub struct ConformArguments {
+    /// The library's file
+    pub file: String,
+    /// Only checks whose names match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// No checks whose names match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Seed of every random choice
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Seconds that a check may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+    /// Plugins judged at the same time
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub jobs: usize,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Judge this plugin by these checks, in this process (used by the program itself)
+    #[arg(long, hide = true, value_name = "PLUGIN=CHECKS")]
+    pub judge: Option<String>,
 }
 
 /// `host plugins`

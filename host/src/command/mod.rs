@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+mod conform;
 mod data;
 mod eval;
 mod inspect;
@@ -19,6 +20,7 @@ pub fn run(command: &Command) -> Result<u8> {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
+        Command::Conform(arguments) => conform::run(arguments),
         Command::Plugins(arguments) => plugins::run(arguments),
         Command::New(arguments) => new::run(arguments),
         Command::Data(command) => data::run(command),

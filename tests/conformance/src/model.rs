@@ -1,0 +1,135 @@
+//! Checks for models.
+
+use crate::toy::{Batch, Instance};
+use crate::{Check, Outcome, Plugin, Verdict};
+use plugin_api::abi::ModelInstance;
+use plugin_api::losses::cross_entropy;
+use plugin_api::tch::{self, Kind, Tensor};
+
+macro_rules! check {
+    ($name:literal, $run:ident, $sentence:literal) => {
+        Check { name: $name, sentence: $sentence, kinds: &["model"], run: $run }
+    };
+}
+
+pub const CHECKS: [Check; 4] = [
+    check!("model-logits", logits, "outputs are logits, not probabilities"),
+    check!("model-gradients", gradients, "gradients reach the images and every parameter"),
+    check!("model-derivative", derivative, "gradients are those that finite differences show, in f64"),
+    check!(
+        "model-parameters",
+        parameters,
+        "parameters and buffers are the model's own, under names of their own"
+    ),
+];
+
+fn built(plugin: &Plugin, batch: &Batch) -> Result<ModelInstance, Outcome> {
+    match Instance::new(plugin, batch)? {
+        Instance::Model(model) => Ok(model),
+        _ => Err(Outcome::Skipped("not a model".to_owned())),
+    }
+}
+
+fn forward(model: &ModelInstance, images: &Tensor, train: bool) -> Result<Tensor, Outcome> {
+    tch::with_grad(|| model.forward(images, train)).map_err(|error| Outcome::failed("logits", error))
+}
+
+fn logits(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Batch::new(0..16, 10, Kind::Float, seed);
+    let outputs = forward(&built(plugin, &batch)?, &batch.images, false)?.detach();
+    let sums = outputs.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+    let off = (sums - 1.0).abs().max().double_value(&[]);
+    if off < 1e-4 && outputs.min().double_value(&[]) >= 0.0 {
+        return Ok(Outcome::Warning(
+            "every row is positive and sums to 1: these look like probabilities".to_owned(),
+        ));
+    }
+    Ok(Outcome::Passed)
+}
+
+fn named(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
+    model.parameters().map_err(|error| Outcome::failed("a list of parameters", error))
+}
+
+fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Batch::new(0..16, 10, Kind::Double, seed);
+    let model = built(plugin, &batch)?;
+    let images = batch.images.detach().set_requires_grad(true);
+    let loss = tch::with_grad(|| {
+        Ok::<_, Outcome>(cross_entropy(&forward(&model, &images, true)?, &batch.labels).sum(Kind::Double))
+    })?;
+    if !loss.requires_grad() {
+        return Ok(Outcome::failed(
+            "logits with a graph",
+            "logits without one (detached, or made without tracking)",
+        ));
+    }
+    let trainable: Vec<_> = named(&model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect();
+    let inputs: Vec<_> =
+        std::iter::once(images).chain(trainable.iter().map(|(_, tensor)| tensor.shallow_clone())).collect();
+    let gradients = Tensor::f_run_backward(&[loss], &inputs, false, false).map_err(|error| {
+        Outcome::failed("gradients for the images and every parameter", plugin_api::Error::from(error))
+    })?;
+    let names = std::iter::once("the images").chain(trainable.iter().map(|(name, _)| name.as_str()));
+    for (name, gradient) in names.zip(&gradients) {
+        if !gradient.defined() || gradient.abs().max().double_value(&[]) == 0.0 {
+            return Ok(Outcome::failed(
+                "a gradient for the images and every parameter",
+                format!("none for {name}"),
+            ));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// Half the distance of a finite difference; its error is of the square of this.
+const DISTANCE: f64 = 1e-4;
+
+fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Batch::new(0..2, 10, Kind::Double, seed);
+    let model = built(plugin, &batch)?;
+    let loss = |images: &Tensor| {
+        tch::with_grad(|| {
+            let logits = forward(&model, images, false)?;
+            Ok::<_, Outcome>(cross_entropy(&logits, &batch.labels).sum(Kind::Double))
+        })
+    };
+    let leaf = batch.images.detach().set_requires_grad(true);
+    let gradient = Tensor::f_run_backward(&[loss(&leaf)?], &[&leaf], false, false)
+        .map_err(|error| Outcome::failed("a gradient towards the images", plugin_api::Error::from(error)))?;
+    let direction = &batch.images - batch.images.mean(Kind::Double);
+    let slope = (&gradient[0] * &direction).sum(Kind::Double).double_value(&[]);
+    let at =
+        |distance: f64| Ok::<_, Outcome>(loss(&(&batch.images + &direction * distance))?.double_value(&[]));
+    let difference = (at(DISTANCE)? - at(-DISTANCE)?) / (2.0 * DISTANCE);
+    let close = (slope - difference).abs() <= 1e-3 * (slope.abs() + difference.abs()) + 1e-7;
+    Ok(Outcome::demand(
+        close,
+        format!("a slope of {difference:.6e} (finite differences)"),
+        format!("{slope:.6e}"),
+    ))
+}
+
+fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Batch::new(0..2, 10, Kind::Float, seed);
+    let model = built(plugin, &batch)?;
+    let parameters = named(&model)?;
+    let mut names: Vec<_> = parameters.iter().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() != parameters.len() {
+        return Ok(Outcome::failed("a name of its own for every parameter", "a name given twice"));
+    }
+    // Overwriting what is listed must reach the network: that is how weights are loaded.
+    let before = forward(&model, &batch.images, false)?.detach();
+    let _guard = tch::no_grad_guard();
+    for (_, tensor) in parameters.iter().filter(|(_, tensor)| tensor.is_floating_point()) {
+        let _ = tensor.shallow_clone().fill_(0.01);
+    }
+    let after = forward(&model, &batch.images, false)?.detach();
+    Ok(Outcome::demand(
+        before != after,
+        "other logits once the listed parameters are overwritten",
+        "the same logits",
+    ))
+}
