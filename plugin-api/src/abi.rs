@@ -663,11 +663,20 @@ pub fn plugins(path: &Path) -> Result<Plugins> {
     let library = lib_header_from_path(path)
         .and_then(|header| header.init_root_module::<LibraryRef>())
         .map_err(|error| Error::new(layout_message(&error)))?;
-    Ok(Plugins {
+    Ok(from_library(library))
+}
+
+/// The plugins that are linked into this program itself, through the tables they export.
+pub fn linked() -> Plugins {
+    from_library(root_module())
+}
+
+fn from_library(library: LibraryRef) -> Plugins {
+    Plugins {
         models: named(library.models()(), |name, table| ModelPlugin { name, table }),
         samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table }),
         attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table }),
-    })
+    }
 }
 
 fn layout_message(error: &LibraryError) -> String {

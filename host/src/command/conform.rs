@@ -107,12 +107,21 @@ fn judge_apart(
     };
     let mut left: Vec<_> =
         all().filter(|check| check.applies_to(kind_name(manifest.kind))).filter(selected).collect();
-    let mut statuses = Vec::new();
+    let (mut statuses, mut blocked) = (Vec::new(), Vec::new());
     while !left.is_empty() {
         let (mut child, channel) = start(arguments, file, manifest, &left)?;
         let done = collect(arguments, &mut child, channel, &left, &mut statuses)?;
         left.drain(..done);
+        left.retain(|check| {
+            let lost = |(judged, status): &&(&Check, Status)| {
+                Some(judged.name) == check.needs() && !matches!(status, Status::Judged(_))
+            };
+            let blocker = statuses.iter().find(lost).map(|(judged, _)| judged.name);
+            blocked.extend(blocker.map(|name| (*check, Status::Judged(Outcome::blocked_by(name)))));
+            blocker.is_none()
+        });
     }
+    statuses.append(&mut blocked);
     Ok(statuses)
 }
 
@@ -208,6 +217,8 @@ fn judge_here(arguments: &ConformArguments, judge: &str) -> Result<u8> {
         Kind::Sampler => Plugin::Sampler(library::open_sampler(&spec)?.plugin),
         _ => Plugin::Attack(library::open_attack(&spec)?.plugin),
     };
+    // Judging is small work, and several processes may be at it.
+    tch::set_num_threads(1);
     for name in checks.split(',') {
         let check =
             all().find(|check| check.name == name).ok_or_else(|| refused(&format!("no check `{name}`")))?;

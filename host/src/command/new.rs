@@ -42,7 +42,9 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     make(&folder.join(".cargo"))?;
     let write = |file: &str, text: String| files::write_whole(&folder.join(file), text.as_bytes());
     write("src/lib.rs", renamed(source, (old_name, old_type), (name, &type_name(name))))?;
-    write("Cargo.toml", cargo_toml(name, &repository.join("plugin-api")))?;
+    make(&folder.join("tests"))?;
+    write("tests/conformance.rs", conformance_test(name))?;
+    write("Cargo.toml", cargo_toml(name, &repository))?;
     write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
     write(".cargo/config.toml", cargo_config(&target_folder))?;
     write("README.md", readme(*kind, name, &target_folder, &library))?;
@@ -98,7 +100,13 @@ fn renamed(source: &str, (old_name, old_type): (&str, &str), (name, type_name): 
     lines.map(|line| line + "\n").collect()
 }
 
-fn cargo_toml(name: &str, plugin_api: &Path) -> String {
+fn conformance_test(name: &str) -> String {
+    let crate_name = name.replace('-', "_");
+    format!("//! The checks that every plugin must pass.\n\nconformance::conformance_tests!({crate_name});\n")
+}
+
+fn cargo_toml(name: &str, repository: &Path) -> String {
+    let (plugin_api, conformance) = (repository.join("plugin-api"), repository.join("tests/conformance"));
     format!(
         "[package]
 name = \"{name}\"
@@ -113,6 +121,13 @@ crate-type = [\"cdylib\", \"rlib\"]
 plugin-api = {{ path = {plugin_api:?} }}
 schemars = \"1\"
 serde = {{ version = \"1\", features = [\"derive\"] }}
+
+[dev-dependencies]
+conformance = {{ path = {conformance:?} }}
+
+[[test]]
+name = \"conformance\"
+harness = false
 
 # A workspace of its own, wherever it lies.
 [workspace]
@@ -151,6 +166,7 @@ fn readme(kind: NewKind, name: &str, target_folder: &Path, library: &str) -> Str
     cargo build
     cargo test
     host inspect {plugin}
+    host conform {plugin}
     {use_it}
 
 `Cargo.toml` says where plugin-api is, `.cargo/config.toml` which libtorch and target folder are

@@ -40,7 +40,7 @@ simple_sampler!("changes-threads", ChangesThreads, |step: &Step| {
         return Err(Error::new("the thread count was not restored after the last call"));
     }
     tch::set_num_threads(OTHER_THREADS);
-    Ok(step.particles.shallow_clone())
+    Ok(step.particles.copy())
 });
 
 simple_sampler!("changes-grad-mode", ChangesGradMode, |step: &Step| {
@@ -48,7 +48,7 @@ simple_sampler!("changes-grad-mode", ChangesGradMode, |step: &Step| {
     if unsafe { torch_sys::at_grad_set_enabled(1) } == 1 {
         return Err(Error::new("the grad mode was not restored after the last call"));
     }
-    Ok(step.particles.shallow_clone())
+    Ok(step.particles.copy())
 });
 
 export_sampler!("nan", NotANumber);
@@ -156,7 +156,7 @@ impl Sampler for Metropolis {
         let state = match step.number {
             0 => {
                 let loss = step.loss.reshape([-1, 1, 1, 1]).expand_as(step.particles).copy();
-                [step.particles.shallow_clone(), loss]
+                [step.particles.copy(), loss]
             }
             _ => Self::judged(step)?,
         };
@@ -166,6 +166,6 @@ impl Sampler for Metropolis {
 
     fn finish(&self, proposal: &Step) -> Result<Next> {
         let state = Self::judged(proposal)?;
-        Ok(Next { particles: state[0].shallow_clone(), state: state.into() })
+        Ok(Next { particles: state[0].copy(), state: state.into() })
     }
 }

@@ -12,11 +12,12 @@ macro_rules! check {
     };
 }
 
-pub const CHECKS: [Check; 23] = [
+pub const CHECKS: [Check; 24] = [
     check!("options-defaults", options_defaults, "an instance can be made without any option"),
     check!("options-documented", options_documented, "every option has a type and a help text"),
     check!("options-unknown", options_unknown, "an unknown option is refused by name"),
     check!("options-fuzz", options_fuzz, "whatever value an option is given, it works or is refused"),
+    check!("tensors-result", tensors_result, "a call with valid inputs gives a result"),
     check!("tensors-shape", tensors_shape, "results have the right shape, dtype and device"),
     check!("tensors-finite", tensors_finite, "results are finite"),
     check!("tensors-inputs", tensors_inputs, "inputs are left as they were"),
@@ -48,7 +49,7 @@ fn results(plugin: &Plugin, batch: &Batch) -> Result<Vec<Tensor>, Outcome> {
 }
 
 fn act(instance: &Instance, batch: &Batch) -> Result<Vec<Tensor>, Outcome> {
-    instance.act(batch).map_err(|error| Outcome::failed("a result", error))
+    instance.act(batch).map_err(|_| Outcome::blocked_by("tensors-result"))
 }
 
 /// The largest difference between two lists of results.
@@ -83,7 +84,10 @@ fn option_names(schema: &Value) -> Vec<String> {
 }
 
 fn options_defaults(plugin: &Plugin, seed: u64) -> Verdict {
-    Instance::new(plugin, &batch(seed)).map(|_| Outcome::Passed)
+    match Instance::with_options(plugin, "{}", &batch(seed)) {
+        Ok(_) => Ok(Outcome::Passed),
+        Err(error) => Ok(Outcome::failed("an instance with default options", error)),
+    }
 }
 
 fn options_documented(plugin: &Plugin, _: u64) -> Verdict {
@@ -141,6 +145,13 @@ fn options_fuzz(plugin: &Plugin, seed: u64) -> Verdict {
         }
     }
     Ok(Outcome::Passed)
+}
+
+fn tensors_result(plugin: &Plugin, seed: u64) -> Verdict {
+    match Instance::new(plugin, &batch(seed))?.act(&batch(seed)) {
+        Ok(_) => Ok(Outcome::Passed),
+        Err(error) => Ok(Outcome::failed("a result", error)),
+    }
 }
 
 fn tensors_shape(plugin: &Plugin, seed: u64) -> Verdict {
@@ -202,8 +213,17 @@ fn sized(plugin: &Plugin, rows: i64, seed: u64) -> Verdict {
     let batch = Batch::new(0..rows, 10, Kind::Float, seed);
     let instance = Instance::new(plugin, &batch)?;
     let expected = instance.shape(&batch);
-    let got = act(&instance, &batch)?.first().map(Tensor::size);
-    Ok(Outcome::demand(got.as_ref() == Some(&expected), format!("{expected:?}"), format!("{got:?}")))
+    let whole = Batch::new(0..4, 10, Kind::Float, seed);
+    if act(&instance, &whole)?.first().map(Tensor::size) != Some(instance.shape(&whole)) {
+        return Err(Outcome::blocked_by("tensors-shape"));
+    }
+    match instance.act(&batch) {
+        Err(error) => Ok(Outcome::failed(format!("a result of shape {expected:?}"), error)),
+        Ok(results) => {
+            let got = results.first().map(Tensor::size).unwrap_or_default();
+            Ok(Outcome::demand(got == expected, format!("{expected:?}"), format!("{got:?}")))
+        }
+    }
 }
 
 fn tensors_double(plugin: &Plugin, seed: u64) -> Verdict {
@@ -295,12 +315,13 @@ fn hygiene_leftovers(plugin: &Plugin, seed: u64) -> Verdict {
     ))
 }
 
-/// A leak of one result a call would be several times this.
+/// A leak of one result a call is several times this, and more than freed memory can hide.
 const MEMORY_SLACK: u64 = 8 << 20;
 
 fn hygiene_memory(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Batch::new(0..16, 10, Kind::Float, seed);
+    let batch = Batch::new(0..64, 10, Kind::Float, seed);
     let instance = Instance::new(plugin, &batch)?;
+    // An attack's call is many passes.
     let calls = if matches!(plugin, Plugin::Attack(_)) { 40 } else { 1000 };
     for _ in 0..calls / 4 {
         act(&instance, &batch)?;
@@ -342,14 +363,25 @@ fn errors_shape(plugin: &Plugin, seed: u64) -> Verdict {
 
 fn lifecycle_threads(plugin: &Plugin, seed: u64) -> Verdict {
     let instance = Instance::new(plugin, &batch(seed))?;
-    let other = std::thread::spawn(move || act(&instance, &batch(seed)).map(|results| (results, instance)));
+    results(plugin, &batch(seed))?;
+    let other = std::thread::spawn(move || instance.act(&batch(seed)).map(drop));
     match other.join() {
-        Ok(outcome) => outcome.map(|_| Outcome::Passed),
+        Ok(Ok(())) => Ok(Outcome::Passed),
+        Ok(Err(error)) => Ok(Outcome::failed("a result on another thread", error)),
         Err(_) => Ok(Outcome::failed("a result on another thread", "a panic")),
     }
 }
 
 fn lifecycle_many(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Batch::new(0..1, 10, Kind::Float, seed);
-    (0..1000).try_for_each(|_| Instance::new(plugin, &batch).map(drop)).map(|()| Outcome::Passed)
+    drop(Instance::new(plugin, &batch)?);
+    for number in 1..=1000 {
+        if let Err(error) = Instance::with_options(plugin, "{}", &batch) {
+            return Ok(Outcome::failed(
+                "1000 instances, one after the other",
+                format!("number {number}: {error}"),
+            ));
+        }
+    }
+    Ok(Outcome::Passed)
 }

@@ -10,7 +10,8 @@ mod model;
 mod sampler;
 mod toy;
 
-use plugin_api::abi::{AttackPlugin, ModelPlugin, SamplerPlugin};
+use plugin_api::abi::{self, AttackPlugin, ModelPlugin, SamplerPlugin};
+use plugin_api::tch;
 use serde::{Deserialize, Serialize};
 
 /// A plugin to be judged.
@@ -47,6 +48,11 @@ impl Outcome {
         Self::Failed { expected: expected.to_string(), got: got.to_string() }
     }
 
+    /// Not judged, because another check that failed comes first.
+    pub fn blocked_by(check: &str) -> Self {
+        Self::Skipped(format!("blocked by {check}"))
+    }
+
     /// Passed, or failed with what was got.
     fn demand(good: bool, expected: impl ToString, got: impl ToString) -> Self {
         if good { Self::Passed } else { Self::failed(expected, got) }
@@ -73,15 +79,81 @@ impl Check {
         self.kinds.contains(&kind)
     }
 
+    /// The check without which this one cannot be judged: nothing can be said of results where
+    /// a call gives none.
+    pub fn needs(&self) -> Option<&'static str> {
+        let independent =
+            self.name.starts_with("options-") || ["tensors-result", "lifecycle-many"].contains(&self.name);
+        (!independent).then_some("tensors-result")
+    }
+
     /// Judges a plugin; `seed` decides every random choice of the check.
     pub fn judge(&self, plugin: &Plugin, seed: u64) -> Outcome {
-        (self.run)(plugin, seed).unwrap_or_else(|early| early)
+        let threads = tch::get_num_threads();
+        let outcome = (self.run)(plugin, seed).unwrap_or_else(|early| early);
+        if tch::get_num_threads() != threads {
+            tch::set_num_threads(threads);
+        }
+        outcome
     }
 }
 
 /// Every check there is, in the order in which they are run.
 pub fn all() -> impl Iterator<Item = &'static Check> {
     common::CHECKS.iter().chain(&sampler::CHECKS).chain(&attack::CHECKS).chain(&model::CHECKS)
+}
+
+/// Judges every plugin that is linked into this program, each check as a test of its own.
+/// Called by [`conformance_tests!`].
+#[doc(hidden)]
+pub fn run_linked() -> ! {
+    let mut arguments = libtest_mimic::Arguments::from_args();
+    // Checks look at the whole process: its memory, threads and open files.
+    arguments.test_threads = Some(1);
+    let abi::Plugins { models, samplers, attacks } = abi::linked();
+    let named = |kind, name: &str, plugin| (kind, name.to_owned(), plugin);
+    let plugins = models.into_iter().map(|model| named("model", &model.name.clone(), Plugin::Model(model)));
+    let plugins = plugins
+        .chain(
+            samplers
+                .into_iter()
+                .map(|sampler| named("sampler", &sampler.name.clone(), Plugin::Sampler(sampler))),
+        )
+        .chain(
+            attacks.into_iter().map(|attack| named("attack", &attack.name.clone(), Plugin::Attack(attack))),
+        );
+    let mut trials = Vec::new();
+    for (kind, name, plugin) in plugins {
+        let plugin = std::sync::Arc::new(plugin);
+        for check in all().filter(|check| check.applies_to(kind)) {
+            let plugin = std::sync::Arc::clone(&plugin);
+            trials.push(libtest_mimic::Trial::test(format!("{name} {}", check.name), move || {
+                match check.judge(&plugin, 1) {
+                    Outcome::Failed { expected, got } => {
+                        Err(format!("{}\nexpected  {expected}\ngot       {got}", check.sentence).into())
+                    }
+                    _ => Ok(()),
+                }
+            }));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+/// Makes a test program that judges the plugins of the author's own crate through their
+/// exported tables: `conformance::conformance_tests!(my_idea);`, the whole of
+/// `tests/conformance.rs`, with `[[test]] name = "conformance"` and `harness = false` in
+/// `Cargo.toml`.
+#[macro_export]
+macro_rules! conformance_tests {
+    ($plugin_crate:ident) => {
+        // Links the crate, and with it what it exports.
+        use $plugin_crate as _;
+
+        fn main() {
+            $crate::run_linked()
+        }
+    };
 }
 
 #[cfg(test)]

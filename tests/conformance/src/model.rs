@@ -31,7 +31,7 @@ fn built(plugin: &Plugin, batch: &Batch) -> Result<ModelInstance, Outcome> {
 }
 
 fn forward(model: &ModelInstance, images: &Tensor, train: bool) -> Result<Tensor, Outcome> {
-    tch::with_grad(|| model.forward(images, train)).map_err(|error| Outcome::failed("logits", error))
+    tch::with_grad(|| model.forward(images, train)).map_err(|_| Outcome::blocked_by("tensors-result"))
 }
 
 fn logits(plugin: &Plugin, seed: u64) -> Verdict {
@@ -48,7 +48,7 @@ fn logits(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 fn named(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
-    model.parameters().map_err(|error| Outcome::failed("a list of parameters", error))
+    model.parameters().map_err(|_| Outcome::blocked_by("tensors-result"))
 }
 
 fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
@@ -97,6 +97,9 @@ fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
     let leaf = batch.images.detach().set_requires_grad(true);
     let gradient = Tensor::f_run_backward(&[loss(&leaf)?], &[&leaf], false, false)
         .map_err(|error| Outcome::failed("a gradient towards the images", plugin_api::Error::from(error)))?;
+    if !gradient[0].defined() {
+        return Err(Outcome::blocked_by("model-gradients"));
+    }
     let direction = &batch.images - batch.images.mean(Kind::Double);
     let slope = (&gradient[0] * &direction).sum(Kind::Double).double_value(&[]);
     let at =

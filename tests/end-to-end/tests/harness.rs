@@ -226,6 +226,13 @@ impl Outcome<'_> {
         self.first_line_has("warning: stopped ", parts)
     }
 
+    /// It must have ended with this code, whatever it said.
+    #[track_caller]
+    pub fn ended_with(self, code: i32) -> Self {
+        self.ends_with(code);
+        self
+    }
+
     #[track_caller]
     fn ends_with(&self, code: i32) {
         assert_eq!(self.output.status.code(), Some(code), "exit code\n{}", self.report());

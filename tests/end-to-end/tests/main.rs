@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod closed_form;
+mod conform;
 mod data;
 mod eval;
 mod examples;
