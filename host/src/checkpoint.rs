@@ -16,6 +16,9 @@ use tch::{Device, Tensor};
 /// How many checkpoints stay.
 const KEPT: usize = 2;
 
+/// Ending of a checkpoint's folder while it is being removed.
+const OUTDATED: &str = "outdated";
+
 const PROGRESS: &str = "progress.json";
 
 /// Named tensors of a checkpoint, by file.
@@ -51,6 +54,7 @@ pub fn save<Progress: Serialize>(
 ) -> Result<()> {
     let name = format!("{update:09}");
     let partial = folder.join(format!(".{name}.partial"));
+    remove_leftovers(folder);
     let written = write(&partial, groups, progress).and_then(|()| {
         let finished = folder.join(&name);
         let renamed = (|| {
@@ -78,9 +82,21 @@ pub fn save<Progress: Serialize>(
     let (damaged, whole): (Vec<_>, Vec<_>) =
         newest_first(folder).into_iter().partition(|path| path.file_name() > Some(name.as_ref()));
     for outdated in damaged.into_iter().chain(whole.into_iter().skip(KEPT)) {
-        let _ = fs::remove_dir_all(outdated);
+        // Under another name first: half a checkpoint must never look like one.
+        let hidden = outdated.with_extension(OUTDATED);
+        let _ = fs::rename(&outdated, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
     }
     Ok(())
+}
+
+/// What a process left behind that was killed while it wrote or removed a checkpoint.
+fn remove_leftovers(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let left =
+        |path: &PathBuf| path.extension().is_some_and(|ending| ending == OUTDATED || ending == "partial");
+    for path in entries.filter(left) {
+        let _ = fs::remove_dir_all(path);
+    }
 }
 
 fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progress) -> Result<()> {
