@@ -9,7 +9,9 @@ fn with_example(name: &str, library: &str, test: impl FnOnce(&Place)) {
     let host = sha256(&built("host"));
     cargo_build(&repository().join("examples").join(name), []);
     assert!(built(library).is_file(), "{library} lies beside the host");
-    test(&Place::with_digits(8, 200));
+    let place = Place::with_digits(8, 200);
+    place.host(&format!("conform {library}")).succeeds();
+    test(&place);
     assert_eq!(sha256(&built("host")), host, "the host was not rebuilt");
 }
 
@@ -50,4 +52,25 @@ fn my_attack_gives_other_verdicts() {
         assert_ne!(mine, shipped);
         assert_ne!(*mine, evaluation["verdicts"]["clean"], "it fools some points");
     });
+}
+
+#[test]
+fn a_new_plugin_builds_conforms_and_trains() {
+    let place = Place::with_digits(8, 200);
+    for (kind, name) in [("sampler", "new-sampler"), ("model", "new-model"), ("attack", "new-attack")] {
+        place.host(&format!("new {kind} {name}")).succeeds();
+        place.refuses(&format!("new {kind} {name}"), &["already exists"]);
+        cargo_build(&place.path(name), []);
+        let library = format!("lib{}.so", name.replace('-', "_"));
+        place.host(&format!("conform {library}")).succeeds();
+    }
+    place.refuses("new sampler New", &["expected a name of lower-case letters", "`New`"]);
+    // A new plugin begins as a shipped one, so it trains to the same weights.
+    let new = train(&place, "--model new_model.so --sampler new_sampler.so", "new");
+    let shipped = train(&place, "--model cnn.so --sampler langevin.so", "shipped");
+    assert!(new.weights() == shipped.weights());
+    place.host("eval new --attack new_attack.so,steps=5").succeeds();
+    for name in ["new_sampler", "new_model", "new_attack"] {
+        std::fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
+    }
 }
