@@ -48,3 +48,15 @@ pub fn one_step<S: Sampler>(
         random: Random::new(numbers),
     })
 }
+
+/// Demands that a step led to these particles, in order, up to rounding.
+///
+/// # Panics
+/// If it failed or led elsewhere.
+#[track_caller]
+pub fn assert_particles(step: Result<Next>, expected: &[f64]) {
+    let particles = step.expect("a step").particles.flatten(0, -1).to_kind(tch::Kind::Double);
+    let got: Vec<f64> = Vec::try_from(particles).expect("numbers");
+    let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+    assert!(close && got.len() == expected.len(), "got {got:?}, expected {expected:?}");
+}

@@ -47,6 +47,10 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         (evaluation, Some(failure)) if evaluation.attacks.is_empty() => return Err(failure),
         outcome => outcome,
     };
+    match evaluator.style {
+        Style::Json => say(json!(evaluation)),
+        Style::Human => say(table(&evaluation, &progress)),
+    }
     let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
     let saved = folder.add_evaluation(
         evaluations,
@@ -61,12 +65,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             "verdicts": evaluation.verdicts,
         }),
     )?;
-    match evaluator.style {
-        Style::Json => say(json!(evaluation)),
-        Style::Human => {
-            say(table(&evaluation, &progress));
-            say(format_args!("verdicts of every point: {}", saved.display()));
-        }
+    if evaluator.style == Style::Human {
+        say(format_args!("verdicts of every point: {}", saved.display()));
     }
     failure.map_or(Ok(0), Err)
 }

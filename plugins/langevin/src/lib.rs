@@ -63,7 +63,7 @@ impl Sampler for Langevin {
 mod tests {
     use super::*;
     use plugin_api::tch::Tensor;
-    use plugin_api::testing::{FixedNumbers, one_step};
+    use plugin_api::testing::{FixedNumbers, assert_particles, one_step};
     use plugin_api::{Norm, ThreatModel};
 
     const LINF: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
@@ -73,10 +73,8 @@ mod tests {
         let natural = Tensor::from_slice(&[0.5, 0.25, 0.9]).reshape([1, 1, 1, 3]);
         let gradient = Tensor::from_slice(&[2.0, -3.0, 0.0]).reshape([1, 1, 1, 3]);
         let numbers = FixedNumbers(vec![1.0, 0.5, -1.0]);
-        let next = one_step(&Langevin { options }, &natural, &gradient, &[], LINF, &numbers).expect("a step");
-        let got: Vec<f64> = Vec::try_from(next.particles.flatten(0, -1)).expect("f64");
-        let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
-        assert!(close && got.len() == 3, "got {got:?}, expected {expected:?}");
+        let next = one_step(&Langevin { options }, &natural, &gradient, &[], LINF, &numbers);
+        assert_particles(next, &expected);
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Sampler for Pgd {
 mod tests {
     use super::*;
     use plugin_api::tch::Tensor;
-    use plugin_api::testing::{FixedNumbers, one_step};
+    use plugin_api::testing::{FixedNumbers, assert_particles, one_step};
     use plugin_api::{Norm, ThreatModel};
 
     /// A step from (0.5, 0.5) with gradient (3, -4), epsilon 0.25.
@@ -60,11 +60,8 @@ mod tests {
         let natural = Tensor::from_slice(&[0.5, 0.5]).reshape([1, 1, 1, 2]);
         let gradient = Tensor::from_slice(&[3.0, -4.0]).reshape([1, 1, 1, 2]);
         let threat = ThreatModel { norm, epsilon: 0.25, domain: (0.0, 1.0) };
-        let next =
-            one_step(sampler, &natural, &gradient, &[], threat, &FixedNumbers(vec![0.0])).expect("a step");
-        let got: Vec<f64> = Vec::try_from(next.particles.flatten(0, -1)).expect("f64");
-        let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
-        assert!(close && got.len() == 2, "got {got:?}, expected {expected:?}");
+        let numbers = FixedNumbers(vec![0.0]);
+        assert_particles(one_step(sampler, &natural, &gradient, &[], threat, &numbers), &expected);
     }
 
     #[test]
