@@ -149,7 +149,8 @@ impl Training {
     fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
         let (seed, update) = (self.experiment.train.seed, self.progress.update);
         let copies = self.experiment.train.particles;
-        self.watch.at(update);
+        // People count from 1, as checkpoints do: the first update is number 1.
+        self.watch.at(update + 1);
         let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
         let (natural, labels) = self.examples.batch(indices);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
@@ -288,7 +289,7 @@ impl Training {
     fn refuse_trouble(&self) -> Result<()> {
         self.watch.read()?;
         let broken = |what: &str| {
-            let update = self.progress.update - 1;
+            let update = self.progress.update;
             Err(Error::new(format!("{what} became NaN or infinite at update {update}"))
                 .fix("lower train.learning_rate")
                 .on_the_way())

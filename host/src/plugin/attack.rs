@@ -120,7 +120,7 @@ fn run_sampler(
         state: sampler.fresh_state(natural),
     };
     for number in 0..sampler.steps {
-        watch.at(number as u64);
+        watch.at(number as u64 + 1);
         let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
         let loss = tch::with_grad(|| cross_entropy(&logits, labels));
         let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;

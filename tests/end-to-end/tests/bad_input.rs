@@ -141,8 +141,8 @@ fn samplers_that_break_the_contract() {
         ("wrong-dtype", &["wrong-dtype: step", "dtype Double", "expected Float"]),
         ("panics", &["panics: step", "panicked at", "samplers.rs:", "cannot move 20 particles"]),
         // Updates are counted from 0; this sampler turns bad at its third call.
-        ("nan", &["nan", "NaN", "at update 2"]),
-        ("escapes", &["escapes", "left the threat model", "at update 0"]),
+        ("nan", &["nan", "NaN", "at update 3"]),
+        ("escapes", &["escapes", "left the threat model", "at update 1"]),
     ] {
         let place = Place::with_digits(8, 60);
         let command = format!("{TRAIN} {LINEAR} --sampler bad_plugins.so,plugin={sampler}");
@@ -171,7 +171,7 @@ fn a_loss_that_becomes_nan() {
     let command = TRAIN.replace("--batch 20 --epochs 1", flags);
     place
         .host(&command)
-        .fails(1, &["the loss became NaN or infinite at update 13"])
+        .fails(1, &["the loss became NaN or infinite at update 14"])
         .explains(&["run keeps its last checkpoint"]);
     assert_eq!(place.run("run").newest_update(), Some(10));
     assert_eq!(place.run("run").metrics().len(), 1);
@@ -185,7 +185,7 @@ fn weights_that_the_last_update_broke_are_not_saved() {
     let place = Place::with_digits(8, 60);
     let flags = "--model cnn.so,arch=B --sampler none --epochs 1 --learning-rate 1e38 --schedule constant";
     let command = TRAIN.replace("--epochs 1", flags).replace("--batch 20", "--batch 60");
-    place.host(&command).fails(1, &["became NaN or infinite at update 0"]);
+    place.host(&command).fails(1, &["became NaN or infinite at update 1"]);
     assert_eq!(place.run("run").newest_update(), None);
 }
 
