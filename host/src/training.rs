@@ -111,7 +111,10 @@ impl Training {
         let Train { epochs, batch, seed, checkpoint_every, .. } = self.experiment.train;
         let updates_per_epoch = self.schedule.updates / epochs as u64;
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
+        // A resumed run may have been stopped before its last epoch was scored, and may go back
+        // behind epochs that were written.
         self.validate_epoch(folder)?;
+        folder.write_metrics(&self.progress.epochs)?;
         self.clock = Instant::now();
         while self.progress.update < self.schedule.updates {
             let epoch = self.progress.update / updates_per_epoch;
@@ -344,7 +347,6 @@ impl Training {
         }
         self.tally = Tally::new(saved.progress.tally, self.device);
         self.progress = saved.progress;
-        folder.write_metrics(&self.progress.epochs)?;
         Ok((self.progress.update, saved.damaged))
     }
 

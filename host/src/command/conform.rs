@@ -106,7 +106,7 @@ fn judge_apart(
         (arguments.include.is_empty() || matches(&arguments.include)) && !matches(&arguments.exclude)
     };
     let mut left: Vec<_> =
-        all().filter(|check| check.applies_to(kind_name(manifest.kind))).filter(selected).collect();
+        all().filter(|check| check.applies_to(manifest.kind.name())).filter(selected).collect();
     let (mut statuses, mut blocked) = (Vec::new(), Vec::new());
     while !left.is_empty() {
         let (mut child, channel) = start(arguments, file, manifest, &left)?;
@@ -123,15 +123,6 @@ fn judge_apart(
     }
     statuses.append(&mut blocked);
     Ok(statuses)
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Model => "model",
-        Kind::Sampler => "sampler",
-        Kind::Attack => "attack",
-        Kind::Unknown => "unknown",
-    }
 }
 
 /// A process, leader of its own group, that judges by the checks given. Its results come over

@@ -74,22 +74,17 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
 /// The attacks asked for by flags, or else those of the run's experiment that know its threat
 /// model.
 fn make_attacks(arguments: &EvalArguments, experiment: &Experiment) -> Result<Vec<Attack>> {
-    if !arguments.attacks.is_empty() {
-        let attacks = arguments.attacks.iter().map(|spec| {
-            let attack = Attack::make(spec)?;
-            attack.supports(&experiment.threat).map(|()| attack)
-        });
-        return attacks.collect();
-    }
+    let asked_for = !arguments.attacks.is_empty();
     let mut attacks = Vec::new();
-    for spec in &experiment.eval.attacks {
+    for spec in if asked_for { &arguments.attacks } else { &experiment.eval.attacks } {
         let attack = Attack::make(spec)?;
         match attack.supports(&experiment.threat) {
             Ok(()) => attacks.push(attack),
-            Err(why) => warn(format_args!(
-                "{spec} is left out: {}",
-                why.to_string().lines().next().unwrap_or_default()
-            )),
+            Err(why) if asked_for => return Err(why),
+            Err(why) => {
+                let why = why.to_string();
+                warn(format_args!("{spec} is left out: {}", why.lines().next().unwrap_or_default()));
+            }
         }
     }
     Ok(attacks)
@@ -106,11 +101,9 @@ fn load_weights(folder: &RunFolder, experiment: &Experiment, model: &Model) -> R
     for what in &saved.damaged {
         warn(format_args!("{what}; evaluating the checkpoint before it"));
     }
-    if saved.progress.epochs.len() < experiment.train.epochs {
-        let (done, all) = (saved.progress.epochs.len(), experiment.train.epochs);
-        if experiment.train.select == Select::Last {
-            warn(format_args!("training is not finished: {done} of {all} epochs are done"));
-        }
+    let (done, all) = (saved.progress.epochs.len(), experiment.train.epochs);
+    if experiment.train.select == Select::Last && done < all {
+        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
     }
     model.load(saved.groups.get("weights").unwrap_or(&Default::default()))?;
     Ok(saved.progress)

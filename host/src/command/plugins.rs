@@ -14,7 +14,7 @@ pub fn run(arguments: &PluginsArguments) -> Result<u8> {
                 say(json!({"manifest": manifest, "path": file.path, "why_not": why_not}));
                 continue;
             }
-            let kind = format!("{:?}", manifest.kind).to_lowercase();
+            let kind = manifest.kind.name();
             let fits = fits.map_or_else(|what| format!("does not fit: {what}"), |()| "fits".to_owned());
             say(format_args!(
                 "{:8} {:16} {:8} {fits}  {}",

@@ -26,10 +26,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
         Some(path) => resume(path, arguments, &reporter)?,
         None => begin(arguments)?,
     };
-    let path = folder.path().display();
-    let run = folder.path().display().to_string();
+    let path = folder.path().display().to_string();
     reporter.note(&format!("run folder {path}"));
-    reporter.event(&json!({"event": "run", "run": run, "update": training.progress().update, "updates": training.updates()}));
+    reporter.event(&json!({"event": "run", "run": path, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
@@ -39,7 +38,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
     let name = if ending == Ending::Finished { "finished" } else { "interrupted" };
     reporter.event(&json!({
-        "event": name, "run": run, "update": update, "passes_per_sample": passes, "seconds": seconds
+        "event": name, "run": path, "update": update, "passes_per_sample": passes, "seconds": seconds
     }));
     match ending {
         Ending::Finished => {

@@ -40,6 +40,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Its name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Sampler => "sampler",
+            Kind::Attack => "attack",
+            Kind::Unknown => "unknown",
+        }
+    }
+
     fn with_article(self) -> &'static str {
         match self {
             Kind::Model => "a model",
@@ -112,9 +122,7 @@ pub fn inspect(file: &str) -> Result<File> {
 /// # Errors
 /// If it cannot be found or opened, or does not fit this host.
 pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
-    let (record, plugins) = open(spec, &[Kind::Model])?;
-    let plugin = plugins.models.into_iter().find(|plugin| plugin.name == record.manifest.name);
-    Ok(Opened { plugin: plugin.ok_or_else(|| broken_promise(spec, &record))?, record })
+    open(spec, Kind::Model, |plugins| plugins.models, |plugin| &plugin.name)
 }
 
 /// Opens the sampler that `spec` names.
@@ -122,9 +130,7 @@ pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
 /// # Errors
 /// As for [`open_model`].
 pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
-    let (record, plugins) = open(spec, &[Kind::Sampler])?;
-    let plugin = plugins.samplers.into_iter().find(|plugin| plugin.name == record.manifest.name);
-    Ok(Opened { plugin: plugin.ok_or_else(|| broken_promise(spec, &record))?, record })
+    open(spec, Kind::Sampler, |plugins| plugins.samplers, |plugin| &plugin.name)
 }
 
 /// Opens the attack that `spec` names.
@@ -132,16 +138,7 @@ pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
 /// # Errors
 /// As for [`open_model`].
 pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
-    let (record, plugins) = open(spec, &[Kind::Attack])?;
-    let plugin = plugins.attacks.into_iter().find(|plugin| plugin.name == record.manifest.name);
-    Ok(Opened { plugin: plugin.ok_or_else(|| broken_promise(spec, &record))?, record })
-}
-
-fn broken_promise(spec: &PluginSpec, record: &Record) -> Error {
-    spec.error(format!(
-        "{} names `{}` in its manifest but does not export it",
-        spec.file, record.manifest.name
-    ))
+    open(spec, Kind::Attack, |plugins| plugins.attacks, |plugin| &plugin.name)
 }
 
 /// The plugin among `accepted` kinds that `spec` means, read from the manifests alone.
@@ -192,8 +189,13 @@ impl Manifest {
     }
 }
 
-fn open(spec: &PluginSpec, accepted: &[Kind]) -> Result<(Record, abi::Plugins)> {
-    let (file, manifest) = choose(spec, accepted)?;
+fn open<Plugin>(
+    spec: &PluginSpec,
+    kind: Kind,
+    of_kind: fn(abi::Plugins) -> Vec<Plugin>,
+    name: fn(&Plugin) -> &str,
+) -> Result<Opened<Plugin>> {
+    let (file, manifest) = choose(spec, &[kind])?;
     let described = format!(
         "{} ({} {}, contract {})",
         file.path.display(),
@@ -208,8 +210,13 @@ fn open(spec: &PluginSpec, accepted: &[Kind]) -> Result<(Record, abi::Plugins)> 
         |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
     keep_open(&file.path).map_err(|why| refused(&why))?;
     let plugins = abi::plugins(&file.path).map_err(|why| refused(&why.to_string()))?;
+    let plugin =
+        of_kind(plugins).into_iter().find(|plugin| name(plugin) == manifest.name).ok_or_else(|| {
+            let name = &manifest.name;
+            spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
+        })?;
     let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest };
-    Ok((record, plugins))
+    Ok(Opened { plugin, record })
 }
 
 /// Opens a library with all its symbols resolved now, private to it, and never closes it:

@@ -2,7 +2,6 @@
 
 use crate::toy::{Batch, LinearVictim, THREAT};
 use crate::{Check, Outcome, Plugin, Verdict};
-use plugin_api::ThreatModel;
 use plugin_api::abi::AttackInstance;
 use plugin_api::tch::{self, Kind, Tensor};
 
@@ -51,8 +50,7 @@ fn inside(plugin: &Plugin, seed: u64) -> Verdict {
     if candidates.size() != batch.images.size() {
         return Err(Outcome::blocked_by("tensors-shape"));
     }
-    let threat: ThreatModel = THREAT;
-    let outside = threat.contains(&candidates, &batch.images).logical_not().sum(Kind::Int64).int64_value(&[]);
+    let outside = THREAT.contains(&candidates, &batch.images).logical_not().sum(Kind::Int64).int64_value(&[]);
     Ok(Outcome::demand(outside == 0, "candidates inside ball and domain", format!("{outside} of 64 outside")))
 }
 

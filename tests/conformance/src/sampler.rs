@@ -2,9 +2,9 @@
 
 use crate::toy::{Batch, LinearVictim, THREAT};
 use crate::{Check, Outcome, Plugin, Verdict};
-use plugin_api::abi::{SamplerInstance, SamplerPlugin};
+use plugin_api::abi::SamplerInstance;
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::{Next, Projection, Random, Step, ThreatModel};
+use plugin_api::{Next, Projection, Random, Step};
 
 macro_rules! check {
     ($name:literal, $run:ident, $sentence:literal) => {
@@ -25,7 +25,6 @@ pub const CHECKS: [Check; 4] = [
 
 fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
     let Plugin::Sampler(sampler) = plugin else { return Err(Outcome::Skipped("not a sampler".to_owned())) };
-    let sampler: &SamplerPlugin = sampler;
     sampler.create("{}").map_err(|_| Outcome::blocked_by("options-defaults"))
 }
 
@@ -131,8 +130,7 @@ fn projection(plugin: &Plugin, seed: u64) -> Verdict {
     let mut chain = Chain::new(&sampler, seed);
     for step in 0..20 {
         chain.climb(&sampler, 0)?;
-        let inside: ThreatModel = THREAT;
-        let outside = inside.contains(&chain.particles, &chain.batch.images).logical_not().sum(Kind::Int64);
+        let outside = THREAT.contains(&chain.particles, &chain.batch.images).logical_not().sum(Kind::Int64);
         if outside.int64_value(&[]) > 0 {
             return Ok(Outcome::failed(
                 "particles inside ball and domain",

@@ -219,6 +219,10 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
     assert_eq!(scores.len(), 3);
     let best = scores.iter().fold(f64::MIN, |best, score| best.max(*score));
     let first_best = scores.iter().position(|score| *score == best).expect("one of them") + 1;
+    // Resuming a finished run loses no score.
+    let metrics = run.metrics();
+    place.host("train --resume run").succeeds();
+    assert_eq!(run.metrics(), metrics);
     // The table names the epoch whose weights are evaluated.
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
     assert!(table.contains(&format!("trained for {first_best} epochs")), "{scores:?} {table}");
