@@ -63,6 +63,9 @@ pub struct ModelTable {
     forward: extern "C" fn(Instance, Lent, bool) -> RResult<Given, RString>,
     #[sabi(last_prefix_field)]
     destroy: extern "C" fn(Instance),
+    // Since 1.1.
+    #[sabi(missing_field(option))]
+    declare: extern "C" fn(Instance) -> RResult<RString, RString>,
 }
 
 /// Functions of a sampler plugin.
@@ -90,6 +93,11 @@ pub struct AttackTable {
     run: extern "C" fn(Instance, AttackCallRef) -> RResult<Given, RString>,
     #[sabi(last_prefix_field)]
     destroy: extern "C" fn(Instance),
+    // Since 1.1.
+    #[sabi(missing_field(option))]
+    declare: extern "C" fn(Instance) -> RResult<RString, RString>,
+    #[sabi(missing_field(option))]
+    supports_task: extern "C" fn(Instance, i64, i64, i64, i64) -> RResult<(), RString>,
 }
 
 /// What a sampler is given for a step.
@@ -210,6 +218,27 @@ pub struct SamplerDeclaration {
     pub state_tensors: usize,
     /// Whether the last proposal is judged.
     pub judges_last_proposal: bool,
+    /// Whether many steps raise the loss; a plugin of contract 1.0 says nothing.
+    #[serde(default)]
+    pub ascends: Option<bool>,
+}
+
+/// What a model says of itself once it is built. What a plugin of contract 1.0 cannot say is
+/// the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelDeclaration {
+    /// Whether logits in training differ from those in evaluation.
+    pub train_differs: Option<bool>,
+}
+
+/// What an attack says of itself once it has its options. What a plugin of contract 1.0 cannot
+/// say is the default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttackDeclaration {
+    /// Forward passes of each example at most.
+    pub query_budget: Option<u64>,
 }
 
 fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> ThreatModel {
@@ -347,6 +376,10 @@ fn root_module() -> LibraryRef {
     Library { models, samplers, attacks }.leak_into_prefix()
 }
 
+fn declared<T: Serialize>(declaration: &T) -> Result<RString> {
+    serde_json::to_string(declaration).map(RString::from).map_err(Error::new)
+}
+
 fn exported<Table>(exports: &'static [Export<Table>]) -> RVec<Exported<Table>> {
     exports
         .iter()
@@ -405,12 +438,21 @@ pub fn model_table<M: Model>() -> ModelTableRef {
             })
         }
     }
+    extern "C" fn declare<M: Model>(instance: Instance) -> RResult<RString, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<BuiltModel<M>>::call(instance, |built| {
+                declared(&ModelDeclaration { train_differs: Some(built.model.train_differs()) })
+            })
+        }
+    }
     ModelTable {
         describe: described::<M::Options>,
         create: create::<M>,
         parameters: parameters::<M>,
         forward: forward::<M>,
         destroy: Guarded::<BuiltModel<M>>::destroy,
+        declare: declare::<M>,
     }
     .leak_into_prefix()
 }
@@ -424,14 +466,14 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
         // SAFETY: the host calls this with an instance of this table.
         unsafe {
             Guarded::<S>::call(instance, |sampler| {
-                let declaration = SamplerDeclaration {
+                declared(&SamplerDeclaration {
                     start: sampler.start(),
                     default_steps: sampler.default_steps(),
                     projection: sampler.projection(),
                     state_tensors: sampler.state_tensors(),
                     judges_last_proposal: sampler.judges_last_proposal(),
-                };
-                serde_json::to_string(&declaration).map(RString::from).map_err(Error::new)
+                    ascends: Some(sampler.ascends()),
+                })
             })
         }
     }
@@ -528,12 +570,33 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
             })
         }
     }
+    extern "C" fn declare<A: Attack>(instance: Instance) -> RResult<RString, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<A>::call(instance, |attack| {
+                declared(&AttackDeclaration { query_budget: attack.query_budget() })
+            })
+        }
+    }
+    extern "C" fn supports_task<A: Attack>(
+        instance: Instance,
+        channels: i64,
+        height: i64,
+        width: i64,
+        classes: i64,
+    ) -> RResult<(), RString> {
+        let task = Task { channels, height, width, classes };
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe { Guarded::<A>::call(instance, |attack| attack.supports_task(&task)) }
+    }
     AttackTable {
         describe: described::<A::Options>,
         create: create::<A>,
         supports: supports::<A>,
         run: run::<A>,
         destroy: Guarded::<A>::destroy,
+        declare: declare::<A>,
+        supports_task: supports_task::<A>,
     }
     .leak_into_prefix()
 }
@@ -696,6 +759,15 @@ fn named<Table, Plugin>(
     list.into_iter().map(|exported| plugin(exported.name.to_string(), exported.table)).collect()
 }
 
+/// What an instance declares of itself.
+fn declaration<T: serde::de::DeserializeOwned>(
+    declare: extern "C" fn(Instance) -> RResult<RString, RString>,
+    instance: Instance,
+) -> Result<T> {
+    serde_json::from_str(&received(declare(instance))?)
+        .map_err(|error| Error::new(format!("its declaration cannot be read: {error}")))
+}
+
 fn description(text: &RString) -> Result<Description> {
     serde_json::from_str(text).map_err(|error| Error::new(format!("its description cannot be read: {error}")))
 }
@@ -749,6 +821,15 @@ impl ModelInstance {
             .collect())
     }
 
+    /// What it declares of itself.
+    ///
+    /// # Errors
+    /// If the instance panicked before.
+    pub fn declaration(&self) -> Result<ModelDeclaration> {
+        let declare = self.table.declare();
+        declare.map_or(Ok(ModelDeclaration::default()), |declare| declaration(declare, self.instance))
+    }
+
     /// Logits of images, with a graph if gradients are tracked.
     ///
     /// # Errors
@@ -795,11 +876,10 @@ impl SamplerPlugin {
                 projection: Projection::Host,
                 state_tensors: 0,
                 judges_last_proposal: false,
+                ascends: None,
             },
         };
-        let declared = received(self.table.declare()(instance))?;
-        made.declaration = serde_json::from_str(&declared)
-            .map_err(|error| Error::new(format!("its declaration cannot be read: {error}")))?;
+        made.declaration = declaration(self.table.declare(), instance)?;
         Ok(made)
     }
 }
@@ -939,6 +1019,26 @@ impl AttackInstance {
     pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
         let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
         received(self.table.supports()(self.instance, norm_code(norm), epsilon, low, high))
+    }
+
+    /// Whether it can attack models of this task; one of contract 1.0 says so when it runs.
+    ///
+    /// # Errors
+    /// Why not, in the plugin's words.
+    pub fn supports_task(&self, task: &Task) -> Result<()> {
+        let Task { channels, height, width, classes } = *task;
+        self.table
+            .supports_task()
+            .map_or(Ok(()), |supports| received(supports(self.instance, channels, height, width, classes)))
+    }
+
+    /// What it declares of itself.
+    ///
+    /// # Errors
+    /// If the instance panicked before.
+    pub fn declaration(&self) -> Result<AttackDeclaration> {
+        let declare = self.table.declare();
+        declare.map_or(Ok(AttackDeclaration::default()), |declare| declaration(declare, self.instance))
     }
 
     /// Candidates for these examples. Random numbers come from `random`, logits and

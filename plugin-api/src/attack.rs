@@ -1,4 +1,4 @@
-use crate::{PluginOptions, Random, Result, ThreatModel};
+use crate::{PluginOptions, Random, Result, Task, ThreatModel};
 use tch::Tensor;
 
 /// A whole procedure that looks for adversarial examples.
@@ -19,6 +19,22 @@ pub trait Attack: Sized + Send + 'static {
     fn supports(&self, threat: &ThreatModel) -> Result<()> {
         let _ = threat;
         Ok(())
+    }
+
+    /// Whether the attack can run on models of this task (it may need several classes, say);
+    /// asked before any work starts.
+    ///
+    /// # Errors
+    /// Why not.
+    fn supports_task(&self, task: &Task) -> Result<()> {
+        let _ = task;
+        Ok(())
+    }
+
+    /// How many forward passes of each example the attack needs at most, if it can promise
+    /// any number. Needing more is an error: the evaluation stops.
+    fn query_budget(&self) -> Option<u64> {
+        None
     }
 
     /// One candidate for each example, inside ball and domain, `[N, C, H, W]`. Where nothing

@@ -29,6 +29,12 @@ pub trait Model: Sized + Send + 'static {
     /// If an option is out of range, or the network cannot take such images.
     fn new(options: Self::Options, task: Task, path: &nn::Path) -> Result<Self>;
 
+    /// Whether logits in training differ from those in evaluation: whether there is dropout,
+    /// batch normalisation or the like under these options.
+    fn train_differs(&self) -> bool {
+        false
+    }
+
     /// Logits `[N, classes]` of images `[N, channels, height, width]` in the domain of the
     /// threat model; not probabilities. `train` switches dropout and batch statistics on.
     ///

@@ -66,6 +66,12 @@ pub trait Sampler: Sized + Send + 'static {
         false
     }
 
+    /// Whether many steps raise a loss that can be raised. A sampler that explores for its own
+    /// sake says no.
+    fn ascends(&self) -> bool {
+        true
+    }
+
     /// One step of the chain. Runs without gradient tracking.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::run::{self, RunFolder, Versions};
 use crate::store::Examples;
 use crate::{Error, Result, checkpoint, data, device};
 use comfy_table::{CellAlignment, Table, presets};
+use plugin_api::Task;
 use serde_json::json;
 
 /// `host eval`
@@ -25,10 +26,10 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let dataset =
         data::load(&experiment.data.name, arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder))?;
     run::check_data(&dataset, &record.data, arguments.allow_changed)?;
-    let model = Model::build(&model_spec, dataset.image_shape(), dataset.classes, device, 0)?;
+    let model = Model::build(&model_spec, dataset.task(), device, 0)?;
     let progress = load_weights(&folder, experiment, &model)?;
 
-    let attacks = make_attacks(arguments, experiment)?;
+    let attacks = make_attacks(arguments, experiment, &dataset.task())?;
     let evaluations = folder.evaluations()?;
     let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
     let evaluator = Evaluator {
@@ -73,12 +74,12 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
 
 /// The attacks asked for by flags, or else those of the run's experiment that know its threat
 /// model.
-fn make_attacks(arguments: &EvalArguments, experiment: &Experiment) -> Result<Vec<Attack>> {
+fn make_attacks(arguments: &EvalArguments, experiment: &Experiment, task: &Task) -> Result<Vec<Attack>> {
     let asked_for = !arguments.attacks.is_empty();
     let mut attacks = Vec::new();
     for spec in if asked_for { &arguments.attacks } else { &experiment.eval.attacks } {
         let attack = Attack::make(spec)?;
-        match attack.supports(&experiment.threat) {
+        match attack.supports(&experiment.threat, task) {
             Ok(()) => attacks.push(attack),
             Err(why) if asked_for => return Err(why),
             Err(why) => {

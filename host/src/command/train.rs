@@ -114,11 +114,11 @@ fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Resul
 fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
     let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
-    let model = Model::build(&experiment.model, dataset.image_shape(), dataset.classes, device, seed)?;
+    let model = Model::build(&experiment.model, dataset.task(), device, seed)?;
     let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
-        probe.supports(&experiment.threat)?;
+        probe.supports(&experiment.threat, &dataset.task())?;
     }
     let plugins = Plugins {
         model: model.record.clone(),

@@ -9,6 +9,7 @@ pub use fetch::fetch;
 
 use crate::{Error, Result, files};
 use md5::{Digest, Md5};
+use plugin_api::Task;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -56,10 +57,10 @@ impl Split {
 }
 
 impl Dataset {
-    /// Channels, height and width of every image.
-    pub fn image_shape(&self) -> [i64; 3] {
+    /// What a model of these data is built for.
+    pub fn task(&self) -> Task {
         let size = self.train.images.size();
-        [size[1], size[2], size[3]]
+        Task { channels: size[1], height: size[2], width: size[3], classes: self.classes }
     }
 }
 
@@ -330,7 +331,8 @@ mod tests {
         let folder = folder_with(&idx_files());
         let dataset = load_path(&folder).unwrap();
         assert_eq!(dataset.name, folder.path().file_name().unwrap().to_str().unwrap());
-        assert_eq!(dataset.image_shape(), [1, 2, 3]);
+        let Task { channels, height, width, .. } = dataset.task();
+        assert_eq!([channels, height, width], [1, 2, 3]);
         assert_eq!((dataset.train.count(), dataset.test.count()), (2, 1));
         assert_eq!(dataset.classes, 4);
         assert_eq!(dataset.train.images.kind(), Kind::Uint8);
@@ -378,7 +380,8 @@ mod tests {
 
     #[test]
     fn a_folder_is_told_by_its_files() {
-        assert_eq!(load_path(&folder_with(&cifar_files())).unwrap().image_shape(), [3, 32, 32]);
+        let task = load_path(&folder_with(&cifar_files())).unwrap().task();
+        assert_eq!([task.channels, task.height, task.width], [3, 32, 32]);
 
         let both = folder_with(&[idx_files(), cifar_files()].concat());
         assert_eq!(

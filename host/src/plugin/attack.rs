@@ -5,7 +5,7 @@ use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::abi::AttackInstance;
 use plugin_api::losses::cross_entropy;
-use plugin_api::{ThreatModel, VictimCalls};
+use plugin_api::{Task, ThreatModel, VictimCalls};
 use std::cell::Cell;
 use tch::{Kind as Dtype, Tensor};
 
@@ -15,6 +15,7 @@ pub struct Attack {
     kind: AttackKind,
     name: String,
     key: String,
+    query_budget: Option<u64>,
     /// Which plugin it is.
     pub record: Record,
 }
@@ -36,24 +37,45 @@ impl Attack {
         if manifest.kind == Kind::Sampler {
             let sampler = Sampler::make(spec)?;
             let record = sampler.record.clone();
-            return Ok(Self { kind: AttackKind::Sampler(Box::new(sampler)), name, key, record });
+            return Ok(Self {
+                kind: AttackKind::Sampler(Box::new(sampler)),
+                name,
+                key,
+                query_budget: None,
+                record,
+            });
         }
         let Opened { plugin, record } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
         let create = || plugin.create(&spec.attack_options());
         let instance = call(&name, "new", create).map_err(|error| spec.error(error))?;
-        Ok(Self { kind: AttackKind::Plugin(instance), name, key, record })
+        let declaration = call(&name, "declare", || instance.declaration())?;
+        let query_budget = declaration.query_budget;
+        Ok(Self { kind: AttackKind::Plugin(instance), name, key, query_budget, record })
     }
 
-    /// Whether it knows this threat model.
+    /// Whether it knows this threat model and can attack models of this task.
     ///
     /// # Errors
     /// Why not.
-    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
-        match &self.kind {
-            AttackKind::Sampler(_) => Ok(()),
-            AttackKind::Plugin(instance) => call(&self.name, "supports", || instance.supports(threat))
-                .map_err(|error| Error::new(error).fix("choose other attacks with --attack")),
+    pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
+        let AttackKind::Plugin(instance) = &self.kind else { return Ok(()) };
+        call(&self.name, "supports", || {
+            instance.supports(threat)?;
+            instance.supports_task(task)
+        })
+        .map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
+    }
+
+    /// A plugin that promised a number of queries keeps to it.
+    fn refuse_overdraft(&self, forward_passes: u64, points: u64) -> Result<()> {
+        match self.query_budget {
+            Some(budget) if forward_passes > budget * points => Err(Error::new(format!(
+                "{}: run took {forward_passes} forward passes for {points} points; it promises at most {budget} each",
+                self.name
+            ))
+            .on_the_way()),
+            _ => Ok(()),
         }
     }
 
@@ -79,9 +101,12 @@ impl Attack {
         let candidates = match &self.kind {
             AttackKind::Plugin(instance) => {
                 let classes = victim.model.classes();
-                call(&self.name, "run", || {
+                let before = victim.forward_passes.get();
+                let candidates = call(&self.name, "run", || {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
-                })?
+                })?;
+                self.refuse_overdraft(victim.forward_passes.get() - before, points.len() as u64)?;
+                candidates
             }
             AttackKind::Sampler(sampler) => {
                 run_sampler(sampler, victim, (natural, labels), points, threat, draws)?

@@ -1,6 +1,7 @@
 use super::library::{Opened, open_model};
 use super::{PluginSpec, Record, call, check_like};
 use crate::{Error, Result};
+use plugin_api::Task;
 use plugin_api::abi::ModelInstance;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -16,19 +17,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model that `spec` names for images `[channels, height, width]`, its initial
+    /// Builds the model that `spec` names for a task, its initial
     /// weights drawn by libtorch from `seed`.
     ///
     /// # Errors
     /// If the plugin cannot be opened, refuses its options or such images, or has nothing to
     /// train.
-    pub fn build(
-        spec: &PluginSpec,
-        image: [i64; 3],
-        classes: i64,
-        device: Device,
-        seed: i64,
-    ) -> Result<Self> {
+    pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
         let Opened { plugin, record } = open_model(spec)?;
         if spec.steps().is_some() {
             return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
@@ -36,7 +31,7 @@ impl Model {
         let name = record.manifest.name.clone();
         let refused = |message: String| spec.error(format!("{name}: {message}"));
         tch::manual_seed(seed);
-        let [channels, height, width] = image;
+        let Task { channels, height, width, classes } = task;
         let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
         let build = || plugin.create(&spec.options(), &none, classes);
         let instance = call(&name, "new", || tch::with_grad(build)).map_err(|error| spec.error(error))?;

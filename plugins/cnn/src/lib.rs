@@ -75,6 +75,11 @@ impl Model for Cnn {
         })
     }
 
+    /// Architecture A has dropout.
+    fn train_differs(&self) -> bool {
+        self.arch == Arch::A
+    }
+
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let mut features = images.shallow_clone();
         for convolution in &self.convolutions {

@@ -1,0 +1,1015 @@
+//! The boundary between host and plugins: everything that depends on abi_stable.
+//!
+//! A library exports one root module, [`Library`], that lists its plugins; each plugin is a
+//! table of plain functions over an opaque instance. What may grow is a prefix type (a new
+//! field goes after the last one), so that a plugin built before still loads.
+//!
+//! Top to bottom: the types that cross; the plugin's side, which turns a trait into a table
+//! and panics into errors; the host's side, which turns a table into safe methods.
+
+use crate::tensor::{borrowed, give, lend, taken};
+use crate::{
+    first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
+    Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
+};
+use abi_stable::library::{lib_header_from_path, LibraryError, RootModule};
+use abi_stable::prefix_type::{PrefixRef, PrefixTypeTrait, WithMetadata};
+use abi_stable::sabi_types::VersionStrings;
+use abi_stable::std_types::{RResult, RStr, RString, RVec};
+use abi_stable::StableAbi;
+use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
+use tch::{nn, Tensor};
+
+// ---------------------------------------------------------------- what crosses the boundary
+
+/// What a library exports: its plugins, by kind. A new kind is a new field at the end.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = LibraryRef)))]
+pub struct Library {
+    models: extern "C" fn() -> RVec<Exported<ModelTableRef>>,
+    samplers: extern "C" fn() -> RVec<Exported<SamplerTableRef>>,
+    #[sabi(last_prefix_field)]
+    attacks: extern "C" fn() -> RVec<Exported<AttackTableRef>>,
+}
+
+impl RootModule for LibraryRef {
+    abi_stable::declare_root_module_statics! {LibraryRef}
+    const BASE_NAME: &'static str = "plugin";
+    const NAME: &'static str = "plugin";
+    const VERSION_STRINGS: VersionStrings = abi_stable::package_version_strings!();
+}
+
+/// A plugin's name and table.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Exported<Table> {
+    name: RStr<'static>,
+    table: Table,
+}
+
+/// Functions of a model plugin.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = ModelTableRef)))]
+pub struct ModelTable {
+    describe: extern "C" fn() -> RString,
+    create: extern "C" fn(RStr<'_>, Lent, i64) -> RResult<Instance, RString>,
+    parameters: extern "C" fn(Instance) -> RResult<RVec<Parameter>, RString>,
+    forward: extern "C" fn(Instance, Lent, bool) -> RResult<Given, RString>,
+    #[sabi(last_prefix_field)]
+    destroy: extern "C" fn(Instance),
+}
+
+/// Functions of a sampler plugin.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = SamplerTableRef)))]
+pub struct SamplerTable {
+    describe: extern "C" fn() -> RString,
+    create: extern "C" fn(RStr<'_>) -> RResult<Instance, RString>,
+    declare: extern "C" fn(Instance) -> RResult<RString, RString>,
+    step: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
+    finish: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
+    #[sabi(last_prefix_field)]
+    destroy: extern "C" fn(Instance),
+}
+
+/// Functions of an attack plugin.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = AttackTableRef)))]
+pub struct AttackTable {
+    describe: extern "C" fn() -> RString,
+    create: extern "C" fn(RStr<'_>) -> RResult<Instance, RString>,
+    supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
+    run: extern "C" fn(Instance, AttackCallRef) -> RResult<Given, RString>,
+    #[sabi(last_prefix_field)]
+    destroy: extern "C" fn(Instance),
+}
+
+/// What a sampler is given for a step.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = StepCallRef)))]
+pub struct StepCall {
+    natural: Lent,
+    labels: Lent,
+    particles: Lent,
+    loss: Lent,
+    gradient: Lent,
+    state: *const Lent,
+    state_length: usize,
+    points: *const i64,
+    points_length: usize,
+    particles_per_point: usize,
+    number: usize,
+    of: usize,
+    norm: u32,
+    epsilon: f64,
+    domain_low: f64,
+    domain_high: f64,
+    host: *const c_void,
+    #[sabi(last_prefix_field)]
+    draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
+}
+
+/// What an attack is given.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = AttackCallRef)))]
+pub struct AttackCall {
+    natural: Lent,
+    labels: Lent,
+    points: *const i64,
+    points_length: usize,
+    classes: i64,
+    norm: u32,
+    epsilon: f64,
+    domain_low: f64,
+    domain_high: f64,
+    host: *const c_void,
+    draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
+    logits: extern "C" fn(*const c_void, Lent) -> RResult<Given, RString>,
+    differentiable: extern "C" fn(*const c_void, Lent) -> RResult<LogitsAndLeaf, RString>,
+    #[sabi(last_prefix_field)]
+    input_gradient: extern "C" fn(*const c_void, Lent, Lent) -> RResult<Given, RString>,
+}
+
+/// A plugin's instance, known to its own library alone.
+#[repr(transparent)]
+#[derive(StableAbi, Clone, Copy)]
+pub struct Instance(*mut c_void);
+
+/// A tensor lent for the length of a call: an `at::Tensor*`.
+#[repr(C)]
+#[derive(StableAbi, Clone, Copy)]
+pub struct Lent {
+    pub(crate) pointer: *const c_void,
+}
+
+/// A tensor given away: an `at::Tensor*` and what releases it.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Given {
+    pub(crate) pointer: *mut c_void,
+    pub(crate) release: extern "C" fn(*mut c_void),
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        (self.release)(self.pointer);
+    }
+}
+
+/// A parameter or buffer of a model: its name, and the tensor itself (not a copy).
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Parameter {
+    name: RString,
+    tensor: Given,
+}
+
+/// The next particles and their state.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Moved {
+    particles: Given,
+    state: RVec<Given>,
+}
+
+/// Differentiable logits and the images they came from.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct LogitsAndLeaf {
+    logits: Given,
+    leaf: Given,
+}
+
+/// What a plugin says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Description {
+    /// JSON Schema of the options, with defaults and help.
+    pub options: serde_json::Value,
+}
+
+/// What a sampler says of itself once it has its options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SamplerDeclaration {
+    /// Where chains begin.
+    pub start: Start,
+    /// Steps of a visit unless the user says otherwise.
+    pub default_steps: usize,
+    /// Who projects.
+    pub projection: Projection,
+    /// Tensors each particle remembers.
+    pub state_tensors: usize,
+    /// Whether the last proposal is judged.
+    pub judges_last_proposal: bool,
+}
+
+fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> ThreatModel {
+    ThreatModel { norm: if norm == 0 { Norm::Linf } else { Norm::L2 }, epsilon, domain: (low, high) }
+}
+
+fn norm_code(norm: Norm) -> u32 {
+    match norm {
+        Norm::Linf => 0,
+        Norm::L2 => 1,
+    }
+}
+
+// ------------------------------------------------------------------------ panics and errors
+
+thread_local! {
+    static CALL_DEPTH: Cell<usize> = const { Cell::new(0) };
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs one side's part of a call: errors and panics become the other side's message.
+fn guarded<T>(call: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
+    remember_panics();
+    CALL_DEPTH.set(CALL_DEPTH.get() + 1);
+    let outcome = catch_unwind(AssertUnwindSafe(call));
+    CALL_DEPTH.set(CALL_DEPTH.get() - 1);
+    match outcome {
+        Ok(Ok(value)) => RResult::ROk(value),
+        Ok(Err(error)) => RResult::RErr(error.to_string().into()),
+        Err(_) => {
+            let message = PANIC.take().unwrap_or_else(|| "panicked".to_owned());
+            RResult::RErr(message.into())
+        }
+    }
+}
+
+/// A panic inside a call is an error like any other: it is kept for the message, with its
+/// place, instead of being printed. Each library has its own copy of std, hence its own hook.
+fn remember_panics() {
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if CALL_DEPTH.get() == 0 {
+                return previous(panic);
+            }
+            let message = panic.payload_as_str().map_or("no message", first_line);
+            let place =
+                panic.location().map(|at| format!(" at {}:{}", at.file(), at.line())).unwrap_or_default();
+            PANIC.set(Some(format!("panicked{place}: {message}")));
+        }));
+    });
+}
+
+/// An instance and whether it panicked before: then its state cannot be trusted.
+struct Guarded<T> {
+    plugin: T,
+    panicked: Cell<bool>,
+}
+
+impl<T> Guarded<T> {
+    fn instance(plugin: T) -> Instance {
+        Instance(Box::into_raw(Box::new(Self { plugin, panicked: Cell::new(false) })) as *mut c_void)
+    }
+
+    /// # Safety
+    /// `instance` was made by `Guarded::<T>::instance` and not destroyed; one thread at a
+    /// time uses it.
+    unsafe fn call<R>(instance: Instance, call: impl FnOnce(&T) -> Result<R>) -> RResult<R, RString> {
+        // SAFETY: the caller's promise.
+        let guarded_plugin = unsafe { &*(instance.0 as *const Self) };
+        if guarded_plugin.panicked.replace(true) {
+            return RResult::RErr("an earlier call panicked; this instance cannot be used any more".into());
+        }
+        guarded(|| {
+            let result = call(&guarded_plugin.plugin);
+            guarded_plugin.panicked.set(false);
+            result
+        })
+    }
+
+    extern "C" fn destroy(instance: Instance) {
+        // SAFETY: called once per instance, by the host's owner of it.
+        let owned = unsafe { Box::from_raw(instance.0 as *mut Self) };
+        let _: RResult<(), RString> = guarded(|| {
+            drop(owned);
+            Ok(())
+        });
+    }
+}
+
+extern "C" fn described<O: options::PluginOptions>() -> RString {
+    let schema = guarded(|| Ok(options::schema::<O>()))
+        .unwrap_or_else(|message| serde_json::json!({"error": message.as_str()}));
+    serde_json::json!({ "options": schema }).to_string().into()
+}
+
+// ------------------------------------------------------------------------ the plugin's side
+
+/// Every model this library exports.
+#[doc(hidden)]
+#[linkme::distributed_slice]
+pub static MODELS: [Export<ModelTableRef>];
+
+/// Every sampler this library exports.
+#[doc(hidden)]
+#[linkme::distributed_slice]
+pub static SAMPLERS: [Export<SamplerTableRef>];
+
+/// Every attack this library exports.
+#[doc(hidden)]
+#[linkme::distributed_slice]
+pub static ATTACKS: [Export<AttackTableRef>];
+
+/// What an export macro leaves behind.
+#[doc(hidden)]
+pub struct Export<Table> {
+    pub name: &'static str,
+    /// Keeps the manifest in the file: the linker drops what nothing refers to.
+    pub manifest: &'static [u8],
+    pub table: fn() -> Table,
+}
+
+#[abi_stable::export_root_module]
+fn root_module() -> LibraryRef {
+    extern "C" fn models() -> RVec<Exported<ModelTableRef>> {
+        exported(&MODELS)
+    }
+    extern "C" fn samplers() -> RVec<Exported<SamplerTableRef>> {
+        exported(&SAMPLERS)
+    }
+    extern "C" fn attacks() -> RVec<Exported<AttackTableRef>> {
+        exported(&ATTACKS)
+    }
+    Library { models, samplers, attacks }.leak_into_prefix()
+}
+
+fn exported<Table>(exports: &'static [Export<Table>]) -> RVec<Exported<Table>> {
+    exports
+        .iter()
+        .filter(|export| !export.manifest.is_empty())
+        .map(|export| Exported { name: export.name.into(), table: (export.table)() })
+        .collect()
+}
+
+struct BuiltModel<M> {
+    model: M,
+    variables: nn::VarStore,
+}
+
+#[doc(hidden)]
+pub fn model_table<M: Model>() -> ModelTableRef {
+    extern "C" fn create<M: Model>(
+        given: RStr<'_>,
+        images: Lent,
+        classes: i64,
+    ) -> RResult<Instance, RString> {
+        guarded(|| {
+            // SAFETY: the host lends the tensor for the length of this call.
+            let images = unsafe { borrowed(images) };
+            let (_, channels, height, width) = images.size4()?;
+            let mut variables = nn::VarStore::new(images.device());
+            let task = Task { channels, height, width, classes };
+            let model = M::new(options::parse(given.as_str())?, task, &variables.root())?;
+            if images.kind() == tch::Kind::Double {
+                variables.double();
+            }
+            Ok(Guarded::instance(BuiltModel { model, variables }))
+        })
+    }
+    extern "C" fn parameters<M: Model>(instance: Instance) -> RResult<RVec<Parameter>, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<BuiltModel<M>>::call(instance, |built| {
+                let mut variables: Vec<_> = built.variables.variables().into_iter().collect();
+                variables.sort_by(|(one, _), (other, _)| one.cmp(other));
+                let parameters = variables.into_iter();
+                Ok(parameters
+                    .map(|(name, tensor)| Parameter { name: name.into(), tensor: give(tensor) })
+                    .collect())
+            })
+        }
+    }
+    extern "C" fn forward<M: Model>(
+        instance: Instance,
+        images: Lent,
+        train: bool,
+    ) -> RResult<Given, RString> {
+        // SAFETY: the host calls this with an instance of this table, and lends the tensor.
+        unsafe {
+            Guarded::<BuiltModel<M>>::call(instance, |built| {
+                built.model.forward(&borrowed(images), train).map(give)
+            })
+        }
+    }
+    ModelTable {
+        describe: described::<M::Options>,
+        create: create::<M>,
+        parameters: parameters::<M>,
+        forward: forward::<M>,
+        destroy: Guarded::<BuiltModel<M>>::destroy,
+    }
+    .leak_into_prefix()
+}
+
+#[doc(hidden)]
+pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
+    extern "C" fn create<S: Sampler>(given: RStr<'_>) -> RResult<Instance, RString> {
+        guarded(|| Ok(Guarded::instance(S::new(options::parse(given.as_str())?)?)))
+    }
+    extern "C" fn declare<S: Sampler>(instance: Instance) -> RResult<RString, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<S>::call(instance, |sampler| {
+                let declaration = SamplerDeclaration {
+                    start: sampler.start(),
+                    default_steps: sampler.default_steps(),
+                    projection: sampler.projection(),
+                    state_tensors: sampler.state_tensors(),
+                    judges_last_proposal: sampler.judges_last_proposal(),
+                };
+                serde_json::to_string(&declaration).map(RString::from).map_err(Error::new)
+            })
+        }
+    }
+    extern "C" fn step<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
+        // SAFETY: the host calls this with an instance of this table and a call that is
+        // alive until it returns.
+        unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.step(step))) }
+    }
+    extern "C" fn finish<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
+        // SAFETY: as for `step`.
+        unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.finish(step))) }
+    }
+    SamplerTable {
+        describe: described::<S::Options>,
+        create: create::<S>,
+        declare: declare::<S>,
+        step: step::<S>,
+        finish: finish::<S>,
+        destroy: Guarded::<S>::destroy,
+    }
+    .leak_into_prefix()
+}
+
+/// # Safety
+/// Everything `call` points to is alive until this returns.
+unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -> Result<Moved> {
+    let source = HostRandom { host: call.host(), draw: call.draw() };
+    // SAFETY: the caller's promise; slices are never null, also when empty.
+    let (natural, labels, particles, loss, gradient, state, points) = unsafe {
+        (
+            borrowed(call.natural()),
+            borrowed(call.labels()),
+            borrowed(call.particles()),
+            borrowed(call.loss()),
+            borrowed(call.gradient()),
+            std::slice::from_raw_parts(call.state(), call.state_length())
+                .iter()
+                .map(|tensor| borrowed(*tensor))
+                .collect::<Vec<_>>(),
+            std::slice::from_raw_parts(call.points(), call.points_length()),
+        )
+    };
+    let next = take(&Step {
+        natural: &natural,
+        labels: &labels,
+        particles: &particles,
+        loss: &loss,
+        gradient: &gradient,
+        state: &state,
+        points,
+        particles_per_point: call.particles_per_point(),
+        number: call.number(),
+        of: call.of(),
+        threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
+        random: Random::new(&source),
+    })?;
+    Ok(Moved { particles: give(next.particles), state: next.state.into_iter().map(give).collect() })
+}
+
+#[doc(hidden)]
+pub fn attack_table<A: Attack>() -> AttackTableRef {
+    extern "C" fn create<A: Attack>(given: RStr<'_>) -> RResult<Instance, RString> {
+        guarded(|| Ok(Guarded::instance(A::new(options::parse(given.as_str())?)?)))
+    }
+    extern "C" fn supports<A: Attack>(
+        instance: Instance,
+        norm: u32,
+        epsilon: f64,
+        low: f64,
+        high: f64,
+    ) -> RResult<(), RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<A>::call(instance, |attack| attack.supports(&threat_model(norm, epsilon, low, high)))
+        }
+    }
+    extern "C" fn run<A: Attack>(instance: Instance, call: AttackCallRef) -> RResult<Given, RString> {
+        let source = HostRandom { host: call.host(), draw: call.draw() };
+        let victim = HostVictim { call };
+        // SAFETY: the host calls this with an instance of this table; everything the call
+        // points to is alive until it returns; slices are never null.
+        unsafe {
+            Guarded::<A>::call(instance, |attack| {
+                let target = Target {
+                    natural: &borrowed(call.natural()),
+                    labels: &borrowed(call.labels()),
+                    points: std::slice::from_raw_parts(call.points(), call.points_length()),
+                    classes: call.classes(),
+                    threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
+                    victim: Victim::new(&victim),
+                    random: Random::new(&source),
+                };
+                attack.run(&target).map(give)
+            })
+        }
+    }
+    AttackTable {
+        describe: described::<A::Options>,
+        create: create::<A>,
+        supports: supports::<A>,
+        run: run::<A>,
+        destroy: Guarded::<A>::destroy,
+    }
+    .leak_into_prefix()
+}
+
+/// The host's generator, seen from a plugin.
+struct HostRandom {
+    host: *const c_void,
+    draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
+}
+
+impl RandomSource for HostRandom {
+    fn draw(&self, distribution: Distribution, like: &Tensor) -> Result<Tensor> {
+        let code = match distribution {
+            Distribution::Normal => 0,
+            Distribution::Uniform => 1,
+        };
+        received((self.draw)(self.host, code, lend(like))).map(taken)
+    }
+}
+
+/// The host's model, seen from an attack.
+struct HostVictim {
+    call: AttackCallRef,
+}
+
+impl VictimCalls for HostVictim {
+    fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        received(self.call.logits()(self.call.host(), lend(images))).map(taken)
+    }
+
+    fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        let both = received(self.call.differentiable()(self.call.host(), lend(images)))?;
+        Ok((taken(both.logits), taken(both.leaf)))
+    }
+
+    fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
+        received(self.call.input_gradient()(self.call.host(), lend(loss), lend(leaf))).map(taken)
+    }
+}
+
+fn received<T>(result: RResult<T, RString>) -> Result<T> {
+    result.into_result().map_err(Error::new)
+}
+
+/// Exports a model plugin: `export_model!("name", Type);`.
+#[macro_export]
+macro_rules! export_model {
+    ($name:literal, $model:ty) => {
+        $crate::export_plugin!(
+            "model",
+            $name,
+            $crate::abi::MODELS,
+            $crate::abi::ModelTableRef,
+            $crate::abi::model_table::<$model>
+        );
+    };
+}
+
+/// Exports a sampler plugin: `export_sampler!("name", Type);`.
+#[macro_export]
+macro_rules! export_sampler {
+    ($name:literal, $sampler:ty) => {
+        $crate::export_plugin!(
+            "sampler",
+            $name,
+            $crate::abi::SAMPLERS,
+            $crate::abi::SamplerTableRef,
+            $crate::abi::sampler_table::<$sampler>
+        );
+    };
+}
+
+/// Exports an attack plugin: `export_attack!("name", Type);`.
+#[macro_export]
+macro_rules! export_attack {
+    ($name:literal, $attack:ty) => {
+        $crate::export_plugin!(
+            "attack",
+            $name,
+            $crate::abi::ATTACKS,
+            $crate::abi::AttackTableRef,
+            $crate::abi::attack_table::<$attack>
+        );
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! export_plugin {
+    ($kind:literal, $name:literal, $slice:path, $table:ty, $make:expr) => {
+        const _: () = {
+            const VERSION: &str = env!("CARGO_PKG_VERSION");
+            #[unsafe(link_section = ".dro.manifest")]
+            static MANIFEST: [u8; $crate::manifest::length($kind, $name, VERSION)] =
+                $crate::manifest::text($kind, $name, VERSION);
+
+            #[$crate::abi::linkme::distributed_slice($slice)]
+            #[linkme(crate = $crate::abi::linkme)]
+            static EXPORT: $crate::abi::Export<$table> =
+                $crate::abi::Export { name: $name, manifest: &MANIFEST, table: || $make() };
+        };
+    };
+}
+
+#[doc(hidden)]
+pub use linkme;
+
+// --------------------------------------------------------------------------- the host's side
+
+/// The plugins of a loaded library, by kind.
+pub struct Plugins {
+    /// Its models.
+    pub models: Vec<ModelPlugin>,
+    /// Its samplers.
+    pub samplers: Vec<SamplerPlugin>,
+    /// Its attacks.
+    pub attacks: Vec<AttackPlugin>,
+}
+
+/// Reads the root module of a library that is already open and stays open for ever.
+///
+/// # Errors
+/// If the library exports no root module, or one of another layout.
+pub fn plugins(path: &Path) -> Result<Plugins> {
+    // Not `load_from_file`: that keeps one module per type, and a second library would
+    // silently get the first one's.
+    let library = lib_header_from_path(path)
+        .and_then(|header| header.init_root_module::<LibraryRef>())
+        .map_err(|error| Error::new(layout_message(&error)))?;
+    Ok(from_library(library))
+}
+
+/// The plugins that are linked into this program itself, through the tables they export.
+pub fn linked() -> Plugins {
+    from_library(root_module())
+}
+
+fn from_library(library: LibraryRef) -> Plugins {
+    Plugins {
+        models: named(library.models()(), |name, table| ModelPlugin { name, table }),
+        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table }),
+        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table }),
+    }
+}
+
+fn layout_message(error: &LibraryError) -> String {
+    match error {
+        LibraryError::AbiInstability(_) => {
+            "its layout is not the one this host was built with; rebuild both against the same plugin-api"
+                .to_owned()
+        }
+        other => first_line(&other.to_string()).to_owned(),
+    }
+}
+
+fn named<Table, Plugin>(
+    list: RVec<Exported<Table>>,
+    plugin: impl Fn(String, Table) -> Plugin,
+) -> Vec<Plugin> {
+    list.into_iter().map(|exported| plugin(exported.name.to_string(), exported.table)).collect()
+}
+
+fn description(text: &RString) -> Result<Description> {
+    serde_json::from_str(text).map_err(|error| Error::new(format!("its description cannot be read: {error}")))
+}
+
+/// A model that can be built.
+pub struct ModelPlugin {
+    /// Its name.
+    pub name: String,
+    table: ModelTableRef,
+}
+
+impl ModelPlugin {
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// If its description is not valid.
+    pub fn describe(&self) -> Result<Description> {
+        description(&self.table.describe()())
+    }
+
+    /// Builds it with these options (a JSON object) for images like `images` (`[0, C, H, W]`:
+    /// its shape, dtype and device count).
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn create(&self, options: &str, images: &Tensor, classes: i64) -> Result<ModelInstance> {
+        let instance = received(self.table.create()(options.into(), lend(images), classes))?;
+        Ok(ModelInstance { table: self.table, instance })
+    }
+}
+
+/// A model that was built.
+pub struct ModelInstance {
+    table: ModelTableRef,
+    instance: Instance,
+}
+
+// SAFETY: `Model: Send`, and an instance is used by one thread at a time (it is not Sync).
+unsafe impl Send for ModelInstance {}
+
+impl ModelInstance {
+    /// Its parameters and buffers, by name; the tensors are the model's own.
+    ///
+    /// # Errors
+    /// If the instance panicked before.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>> {
+        let parameters = received(self.table.parameters()(self.instance))?;
+        Ok(parameters
+            .into_iter()
+            .map(|parameter| (parameter.name.into_string(), taken(parameter.tensor)))
+            .collect())
+    }
+
+    /// Logits of images, with a graph if gradients are tracked.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        received(self.table.forward()(self.instance, lend(images), train)).map(taken)
+    }
+}
+
+impl Drop for ModelInstance {
+    fn drop(&mut self) {
+        self.table.destroy()(self.instance);
+    }
+}
+
+/// A sampler that can be made.
+pub struct SamplerPlugin {
+    /// Its name.
+    pub name: String,
+    table: SamplerTableRef,
+}
+
+impl SamplerPlugin {
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// If its description is not valid.
+    pub fn describe(&self) -> Result<Description> {
+        description(&self.table.describe()())
+    }
+
+    /// Makes it with these options (a JSON object).
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn create(&self, options: &str) -> Result<SamplerInstance> {
+        let instance = received(self.table.create()(options.into()))?;
+        let mut made = SamplerInstance {
+            table: self.table,
+            instance,
+            declaration: SamplerDeclaration {
+                start: Start::Store,
+                default_steps: 1,
+                projection: Projection::Host,
+                state_tensors: 0,
+                judges_last_proposal: false,
+            },
+        };
+        let declared = received(self.table.declare()(instance))?;
+        made.declaration = serde_json::from_str(&declared)
+            .map_err(|error| Error::new(format!("its declaration cannot be read: {error}")))?;
+        Ok(made)
+    }
+}
+
+/// A sampler that was made.
+pub struct SamplerInstance {
+    table: SamplerTableRef,
+    instance: Instance,
+    declaration: SamplerDeclaration,
+}
+
+// SAFETY: `Sampler: Send`, and an instance is used by one thread at a time (it is not Sync).
+unsafe impl Send for SamplerInstance {}
+
+impl SamplerInstance {
+    /// What it declared.
+    pub fn declaration(&self) -> SamplerDeclaration {
+        self.declaration
+    }
+
+    /// One step. Random numbers come from `random`.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn step(&self, step: &Step, random: &dyn RandomSource) -> Result<Next> {
+        self.call(self.table.step(), step, random)
+    }
+
+    /// The last proposal's verdict.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn finish(&self, proposal: &Step, random: &dyn RandomSource) -> Result<Next> {
+        self.call(self.table.finish(), proposal, random)
+    }
+
+    fn call(
+        &self,
+        function: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
+        step: &Step,
+        random: &dyn RandomSource,
+    ) -> Result<Next> {
+        let state: Vec<Lent> = step.state.iter().map(lend).collect();
+        let call = WithMetadata::new(StepCall {
+            natural: lend(step.natural),
+            labels: lend(step.labels),
+            particles: lend(step.particles),
+            loss: lend(step.loss),
+            gradient: lend(step.gradient),
+            state: state.as_ptr(),
+            state_length: state.len(),
+            points: step.points.as_ptr(),
+            points_length: step.points.len(),
+            particles_per_point: step.particles_per_point,
+            number: step.number,
+            of: step.of,
+            norm: norm_code(step.threat.norm),
+            epsilon: step.threat.epsilon,
+            domain_low: step.threat.domain.0,
+            domain_high: step.threat.domain.1,
+            host: &raw const random as *const c_void,
+            draw: draw_for_step,
+        });
+        // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
+        let moved =
+            received(function(self.instance, StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) })))?;
+        Ok(Next { particles: taken(moved.particles), state: moved.state.into_iter().map(taken).collect() })
+    }
+}
+
+impl Drop for SamplerInstance {
+    fn drop(&mut self) {
+        self.table.destroy()(self.instance);
+    }
+}
+
+extern "C" fn draw_for_step(host: *const c_void, distribution: u32, like: Lent) -> RResult<Given, RString> {
+    // SAFETY: `host` is the pointer that `SamplerInstance::call` put into this call.
+    let source = unsafe { *(host as *const &dyn RandomSource) };
+    drawn(source, distribution, like)
+}
+
+fn drawn(source: &dyn RandomSource, distribution: u32, like: Lent) -> RResult<Given, RString> {
+    guarded(|| {
+        let distribution = if distribution == 0 { Distribution::Normal } else { Distribution::Uniform };
+        // SAFETY: the plugin lends the tensor for the length of this call.
+        source.draw(distribution, &unsafe { borrowed(like) }).map(give)
+    })
+}
+
+/// An attack that can be made.
+pub struct AttackPlugin {
+    /// Its name.
+    pub name: String,
+    table: AttackTableRef,
+}
+
+impl AttackPlugin {
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// If its description is not valid.
+    pub fn describe(&self) -> Result<Description> {
+        description(&self.table.describe()())
+    }
+
+    /// Makes it with these options (a JSON object).
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn create(&self, options: &str) -> Result<AttackInstance> {
+        let instance = received(self.table.create()(options.into()))?;
+        Ok(AttackInstance { table: self.table, instance })
+    }
+}
+
+/// An attack that was made.
+pub struct AttackInstance {
+    table: AttackTableRef,
+    instance: Instance,
+}
+
+// SAFETY: `Attack: Send`, and an instance is used by one thread at a time (it is not Sync).
+unsafe impl Send for AttackInstance {}
+
+/// What the host hands to an attack's callbacks.
+struct AttackHost<'a> {
+    random: &'a dyn RandomSource,
+    victim: &'a dyn VictimCalls,
+}
+
+impl AttackInstance {
+    /// Whether it knows this threat model.
+    ///
+    /// # Errors
+    /// Why not, in the plugin's words.
+    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
+        received(self.table.supports()(self.instance, norm_code(norm), epsilon, low, high))
+    }
+
+    /// Candidates for these examples. Random numbers come from `random`, logits and
+    /// gradients from `victim`.
+    ///
+    /// # Errors
+    /// The plugin's own.
+    pub fn run(
+        &self,
+        (natural, labels): (&Tensor, &Tensor),
+        points: &[i64],
+        classes: i64,
+        threat: ThreatModel,
+        victim: &dyn VictimCalls,
+        random: &dyn RandomSource,
+    ) -> Result<Tensor> {
+        let host = AttackHost { random, victim };
+        let call = WithMetadata::new(AttackCall {
+            natural: lend(natural),
+            labels: lend(labels),
+            points: points.as_ptr(),
+            points_length: points.len(),
+            classes,
+            norm: norm_code(threat.norm),
+            epsilon: threat.epsilon,
+            domain_low: threat.domain.0,
+            domain_high: threat.domain.1,
+            host: &raw const host as *const c_void,
+            draw: draw_for_attack,
+            logits: victim_logits,
+            differentiable: victim_differentiable,
+            input_gradient: victim_input_gradient,
+        });
+        // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
+        let call = AttackCallRef(unsafe { PrefixRef::from_raw(&raw const call) });
+        received(self.table.run()(self.instance, call)).map(taken)
+    }
+}
+
+impl Drop for AttackInstance {
+    fn drop(&mut self) {
+        self.table.destroy()(self.instance);
+    }
+}
+
+/// # Safety
+/// `host` is the pointer that `AttackInstance::run` put into a call still in progress.
+unsafe fn attack_host<'a>(host: *const c_void) -> &'a AttackHost<'a> {
+    // SAFETY: the caller's promise.
+    unsafe { &*(host as *const AttackHost) }
+}
+
+extern "C" fn draw_for_attack(host: *const c_void, distribution: u32, like: Lent) -> RResult<Given, RString> {
+    // SAFETY: the plugin passes back the host pointer of its call.
+    drawn(unsafe { attack_host(host) }.random, distribution, like)
+}
+
+extern "C" fn victim_logits(host: *const c_void, images: Lent) -> RResult<Given, RString> {
+    // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
+    guarded(|| unsafe { attack_host(host).victim.logits(&borrowed(images)) }.map(give))
+}
+
+extern "C" fn victim_differentiable(host: *const c_void, images: Lent) -> RResult<LogitsAndLeaf, RString> {
+    guarded(|| {
+        // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
+        let (logits, leaf) = unsafe { attack_host(host).victim.differentiable(&borrowed(images)) }?;
+        Ok(LogitsAndLeaf { logits: give(logits), leaf: give(leaf) })
+    })
+}
+
+extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent) -> RResult<Given, RString> {
+    // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
+    guarded(|| unsafe { attack_host(host).victim.input_gradient(&borrowed(loss), &borrowed(leaf)) }.map(give))
+}

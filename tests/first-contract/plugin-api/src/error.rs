@@ -1,0 +1,57 @@
+use std::fmt;
+
+/// Why a plugin could not do what it was asked: one message for the user.
+///
+/// Say what happened, what was expected and what was got; the host adds the plugin's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(String);
+
+/// What plugin methods return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error with this message.
+    pub fn new(message: impl fmt::Display) -> Self {
+        Self(message.to_string())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Self(first_line(&error.to_string()).to_owned())
+    }
+}
+
+/// The part of a libtorch message that is meant for people: kilobytes of C++ frames follow it.
+pub fn first_line(message: &str) -> &str {
+    // A panic of tch quotes the error, line feeds escaped: `… value: Torch("message\nframes…")`.
+    let message = message.split_once("Torch(\"").map_or(message, |(_, quoted)| quoted).trim_start();
+    let message = message.strip_prefix("Internal torch error: ").unwrap_or(message);
+    let line = message.lines().next().unwrap_or_default();
+    line.split("\\n").next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    #[test]
+    fn neither_errors_nor_panics_of_libtorch_show_its_frames() {
+        let (two, three) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0, 2.0, 3.0]));
+        let message = Error::from(two.f_add(&three).expect_err("refused")).to_string();
+        assert!(message.starts_with("The size of tensor a (2) must match"), "{message}");
+        let panic = std::panic::catch_unwind(|| &two + &three).expect_err("panics");
+        let quoted = panic.downcast_ref::<String>().expect("a message");
+        assert!(quoted.len() > 2 * message.len(), "frames follow: {quoted}");
+        assert_eq!(first_line(quoted), message);
+    }
+}

@@ -1,0 +1,62 @@
+//! Helpers for tests of a plugin's arithmetic, without a host.
+
+use crate::{Distribution, Next, Random, RandomSource, Result, Sampler, Step, ThreatModel};
+use tch::Tensor;
+
+/// Random numbers known in advance: every draw is filled with these values, row by row, from
+/// the first one on, repeated where the draw is longer.
+#[derive(Debug, Clone)]
+pub struct FixedNumbers(
+    /// The values; at least one.
+    pub Vec<f64>,
+);
+
+impl RandomSource for FixedNumbers {
+    fn draw(&self, _: Distribution, like: &Tensor) -> Result<Tensor> {
+        let values: Vec<f64> = self.0.iter().copied().cycle().take(like.numel()).collect();
+        Ok(Tensor::from_slice(&values).reshape(like.size()).to_kind(like.kind()).to_device(like.device()))
+    }
+}
+
+/// One step of a sampler from natural examples `[N, C, H, W]`, given the gradient there, the
+/// particle's state and the random numbers; nothing is projected. Labels and losses are zero.
+///
+/// # Errors
+/// The sampler's own.
+pub fn one_step<S: Sampler>(
+    sampler: &S,
+    natural: &Tensor,
+    gradient: &Tensor,
+    state: &[Tensor],
+    threat: ThreatModel,
+    numbers: &FixedNumbers,
+) -> Result<Next> {
+    let rows = natural.size()[0];
+    let points: Vec<i64> = (0..rows).collect();
+    sampler.step(&Step {
+        natural,
+        labels: &Tensor::zeros([rows], (tch::Kind::Int64, natural.device())),
+        particles: natural,
+        loss: &Tensor::zeros([rows], (natural.kind(), natural.device())),
+        gradient,
+        state,
+        points: &points,
+        particles_per_point: 1,
+        number: 0,
+        of: 1,
+        threat,
+        random: Random::new(numbers),
+    })
+}
+
+/// Demands that a step led to these particles, in order, up to rounding.
+///
+/// # Panics
+/// If it failed or led elsewhere.
+#[track_caller]
+pub fn assert_particles(step: Result<Next>, expected: &[f64]) {
+    let particles = step.expect("a step").particles.flatten(0, -1).to_kind(tch::Kind::Double);
+    let got: Vec<f64> = Vec::try_from(particles).expect("numbers");
+    let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+    assert!(close && got.len() == expected.len(), "got {got:?}, expected {expected:?}");
+}
