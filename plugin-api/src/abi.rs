@@ -1,8 +1,9 @@
 //! The boundary between host and plugins: everything that depends on abi_stable.
 //!
 //! A library exports one root module, [`Library`], that lists its plugins; each plugin is a
-//! table of plain functions over an opaque instance. What may grow is a prefix type (a new
-//! field goes after the last one), so that a plugin built before still loads.
+//! table of plain functions over an opaque instance. What may grow is a prefix type: a new
+//! field goes after the last one, with `#[sabi(missing_field(option))]`, so that a plugin built
+//! before still loads, and so does one built later. What is declared as JSON may grow too.
 //!
 //! Top to bottom: the types that cross; the plugin's side, which turns a trait into a table
 //! and panics into errors; the host's side, which turns a table into safe methods.
@@ -12,7 +13,8 @@ use crate::{
     first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
     Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
 };
-use abi_stable::library::{lib_header_from_path, LibraryError, RootModule};
+use abi_stable::abi_stability::check_layout_compatibility;
+use abi_stable::library::{lib_header_from_path, LibHeader, LibraryError, RootModule};
 use abi_stable::prefix_type::{PrefixRef, PrefixTypeTrait, WithMetadata};
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{RResult, RStr, RString, RVec};
@@ -724,9 +726,22 @@ pub fn plugins(path: &Path) -> Result<Plugins> {
     // Not `load_from_file`: that keeps one module per type, and a second library would
     // silently get the first one's.
     let library = lib_header_from_path(path)
-        .and_then(|header| header.init_root_module::<LibraryRef>())
+        .and_then(|header| match header.init_root_module::<LibraryRef>() {
+            Err(LibraryError::AbiInstability(_)) if knows_less(header) => {
+                // SAFETY: every field that the library has is laid out as this host's; those
+                // it lacks come after, and their accessors ask the library's own table first.
+                unsafe { header.init_root_module_with_unchecked_layout() }
+            }
+            module => module,
+        })
         .map_err(|error| Error::new(layout_message(&error)))?;
     Ok(from_library(library))
+}
+
+/// Whether a library was built before some of this host's fields were added. abi_stable itself
+/// allows libraries that know more than their host only; both are as safe.
+fn knows_less(library: &LibHeader) -> bool {
+    library.layout().is_some_and(|layout| check_layout_compatibility(layout, LibraryRef::LAYOUT).is_ok())
 }
 
 /// The plugins that are linked into this program itself, through the tables they export.
