@@ -4,14 +4,12 @@
 //! `progress.json` with the rest and a digest of each file. It is written under another name,
 //! synced and renamed. The last two are kept, so that one can be damaged.
 
-use crate::{Error, Result, files};
-use safetensors::tensor::{SafeTensors, TensorView};
+use crate::{Error, Result, files, tensors};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// How many checkpoints stay.
 const KEPT: usize = 2;
@@ -107,10 +105,7 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
     for (group, tensors) in groups {
         let file_name = format!("{group}.safetensors");
         let path = partial.join(&file_name);
-        let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
-        let views: Vec<_> = views.collect::<Result<_>>()?;
-        safetensors::serialize_to_file(views, None, &path).map_err(|why| refused(&path, &why))?;
-        File::open(&path).and_then(|file| file.sync_all()).map_err(|why| refused(&path, &why))?;
+        tensors::write(&path, tensors)?;
         let bytes = files::read(&path)?;
         digests.insert(file_name, (bytes.len() as u64, files::sha256(&bytes)));
     }
@@ -165,10 +160,8 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
         if files::sha256(&bytes) != *digest {
             return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
         }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|why| damaged(why.to_string()))?;
-        let tensors: Result<_> =
-            tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect();
-        groups.insert(group.to_owned(), tensors?);
+        let tensors = tensors::from_bytes(&bytes).map_err(|why| damaged(why.to_string()))?;
+        groups.insert(group.to_owned(), tensors);
     }
     Ok((saved.progress, groups))
 }
@@ -183,62 +176,6 @@ fn newest_first(folder: &Path) -> Vec<PathBuf> {
         .collect();
     paths.sort_by(|one, other| other.cmp(one));
     paths
-}
-
-fn tensor(view: &TensorView) -> Result<Tensor> {
-    let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-    let kind = DTYPES.iter().find(|(dtype, _)| *dtype == view.dtype()).map(|(_, kind)| *kind);
-    let kind = kind.ok_or_else(|| Error::new(format!("dtype {:?} is not known here", view.dtype())))?;
-    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
-}
-
-const DTYPES: [(safetensors::Dtype, tch::Kind); 8] = [
-    (safetensors::Dtype::BOOL, tch::Kind::Bool),
-    (safetensors::Dtype::U8, tch::Kind::Uint8),
-    (safetensors::Dtype::I32, tch::Kind::Int),
-    (safetensors::Dtype::I64, tch::Kind::Int64),
-    (safetensors::Dtype::F16, tch::Kind::Half),
-    (safetensors::Dtype::BF16, tch::Kind::BFloat16),
-    (safetensors::Dtype::F32, tch::Kind::Float),
-    (safetensors::Dtype::F64, tch::Kind::Double),
-];
-
-/// A tensor whose bytes can be written.
-struct OnCpu {
-    tensor: Tensor,
-    shape: Vec<usize>,
-    dtype: safetensors::Dtype,
-}
-
-impl OnCpu {
-    fn new(tensor: &Tensor) -> Result<Self> {
-        let kind = tensor.kind();
-        let dtype = DTYPES.iter().find(|(_, known)| *known == kind).map(|(dtype, _)| *dtype);
-        let dtype =
-            dtype.ok_or_else(|| Error::new(format!("a {kind:?} tensor cannot be saved as safetensors")))?;
-        let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-        Ok(Self { shape: tensor.size().iter().map(|&side| side as usize).collect(), tensor, dtype })
-    }
-}
-
-impl safetensors::View for OnCpu {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
-        bytes.into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
 }
 
 #[cfg(test)]

@@ -218,16 +218,30 @@ fn set<T: Clone>(value: &mut T, flag: &Option<T>) {
 /// `host eval`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each attack is judged on its own: a point that the model misclassifies anyway counts as
-fooled and is not attacked, nor is a point that an earlier restart fooled. A sampler's verdict
-is that of its final iterate. Verdicts of every point are added to RUN/eval.json."
+    after_help = "With --attack, each attack is judged on its own. With --suite, attacks run in order on the points
+that still stand. A point that the model misclassifies anyway counts as fooled and is not
+attacked, nor is a point that an earlier restart fooled. A sampler's verdict is that of its final
+iterate. Verdicts of every point are added to RUN/eval.json.
+
+An evaluation that was interrupted goes on where it was when the same command is given again.
+docs/evaluation.md explains the warnings."
 )]
 pub struct EvalArguments {
-    /// Folder of the run
-    pub run: PathBuf,
+    /// Folder of the run; several with --transfer
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
     /// Attack or sampler plugin; may be repeated [default: those of the run's config]
     #[arg(long = "attack", value_name = "PLUGIN")]
     pub attacks: Vec<PluginSpec>,
+    /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
+    pub suite: Option<String>,
+    /// Make the examples on this other run's model
+    #[arg(long, value_name = "RUN", conflicts_with = "transfer")]
+    pub source: Option<PathBuf>,
+    /// Attack every run with examples made on every run, and print the matrix
+    #[arg(long)]
+    pub transfer: bool,
     /// A seeded random subset of the test set [default: all of it]
     #[arg(long, value_name = "N")]
     pub points: Option<usize>,
@@ -240,6 +254,12 @@ pub struct EvalArguments {
     /// Seed of the subset and the attacks [default: the run's]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
+    #[arg(long, conflicts_with = "transfer")]
+    pub save_examples: bool,
+    /// End with exit code 1 if there is reason to doubt the verdict
+    #[arg(long)]
+    pub strict: bool,
     /// Where named data sets lie [default: as in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,

@@ -12,6 +12,9 @@ struct Contents {
     exit_code: u8,
 }
 
+/// Exit code of a process stopped by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
 /// What the host's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -43,7 +46,14 @@ impl Error {
         self
     }
 
-    /// The exit code of the process: 2 before work started, 1 on the way.
+    /// Marks that the user stopped the work.
+    pub fn interrupted(mut self) -> Self {
+        self.0.exit_code = INTERRUPTED;
+        self
+    }
+
+    /// The exit code of the process: 2 before work started, 1 on the way, 130 if the user
+    /// stopped it.
     pub fn exit_code(&self) -> u8 {
         self.0.exit_code
     }

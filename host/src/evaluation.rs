@@ -1,26 +1,34 @@
 //! What a classifier withstands.
 
+use crate::doubt::{self, Doubt};
+use crate::journal::{AdversarialExamples, Journal};
 use crate::plugin::{Attack, CountedVictim, Model};
 use crate::random::{Draws, Purpose, permutation, step_of_name};
 use crate::report::{Style, bar};
 use crate::store::Examples;
 use crate::{Error, Result};
+use indicatif::ProgressBar;
 use plugin_api::ThreatModel;
-use plugin_api::losses::correct;
-use serde::Serialize;
+use plugin_api::losses::{correct, cross_entropy};
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What to evaluate on, and how hard.
 pub struct Evaluator<'a> {
     /// The classifier.
     pub model: &'a Model,
+    /// The classifier that attacks see: another one where examples are transferred.
+    pub source: &'a Model,
     /// What to evaluate on: the test set, or held-out training points.
     pub examples: &'a Examples,
     /// What the random numbers are for: an attack or a probe.
     pub purpose: Purpose,
     /// What adversaries may do.
     pub threat: ThreatModel,
+    /// Which points an attack is given.
+    pub order: Order,
     /// Times each attack runs with new random numbers; the worst case counts.
     pub restarts: u16,
     /// Examples per forward pass.
@@ -31,6 +39,19 @@ pub struct Evaluator<'a> {
     pub device: Device,
     /// How to show progress.
     pub style: Style,
+    /// Set when the user wants to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// Which points an attack is given. Points that the model misclassifies anyway count as fooled
+/// and are never attacked; neither are points that an earlier restart fooled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// All others: each attack has a verdict of its own, as in the tables of papers.
+    Separate,
+    /// Those that stand after the attacks before it: a suite, whose worst case alone counts.
+    Cascade,
 }
 
 /// An evaluation's result, as printed by `--json`.
@@ -38,25 +59,40 @@ pub struct Evaluator<'a> {
 pub struct Evaluation {
     /// Number of points.
     pub points: usize,
+    /// Which points each attack was given.
+    pub order: Order,
     /// Share classified correctly without an attack.
     pub clean: f64,
-    /// Each attack on its own.
+    /// Each attack's result.
     pub attacks: Vec<AttackResult>,
     /// Share of points that withstood all attacks.
     pub worst_case: f64,
+    /// Why the verdict may not be trusted.
+    pub doubts: Vec<Doubt>,
     /// The verdict on every point; saved, not printed.
     #[serde(skip)]
     pub verdicts: Verdicts,
 }
 
-/// One attack's result. Points that the model misclassifies anyway count as fooled and are
-/// not attacked; neither are points that an earlier restart fooled.
-#[derive(Debug, Clone, Serialize)]
+/// One attack's result.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AttackResult {
     /// As written.
     pub attack: String,
-    /// Share of points still classified correctly.
+    /// Share of points still classified correctly: after this attack alone, or after it and
+    /// those before it (see [`Order`]).
     pub robust: f64,
+    /// What it took.
+    #[serde(flatten)]
+    pub cost: Cost,
+    /// Mean rise of the cross-entropy from the natural example to the candidate, over the
+    /// attacked points; none if no point was attacked.
+    pub loss_rise: Option<f64>,
+}
+
+/// What an attack took.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Cost {
     /// Forward passes of single examples, verdicts included.
     pub forward_passes: u64,
     /// Backward passes of single examples.
@@ -65,8 +101,15 @@ pub struct AttackResult {
     pub seconds: f64,
 }
 
+impl Cost {
+    /// Passes: half a forward and half a backward each.
+    pub fn passes(&self) -> f64 {
+        (self.forward_passes + self.backward_passes) as f64 / 2.0
+    }
+}
+
 /// The verdict on every point, in the order of `indices`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Verdicts {
     /// Index of each point in the data.
     pub indices: Vec<i64>,
@@ -74,6 +117,70 @@ pub struct Verdicts {
     pub clean: Vec<bool>,
     /// For each attack, classified correctly all the same.
     pub attacks: Vec<Vec<bool>>,
+}
+
+/// What an evaluation has found so far: all that it needs to go on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Findings {
+    verdicts: Verdicts,
+    /// Cross-entropy of each natural example.
+    natural_losses: Vec<f64>,
+    /// The attacks that are done.
+    results: Vec<AttackResult>,
+    /// The one that is under way.
+    sweep: Option<Sweep>,
+}
+
+/// An attack under way: each restart goes batch by batch over the points that stood when it
+/// began.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Sweep {
+    restart: u16,
+    /// Positions of the restart's points.
+    standing: Vec<usize>,
+    /// How many of them are done.
+    done: usize,
+    /// The verdict on every point so far.
+    robust: Vec<bool>,
+    cost: Cost,
+    /// Sum of the rises of the loss, and over how many candidates.
+    loss_rise: (f64, u64),
+}
+
+impl Verdicts {
+    /// Whether each point withstood everything.
+    pub fn worst_case(&self) -> Vec<bool> {
+        let withstood = |point: usize| self.clean[point] && self.attacks.iter().all(|robust| robust[point]);
+        (0..self.indices.len()).map(withstood).collect()
+    }
+
+    /// The number of the first attack that broke each point; none where none did, and where
+    /// the model was wrong anyway.
+    pub fn broken_by(&self) -> Vec<Option<usize>> {
+        let first = |point: usize| self.attacks.iter().position(|robust| !robust[point]);
+        (0..self.indices.len()).map(|point| first(point).filter(|_| self.clean[point])).collect()
+    }
+}
+
+impl Sweep {
+    fn over(robust: Vec<bool>) -> Self {
+        let (cost, loss_rise) = (Cost::default(), (0.0, 0));
+        Self { restart: 0, standing: standing(&robust), done: 0, robust, cost, loss_rise }
+    }
+
+    /// The next batch's positions; begins another restart where this one is through.
+    fn next(&mut self, batch: usize, restarts: u16) -> Option<Vec<usize>> {
+        while self.done == self.standing.len() {
+            self.restart += 1;
+            self.standing = standing(&self.robust);
+            self.done = 0;
+            if self.restart >= restarts || self.standing.is_empty() {
+                return None;
+            }
+        }
+        let end = (self.done + batch).min(self.standing.len());
+        Some(self.standing[self.done..end].to_vec())
+    }
 }
 
 impl Evaluator<'_> {
@@ -95,89 +202,163 @@ impl Evaluator<'_> {
         Ok(chosen)
     }
 
-    /// Clean accuracy at the points given, then each attack on its own; the worst case over
-    /// all. An attack that fails ends the evaluation: its error comes with what was found
-    /// before.
+    /// Clean accuracy at the points given, then the attacks in turn; the worst case over all.
+    /// Goes on from `found`, if anything, and keeps `journal` up to date. An attack that fails
+    /// ends the evaluation: its error comes with what was found before.
     ///
     /// # Errors
     /// If the model fails on natural examples.
-    pub fn run(&self, attacks: &[Attack], indices: Vec<i64>) -> Result<(Evaluation, Option<Error>)> {
-        let clean = self.clean(&indices)?;
-        let mut verdicts = Verdicts { indices, clean, attacks: Vec::new() };
-        let mut results = Vec::new();
-        let mut failure = None;
-        for attack in attacks {
-            let started = Instant::now();
-            let victim = CountedVictim::new(self.model);
-            match self.attack(attack, &victim, &verdicts) {
-                Ok(robust) => {
-                    results.push(AttackResult {
-                        attack: attack.record.spec.clone(),
-                        robust: share(&robust),
-                        forward_passes: victim.forward_passes.get(),
-                        backward_passes: victim.backward_passes.get(),
-                        seconds: started.elapsed().as_secs_f64(),
-                    });
-                    verdicts.attacks.push(robust);
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    break;
-                }
-            }
-        }
-        let withstood =
-            |point: usize| verdicts.clean[point] && verdicts.attacks.iter().all(|robust| robust[point]);
-        let worst_case: Vec<_> = (0..verdicts.indices.len()).map(withstood).collect();
+    pub fn run(
+        &self,
+        attacks: &[Attack],
+        indices: Vec<i64>,
+        found: Option<Findings>,
+        journal: Option<&Journal>,
+    ) -> Result<(Evaluation, Option<Error>)> {
+        let mut findings = found.map_or_else(|| self.without_attack(indices), Ok)?;
+        let left = attacks.iter().skip(findings.results.len());
+        let failure = left.into_iter().find_map(|attack| self.attack(attack, &mut findings, journal).err());
+        let Findings { verdicts, results, .. } = findings;
         let evaluation = Evaluation {
             points: verdicts.indices.len(),
+            order: self.order,
             clean: share(&verdicts.clean),
+            worst_case: share(&verdicts.worst_case()),
+            doubts: doubt::of_results(share(&verdicts.clean), &results, self.order),
             attacks: results,
-            worst_case: share(&worst_case),
             verdicts,
         };
         Ok((evaluation, failure))
     }
 
-    fn clean(&self, indices: &[i64]) -> Result<Vec<bool>> {
-        let mut verdicts = Vec::with_capacity(indices.len());
+    fn without_attack(&self, indices: Vec<i64>) -> Result<Findings> {
+        let mut findings = Findings::default();
         for chunk in indices.chunks(self.batch) {
             let (images, labels) = self.examples.batch(&self.on_device(chunk));
-            verdicts.extend(bools(&correct(&self.model.logits(&images)?, &labels))?);
+            let logits = self.model.logits(&images)?;
+            findings.verdicts.clean.extend(bools(&correct(&logits, &labels))?);
+            findings.natural_losses.extend(losses(&logits, &labels)?);
         }
-        Ok(verdicts)
+        findings.verdicts.indices = indices;
+        Ok(findings)
     }
 
-    /// Which points withstand all restarts of one attack.
-    fn attack(&self, attack: &Attack, victim: &CountedVictim, so_far: &Verdicts) -> Result<Vec<bool>> {
-        let mut robust = so_far.clean.clone();
-        let name = &attack.record.spec;
-        let key = step_of_name(attack.key());
+    /// Runs one attack to its end.
+    fn attack(&self, attack: &Attack, findings: &mut Findings, journal: Option<&Journal>) -> Result<()> {
+        let verdicts = &findings.verdicts;
+        let start = match self.order {
+            Order::Separate => &verdicts.clean,
+            Order::Cascade => verdicts.attacks.last().unwrap_or(&verdicts.clean),
+        };
+        let mut sweep = findings.sweep.take().unwrap_or_else(|| Sweep::over(start.clone()));
         let progress = bar(self.style, 0, "{msg} [{bar:30}] {pos}/{len} points {eta} left");
-        for restart in 0..self.restarts {
-            let standing: Vec<usize> = (0..robust.len()).filter(|point| robust[*point]).collect();
-            progress.set_position(0);
-            progress.set_length(standing.len() as u64);
-            for chunk in standing.chunks(self.batch) {
-                progress.set_message(format!("{name}: {:.1} % standing", 100.0 * share(&robust)));
-                let points: Vec<i64> = chunk.iter().map(|point| so_far.indices[*point]).collect();
-                let (natural, labels) = self.examples.batch(&self.on_device(&points));
-                let draws = Draws::new(self.seed, self.purpose, key, &points, 1).restart(restart);
-                let candidates = attack.run(victim, (&natural, &labels), &points, self.threat, &draws)?;
-                let verdict = bools(&correct(&victim.verdict(&candidates)?, &labels))?;
-                for (point, stands) in chunk.iter().zip(verdict) {
-                    robust[*point] = stands;
-                }
-                progress.inc(chunk.len() as u64);
+        while let Some(batch) = sweep.next(self.batch, self.restarts) {
+            self.show(&progress, attack, &sweep);
+            let examples = self.attack_batch(attack, findings, &mut sweep, &batch)?;
+            if let Some(journal) = journal {
+                let part = [findings.results.len(), sweep.restart.into(), sweep.done];
+                journal.keep(part, || examples.fooled(findings.results.len()))?;
+                sweep.done += batch.len();
+                findings.sweep = Some(sweep.clone());
+                journal.save(findings)?;
+            } else {
+                sweep.done += batch.len();
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                progress.finish_and_clear();
+                return Err(Error::new("interrupted").interrupted());
             }
         }
         progress.finish_and_clear();
-        Ok(robust)
+        findings.sweep = None;
+        let (rise, attacked) = sweep.loss_rise;
+        findings.results.push(AttackResult {
+            attack: attack.record.spec.clone(),
+            robust: share(&sweep.robust),
+            cost: sweep.cost,
+            loss_rise: (attacked > 0).then(|| rise / attacked as f64),
+        });
+        findings.verdicts.attacks.push(sweep.robust);
+        journal.map_or(Ok(()), |journal| journal.save(findings))
+    }
+
+    /// Attacks a batch of points and judges the candidates.
+    fn attack_batch(
+        &self,
+        attack: &Attack,
+        findings: &Findings,
+        sweep: &mut Sweep,
+        batch: &[usize],
+    ) -> Result<Judged> {
+        let started = Instant::now();
+        let points: Vec<i64> = batch.iter().map(|point| findings.verdicts.indices[*point]).collect();
+        let indices = self.on_device(&points);
+        let (natural, labels) = self.examples.batch(&indices);
+        let draws = Draws::new(self.seed, self.purpose, step_of_name(attack.key()), &points, 1);
+        let draws = draws.restart(sweep.restart);
+        let victim = CountedVictim::new(self.source);
+        let candidates = attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
+        let logits = self.model.logits(&candidates)?;
+        let stands = correct(&logits, &labels);
+        for (point, stands) in batch.iter().zip(bools(&stands)?) {
+            sweep.robust[*point] = stands;
+        }
+        for (point, loss) in batch.iter().zip(losses(&logits, &labels)?) {
+            sweep.loss_rise.0 += loss - findings.natural_losses[*point];
+            sweep.loss_rise.1 += 1;
+        }
+        sweep.cost.forward_passes += victim.forward_passes.get() + batch.len() as u64;
+        sweep.cost.backward_passes += victim.backward_passes.get();
+        sweep.cost.seconds += started.elapsed().as_secs_f64();
+        Ok(Judged { candidates, labels, indices, stands })
+    }
+
+    fn show(&self, progress: &ProgressBar, attack: &Attack, sweep: &Sweep) {
+        progress.set_length(sweep.standing.len() as u64);
+        progress.set_position(sweep.done as u64);
+        progress.set_message(format!(
+            "{}: {:.1} % standing",
+            attack.record.spec,
+            100.0 * share(&sweep.robust)
+        ));
     }
 
     fn on_device(&self, indices: &[i64]) -> Tensor {
         Tensor::from_slice(indices).to_device(self.device)
     }
+}
+
+/// A batch's candidates and the verdicts on them.
+struct Judged {
+    candidates: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    stands: Tensor,
+}
+
+impl Judged {
+    /// Those that fooled the model.
+    fn fooled(&self, attack: usize) -> Result<AdversarialExamples> {
+        let rows = self.stands.logical_not().nonzero().squeeze_dim(1);
+        let select = |tensor: &Tensor| tensor.f_index_select(0, &rows);
+        Ok(AdversarialExamples {
+            images: select(&self.candidates)?,
+            labels: select(&self.labels)?,
+            points: select(&self.indices)?,
+            attacks: Tensor::f_full([rows.size()[0]], attack as i64, (Kind::Int64, rows.device()))?,
+        })
+    }
+}
+
+fn standing(robust: &[bool]) -> Vec<usize> {
+    (0..robust.len()).filter(|point| robust[*point]).collect()
+}
+
+/// Cross-entropy of each row; huge where it is not finite, which JSON cannot say.
+fn losses(logits: &Tensor, labels: &Tensor) -> Result<Vec<f64>> {
+    const HUGE: f64 = 1e30;
+    let losses = cross_entropy(logits, labels).to_kind(Kind::Double).nan_to_num(HUGE, HUGE, HUGE);
+    Ok(Vec::try_from(losses)?)
 }
 
 fn bools(tensor: &Tensor) -> Result<Vec<bool>> {

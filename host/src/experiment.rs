@@ -183,17 +183,10 @@ impl Experiment {
     /// If it cannot be read, or has an unknown key or a value of the wrong type (naming the line).
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
-        let refused = |error: toml::de::Error| {
-            let place =
-                error.span().map(|span| format!(", line {}", line_of(&text, span.start))).unwrap_or_default();
-            Error::new(format!("{}{place}: {}", path.display(), error.message().replace('\n', "; ")))
-                .note("line", error.span().map(|span| line_at(&text, span.start)).unwrap_or_default())
-        };
-        let mut experiment: Self = toml::from_str(&text).map_err(refused)?;
-        let places: Places = toml::from_str(&text).map_err(refused)?;
-        let origin = |place: &toml::Spanned<toml::Value>| {
-            Some(format!("{}, line {}", path.display(), line_of(&text, place.span().start)))
-        };
+        let name = path.display().to_string();
+        let mut experiment: Self = from_toml(&text, &name)?;
+        let places: Places = from_toml(&text, &name)?;
+        let origin = |place: &toml::Spanned<toml::Value>| Some(origin(&text, &name, place.span().start));
         experiment.model.origin = places.model.as_ref().and_then(origin);
         if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
             sampler.origin = origin(place);
@@ -333,6 +326,24 @@ struct TrainPlaces {
 #[serde(default)]
 struct EvalPlaces {
     attacks: Vec<toml::Spanned<toml::Value>>,
+}
+
+/// A value out of the text of a TOML file of this name.
+///
+/// # Errors
+/// If it has an unknown key or a value of the wrong type (naming the line).
+pub(crate) fn from_toml<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T> {
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map(|span| span.start);
+        let place = start.map_or(name.to_owned(), |start| origin(text, name, start));
+        Error::new(format!("{place}: {}", error.message().replace('\n', "; ")))
+            .note("line", start.map(|start| line_at(text, start)).unwrap_or_default())
+    })
+}
+
+/// A place in a file, for people: "demo.toml, line 3".
+pub(crate) fn origin(text: &str, name: &str, offset: usize) -> String {
+    format!("{name}, line {}", line_of(text, offset))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -77,6 +77,18 @@ pub struct Evaluations {
     evaluations: Vec<serde_json::Value>,
 }
 
+impl Evaluations {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.evaluations.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.evaluations.is_empty()
+    }
+}
+
 const LOCK: &str = ".lock";
 
 /// A run's folder.
@@ -217,7 +229,7 @@ impl RunFolder {
     /// # Errors
     /// If the file is not one of evaluations.
     pub fn evaluations(&self) -> Result<Evaluations> {
-        let path = self.evaluations_path();
+        let path = self.path.join("eval.json");
         match path.exists() {
             false => Ok(Evaluations::default()),
             true => serde_json::from_slice(&files::read(&path)?)
@@ -229,15 +241,16 @@ impl RunFolder {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn add_evaluation(&self, mut evaluations: Evaluations, new: serde_json::Value) -> Result<PathBuf> {
+    pub fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
+        let lock_path = self.path.join(".eval.lock");
+        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
+        // Evaluations may go on beside one another: whoever is done adds to what is there then.
+        lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
+        let mut evaluations = self.evaluations()?;
         evaluations.evaluations.push(new);
-        let path = self.evaluations_path();
+        let path = self.path.join("eval.json");
         self.write_json(&path, &evaluations)?;
         Ok(path)
-    }
-
-    fn evaluations_path(&self) -> PathBuf {
-        self.path.join("eval.json")
     }
 
     fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
-use crate::evaluation::Evaluator;
+use crate::evaluation::{Evaluator, Order};
 use crate::experiment::{Experiment, Select, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit};
@@ -251,6 +251,9 @@ impl Training {
         }
         let evaluator = Evaluator {
             model: &self.model,
+            source: &self.model,
+            order: Order::Separate,
+            stop: &AtomicBool::new(false),
             examples: held_out,
             purpose: Purpose::Probe,
             threat: self.experiment.threat,
@@ -260,12 +263,13 @@ impl Training {
             device: self.device,
             style: Style::Json,
         };
-        let (validation, failure) = evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?)?;
+        let (validation, failure) =
+            evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?, None, None)?;
         failure.map_or(Ok(()), Err)?;
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {
             last.probe_accuracy = Some(probe.robust);
-            last.probe_passes = Some((probe.forward_passes + probe.backward_passes) as f64 / 2.0);
+            last.probe_passes = Some(probe.cost.passes());
         }
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         if self.experiment.train.select == Select::Best && last.score() > best_before {

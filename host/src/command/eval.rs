@@ -1,99 +1,182 @@
-use super::set_threads;
+use super::{set_threads, stop_on_signals};
 use crate::cli::{EvalArguments, style};
-use crate::evaluation::{Evaluation, Evaluator, confidence_interval};
-use crate::experiment::{Experiment, Select};
-use crate::plugin::{Attack, Model};
+use crate::data::Dataset;
+use crate::doubt::{self, Doubt};
+use crate::evaluation::{Evaluation, Evaluator, Order, confidence_interval};
+use crate::experiment::Select;
+use crate::journal::Journal;
+use crate::plugin::{Attack, Model, PluginSpec};
 use crate::progress::Progress;
 use crate::random::Purpose;
-use crate::report::say;
-use crate::report::{Style, warn};
-use crate::run::{self, RunFolder, Versions};
+use crate::report::{Style, say, warn};
+use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::Examples;
-use crate::{Error, Result, checkpoint, data, device};
+use crate::{Error, INTERRUPTED, Result, checkpoint, data, device, files, suite};
 use comfy_table::{CellAlignment, Table, presets};
-use plugin_api::Task;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use tch::{Device, Tensor};
+
+/// Natural examples on which a model is looked at before it is attacked.
+const LOOKED_AT: usize = 100;
 
 /// `host eval`
 pub fn run(arguments: &EvalArguments) -> Result<u8> {
-    let (folder, record) = RunFolder::open(&arguments.run)?;
-    let experiment = &record.experiment;
-    set_threads(arguments.threads.or(experiment.train.threads))?;
-    let device =
-        device::parse(arguments.device.as_ref().unwrap_or(&experiment.train.device)).map_err(Error::new)?;
-    let device = device::open(device)?;
-    let model_spec = run::recorded_plugin(&experiment.model, &record.plugins.model, arguments.allow_changed)?;
-    let dataset =
-        data::load(&experiment.data.name, arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder))?;
-    run::check_data(&dataset, &record.data, arguments.allow_changed)?;
-    let model = Model::build(&model_spec, dataset.task(), device, 0)?;
-    let progress = load_weights(&folder, experiment, &model)?;
+    if arguments.transfer {
+        return super::transfer::run(arguments);
+    }
+    let [path] = arguments.runs.as_slice() else {
+        return Err(Error::new(format!("expected one run, got {}", arguments.runs.len()))
+            .fix("evaluate them one by one, or give --transfer to attack each with examples of each"));
+    };
+    let stop = stop_on_signals()?;
+    let bench = Bench::open(path, arguments)?;
+    let target = bench.subject(path, arguments)?;
+    let source = arguments.source.as_ref().map(|path| bench.subject(path, arguments)).transpose()?;
+    target.folder.evaluations()?;
 
-    let attacks = make_attacks(arguments, experiment, &dataset.task())?;
-    let evaluations = folder.evaluations()?;
-    let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
-    let evaluator = Evaluator {
-        model: &model,
-        examples: &examples,
-        purpose: Purpose::Attack,
-        threat: experiment.threat,
-        restarts: arguments.restarts.unwrap_or(experiment.eval.restarts),
-        batch: arguments.batch.unwrap_or(experiment.eval.batch),
-        seed: arguments.seed.unwrap_or(experiment.train.seed),
-        device,
-        style: style(arguments.json),
-    };
+    let (attacks, mut doubts) = bench.attacks(arguments, &target.record)?;
+    let evaluator = bench.evaluator(arguments, &target, source.as_ref().unwrap_or(&target), &stop);
+    let experiment = &target.record.experiment;
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
-    let (evaluation, failure) = match evaluator.run(&attacks, points)? {
-        (evaluation, Some(failure)) if evaluation.attacks.is_empty() => return Err(failure),
-        outcome => outcome,
-    };
-    match evaluator.style {
-        Style::Json => say(json!(evaluation)),
-        Style::Human => say(table(&evaluation, &progress)),
+    doubts.extend(look_at_model(&evaluator, &points)?);
+
+    let settings = settings(&evaluator, &attacks, &points, arguments.save_examples)?;
+    let (journal, found) = Journal::open(&target.folder, settings, arguments.save_examples)?;
+    if found.is_some() && evaluator.style == Style::Human {
+        say("going on with this evaluation, which was interrupted");
     }
-    let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
-    let saved = folder.add_evaluation(
-        evaluations,
-        json!({
-            "result": evaluation,
-            "seed": evaluator.seed,
-            "restarts": evaluator.restarts,
-            "threat": evaluator.threat,
-            "update": progress.update,
-            "plugins": plugins,
-            "versions": Versions::current(),
-            "verdicts": evaluation.verdicts,
-        }),
-    )?;
-    if evaluator.style == Style::Human {
-        say(format_args!("verdicts of every point: {}", saved.display()));
+    let (mut evaluation, failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
+    doubts.append(&mut evaluation.doubts);
+    evaluation.doubts = doubts;
+    match &failure {
+        Some(error) if error.exit_code() == INTERRUPTED => {
+            return Err(Error::new("interrupted; the same command goes on from here").interrupted());
+        }
+        Some(_) if evaluation.attacks.is_empty() => {
+            journal.discard()?;
+            return failure.map_or(Ok(0), Err);
+        }
+        _ => {}
     }
-    failure.map_or(Ok(0), Err)
+    show(&evaluation, &target.progress, evaluator.style);
+    save(arguments, &target, &evaluator, &evaluation, &attacks, journal)?;
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    Ok(u8::from(arguments.strict && !evaluation.doubts.is_empty()))
 }
 
-/// The attacks asked for by flags, or else those of the run's experiment that know its threat
-/// model.
-fn make_attacks(arguments: &EvalArguments, experiment: &Experiment, task: &Task) -> Result<Vec<Attack>> {
-    let asked_for = !arguments.attacks.is_empty();
-    let mut attacks = Vec::new();
-    for spec in if asked_for { &arguments.attacks } else { &experiment.eval.attacks } {
-        let attack = Attack::make(spec)?;
-        match attack.supports(&experiment.threat, task) {
-            Ok(()) => attacks.push(attack),
-            Err(why) if asked_for => return Err(why),
-            Err(why) => {
-                let why = why.to_string();
-                warn(format_args!("{spec} is left out: {}", why.lines().next().unwrap_or_default()));
+/// What all runs of a command are evaluated with.
+pub struct Bench {
+    dataset: Dataset,
+    examples: Examples,
+    device: Device,
+}
+
+/// A run under evaluation.
+pub struct Subject {
+    folder: RunFolder,
+    /// What it was made with.
+    pub record: RunRecord,
+    /// Its classifier.
+    pub model: Model,
+    progress: Progress,
+}
+
+impl Bench {
+    /// Data, device and threads of the run in this folder, unless the arguments say otherwise.
+    pub fn open(path: &Path, arguments: &EvalArguments) -> Result<Self> {
+        let (_, RunRecord { experiment, .. }) = RunFolder::open(path)?;
+        set_threads(arguments.threads.or(experiment.train.threads))?;
+        let name = arguments.device.as_ref().unwrap_or(&experiment.train.device);
+        let device = device::open(device::parse(name).map_err(Error::new)?)?;
+        let folder = arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder);
+        let dataset = data::load(&experiment.data.name, folder)?;
+        let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
+        Ok(Self { dataset, examples, device })
+    }
+
+    /// The run in this folder, which must be of the same data.
+    pub fn subject(&self, path: &Path, arguments: &EvalArguments) -> Result<Subject> {
+        let (folder, record) = RunFolder::open(path)?;
+        run::check_data(&self.dataset, &record.data, arguments.allow_changed)
+            .map_err(|error| error.note("run", path.display()))?;
+        let spec = &record.experiment.model;
+        let spec = run::recorded_plugin(spec, &record.plugins.model, arguments.allow_changed)?;
+        let model = Model::build(&spec, self.dataset.task(), self.device, 0)?;
+        let progress = load_weights(&folder, &record, &model)?;
+        Ok(Subject { folder, record, model, progress })
+    }
+
+    /// The attacks asked for by flags, or else those of the run's experiment. Those of a suite
+    /// or an experiment that cannot run here are left out, with the reason.
+    pub fn attacks(
+        &self,
+        arguments: &EvalArguments,
+        record: &RunRecord,
+    ) -> Result<(Vec<Attack>, Vec<Doubt>)> {
+        let asked_for = !arguments.attacks.is_empty();
+        let specs: Vec<PluginSpec> = match &arguments.suite {
+            Some(suite) => suite::attacks(suite)?,
+            None if asked_for => arguments.attacks.clone(),
+            None => record.experiment.eval.attacks.clone(),
+        };
+        let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
+        for spec in &specs {
+            let attack = Attack::make(spec)?;
+            match attack.supports(&record.experiment.threat, &self.dataset.task()) {
+                Ok(()) => attacks.push(attack),
+                Err(why) if asked_for => return Err(why),
+                Err(why) => {
+                    let why = why.to_string();
+                    let why = why.lines().next().unwrap_or_default();
+                    left_out.push(Doubt::new("left-out", format!("{spec} is left out: {why}")));
+                }
             }
         }
+        match attacks.is_empty() {
+            true => Err(Error::new("no attack is left that can run here")
+                .note("because", left_out.iter().map(|doubt| &*doubt.finding).collect::<Vec<_>>().join("; "))
+                .fix("choose attacks with --attack")),
+            false => Ok((attacks, left_out)),
+        }
     }
-    Ok(attacks)
+
+    /// An evaluator of one run against examples made on another.
+    pub fn evaluator<'a>(
+        &'a self,
+        arguments: &EvalArguments,
+        target: &'a Subject,
+        source: &'a Subject,
+        stop: &'a AtomicBool,
+    ) -> Evaluator<'a> {
+        let experiment = &target.record.experiment;
+        let order = if arguments.suite.is_some() { Order::Cascade } else { Order::Separate };
+        // A suite says itself how often each of its attacks is to run.
+        let restarts = if order == Order::Cascade { 1 } else { experiment.eval.restarts };
+        Evaluator {
+            model: &target.model,
+            source: &source.model,
+            examples: &self.examples,
+            purpose: Purpose::Attack,
+            threat: experiment.threat,
+            order,
+            restarts: arguments.restarts.unwrap_or(restarts),
+            batch: arguments.batch.unwrap_or(experiment.eval.batch),
+            seed: arguments.seed.unwrap_or(experiment.train.seed),
+            device: self.device,
+            style: style(arguments.json),
+            stop,
+        }
+    }
 }
 
-fn load_weights(folder: &RunFolder, experiment: &Experiment, model: &Model) -> Result<Progress> {
-    let checkpoints =
-        if experiment.train.select == Select::Best { folder.best() } else { folder.checkpoints() };
+fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
+    let train = &record.experiment.train;
+    let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved = checkpoint::load::<Progress>(&checkpoints, &["weights"])?.ok_or_else(|| {
         let path = folder.path().display();
         Error::new(format!("{path} has no checkpoint yet"))
@@ -102,17 +185,107 @@ fn load_weights(folder: &RunFolder, experiment: &Experiment, model: &Model) -> R
     for what in &saved.damaged {
         warn(format_args!("{what}; evaluating the checkpoint before it"));
     }
-    let (done, all) = (saved.progress.epochs.len(), experiment.train.epochs);
-    if experiment.train.select == Select::Last && done < all {
+    let (done, all) = (saved.progress.epochs.len(), train.epochs);
+    if train.select == Select::Last && done < all {
         warn(format_args!("training is not finished: {done} of {all} epochs are done"));
     }
     model.load(saved.groups.get("weights").unwrap_or(&Default::default()))?;
     Ok(saved.progress)
 }
 
+fn look_at_model(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt>> {
+    let some = Tensor::from_slice(&points[..points.len().min(LOOKED_AT)]).to_device(evaluator.device);
+    let (images, labels) = evaluator.examples.batch(&some);
+    doubt::of_model(evaluator.source, &images, &labels)
+}
+
+/// Everything that decides the verdicts: what an interrupted evaluation is recognised by.
+fn settings(
+    evaluator: &Evaluator,
+    attacks: &[Attack],
+    points: &[i64],
+    save_examples: bool,
+) -> Result<BTreeMap<String, Value>> {
+    let weights = |model: &Model| -> Result<Value> {
+        let bytes: Result<Vec<_>> = model.state().iter().map(|(_, tensor)| bytes(tensor)).collect();
+        Ok(files::sha256(&bytes?.concat()).into())
+    };
+    let attacks: Vec<_> = attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();
+    let settings = [
+        ("weights", weights(evaluator.model)?),
+        ("source weights", weights(evaluator.source)?),
+        ("attacks", attacks.into()),
+        ("points", json!([points.len(), files::sha256(json!(points).to_string().as_bytes())])),
+        ("threat", json!(evaluator.threat)),
+        ("order", json!(evaluator.order)),
+        ("restarts", evaluator.restarts.into()),
+        ("batch", evaluator.batch.into()),
+        ("seed", evaluator.seed.into()),
+        ("device", format!("{:?}", evaluator.device).into()),
+        ("threads", tch::get_num_threads().into()),
+        ("save examples", save_examples.into()),
+        ("versions", json!(Versions::current())),
+    ];
+    Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+fn show(evaluation: &Evaluation, progress: &Progress, style: Style) {
+    match style {
+        Style::Json => say(json!(evaluation)),
+        Style::Human => say(table(evaluation, progress)),
+    }
+    for Doubt { name, finding } in &evaluation.doubts {
+        warn(format_args!("{finding} (docs/evaluation.md, section {name})"));
+    }
+}
+
+fn save(
+    arguments: &EvalArguments,
+    target: &Subject,
+    evaluator: &Evaluator,
+    evaluation: &Evaluation,
+    attacks: &[Attack],
+    journal: Journal,
+) -> Result<()> {
+    let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
+    let number = target.folder.evaluations()?.len() + 1;
+    let examples =
+        arguments.save_examples.then(|| target.folder.path().join(format!("examples-{number}.safetensors")));
+    let saved = target.folder.add_evaluation(json!({
+        "result": evaluation,
+        "suite": arguments.suite,
+        "source": arguments.source,
+        "seed": evaluator.seed,
+        "restarts": evaluator.restarts,
+        "batch": evaluator.batch,
+        "threat": evaluator.threat,
+        "update": target.progress.update,
+        "plugins": plugins,
+        "versions": Versions::current(),
+        "verdicts": evaluation.verdicts,
+        "broken_by": evaluation.verdicts.broken_by(),
+        "examples": examples,
+    }))?;
+    journal.finish(examples.as_deref())?;
+    if evaluator.style == Style::Human {
+        say(format_args!("verdicts of every point: {}", saved.display()));
+        if let Some(examples) = examples {
+            say(format_args!("adversarial examples: {}", examples.display()));
+        }
+    }
+    Ok(())
+}
+
 /// The table that people read.
 fn table(evaluation: &Evaluation, progress: &Progress) -> String {
-    let Evaluation { points, clean, attacks, worst_case, .. } = evaluation;
+    let Evaluation { points, order, clean, attacks, worst_case, .. } = evaluation;
     let percent = |share: f64| {
         let (low, high) = confidence_interval(share, *points);
         [format!("{:.2}", 100.0 * share), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)]
@@ -125,18 +298,20 @@ fn table(evaluation: &Evaluation, progress: &Progress) -> String {
         let [passes, seconds] = cost;
         [name.to_owned(), accuracy, interval, passes, seconds]
     };
-    let nothing = || [String::new(), String::new()];
-    table.add_row(row("clean", *clean, nothing()));
+    let cost =
+        |passes: f64, seconds: f64| [format!("{:.1}", passes / *points as f64), format!("{seconds:.1}")];
+    table.add_row(row("clean", *clean, [String::new(), String::new()]));
     for attack in attacks {
-        let passes = (attack.forward_passes + attack.backward_passes) as f64 / 2.0 / *points as f64;
-        table.add_row(row(
-            &attack.attack,
-            attack.robust,
-            [format!("{passes:.1}"), format!("{:.1}", attack.seconds)],
-        ));
+        let name = match order {
+            Order::Separate => attack.attack.clone(),
+            Order::Cascade => format!("then {}", attack.attack),
+        };
+        table.add_row(row(&name, attack.robust, cost(attack.cost.passes(), attack.cost.seconds)));
     }
     if attacks.len() > 1 {
-        table.add_row(row("worst case", *worst_case, nothing()));
+        let passes = attacks.iter().map(|attack| attack.cost.passes()).sum();
+        let seconds = attacks.iter().map(|attack| attack.cost.seconds).sum();
+        table.add_row(row("worst case", *worst_case, cost(passes, seconds)));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

@@ -7,9 +7,14 @@ mod inspect;
 mod new;
 mod plugins;
 mod train;
+mod transfer;
 
 use crate::cli::Command;
-use crate::{Error, Result};
+use crate::{Error, INTERRUPTED, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Runs a subcommand; the result is the process's exit code.
 ///
@@ -42,4 +47,15 @@ fn set_threads(threads: Option<usize>) -> Result<usize> {
     }
     tch::set_num_threads(threads as i32);
     Ok(threads)
+}
+
+/// Set by the first Ctrl-C or SIGTERM; the second ends the process at once.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))
+            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
+            .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
+    }
+    Ok(stop)
 }

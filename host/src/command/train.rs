@@ -1,4 +1,4 @@
-use super::set_threads;
+use super::{set_threads, stop_on_signals};
 use crate::cli::{TrainArguments, style};
 use crate::data::{self, Dataset};
 use crate::experiment::Experiment;
@@ -7,17 +7,10 @@ use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::training::{Ending, Training, split};
-use crate::{Error, Result, device};
+use crate::{Error, INTERRUPTED, Result, device};
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
-
-/// Exit code of a process stopped by Ctrl-C.
-const INTERRUPTED: u8 = 130;
 
 /// `host train`
 pub fn run(arguments: &TrainArguments) -> Result<u8> {
@@ -126,15 +119,4 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
         probe: probe.as_ref().map(|probe| probe.record.clone()),
     };
     Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
-}
-
-/// Set by the first Ctrl-C or SIGTERM; the second ends the process at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
-    }
-    Ok(stop)
 }

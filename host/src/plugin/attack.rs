@@ -177,15 +177,6 @@ impl<'a> CountedVictim<'a> {
     pub fn new(model: &'a Model) -> Self {
         Self { model, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
     }
-
-    /// Logits `[N, classes]` by which the host judges candidates; counted like any pass.
-    ///
-    /// # Errors
-    /// If the model fails.
-    pub fn verdict(&self, candidates: &Tensor) -> Result<Tensor> {
-        count(&self.forward_passes, candidates);
-        self.model.logits(candidates)
-    }
 }
 
 fn count(counter: &Cell<u64>, rows: &Tensor) {
@@ -194,7 +185,8 @@ fn count(counter: &Cell<u64>, rows: &Tensor) {
 
 impl VictimCalls for CountedVictim<'_> {
     fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
-        self.verdict(images).map_err(plugin_api::Error::new)
+        count(&self.forward_passes, images);
+        self.model.logits(images).map_err(plugin_api::Error::new)
     }
 
     fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {

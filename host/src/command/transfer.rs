@@ -1,0 +1,85 @@
+use super::eval::{Bench, Subject};
+use super::stop_on_signals;
+use crate::cli::EvalArguments;
+use crate::report::{say, warn};
+use crate::{Error, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use serde_json::json;
+
+/// `host eval A B C --transfer`: every model against the examples made on every model.
+pub fn run(arguments: &EvalArguments) -> Result<u8> {
+    if arguments.runs.len() < 2 {
+        return Err(Error::new(format!(
+            "--transfer: expected two runs or more, got {}",
+            arguments.runs.len()
+        )));
+    }
+    let stop = stop_on_signals()?;
+    let bench = Bench::open(&arguments.runs[0], arguments)?;
+    let subjects: Vec<Subject> =
+        arguments.runs.iter().map(|path| bench.subject(path, arguments)).collect::<Result<_>>()?;
+    let first = &subjects[0].record.experiment;
+    for (path, subject) in arguments.runs.iter().zip(&subjects) {
+        let (expected, got) = (first.threat, subject.record.experiment.threat);
+        if got != expected {
+            return Err(Error::new(format!(
+                "{} has another threat model: expected {} as in {}, got {}",
+                path.display(),
+                json!(expected),
+                arguments.runs[0].display(),
+                json!(got)
+            )));
+        }
+    }
+    let (attacks, left_out) = bench.attacks(arguments, &subjects[0].record)?;
+    for doubt in &left_out {
+        warn(&doubt.finding);
+    }
+    let mut matrix = Vec::new();
+    for source in &subjects {
+        let mut row = Vec::new();
+        for target in &subjects {
+            let evaluator = bench.evaluator(arguments, target, source, &stop);
+            let points = evaluator.choose_points(arguments.points.or(first.eval.points))?;
+            let (evaluation, failure) = evaluator.run(&attacks, points, None, None)?;
+            failure.map_or(Ok(()), Err)?;
+            row.push(evaluation);
+        }
+        matrix.push(row);
+    }
+    let names: Vec<_> = arguments.runs.iter().map(|path| path.display().to_string()).collect();
+    let worst: Vec<Vec<f64>> =
+        matrix.iter().map(|row| row.iter().map(|evaluation| evaluation.worst_case).collect()).collect();
+    let clean: Vec<f64> = matrix[0].iter().map(|evaluation| evaluation.clean).collect();
+    if arguments.json {
+        say(json!({
+            "runs": names, "points": matrix[0][0].points, "clean": clean, "worst_case": worst,
+            "evaluations": matrix, "left_out": left_out,
+        }));
+    } else {
+        say(table(&names, &clean, &worst));
+        say(format_args!(
+            "accuracy % on {} test points, worst case over {} attacks",
+            matrix[0][0].points,
+            attacks.len()
+        ));
+    }
+    Ok(u8::from(arguments.strict && !left_out.is_empty()))
+}
+
+/// A row for each model that examples are made on, a column for each that is attacked.
+fn table(names: &[String], clean: &[f64], worst: &[Vec<f64>]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(std::iter::once("examples made on".to_owned()).chain(names.iter().cloned()));
+    let rows = std::iter::once(("none (clean)".to_owned(), clean))
+        .chain(names.iter().cloned().zip(worst.iter().map(Vec::as_slice)));
+    for (name, shares) in rows {
+        let shares = shares.iter().map(|share| format!("{:.2}", 100.0 * share));
+        table.add_row(std::iter::once(name).chain(shares));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

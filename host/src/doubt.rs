@@ -1,0 +1,136 @@
+//! Why the verdict of an evaluation may not be trusted. Most follow the checks that come with
+//! AutoAttack (Croce and Hein 2020); `docs/evaluation.md` explains each.
+
+use crate::evaluation::{AttackResult, Order};
+use crate::plugin::{CountedVictim, Model};
+use crate::{Error, Result};
+use plugin_api::VictimCalls;
+use plugin_api::losses::cross_entropy;
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+/// One reason for doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Doubt {
+    /// Its name: a section of `docs/evaluation.md`.
+    pub name: &'static str,
+    /// What was found.
+    pub finding: String,
+}
+
+impl Doubt {
+    /// A doubt of this name.
+    pub fn new(name: &'static str, finding: impl ToString) -> Self {
+        Self { name, finding: finding.to_string() }
+    }
+}
+
+/// Logits may differ this much, relative to their size, from one pass to the next.
+const ROUNDING: f64 = 1e-5;
+
+/// A black-box attack that breaks more than this share of all points after white-box ones.
+const MASKED_SHARE: f64 = 0.002;
+
+/// What the model itself gives cause for, judged on some natural examples (`[N, C, H, W]`,
+/// labels `[N]`): three forward passes and a backward pass of each.
+///
+/// # Errors
+/// If the model fails.
+pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<Doubt>> {
+    let mut doubts = Vec::new();
+    let number = |tensor: Tensor| tensor.to_kind(Kind::Double).double_value(&[]);
+    let logits = model.logits(images)?;
+    let difference = number((&logits - model.logits(images)?).abs().max());
+    if difference.is_nan() || difference > ROUNDING * number(logits.abs().max()).max(1.0) {
+        doubts.push(Doubt::new(
+            "random-logits",
+            format!("logits of the same images differ by {difference:.2e} from one pass to the next"),
+        ));
+    }
+    let off = number((logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Double) - 1.0).abs().max());
+    if off < 1e-4 && number(logits.min()) >= 0.0 {
+        doubts.push(Doubt::new(
+            "probabilities",
+            "every row of the logits is positive and sums to 1: they look like probabilities",
+        ));
+    }
+    let victim = CountedVictim::new(model);
+    let (logits, leaf) = victim.differentiable(images).map_err(Error::new)?;
+    let loss = tch::with_grad(|| cross_entropy(&logits, labels));
+    let zero = victim.input_gradient(&loss, &leaf).map_err(Error::new)?.eq(0.0).flatten(1, -1);
+    let (points, vanished) = (images.size()[0], number(zero.all_dim(1, false).sum(Kind::Int64)));
+    if vanished > 0.0 {
+        let entries = 100.0 * number(zero.to_kind(Kind::Double).mean(Kind::Double));
+        doubts.push(Doubt::new(
+            "vanishing-gradients",
+            format!(
+                "the gradient is exactly zero at {vanished:.0} of {points} points ({entries:.1} % of all its entries)"
+            ),
+        ));
+    }
+    Ok(doubts)
+}
+
+/// What the results give cause for, given the clean accuracy.
+pub fn of_results(clean: f64, results: &[AttackResult], order: Order) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    // The accuracy that the attacks so far leave, and whether any of them used gradients.
+    let (mut left, mut white_box) = (clean, false);
+    for result in results {
+        let uses_gradients = result.cost.backward_passes > 0;
+        let broken = left - result.robust;
+        if white_box && !uses_gradients && broken > MASKED_SHARE {
+            doubts.push(Doubt::new(
+                "black-box-wins",
+                format!(
+                    "{} uses no gradients and breaks {:.2} % of the points that attacks with gradients left: gradients are masked",
+                    result.attack,
+                    100.0 * broken
+                ),
+            ));
+        }
+        if let Some(rise) = result.loss_rise.filter(|rise| uses_gradients && *rise <= 0.0) {
+            doubts.push(Doubt::new(
+                "loss-not-raised",
+                format!("{} changed the mean loss by {rise:.4}: it does not rise", result.attack),
+            ));
+        }
+        white_box |= uses_gradients;
+        left = match order {
+            Order::Cascade => result.robust,
+            Order::Separate => left.min(result.robust),
+        };
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluation::Cost;
+
+    fn result(attack: &str, robust: f64, backward_passes: u64, loss_rise: f64) -> AttackResult {
+        let cost = Cost { forward_passes: 1, backward_passes, seconds: 0.0 };
+        AttackResult { attack: attack.to_owned(), robust, cost, loss_rise: Some(loss_rise) }
+    }
+
+    fn names(results: &[AttackResult], order: Order) -> Vec<&'static str> {
+        of_results(0.9, results, order).into_iter().map(|doubt| doubt.name).collect()
+    }
+
+    #[test]
+    fn a_black_box_attack_that_breaks_much_after_white_box_ones_is_a_doubt() {
+        let after = |robust| [result("apgd", 0.5, 10, 1.0), result("square", robust, 0, 1.0)];
+        for order in [Order::Cascade, Order::Separate] {
+            assert_eq!(names(&after(0.497), order), ["black-box-wins"]);
+            assert!(names(&after(0.499), order).is_empty(), "two points of a thousand are forgiven");
+        }
+        assert!(names(&[result("square", 0.1, 0, 1.0)], Order::Cascade).is_empty(), "nothing came before");
+    }
+
+    #[test]
+    fn a_white_box_attack_that_does_not_raise_the_loss_is_a_doubt() {
+        assert_eq!(names(&[result("apgd", 0.9, 10, 0.0)], Order::Cascade), ["loss-not-raised"]);
+        assert!(names(&[result("apgd", 0.9, 10, 1e-3)], Order::Cascade).is_empty());
+    }
+}

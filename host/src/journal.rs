@@ -1,0 +1,168 @@
+//! What an evaluation has found so far, on disk: one that was interrupted goes on where it was.
+//!
+//! Each evaluation under way has a folder `unfinished/ID` in its run's folder, named after a
+//! digest of everything that decides its verdicts: the same command finds it again.
+
+use crate::evaluation::Findings;
+use crate::run::RunFolder;
+use crate::{Error, Result, files, tensors};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The contents of `findings.json`.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// What decides the verdicts.
+    settings: BTreeMap<String, Value>,
+    findings: Findings,
+}
+
+/// The folder of an evaluation under way.
+pub struct Journal {
+    folder: PathBuf,
+    settings: BTreeMap<String, Value>,
+    keeps_examples: bool,
+    /// Held for as long as this process evaluates.
+    _lock: File,
+}
+
+impl Journal {
+    /// The journal of the evaluation with these settings, and what an interrupted one had found.
+    ///
+    /// # Errors
+    /// If what is there is damaged or of other settings, another process is at it, or the disk
+    /// refuses. Nothing is overwritten.
+    pub fn open(
+        run: &RunFolder,
+        settings: BTreeMap<String, Value>,
+        keeps_examples: bool,
+    ) -> Result<(Self, Option<Findings>)> {
+        let digest = files::sha256(serde_json::json!(settings).to_string().as_bytes());
+        let folder = run.path().join("unfinished").join(&digest[..16]);
+        let found = read(&folder.join(FINDINGS), &settings)?;
+        fs::create_dir_all(&folder).map_err(|why| Error::file("create", &folder, why))?;
+        let lock_path = folder.join(".lock");
+        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
+        match lock.try_lock() {
+            Ok(()) => Ok((Self { folder, settings, keeps_examples, _lock: lock }, found)),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::new("another process is at this very evaluation").fix("wait for it or stop it"))
+            }
+            Err(TryLockError::Error(why)) => Err(Error::file("lock", &lock_path, why)),
+        }
+    }
+
+    /// Saves what was found so far.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn save(&self, findings: &Findings) -> Result<()> {
+        let saved = serde_json::json!({ "settings": self.settings, "findings": findings });
+        files::write_whole(&self.folder.join(FINDINGS), saved.to_string().as_bytes())
+    }
+
+    /// Keeps a batch's adversarial examples, if they were asked for. `part` orders batches.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn keep(
+        &self,
+        part: [usize; 3],
+        examples: impl FnOnce() -> Result<AdversarialExamples>,
+    ) -> Result<()> {
+        if !self.keeps_examples {
+            return Ok(());
+        }
+        let [attack, restart, batch] = part;
+        let path = self.folder.join(format!("{attack:04}-{restart:05}-{batch:09}.safetensors"));
+        tensors::write(&path, &examples()?.named())
+    }
+
+    /// Puts the examples that were kept into one file, if they were asked for, and takes the
+    /// folder away.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn finish(self, examples: Option<&Path>) -> Result<()> {
+        examples.map_or(Ok(()), |path| self.collect(path))?;
+        self.discard()
+    }
+
+    /// Takes the folder away.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn discard(self) -> Result<()> {
+        fs::remove_dir_all(&self.folder)
+            .map_err(|why| Error::file("remove", &self.folder, why).on_the_way())?;
+        // Fails while another evaluation of the run is unfinished.
+        let _ = self.folder.parent().map(fs::remove_dir);
+        Ok(())
+    }
+
+    fn collect(&self, path: &Path) -> Result<()> {
+        let entries = fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?;
+        let mut parts: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        parts.retain(|part| part.extension().is_some_and(|ending| ending == "safetensors"));
+        parts.sort();
+        let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        for part in &parts {
+            let tensors = tensors::from_bytes(&files::read(part)?)
+                .map_err(|why| Error::file("understand", part, why).on_the_way())?;
+            for (name, tensor) in tensors {
+                columns.entry(name).or_default().push(tensor);
+            }
+        }
+        let joined: Vec<_> =
+            columns.into_iter().map(|(name, parts)| (name, Tensor::cat(&parts, 0))).collect();
+        let partial = path.with_extension("partial");
+        tensors::write(&partial, &joined)?;
+        fs::rename(&partial, path).map_err(|why| Error::file("write", path, why).on_the_way())
+    }
+}
+
+const FINDINGS: &str = "findings.json";
+
+fn read(path: &Path, settings: &BTreeMap<String, Value>) -> Result<Option<Findings>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let fix = || format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display());
+    let saved: Saved = serde_json::from_slice(&files::read(path)?)
+        .map_err(|why| Error::file("go on with", path, format!("it is damaged: {why}")).fix(fix()))?;
+    let differing = settings.iter().find(|(key, value)| saved.settings.get(*key) != Some(value));
+    if let Some((key, expected)) = differing {
+        let got = saved.settings.get(key).map_or("nothing".to_owned(), Value::to_string);
+        return Err(Error::new(format!(
+            "cannot go on with {}: it is of another evaluation, whose `{key}` is {got}; expected {expected}",
+            path.display()
+        ))
+        .fix(fix()));
+    }
+    Ok(Some(saved.findings))
+}
+
+/// Points that an attack moved across the boundary.
+pub struct AdversarialExamples {
+    /// The examples, `[M, C, H, W]`.
+    pub images: Tensor,
+    /// Their true labels, `[M]`, i64.
+    pub labels: Tensor,
+    /// Index of each point in the data, `[M]`, i64.
+    pub points: Tensor,
+    /// Number of the attack in the evaluation, from 0, `[M]`, i64.
+    pub attacks: Tensor,
+}
+
+impl AdversarialExamples {
+    fn named(self) -> Vec<(String, Tensor)> {
+        let Self { images, labels, points, attacks } = self;
+        [("images", images), ("labels", labels), ("points", points), ("attacks", attacks)]
+            .map(|(name, tensor)| (name.to_owned(), tensor))
+            .into()
+    }
+}
