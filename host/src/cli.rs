@@ -242,7 +242,7 @@ pub struct EvalArguments {
     /// Attack every run with examples made on every run, and print the matrix
     #[arg(long)]
     pub transfer: bool,
-    /// A seeded random subset of the test set [default: all of it]
+    /// A random subset of the test set, the same for every run and seed [default: all of it]
     #[arg(long, value_name = "N")]
     pub points: Option<usize>,
     /// Times each attack runs with new random numbers; the worst case counts
@@ -251,7 +251,7 @@ pub struct EvalArguments {
     /// Examples per forward pass
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
-    /// Seed of the subset and the attacks [default: the run's]
+    /// Seed of the attacks [default: the run's]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Write the adversarial examples that fooled the model into the run's folder, as safetensors

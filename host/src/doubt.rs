@@ -92,7 +92,7 @@ pub fn of_results(clean: f64, results: &[AttackResult], order: Order) -> Vec<Dou
         if let Some(rise) = result.loss_rise.filter(|rise| uses_gradients && *rise <= 0.0) {
             doubts.push(Doubt::new(
                 "loss-not-raised",
-                format!("{} changed the mean loss by {rise:.4}: it does not rise", result.attack),
+                format!("{} changed the mean loss by {rise:.2e}: it does not rise", result.attack),
             ));
         }
         white_box |= uses_gradients;

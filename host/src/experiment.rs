@@ -114,7 +114,7 @@ pub struct Train {
 pub struct Eval {
     /// Attacks, each on its own: attack or sampler plugins.
     pub attacks: Vec<PluginSpec>,
-    /// A seeded random subset of the test set; the whole set if not given.
+    /// A random subset of the test set; the whole set if not given.
     pub points: Option<usize>,
     /// Times each attack runs with new random numbers; the worst case counts.
     pub restarts: u16,

@@ -54,12 +54,17 @@ pub fn write(folder: &Path, side: usize, train: &Samples, test: &Samples) {
 /// Writes a data set of ten classes: each has a pattern of its own, light and dark, and each
 /// image some noise on top.
 pub fn write_digits(folder: &Path, side: usize, train_points: usize) {
-    write(folder, side, &digits(side, train_points, 1), &digits(side, TEST_POINTS, 2));
+    write_classes(folder, side, train_points, 10);
 }
 
-fn digits(side: usize, points: usize, seed: u64) -> Samples {
+/// The same with fewer classes.
+pub fn write_classes(folder: &Path, side: usize, train_points: usize, classes: usize) {
+    write(folder, side, &digits(side, train_points, classes, 1), &digits(side, TEST_POINTS, classes, 2));
+}
+
+fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {
     let mut noise = Noise(seed);
-    let labels: Vec<u8> = (0..points).map(|point| (point % 10) as u8).collect();
+    let labels: Vec<u8> = (0..points).map(|point| (point % classes) as u8).collect();
     let pixels = labels.iter().flat_map(|label| {
         let mut pattern = Noise(1000 + u64::from(*label));
         let image = (0..side * side)

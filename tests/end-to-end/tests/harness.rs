@@ -131,13 +131,18 @@ impl Place {
         signal: i32,
         ripe: impl Fn(u64) -> bool,
     ) -> Outcome<'_> {
+        let run = self.run(run);
+        self.signal_when(arguments, signal, || run.newest_update().is_some_and(&ripe))
+    }
+
+    /// Starts the host and sends it a signal as soon as it is `ripe`.
+    pub fn signal_when(&self, arguments: &str, signal: i32, ripe: impl Fn() -> bool) -> Outcome<'_> {
         let mut command = self.command(arguments);
         let mut host =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
-        let run = self.run(run);
         let started = Instant::now();
-        while !run.newest_update().is_some_and(&ripe) {
-            assert!(started.elapsed() < PATIENCE, "no such checkpoint for {PATIENCE:?}: {command:?}");
+        while !ripe() {
+            assert!(started.elapsed() < PATIENCE, "not ripe for {PATIENCE:?}: {command:?}");
             if host.try_wait().expect("a child").is_some() {
                 break;
             }

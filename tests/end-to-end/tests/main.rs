@@ -8,4 +8,5 @@ mod eval;
 mod examples;
 mod harness;
 mod resume;
+mod suites;
 mod train;

@@ -1,0 +1,246 @@
+//! `host eval --suite`, `--source`, `--transfer`: attacks in order, interrupted and resumed.
+
+use crate::eval::{numbers, passes, share, trained, trained_with, verdicts};
+use crate::harness::{Place, edit};
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+
+/// Writes a suite of these attacks into the place.
+fn suite(place: &Place, attacks: &[&str]) {
+    let text = format!("attacks = {attacks:?}\n");
+    fs::write(place.path("mine.toml"), text).expect("written");
+}
+
+/// The only unfinished evaluation of `run`.
+fn findings(place: &Place) -> Option<PathBuf> {
+    let folders = fs::read_dir(place.path("run/unfinished")).ok()?;
+    let path = folders.flatten().next()?.path().join("findings.json");
+    path.exists().then_some(path)
+}
+
+fn latest(place: &Place) -> Value {
+    place.run("run").evaluations().pop().expect("an evaluation")
+}
+
+/// Everything of an evaluation but for times.
+fn timeless(mut evaluation: Value) -> Value {
+    for attack in evaluation["result"]["attacks"].as_array_mut().expect("a list") {
+        attack["seconds"] = Value::Null;
+    }
+    evaluation
+}
+
+#[test]
+fn a_suite_attacks_in_order_what_still_stands() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "pgd.so,steps=3,step_size=0.02", "pgd.so,steps=10,step_size=0.02"]);
+    let printed = place.host("eval run --json --suite mine.toml").succeeds().json();
+    assert_eq!(printed["order"], "cascade");
+    let saved = latest(&place);
+    let clean = verdicts(&saved["verdicts"]["clean"]);
+    let after: Vec<_> = (0..3).map(|number| verdicts(&saved["verdicts"]["attacks"][number])).collect();
+    let count = |verdicts: &[bool]| verdicts.iter().filter(|stands| **stands).count() as u64;
+    let before = [&clean, &after[0], &after[1]];
+    for (number, steps) in [(0, 1), (1, 3), (2, 10)] {
+        let result = &printed["attacks"][number];
+        assert_eq!(passes(result)[1], steps * count(before[number]), "only standing points are attacked");
+        assert_eq!(result["robust"], share(&after[number]));
+        assert!(after[number].iter().zip(before[number]).all(|(after, before)| *before || !after));
+    }
+    assert_eq!(printed["worst_case"], share(&after[2]));
+    assert!(count(&after[2]) < count(&after[0]), "later attacks break more");
+    for (point, broken_by) in saved["broken_by"].as_array().expect("a list").iter().enumerate() {
+        let first = after.iter().position(|after| !after[point]).filter(|_| clean[point]);
+        assert_eq!(broken_by.as_u64(), first.map(|number| number as u64), "point {point}");
+    }
+    // The order of attacks changes who breaks a point, not whether it is broken.
+    suite(&place, &["pgd.so,steps=10,step_size=0.02", "fgsm.so", "pgd.so,steps=3,step_size=0.02"]);
+    let other = place.host("eval run --json --suite mine.toml").succeeds().json();
+    assert_eq!(other["worst_case"], printed["worst_case"]);
+    let table = place.host("eval run --suite mine.toml").succeeds().words();
+    assert!(table.contains("then fgsm.so") && table.contains("worst case"), "{table}");
+}
+
+#[test]
+fn autoattack_is_the_worst_case_of_its_members() {
+    let place = trained(0.06);
+    let printed = place.host("eval run --json --points 40 --suite autoattack").ended_with(0).json();
+    let names: Vec<_> =
+        printed["attacks"].as_array().expect("a list").iter().map(|attack| &attack["attack"]).collect();
+    assert_eq!(names, ["apgd.so,loss=ce", "apgd.so,loss=dlr-targeted", "fab.so", "square.so"]);
+    let pgd = "--attack pgd.so,steps=40,step_size=0.01";
+    let pgd = place.host(&format!("eval run --json --points 40 {pgd}")).ended_with(0).json();
+    assert!(printed["worst_case"].as_f64() <= pgd["worst_case"].as_f64(), "{printed}");
+    for suite in ["autoattack-plus", "autoattack-rand"] {
+        let other = place.host(&format!("eval run --json --points 5 --suite {suite}")).ended_with(0).json();
+        assert!(other["attacks"].as_array().is_some_and(|attacks| attacks.len() >= 2), "{other}");
+    }
+}
+
+#[test]
+fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002", "pgd.so,steps=20,step_size=0.01"]);
+    let command = "eval run --suite mine.toml --batch 8 --restarts 2 --save-examples --threads 1";
+    let examples = |number: usize| {
+        fs::read(place.path(&format!("run/examples-{number}.safetensors"))).expect("examples")
+    };
+    place.host(command).succeeds();
+    let expected = latest(&place);
+    for (number, signal) in [(2, libc::SIGKILL), (3, libc::SIGINT)] {
+        // Somewhere in the second attack.
+        let ripe = || {
+            let text = findings(&place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            let found: Value = serde_json::from_str(&text).unwrap_or_default();
+            let found = &found["findings"];
+            found["results"].as_array().is_some_and(|results| results.len() == 1)
+                && found["sweep"]["done"].as_u64() >= Some(16)
+        };
+        let stopped = place.signal_when(command, signal, ripe);
+        match signal {
+            libc::SIGKILL => stopped.was_killed(signal),
+            _ => drop(stopped.fails(130, &["interrupted", "the same command goes on"])),
+        }
+        assert_eq!(place.run("run").evaluations().len(), number - 1, "nothing is added before the end");
+        let words = place.host(command).succeeds().words();
+        assert!(words.contains("going on with this evaluation"), "{words}");
+        let [mut ended, mut expected] = [latest(&place), expected.clone()].map(timeless);
+        for evaluation in [&mut ended, &mut expected] {
+            evaluation["examples"] = Value::Null;
+        }
+        assert_eq!(ended, expected);
+        assert!(examples(number) == examples(1), "the same examples");
+        assert!(!place.path("run/unfinished").exists());
+    }
+}
+
+#[test]
+fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
+    let command = "eval run --suite mine.toml --batch 8";
+    place.signal_when(command, libc::SIGKILL, || findings(&place).is_some()).was_killed(libc::SIGKILL);
+    let path = findings(&place).expect("unfinished");
+    let whole = fs::read_to_string(&path).expect("readable");
+    fs::write(&path, &whole[..whole.len() / 2]).expect("written");
+    place
+        .refuses(command, &["cannot go on with run/unfinished/", "it is damaged"])
+        .explains(&["remove run/unfinished/"]);
+    let foreign = whole.replace("\"seed\":0", "\"seed\":7");
+    assert_ne!(foreign, whole);
+    fs::write(&path, foreign).expect("written");
+    place.refuses(command, &["it is of another evaluation, whose `seed` is 7; expected 0"]);
+    // Other settings are another evaluation, which this one does not hinder.
+    place.host("eval run --attack fgsm.so --seed 3").succeeds();
+    assert!(path.exists());
+}
+
+#[test]
+fn examples_on_request_are_those_that_fool_the_model() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "pgd.so,steps=10,step_size=0.02"]);
+    place.host("eval run --suite mine.toml --save-examples --batch 30").succeeds();
+    let saved = latest(&place);
+    let bytes = fs::read(place.path("run/examples-1.safetensors")).expect("examples");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let whole = |name: &str| -> Vec<i64> {
+        let (words, _) = tensors.tensor(name).expect("present").data().as_chunks::<8>();
+        words.iter().map(|word| i64::from_le_bytes(*word)).collect()
+    };
+    let (points, attacks) = (whole("points"), whole("attacks"));
+    let indices = numbers(&saved["verdicts"]["indices"]);
+    let broken: Vec<(i64, i64)> = (indices.iter().zip(saved["broken_by"].as_array().expect("a list")))
+        .filter_map(|(index, broken_by)| Some((broken_by.as_i64()?, *index)))
+        .collect();
+    let mut got: Vec<_> = attacks.into_iter().zip(points).collect();
+    let mut expected = broken;
+    got.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(got, expected);
+    assert_eq!(tensors.tensor("images").expect("present").shape(), [got.len(), 1, 8, 8]);
+    assert_eq!(whole("labels").len(), got.len());
+}
+
+#[test]
+fn transferred_examples_fool_less_than_ones_own() {
+    let place = trained(0.06);
+    let other =
+        "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
+    place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
+    let attack = "--attack pgd.so,steps=10,step_size=0.02";
+    let own = place.host(&format!("eval run --json {attack}")).succeeds().json();
+    let transferred = place.host(&format!("eval run --source other --json {attack}")).ended_with(0).json();
+    assert_eq!(transferred["clean"], own["clean"], "the verdicts are still those of `run`");
+    assert!(transferred["worst_case"].as_f64() > own["worst_case"].as_f64(), "{transferred}");
+    assert!(latest(&place)["source"] == "other");
+
+    let matrix = place.host(&format!("eval run other --transfer --json {attack}")).succeeds().json();
+    assert_eq!(matrix["worst_case"][0][0], own["worst_case"], "on the diagonal, one's own examples");
+    assert_eq!(matrix["worst_case"][1][0], transferred["worst_case"], "a row for each source");
+    let table = place.host(&format!("eval run other --transfer {attack}")).succeeds().words();
+    assert!(table.contains("examples made on") && table.contains("none (clean)"), "{table}");
+
+    place.refuses(&format!("eval run other {attack}"), &["expected one run, got 2"]);
+    place.refuses(&format!("eval run --transfer {attack}"), &["expected two runs or more, got 1"]);
+    place.refuses(&format!("eval run --source nowhere {attack}"), &["nowhere holds no run"]);
+}
+
+#[test]
+fn a_model_with_probabilities_is_doubted_and_strict_says_so() {
+    let place = trained_with("--epsilon 0.06 --model nonconforming.so,plugin=probabilities");
+    let doubted = ["look like probabilities", "docs/evaluation.md, section probabilities"];
+    place.host("eval run --attack fgsm.so").succeeds_with_warning(&doubted);
+    let strict = place.host("eval run --attack fgsm.so --strict --json").ended_with(1).json();
+    let names: Vec<_> =
+        strict["doubts"].as_array().expect("a list").iter().map(|doubt| &doubt["name"]).collect();
+    assert!(names.contains(&&Value::from("probabilities")), "{strict}");
+}
+
+#[test]
+fn two_and_three_classes_leave_out_what_cannot_run() {
+    for (classes, left_out) in
+        [(2, vec!["apgd.so,loss=dlr-targeted"]), (3, vec!["apgd.so,loss=dlr-targeted"])]
+    {
+        let place = Place::empty();
+        crate::data::write_classes(&place.path("digits"), 8, 200, classes);
+        let train =
+            "train --data digits --threads 1 --sampler none --epochs 2 --batch 20 --epsilon 0.06 --out run";
+        place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
+        let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
+        assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4 - left_out.len()), "{printed}");
+        for attack in left_out {
+            let doubts = printed["doubts"].as_array().expect("a list");
+            let names_it = |doubt: &Value| {
+                let finding = doubt["finding"].as_str().unwrap_or_default();
+                doubt["name"] == "left-out" && finding.starts_with(attack) && finding.contains("classes")
+            };
+            assert!(doubts.iter().any(names_it), "{printed}");
+        }
+        place.refuses("eval run --attack apgd.so,loss=dlr-targeted", &["4 classes"]);
+    }
+}
+
+#[test]
+fn bad_suites_are_refused() {
+    let place = trained(0.06);
+    place
+        .refuses("eval run --suite autoatack", &["there is no suite `autoatack`"])
+        .explains(&["autoattack-plus"]);
+    for (text, parts) in [
+        ("attacks = []", ["mine.toml", "`attacks` is empty"]),
+        ("attacks = [\"fgsm.so\"]\nstep = 3", ["mine.toml, line 2", "unknown field `step`"]),
+        ("attacks = [\"fgsm.so\", \"nothing.so\"]", ["plugin nothing.so was not found", ""]),
+        ("attacks = [\"pgd.so,stepsize=1\"]", ["unknown option `stepsize`", ""]),
+        ("attacks = [\"pgd.so\"", ["mine.toml, line 1", ""]),
+    ] {
+        fs::write(place.path("mine.toml"), text).expect("written");
+        place.refuses("eval run --suite mine.toml", &parts);
+    }
+    place.refuses("eval run --suite autoattack --attack fgsm.so", &["--suite"]);
+    let path = place.path("run/eval.json");
+    fs::write(&path, "{\"evaluations\": []}").expect("written");
+    edit(&path, |bytes| bytes.truncate(5));
+    place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);
+}

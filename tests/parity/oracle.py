@@ -1,0 +1,124 @@
+"""What both sides of a comparison share: a trained run in PyTorch, and how each side attacks it.
+
+The oracle is the authors' AutoAttack (package pyautoattack), and foolbox for FGSM and PGD.
+"""
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy
+import torch
+from pyautoattack import AutoAttack
+from safetensors.torch import load_file
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = ROOT / "target/release/host"
+
+# The authors' name of each member of a suite, beside ours.
+MEMBERS = {
+    "apgd-ce": "apgd.so,loss=ce",
+    "apgd-t": "apgd.so,loss=dlr-targeted",
+    "fab-t": "fab.so",
+    "square": "square.so",
+}
+
+
+class Run:
+    """A run of `host train` on MNIST with a cnn model, rebuilt in PyTorch."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder).resolve()
+        self.record = json.loads((self.folder / "run.json").read_text())
+        self.architecture = "A" if "arch=A" in self.record["experiment"]["model"] else "B"
+        threat = self.record["experiment"]["threat"]
+        self.epsilon = threat["epsilon"]
+        self.norm = {"linf": "Linf", "l2": "L2"}[threat["norm"]]
+        newest = max(path for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
+        self.net = network(self.architecture, load_file(newest / "weights.safetensors"))
+        images, labels = test_set(Path(self.record["experiment"]["data"]["folder"]) / "mnist")
+        self.images, self.labels = images, labels
+
+    def points(self, indices):
+        return self.images[indices], self.labels[indices]
+
+
+def network(architecture, weights):
+    """The paper's architecture A or B with these weights, in evaluation mode."""
+    if architecture == "A":
+        layers = [nn.Conv2d(1, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 5), nn.ReLU(), nn.Flatten(),
+                  nn.Dropout(0.25), nn.Linear(64 * 20 * 20, 128), nn.Dropout(0.5), nn.Linear(128, 10)]
+    else:
+        layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1, stride=2),
+                  nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+                  nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(),
+                  nn.Linear(7 * 7 * 64, 100), nn.ReLU(), nn.Linear(100, 10)]
+    net = nn.Sequential(*layers).eval()
+    trained = [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    names = [f"conv{number + 1}" for number in range(len(trained) - 2)] + ["hidden", "output"]
+    with torch.no_grad():
+        for layer, name in zip(trained, names, strict=True):
+            layer.weight.copy_(weights[f"{name}.weight"])
+            layer.bias.copy_(weights[f"{name}.bias"])
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    return net
+
+
+def test_set(folder):
+    images = numpy.frombuffer((folder / "t10k-images-idx3-ubyte").read_bytes()[16:], numpy.uint8)
+    labels = numpy.frombuffer((folder / "t10k-labels-idx1-ubyte").read_bytes()[8:], numpy.uint8)
+    images = torch.from_numpy(images.copy()).reshape(-1, 1, 28, 28).float() / 255
+    return images, torch.from_numpy(labels.copy()).long()
+
+
+class Host:
+    """Our side: `host eval` on a run, in a folder that borrows the run's checkpoints."""
+
+    def __init__(self, run, threads, batch):
+        self.folder = tempfile.TemporaryDirectory()
+        self.threads, self.batch = threads, batch
+        copy = Path(self.folder.name)
+        (copy / "run.json").write_text((run.folder / "run.json").read_text())
+        (copy / "checkpoints").symlink_to(run.folder / "checkpoints")
+
+    def evaluate(self, points, seed, *flags):
+        """The evaluation as saved, with `total_seconds` of the whole command."""
+        command = [HOST, "eval", self.folder.name, "--json", "--points", str(points), "--seed", str(seed),
+                   "--threads", str(self.threads), "--batch", str(self.batch), *flags]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        saved = json.loads((Path(self.folder.name) / "eval.json").read_text())["evaluations"][-1]
+        return saved | {"total_seconds": seconds}
+
+
+def authors(run, members, seed, indices, batch):
+    """The authors' verdicts on these points after the members given, and the seconds it took."""
+    images, labels = run.points(indices)
+    attack = AutoAttack(run.net, norm=run.norm, eps=run.epsilon, seed=seed, version="standard")
+    attack.attacks_to_run = list(members)
+    started = time.perf_counter()
+    _, classes = attack.run_standard_evaluation(images, labels, batch_size=batch)
+    return classes == labels, time.perf_counter() - started
+
+
+def arguments(parser):
+    parser.add_argument("runs", nargs="+", help="folders of runs (MNIST, model cnn.so)")
+    parser.add_argument("--points", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="write the table here as Markdown")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def show(lines, out):
+    text = "\n".join(lines) + "\n"
+    print(text, end="", flush=True)
+    if out:
+        out.write_text(text)
