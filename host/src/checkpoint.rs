@@ -11,6 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
+/// The group of a moving average of the weights, which is evaluated in their place.
+pub const AVERAGE: &str = "average";
+
 /// How many checkpoints stay.
 const KEPT: usize = 2;
 

@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::experiment::{Experiment, Mode, SamplerChoice, Select};
+use crate::experiment::{Experiment, Mode, SamplerChoice, Select, Start};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::report::Style;
@@ -121,6 +121,12 @@ pub struct ExperimentFlags {
     /// How theta's and the particles' updates share passes
     #[arg(long)]
     mode: Option<Mode>,
+    /// Times that a minibatch is used in a row before its particles go back (mode fused)
+    #[arg(long, value_name = "N")]
+    replay: Option<usize>,
+    /// Where chains begin
+    #[arg(long)]
+    start: Option<Start>,
     /// Passes over the training points
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
@@ -148,6 +154,12 @@ pub struct ExperimentFlags {
     /// Epochs over which the learning rate rises from 0
     #[arg(long, value_name = "N")]
     warmup_epochs: Option<f64>,
+    /// Epochs over which epsilon rises from 0
+    #[arg(long, value_name = "N")]
+    warmup_epsilon: Option<f64>,
+    /// Evaluate a moving average of the weights, of which every step keeps this share
+    #[arg(long, value_name = "SHARE")]
+    average: Option<f64>,
     /// Attack or sampler plugin to try on the validation points after every epoch
     #[arg(long, value_name = "PLUGIN")]
     probe: Option<PluginSpec>,
@@ -188,6 +200,8 @@ impl TrainArguments {
             threat.norm = if norm == "l2" { plugin_api::Norm::L2 } else { plugin_api::Norm::Linf };
         }
         set(&mut train.mode, &flags.mode);
+        set(&mut train.replay, &flags.replay);
+        set(&mut train.start, &flags.start);
         set(&mut train.epochs, &flags.epochs);
         set(&mut train.batch, &flags.batch);
         set(&mut train.particles, &flags.particles);
@@ -197,6 +211,8 @@ impl TrainArguments {
         set(&mut train.weight_decay, &flags.weight_decay);
         set(&mut train.schedule, &flags.schedule);
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
+        set(&mut train.warmup_epsilon, &flags.warmup_epsilon);
+        set(&mut train.average, &flags.average);
         train.probe = flags.probe.clone().or(train.probe.take());
         set(&mut train.select, &flags.select);
         set(&mut train.seed, &flags.seed);
@@ -290,12 +306,13 @@ pub struct InspectArguments {
 /// `host conform`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each check runs in a process of its own making: a crash, an endless loop or a flood of output
-is that check's result and nothing else's. docs/conformance.md says what each check protects
-and how to mend what it finds. Exit code 0: all passed; 1: something failed; 2: could not run."
+    after_help = "Checks run in processes of their own: a crash, an endless loop or a flood of output is that
+check's result and nothing else's. What a check needs is judged before it, selected or not.
+docs/conformance.md says what each check protects and how to mend what it finds. Exit code 0:
+all passed; 1: something failed; 2: could not run."
 )]
 pub struct ConformArguments {
-    /// The library's file
+    /// The library's file, for all its plugins; or FILE,plugin=NAME
     pub file: String,
     /// Only checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -315,8 +332,9 @@ pub struct ConformArguments {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
-    /// Judge this plugin by these checks, in this process (used by the program itself)
-    #[arg(long, hide = true, value_name = "PLUGIN=CHECKS")]
+    /// Judge this plugin in this process, by the checks that standard input asks for (used by
+    /// the program itself)
+    #[arg(long, hide = true, value_name = "KIND/NAME")]
     pub judge: Option<String>,
 }
 

@@ -52,6 +52,25 @@ pub enum Mode {
     /// Algorithm 1: the sampler's gradient is taken at the old particle, the weights descend at
     /// the new one; T + 1 passes.
     Faithful,
+    /// One backward gives both gradients: the weights descend at the particle, and the particle
+    /// moves along the gradient that was taken there; as many passes as replays.
+    Fused,
+}
+
+/// Where chains begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// As the sampler declares.
+    Sampler,
+    /// In the particle store, which begins at the natural examples.
+    Store,
+    /// In the particle store, which begins at uniform draws from the ball.
+    UniformStore,
+    /// At the natural example, at every visit.
+    Natural,
+    /// At a uniform draw from the ball, at every visit.
+    Uniform,
 }
 
 /// Which weights a run leaves for evaluation.
@@ -67,6 +86,9 @@ pub enum Select {
 
 const MOST_EPOCHS: usize = 1_000_000;
 
+/// A visit's steps are numbered in 16 bits.
+const MOST_REPLAYS: usize = 65_534;
+
 /// Validation points held out where a score is asked for and no number is given.
 const DEFAULT_VALIDATION_POINTS: usize = 5000;
 
@@ -76,6 +98,11 @@ const DEFAULT_VALIDATION_POINTS: usize = 5000;
 pub struct Train {
     /// How theta's and the particles' updates share passes.
     pub mode: Mode,
+    /// Times that a minibatch is used in a row before its particles go back, at least 1; above
+    /// 1 in mode fused only.
+    pub replay: usize,
+    /// Where chains begin.
+    pub start: Start,
     /// Passes over the training points, at least 1.
     pub epochs: usize,
     /// Points per update, at least 1.
@@ -94,6 +121,11 @@ pub struct Train {
     pub schedule: schedule::Shape,
     /// Epochs over which the learning rate rises from 0; may be a fraction.
     pub warmup_epochs: f64,
+    /// Epochs over which epsilon rises from 0 while training; may be a fraction.
+    pub warmup_epsilon: f64,
+    /// Evaluate an exponential moving average of the weights, of which every step keeps this
+    /// share; 0 evaluates the weights themselves.
+    pub average: f64,
     /// An attack or sampler plugin to try on the validation points after every epoch.
     pub probe: Option<PluginSpec>,
     /// Which weights are evaluated in the end.
@@ -150,6 +182,8 @@ impl Default for Train {
     fn default() -> Self {
         Self {
             mode: Mode::Faithful,
+            replay: 1,
+            start: Start::Sampler,
             epochs: 5,
             batch: 100,
             particles: 1,
@@ -159,6 +193,8 @@ impl Default for Train {
             weight_decay: 0.0,
             schedule: schedule::Shape::Cosine,
             warmup_epochs: 0.0,
+            warmup_epsilon: 0.0,
+            average: 0.0,
             probe: None,
             select: Select::Last,
             seed: 0,
@@ -205,10 +241,11 @@ impl Experiment {
     /// # Errors
     /// Names the key, what was expected and what was got.
     pub fn validate(&self) -> Result<()> {
-        let Train { learning_rate, momentum, weight_decay, warmup_epochs, .. } = self.train;
+        let Train { learning_rate, momentum, weight_decay, warmup_epochs, warmup_epsilon, average, .. } =
+            self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 14] = [
+        let checks: [(bool, &str, &str, String); 17] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -263,6 +300,32 @@ impl Experiment {
                 "a number from 0 to train.epochs",
                 warmup_epochs.to_string(),
             ),
+            (
+                (0.0..=train.epochs as f64).contains(&warmup_epsilon),
+                "train.warmup_epsilon",
+                "a number from 0 to train.epochs",
+                warmup_epsilon.to_string(),
+            ),
+            (
+                (0.0..1.0).contains(&average),
+                "train.average",
+                "a share from 0 to below 1",
+                average.to_string(),
+            ),
+            match train.mode {
+                Mode::Fused => (
+                    (1..=MOST_REPLAYS).contains(&train.replay),
+                    "train.replay",
+                    "1 to 65534",
+                    train.replay.to_string(),
+                ),
+                Mode::Faithful => (
+                    train.replay == 1,
+                    "train.replay",
+                    "1 (mode fused alone uses a minibatch several times in a row)",
+                    train.replay.to_string(),
+                ),
+            },
             (
                 self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
                 "data.validation_points",

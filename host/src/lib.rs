@@ -3,6 +3,7 @@
 //! [`training`] holds the min-max loop, [`evaluation`] the verdicts; [`plugin`] is how both
 //! talk to plugins. [`command`] ties them to the command line.
 
+mod average;
 pub mod checkpoint;
 pub mod cli;
 pub mod command;

@@ -30,6 +30,8 @@ pub enum Purpose {
     Subset = 6,
     /// A probe on validation points.
     Probe = 7,
+    /// Where the particle store begins.
+    Start = 8,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.

@@ -1,7 +1,10 @@
 //! The particles of every training point, kept for the whole run.
 
 use crate::data::Split;
+use crate::plugin::fresh_start;
+use crate::random::{Draws, Purpose};
 use crate::{Error, Result};
+use plugin_api::{Start, ThreatModel};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -72,6 +75,32 @@ impl ParticleStore {
             tensors.push(tensors[0].f_zeros_like()?);
         }
         Ok(Self { tensors })
+    }
+
+    /// Moves every particle to a uniform draw from its point's ball.
+    ///
+    /// # Errors
+    /// If a draw fails.
+    pub fn begin_at_uniform_draws(
+        &mut self,
+        examples: &Examples,
+        threat: &ThreatModel,
+        seed: u64,
+    ) -> Result<()> {
+        const POINTS_AT_A_TIME: i64 = 1000;
+        let particles_per_point = self.tensors[0].size()[1] as usize;
+        let all = Tensor::arange(examples.len() as i64, (Kind::Int64, self.tensors[0].device()));
+        for indices in all.split(POINTS_AT_A_TIME, 0) {
+            let (natural, _) = examples.batch(&indices);
+            let natural = repeat_rows(&natural, particles_per_point);
+            let points: Vec<i64> = Vec::try_from(&indices)?;
+            let points: Vec<i64> =
+                points.iter().flat_map(|point| std::iter::repeat_n(*point, particles_per_point)).collect();
+            let draws = Draws::new(seed, Purpose::Start, 0, &points, particles_per_point);
+            let particles = fresh_start(Start::Uniform, &natural, threat, &draws)?;
+            self.save(&indices, &particles, &[] as &[Tensor]);
+        }
+        Ok(())
     }
 
     /// Particles and their state of the points whose indices `[B]` (i64, on the device) are

@@ -1,12 +1,13 @@
 //! The min-max loop.
 
+use crate::average::Average;
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
-use crate::experiment::{Experiment, Select, Train};
+use crate::experiment::{Experiment, Mode, Select, Start as StartChoice, Train};
 use crate::optimizer::Optimizer;
-use crate::plugin::{Attack, Model, Sampler, Visit};
+use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
@@ -32,8 +33,10 @@ pub struct Training {
     examples: Examples,
     validation: Option<Examples>,
     probe: Option<Attack>,
+    start: Start,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
+    average: Option<Average>,
     schedule: Schedule,
     device: Device,
     tally: Tally,
@@ -71,11 +74,20 @@ impl Training {
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
             .transpose()?;
-        let persistent =
-            sampler.as_ref().map(Sampler::declaration).filter(|sampler| sampler.start == Start::Store);
-        let store = persistent
+        let declared = sampler.as_ref().map(Sampler::declaration);
+        let start = match experiment.train.start {
+            StartChoice::Sampler => declared.map_or(Start::Natural, |sampler| sampler.start),
+            StartChoice::Store | StartChoice::UniformStore => Start::Store,
+            StartChoice::Natural => Start::Natural,
+            StartChoice::Uniform => Start::Uniform,
+        };
+        let mut store = declared
+            .filter(|_| start == Start::Store)
             .map(|sampler| ParticleStore::new(&examples, experiment.train.particles, sampler.state_tensors))
             .transpose()?;
+        if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
+            store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
+        }
         let updates_per_epoch = count.div_ceil(experiment.train.batch);
         let schedule = Schedule {
             shape: experiment.train.schedule,
@@ -85,6 +97,8 @@ impl Training {
         };
         Ok(Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
+            average: (experiment.train.average > 0.0).then(|| Average::new(experiment.train.average, &model)),
+            start,
             tally: Tally::new((0.0, 0.0, 0.0), device),
             watch: Watch::new("update", device),
             progress: Progress::default(),
@@ -108,8 +122,8 @@ impl Training {
     /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
-        let Train { epochs, batch, seed, checkpoint_every, .. } = self.experiment.train;
-        let updates_per_epoch = self.schedule.updates / epochs as u64;
+        let Train { batch, seed, checkpoint_every, .. } = self.experiment.train;
+        let updates_per_epoch = self.updates_per_epoch();
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
         // A resumed run may have been stopped before its last epoch was scored, and may go back
         // behind epochs that were written.
@@ -145,44 +159,23 @@ impl Training {
         Ok(Ending::Finished)
     }
 
-    /// One update of Algorithm 1: the particles of a minibatch take T steps up the loss, the
-    /// weights descend at the new particles, and the particles go back into the store.
+    /// One update: the particles of a minibatch are taken out of the store, particles and
+    /// weights move, and the particles go back.
     ///
     /// `points` and `indices` (on the device) name the same B points.
     fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
-        let (seed, update) = (self.experiment.train.seed, self.progress.update);
-        let copies = self.experiment.train.particles;
+        let Train { seed, particles: copies, mode, .. } = self.experiment.train;
+        let update = self.progress.update;
         // People count from 1, as checkpoints do: the first update is number 1.
         self.watch.at(update + 1);
         let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
         let (natural, labels) = self.examples.batch(indices);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
         let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
-
         let mut visit = self.begin_visit(indices, &natural, &labels, &points, &draws)?;
-        if let Some(sampler) = &self.sampler {
-            for number in 0..sampler.steps {
-                let leaf = visit.particles.detach().set_requires_grad(true);
-                tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number as u64));
-                let losses = cross_entropy(&self.model.forward(&leaf, true)?, &labels);
-                let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
-                let at = (&losses.detach(), &gradient);
-                sampler.step(&mut visit, number, at, &draws.step(number + 1), &mut self.watch)?;
-            }
-        }
-
-        tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | 0xffff));
-        let logits = self.model.forward(&visit.particles, true)?;
-        let losses = cross_entropy(&logits, &labels);
-        let loss = losses.mean(losses.kind());
-        self.watch.loss(&loss.detach());
-        let gradients = gradients(&loss, self.optimizer.parameters())?;
-        self.optimizer.step(&gradients, self.schedule.learning_rate(update));
-
-        let losses = losses.detach();
-        self.tally.add(&losses, &correct(&logits.detach(), &labels));
-        if let Some(sampler) = &self.sampler {
-            sampler.finish(&mut visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
+        match mode {
+            Mode::Faithful => self.faithful(&mut visit, &draws)?,
+            Mode::Fused => self.fused(&mut visit, &draws)?,
         }
         if let Some(store) = &mut self.store {
             store.save(indices, &visit.particles, &visit.state);
@@ -190,7 +183,69 @@ impl Training {
         Ok(())
     }
 
-    /// Where this minibatch's chains begin: the store, or wherever the sampler says.
+    /// Algorithm 1: the particles take T steps up the loss, and the weights descend at the new
+    /// particles. T + 1 passes.
+    fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
+        if let Some(sampler) = &self.sampler {
+            for number in 0..sampler.steps {
+                let leaf = visit.particles.detach().set_requires_grad(true);
+                self.seed_forward(number as u64);
+                let losses = cross_entropy(&self.model.forward(&leaf, true)?, visit.labels);
+                let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
+                let at = (&losses.detach(), &gradient);
+                sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
+            }
+        }
+        self.seed_forward(0xffff);
+        let logits = self.model.forward(&visit.particles, true)?;
+        let losses = cross_entropy(&logits, visit.labels);
+        let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
+        self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
+        if let Some(sampler) = &self.sampler {
+            sampler.finish(visit, &losses.detach(), &draws.step(sampler.steps + 1), &mut self.watch)?;
+        }
+        Ok(())
+    }
+
+    /// One backward for both players: the weights descend at the particles, and the particles
+    /// move along the gradient that was taken there; again for every replay. One pass each.
+    fn fused(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
+        for number in 0..self.experiment.train.replay {
+            let leaf = visit.particles.detach().set_requires_grad(true);
+            self.seed_forward(number as u64);
+            let logits = self.model.forward(&leaf, true)?;
+            let losses = cross_entropy(&logits, visit.labels);
+            let mut inputs: Vec<_> = self.optimizer.parameters().iter().map(Tensor::shallow_clone).collect();
+            inputs.push(leaf);
+            let mut gradients = gradients(&losses.mean(losses.kind()), &inputs)?;
+            // The sampler is given the gradient of each particle's own loss, not of the mean.
+            let gradient = gradients.pop().unwrap_or_default() * visit.points.len() as f64;
+            self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
+            if let Some(sampler) = &self.sampler {
+                let at = (&losses.detach(), &gradient);
+                sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights take a step down these gradients of the mean of `losses` (`[N]`).
+    fn descend(&mut self, gradients: &[Tensor], losses: &Tensor, logits: &Tensor, labels: &Tensor) {
+        self.watch.loss(&losses.mean(losses.kind()));
+        self.optimizer.step(gradients, self.schedule.learning_rate(self.progress.update));
+        if let Some(average) = &mut self.average {
+            average.update(&self.model);
+        }
+        self.tally.add(losses, &correct(logits, labels));
+    }
+
+    /// What the model draws itself depends on the update and on which forward of it this is.
+    fn seed_forward(&self, number: u64) {
+        let (seed, update) = (self.experiment.train.seed, self.progress.update);
+        tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number));
+    }
+
+    /// Where this minibatch's chains begin, and within which ball they move.
     fn begin_visit<'a>(
         &self,
         indices: &Tensor,
@@ -199,11 +254,19 @@ impl Training {
         points: &'a [i64],
         draws: &Draws,
     ) -> Result<Visit<'a>> {
-        let threat = self.experiment.threat;
+        let mut threat = self.experiment.threat;
+        let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
+        let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);
+        threat.epsilon *= risen.min(1.0);
         let (particles, state) = match (&self.sampler, &self.store) {
+            // Draws from the whole ball may lie outside one that is still growing.
+            (_, Some(store)) if risen < 1.0 => {
+                let (particles, state) = store.load(indices);
+                (threat.project(&particles, natural), state)
+            }
             (_, Some(store)) => store.load(indices),
             (Some(sampler), None) => {
-                (sampler.fresh_start(natural, &threat, draws)?, sampler.fresh_state(natural))
+                (fresh_start(self.start, natural, &threat, draws)?, sampler.fresh_state(natural))
             }
             (None, None) => (natural.shallow_clone(), Vec::new()),
         };
@@ -263,8 +326,11 @@ impl Training {
             device: self.device,
             style: Style::Json,
         };
-        let (validation, failure) =
-            evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?, None, None)?;
+        let score = || evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?, None, None);
+        let (validation, failure) = match &self.average {
+            Some(average) => average.in_place_of(&self.model, score)?,
+            None => score()?,
+        };
         failure.map_or(Ok(()), Err)?;
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {
@@ -273,17 +339,25 @@ impl Training {
         }
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         if self.experiment.train.select == Select::Best && last.score() > best_before {
-            let weights = [("weights".to_owned(), named_clones(self.model.state()))].into();
+            let weights =
+                self.average.as_ref().map_or_else(|| named_clones(self.model.state()), Average::state);
+            let weights = [("weights".to_owned(), weights)].into();
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
         Ok(())
     }
 
-    /// Passes of each training point in an epoch: T for the particles' steps and 1 for the
-    /// weights, for each of its K particles.
+    fn updates_per_epoch(&self) -> u64 {
+        self.schedule.updates / self.experiment.train.epochs as u64
+    }
+
+    /// Passes of each training point in an epoch, for each of its K particles: in mode
+    /// faithful T for the particles' steps and 1 for the weights, in mode fused 1 a replay.
     fn passes_per_epoch(&self) -> u64 {
+        let Train { mode, replay, particles, .. } = self.experiment.train;
         let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
-        ((steps + 1) * self.experiment.train.particles) as u64
+        let passes = if mode == Mode::Fused { replay } else { steps + 1 };
+        (passes * particles) as u64
     }
 
     fn stop_clock(&mut self) {
@@ -328,6 +402,9 @@ impl Training {
         if let Some(store) = &self.store {
             groups.insert("particles".to_owned(), store.state());
         }
+        if let Some(average) = &self.average {
+            groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
+        }
         checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)?;
         self.clock = Instant::now();
         Ok(())
@@ -339,7 +416,7 @@ impl Training {
     /// # Errors
     /// If every checkpoint is damaged, or it does not fit this run.
     pub fn resume(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
-        let groups = ["weights", "optimizer", "particles"];
+        let groups = ["weights", "optimizer", "particles", checkpoint::AVERAGE];
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Ok((0, Vec::new()));
         };
@@ -348,6 +425,9 @@ impl Training {
         self.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
         if let Some(store) = &mut self.store {
             store.load_state(&group("particles"))?;
+        }
+        if let Some(average) = &mut self.average {
+            average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
         }
         self.tally = Tally::new(saved.progress.tally, self.device);
         self.progress = saved.progress;

@@ -177,11 +177,12 @@ impl Bench {
 fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
-    let saved = checkpoint::load::<Progress>(&checkpoints, &["weights"])?.ok_or_else(|| {
-        let path = folder.path().display();
-        Error::new(format!("{path} has no checkpoint yet"))
-            .fix(format!("train it with `host train --resume {path}`"))
-    })?;
+    let saved =
+        checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
+            let path = folder.path().display();
+            Error::new(format!("{path} has no checkpoint yet"))
+                .fix(format!("train it with `host train --resume {path}`"))
+        })?;
     for what in &saved.damaged {
         warn(format_args!("{what}; evaluating the checkpoint before it"));
     }
@@ -189,7 +190,8 @@ fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result
     if train.select == Select::Last && done < all {
         warn(format_args!("training is not finished: {done} of {all} epochs are done"));
     }
-    model.load(saved.groups.get("weights").unwrap_or(&Default::default()))?;
+    let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
+    model.load(weights.unwrap_or(&Default::default()))?;
     Ok(saved.progress)
 }
 

@@ -1,8 +1,8 @@
 use super::{set_threads, stop_on_signals};
 use crate::cli::{TrainArguments, style};
 use crate::data::{self, Dataset};
-use crate::experiment::Experiment;
-use crate::plugin::{Attack, Model, Sampler};
+use crate::experiment::{Experiment, Mode, Train};
+use crate::plugin::{Attack, Model, PluginSpec, Sampler};
 use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
@@ -108,7 +108,8 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
     let model = Model::build(&experiment.model, dataset.task(), device, seed)?;
-    let sampler = experiment.sampler.0.as_ref().map(Sampler::make).transpose()?;
+    let sampler =
+        experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
@@ -119,4 +120,23 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
         probe: probe.as_ref().map(|probe| probe.record.clone()),
     };
     Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
+}
+
+/// A sampler that suits the training mode.
+fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> {
+    let mut sampler = Sampler::make(spec)?;
+    if train.mode == Mode::Fused {
+        if spec.steps().is_some() {
+            return Err(spec
+                .error("option `steps`: in mode fused a visit has as many steps as train.replay says")
+                .fix("set train.replay (--replay) instead"));
+        }
+        if sampler.declaration().judges_last_proposal {
+            return Err(spec
+                .error("this sampler judges its last proposal by the loss there, which mode fused never computes")
+                .fix("use --mode faithful"));
+        }
+        sampler.steps = train.replay;
+    }
+    Ok(sampler)
 }

@@ -1,5 +1,5 @@
 use super::library::{self, Kind, Opened, open_attack};
-use super::{Model, PluginSpec, Record, Sampler, Visit, call, check_like};
+use super::{Model, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
 use crate::random::Draws;
 use crate::watch::Watch;
 use crate::{Error, Result};
@@ -141,7 +141,7 @@ fn run_sampler(
         points,
         particles_per_point: 1,
         threat,
-        particles: sampler.fresh_start(natural, &threat, draws)?,
+        particles: fresh_start(sampler.declaration().start, natural, &threat, draws)?,
         state: sampler.fresh_state(natural),
     };
     for number in 0..sampler.steps {

@@ -10,7 +10,7 @@ mod spec;
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;
 pub use model::Model;
-pub use sampler::{Sampler, Visit};
+pub use sampler::{Sampler, Visit, fresh_start};
 pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};

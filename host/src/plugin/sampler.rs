@@ -17,6 +17,20 @@ pub struct Sampler {
     pub record: Record,
 }
 
+/// Where chains begin that do not continue from the particle store: at the natural examples or
+/// at a uniform draw.
+///
+/// # Errors
+/// If the draw fails.
+pub fn fresh_start(start: Start, natural: &Tensor, threat: &ThreatModel, draws: &Draws) -> Result<Tensor> {
+    match start {
+        Start::Store | Start::Natural => Ok(natural.shallow_clone()),
+        Start::Uniform => {
+            threat.random_start(natural, &Random::new(draws)).map_err(|error| Error::new(error).on_the_way())
+        }
+    }
+}
+
 /// A batch of chains on the move: B points with K particles each, N = B * K rows.
 pub struct Visit<'a> {
     /// Natural examples, `[N, C, H, W]`.
@@ -57,20 +71,6 @@ impl Sampler {
     /// What it declared.
     pub fn declaration(&self) -> SamplerDeclaration {
         self.instance.declaration()
-    }
-
-    /// Where chains begin that do not continue from the particle store: at the natural
-    /// examples or at a uniform draw.
-    ///
-    /// # Errors
-    /// If the draw fails.
-    pub fn fresh_start(&self, natural: &Tensor, threat: &ThreatModel, draws: &Draws) -> Result<Tensor> {
-        match self.declaration().start {
-            Start::Store | Start::Natural => Ok(natural.shallow_clone()),
-            Start::Uniform => threat
-                .random_start(natural, &Random::new(draws))
-                .map_err(|error| Error::new(error).on_the_way()),
-        }
     }
 
     /// What fresh chains remember: zeros.

@@ -385,8 +385,8 @@ impl Run {
     #[track_caller]
     pub fn assert_same_as(&self, other: &Self) {
         assert_eq!(self.newest_update(), other.newest_update());
-        for file in ["weights.safetensors", "optimizer.safetensors", "particles.safetensors"] {
-            let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(file)).ok());
+        for file in ["weights", "optimizer", "particles", "average"].map(|group| format!("{group}.safetensors")) {
+            let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(&file)).ok());
             assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
         }
         let timeless = |run: &Self| {

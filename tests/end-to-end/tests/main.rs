@@ -7,6 +7,7 @@ mod data;
 mod eval;
 mod examples;
 mod harness;
+mod modes;
 mod resume;
 mod suites;
 mod train;

@@ -72,6 +72,14 @@ fn after_a_kill_with_two_particles_that_remember() {
 }
 
 #[test]
+fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5",
+    );
+}
+
+#[test]
 fn after_a_kill_with_a_sampler_that_judges() {
     goes_on_after_a_kill(
         8,

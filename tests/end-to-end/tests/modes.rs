@@ -1,0 +1,141 @@
+//! How the training loop shares passes between weights and particles, and where chains begin.
+
+use crate::data::write_digits;
+use crate::harness::{Place, Tensors};
+use std::fs;
+
+const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epsilon 0.1";
+
+fn largest_difference(one: &Tensors, other: &Tensors, name: &str) -> f32 {
+    let pairs = one[name].1.iter().zip(&other[name].1);
+    pairs.map(|(one, other)| (one - other).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn fused_counts_a_pass_a_replay() {
+    let place = Place::with_digits(8, 60);
+    for (replay, particles) in [(1, 1), (4, 1), (3, 2)] {
+        let out = format!("run{replay}{particles}");
+        let flags = format!("--mode fused --replay {replay} --particles {particles} --epochs 2 --out {out}");
+        place.host(&format!("{TRAIN} {flags}")).succeeds();
+        let metrics = place.run(&out).metrics();
+        assert_eq!(metrics[1]["passes_per_sample"], 2 * replay * particles);
+        assert_eq!(metrics[1]["updates"], 6, "an update is a minibatch, however often it is replayed");
+    }
+}
+
+#[test]
+fn fused_hands_the_sampler_the_gradient_that_faithful_does() {
+    let place = Place::empty();
+    // One update of one minibatch: both modes take the first gradient at the natural examples
+    // and the initial weights. The sampler remembers it.
+    write_digits(&place.path("digits"), 8, 20);
+    let [faithful, fused] = ["faithful", "fused"].map(|mode| {
+        let sampler = "--sampler bad_plugins.so,plugin=momentum";
+        place.host(&format!("{TRAIN} {sampler} --epochs 1 --mode {mode} --out {mode}")).succeeds();
+        place.run(mode).tensors("particles.safetensors")
+    });
+    let scale = fused["state.1"].1.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    assert!(scale > 1e-4, "a gradient: {scale}");
+    assert!(largest_difference(&faithful, &fused, "state.1") < 1e-5 * scale);
+    assert!(largest_difference(&faithful, &fused, "particles") < 1e-6);
+    // The weights descend at the new particles in one mode, at the old ones in the other.
+    assert!(place.run("faithful").weights() != place.run("fused").weights());
+}
+
+#[test]
+fn without_a_sampler_fused_is_ordinary_training() {
+    let place = Place::with_digits(8, 60);
+    for mode in ["faithful", "fused"] {
+        place.host(&format!("{TRAIN} --sampler none --epochs 2 --mode {mode} --out {mode}")).succeeds();
+    }
+    assert!(place.run("faithful").weights() == place.run("fused").weights());
+}
+
+#[test]
+fn chains_begin_where_they_are_told() {
+    let place = Place::with_digits(8, 20);
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    let distances = |start: &str, flags: &str| -> Vec<f32> {
+        let sampler = "--sampler langevin.so,step_size=0,noise=0";
+        let out = format!("{start}{}", flags.len());
+        place.host(&format!("{TRAIN} {sampler} --epochs 1 --start {start} {flags} --out {out}")).succeeds();
+        let particles = place.run(&out).tensors("particles.safetensors");
+        let pixels = images[16..].iter().map(|pixel| f32::from(*pixel) / 255.0);
+        pixels.zip(&particles["particles"].1).map(|(pixel, value)| (pixel - value).abs()).collect()
+    };
+    assert!(distances("store", "").into_iter().all(|distance| distance < 1e-6));
+    let uniform = distances("uniform-store", "");
+    assert!(uniform.iter().all(|distance| *distance <= 0.1 + 1e-6));
+    let mean = uniform.iter().sum::<f32>() / uniform.len() as f32;
+    // Uniform in a ball of 0.1, hardly cut by the domain: 0.05; 1280 numbers, five standard errors.
+    assert!((mean - 0.05).abs() < 0.004, "{mean}");
+    // While epsilon still grows, the ball is smaller: one update of a warm-up of one is halfway.
+    let growing = distances("uniform-store", "--warmup-epsilon 1");
+    assert!(growing.iter().all(|distance| *distance <= 0.05 + 1e-6));
+    assert!(growing.iter().any(|distance| *distance > 0.049));
+
+    for start in ["natural", "uniform"] {
+        place.host(&format!("{TRAIN} --epochs 1 --start {start} --out {start}")).succeeds();
+        assert!(!place.run(start).newest("particles.safetensors").exists(), "nothing is kept");
+    }
+    assert!(place.run("natural").weights() != place.run("uniform").weights());
+}
+
+#[test]
+fn an_average_of_the_weights_is_evaluated_in_their_place() {
+    let place = Place::with_digits(8, 100);
+    let flags = "--sampler none --model bad_plugins.so,plugin=linear --epochs 1";
+    place.host(&format!("{TRAIN} {flags} --average 0.5 --checkpoint-every 1 --out averaged")).succeeds();
+    let run = place.run("averaged");
+    let (average, weights) = (run.tensors("average.safetensors"), run.weights());
+    // After the steps t = 0, 1, ..., the average keeps min(0.5, (1 + t) / (10 + t)) of itself.
+    // The last two checkpoints are there: the last step can be worked out by hand.
+    let checkpoints = run.checkpoints();
+    let before = checkpoints[&4].join("average.safetensors");
+    let last = run.newest("average.safetensors");
+    let newest = fs::read(&last).expect("readable");
+    fs::copy(&before, &last).expect("copied");
+    let before = run.tensors("average.safetensors");
+    fs::write(&last, newest).expect("written");
+    let keep = 5.0 / 14.0;
+    for (name, (_, values)) in &average {
+        for ((got, before), weight) in values.iter().zip(&before[name].1).zip(&weights[name].1) {
+            let expected = keep * before + (1.0 - keep) * weight;
+            assert!((got - expected).abs() < 1e-6, "{name}: {got}, by hand {expected}");
+        }
+    }
+    // Evaluated are the averages: with other ones, other verdicts.
+    let loss_rise = |place: &Place| {
+        let printed = place.host("eval averaged --json --attack fgsm.so").ended_with(0).json();
+        printed["attacks"][0]["loss_rise"].as_f64().expect("a number")
+    };
+    let expected = loss_rise(&place);
+    let progress = run.newest("progress.json");
+    let text = fs::read_to_string(&progress).expect("readable");
+    let mut saved: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    saved["files"].as_object_mut().expect("files").remove("average.safetensors");
+    fs::write(&progress, saved.to_string()).expect("written");
+    assert_ne!(loss_rise(&place), expected);
+}
+
+#[test]
+fn what_fused_cannot_do_is_refused_with_the_reason() {
+    let place = Place::with_digits(8, 60);
+    let fused = format!("{TRAIN} --epochs 1 --mode fused");
+    place.refuses(&format!("{fused} --sampler pgd.so,steps=3"), &["`steps`", "train.replay"]);
+    place.refuses(
+        &format!("{fused} --sampler bad_plugins.so,plugin=metropolis"),
+        &["judges its last proposal", "fused never computes"],
+    );
+    place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
+    place.refuses(&format!("{TRAIN} --replay 2"), &["train.replay: expected 1 (mode fused alone", "got 2"]);
+    place.refuses(
+        &format!("{TRAIN} --average 1"),
+        &["train.average: expected a share from 0 to below 1, got 1"],
+    );
+    place.refuses(
+        &format!("{TRAIN} --warmup-epsilon 9"),
+        &["train.warmup_epsilon: expected a number from 0 to train.epochs, got 9"],
+    );
+}
