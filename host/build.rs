@@ -1,11 +1,20 @@
-//! Makes the program find libtorch wherever it is started from: tch's link flags reach only
-//! its own targets.
+//! Compiles the few lines of C++ that tch does not bind, and makes the program find libtorch
+//! wherever it is started from: tch's link flags reach only its own targets.
 
 fn main() {
     let library_folder = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
     let libtorch =
         std::path::Path::new(&library_folder).parent().expect("libtorch's lib folder has a parent");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+        .include(libtorch.join("include"))
+        .warnings(false)
+        .file("src/autocast.cpp")
+        .compile("autocast");
     println!("cargo:rustc-env=HOST_LIBTORCH={}", libtorch.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{library_folder}");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/autocast.cpp");
 }

@@ -3,6 +3,7 @@
 use crate::experiment::{Experiment, Mode, SamplerChoice, Select, Start};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
+use crate::precision::Precision;
 use crate::report::Style;
 use crate::{Result, schedule};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -127,6 +128,9 @@ pub struct ExperimentFlags {
     /// Where chains begin
     #[arg(long)]
     start: Option<Start>,
+    /// In which precision the network computes while training
+    #[arg(long)]
+    precision: Option<Precision>,
     /// Passes over the training points
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
@@ -202,6 +206,7 @@ impl TrainArguments {
         set(&mut train.mode, &flags.mode);
         set(&mut train.replay, &flags.replay);
         set(&mut train.start, &flags.start);
+        set(&mut train.precision, &flags.precision);
         set(&mut train.epochs, &flags.epochs);
         set(&mut train.batch, &flags.batch);
         set(&mut train.particles, &flags.particles);

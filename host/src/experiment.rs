@@ -2,6 +2,7 @@
 
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
+use crate::precision::Precision;
 use crate::{Error, Result, data, device, schedule};
 use clap::ValueEnum;
 use plugin_api::ThreatModel;
@@ -103,6 +104,8 @@ pub struct Train {
     pub replay: usize,
     /// Where chains begin.
     pub start: Start,
+    /// In which precision the network computes; evaluation and probes are f32 in any.
+    pub precision: Precision,
     /// Passes over the training points, at least 1.
     pub epochs: usize,
     /// Points per update, at least 1.
@@ -184,6 +187,7 @@ impl Default for Train {
             mode: Mode::Faithful,
             replay: 1,
             start: Start::Sampler,
+            precision: Precision::F32,
             epochs: 5,
             batch: 100,
             particles: 1,

@@ -3,6 +3,7 @@
 //! [`training`] holds the min-max loop, [`evaluation`] the verdicts; [`plugin`] is how both
 //! talk to plugins. [`command`] ties them to the command line.
 
+pub mod alarm;
 mod average;
 pub mod checkpoint;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod files;
 pub mod journal;
 pub mod optimizer;
 pub mod plugin;
+pub mod precision;
 pub mod progress;
 pub mod random;
 pub mod report;

@@ -93,6 +93,14 @@ impl Reporter {
         self.bar.suspend(|| say(&line));
     }
 
+    /// Training looks wrong.
+    pub fn alarm(&self, finding: &str) {
+        match self.style {
+            Style::Json => say(serde_json::json!({"event": "alarm", "finding": finding})),
+            Style::Human => self.bar.suspend(|| warn(finding)),
+        }
+    }
+
     /// Says something to machines alone.
     pub fn event(&self, event: &serde_json::Value) {
         if self.style == Style::Json {

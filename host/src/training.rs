@@ -1,5 +1,6 @@
 //! The min-max loop.
 
+use crate::alarm;
 use crate::average::Average;
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
@@ -186,18 +187,19 @@ impl Training {
     /// Algorithm 1: the particles take T steps up the loss, and the weights descend at the new
     /// particles. T + 1 passes.
     fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
+        let precision = self.experiment.train.precision;
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);
                 self.seed_forward(number as u64);
-                let losses = cross_entropy(&self.model.forward(&leaf, true)?, visit.labels);
+                let losses = cross_entropy(&self.model.forward_in(precision, &leaf)?, visit.labels);
                 let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
                 let at = (&losses.detach(), &gradient);
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
             }
         }
         self.seed_forward(0xffff);
-        let logits = self.model.forward(&visit.particles, true)?;
+        let logits = self.model.forward_in(precision, &visit.particles)?;
         let losses = cross_entropy(&logits, visit.labels);
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
@@ -210,10 +212,11 @@ impl Training {
     /// One backward for both players: the weights descend at the particles, and the particles
     /// move along the gradient that was taken there; again for every replay. One pass each.
     fn fused(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
-        for number in 0..self.experiment.train.replay {
+        let Train { precision, replay, .. } = self.experiment.train;
+        for number in 0..replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             self.seed_forward(number as u64);
-            let logits = self.model.forward(&leaf, true)?;
+            let logits = self.model.forward_in(precision, &leaf)?;
             let losses = cross_entropy(&logits, visit.labels);
             let mut inputs: Vec<_> = self.optimizer.parameters().iter().map(Tensor::shallow_clone).collect();
             inputs.push(leaf);
@@ -296,6 +299,9 @@ impl Training {
         folder.write_metrics(&self.progress.epochs)?;
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);
+        }
+        for finding in alarm::look_at(&self.progress.epochs, self.model.classes()) {
+            reporter.alarm(&finding);
         }
         self.clock = Instant::now();
         Ok(())

@@ -1,5 +1,6 @@
 use super::library::{Opened, open_model};
 use super::{PluginSpec, Record, call, check_like};
+use crate::precision::Precision;
 use crate::{Error, Result};
 use plugin_api::Task;
 use plugin_api::abi::ModelInstance;
@@ -57,6 +58,18 @@ impl Model {
         self.checked(
             images,
             tch::with_grad(|| call(&self.name, "forward", || self.instance.forward(images, train))),
+        )
+    }
+
+    /// The same in training, computed in this precision; the logits are f32 in any.
+    ///
+    /// # Errors
+    /// If the plugin fails or returns something else.
+    pub fn forward_in(&self, precision: Precision, images: &Tensor) -> Result<Tensor> {
+        let forward = || self.instance.forward(images, true).map(|logits| logits.to_kind(images.kind()));
+        self.checked(
+            images,
+            tch::with_grad(|| call(&self.name, "forward", || precision.run(images.device(), forward))),
         )
     }
 

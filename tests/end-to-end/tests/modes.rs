@@ -139,3 +139,34 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &["train.warmup_epsilon: expected a number from 0 to train.epochs, got 9"],
     );
 }
+
+#[test]
+fn training_that_looks_wrong_is_said_to() {
+    let place = Place::with_digits(8, 420);
+    // A learning rate that changes nothing leaves the loss at chance.
+    let stuck =
+        format!("{TRAIN} --sampler none --train-points 60 --epochs 3 --learning-rate 1e-9 --out stuck");
+    let outcome = place.host(&stuck).succeeds_with_warning(&["stuck at chance", "for 3 epochs"]);
+    assert!(outcome.words().contains("epoch 3"));
+    let lines = place.host(&format!("{} --json", stuck.replace("--out stuck", "--out again"))).succeeds();
+    let alarms = lines.json_lines().into_iter().filter(|line| line["event"] == "alarm").count();
+    assert_eq!(alarms, 1);
+    // Trained without an adversary, the model is right and breaks down under the probe.
+    let probe = "--validation-points 20 --probe pgd.so,steps=10,step_size=0.05";
+    let naive = format!("{TRAIN} --sampler none --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
+    place.host(&format!("{naive} --out naive")).succeeds_with_warning(&["catastrophic overfitting"]);
+}
+
+#[test]
+fn bf16_learns_what_f32_does() {
+    let place = Place::with_digits(8, 400);
+    let flags = "--sampler none --epochs 4 --optimizer adam --learning-rate 0.002";
+    let loss = |precision: &str| {
+        place.host(&format!("{TRAIN} {flags} --precision {precision} --out {precision}")).succeeds();
+        place.run(precision).metrics()[3]["train_loss"].as_f64().expect("a number")
+    };
+    let (single, half) = (loss("f32"), loss("bf16"));
+    assert!((single - half).abs() < 0.05 * single, "f32 {single}, bf16 {half}");
+    assert!(place.run("f32").weights() != place.run("bf16").weights(), "it is computed otherwise");
+    assert!(place.run("bf16").weights()["conv1.weight"].1.len() > 1, "weights are f32");
+}

@@ -1,0 +1,100 @@
+//! The known ways in which cheap adversarial training fails, recognised after every epoch.
+
+use crate::progress::EpochMetrics;
+
+/// A loss that stays this close to that of guessing, as a share of it, has not begun to fall.
+const CHANCE: f64 = 0.98;
+
+/// Epochs at chance that are nothing unusual.
+const PATIENCE: usize = 2;
+
+/// What the last of these epochs looks like, if it looks wrong: what was found, and what helps.
+pub fn look_at(epochs: &[EpochMetrics], classes: i64) -> Vec<String> {
+    let Some((last, before)) = epochs.split_last() else { return Vec::new() };
+    let mut alarms = Vec::new();
+    let guessing = (classes as f64).ln();
+    let at_chance =
+        |epoch: &EpochMetrics| (CHANCE * guessing..guessing * (2.0 - CHANCE)).contains(&epoch.train_loss);
+    let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
+    if stuck > PATIENCE {
+        alarms.push(format!(
+            "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} epochs; let epsilon \
+             grow (train.warmup_epsilon), or change the learning rate",
+            last.train_loss
+        ));
+    }
+    if last.train_loss > 2.0 * guessing
+        && before.last().is_none_or(|before| last.train_loss > 2.0 * before.train_loss)
+    {
+        alarms.push(format!(
+            "diverging: the loss is {:.3} (guessing has {guessing:.3}); lower the learning rate",
+            last.train_loss
+        ));
+    }
+    if let Some(probe) = last.probe_accuracy {
+        let best = before.iter().filter_map(|epoch| epoch.probe_accuracy).fold(0.0, f64::max);
+        let learnt = last.train_accuracy > 0.5;
+        if learnt && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
+            alarms.push(format!(
+                "catastrophic overfitting: {:.1} % on the training adversary's particles, {:.1} % against the probe on \
+                 held-out points (best so far {:.1} %); use more replays or steps, a start in the ball \
+                 (train.start), or let epsilon grow (train.warmup_epsilon)",
+                100.0 * last.train_accuracy,
+                100.0 * probe,
+                100.0 * best.max(probe)
+            ));
+        }
+    }
+    alarms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(train_loss: f64, train_accuracy: f64, probe_accuracy: Option<f64>) -> EpochMetrics {
+        EpochMetrics {
+            epoch: 1,
+            updates: 1,
+            learning_rate: 0.1,
+            train_loss,
+            train_accuracy,
+            validation_accuracy: None,
+            probe_accuracy,
+            probe_passes: None,
+            passes_per_sample: 1,
+            seconds: 1.0,
+        }
+    }
+
+    fn names(epochs: &[EpochMetrics]) -> Vec<String> {
+        let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
+        look_at(epochs, 10).iter().map(name).collect()
+    }
+
+    #[test]
+    fn the_loss_may_rest_at_chance_for_two_epochs() {
+        // log 10 = 2.3026.
+        let chance = || epoch(2.301, 0.11, None);
+        assert!(names(&[chance(), chance()]).is_empty());
+        assert_eq!(names(&[chance(), chance(), chance()]), ["stuck at chance"]);
+        assert!(names(&[chance(), chance(), chance(), epoch(2.1, 0.2, None)]).is_empty(), "it fell");
+    }
+
+    #[test]
+    fn good_accuracy_on_the_particles_and_none_against_the_probe_is_overfitting() {
+        assert_eq!(names(&[epoch(0.2, 0.95, Some(0.1))]), ["catastrophic overfitting"]);
+        assert_eq!(
+            names(&[epoch(0.5, 0.8, Some(0.9)), epoch(0.2, 0.95, Some(0.4))]),
+            ["catastrophic overfitting"]
+        );
+        assert!(names(&[epoch(0.5, 0.8, Some(0.7)), epoch(0.2, 0.95, Some(0.6))]).is_empty());
+        assert!(names(&[epoch(2.2, 0.2, Some(0.0))]).is_empty(), "nothing is learnt yet");
+    }
+
+    #[test]
+    fn a_loss_that_doubles_beyond_guessing_diverges() {
+        assert_eq!(names(&[epoch(2.3, 0.1, None), epoch(9.0, 0.1, None)]), ["diverging"]);
+        assert!(names(&[epoch(8.0, 0.1, None), epoch(9.0, 0.1, None)]).is_empty(), "said already");
+    }
+}
