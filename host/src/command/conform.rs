@@ -2,42 +2,26 @@ use crate::cli::ConformArguments;
 use crate::plugin::library::{self, File, Kind, Manifest};
 use crate::plugin::parse;
 use crate::report::say;
-use crate::{Error, Result};
-use conformance::{Check, Outcome, Plugin, all};
+use crate::{Error, Result, device};
+use conformance::{Check, Library, Outcome, Outcomes, Plugin, all};
 use glob_match::glob_match;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::cell::OnceCell;
+use std::fs;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
-use std::time::Duration;
-
-/// What became of a check: what it found, or what became of its process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Status {
-    /// The check ran to its end.
-    Judged(Outcome),
-    /// Its process ended by itself, with this status.
-    Crashed(String),
-    /// It took longer than it may, in seconds.
-    TimedOut(u64),
-}
-
-/// One line that a judging process sends back.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    check: String,
-    outcome: Outcome,
-}
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tch::Device;
 
 /// `host conform`
 pub fn run(arguments: &ConformArguments) -> Result<u8> {
-    if let Some(judge) = &arguments.judge {
-        return judge_here(arguments, judge);
+    if let Some(plugin) = &arguments.judge {
+        return serve(arguments, plugin);
     }
     for pattern in &arguments.include {
         if !all().any(|check| glob_match(pattern, check.name)) {
@@ -45,202 +29,408 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
                 .note("checks", all().map(|check| check.name).collect::<Vec<_>>().join(", ")));
         }
     }
-    let file = library::inspect(&arguments.file)?;
-    for manifest in &file.manifests {
-        manifest
-            .fits()
-            .map_err(|(what, fix)| Error::new(format!("{} was {what}", arguments.file)).fix(fix))?;
-    }
-    let verdicts = Mutex::new(Vec::new());
-    let waiting = Mutex::new(file.manifests.iter());
+    let (file, plugins) = chosen(&arguments.file)?;
+    let waiting = Mutex::new(plugins.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let total = Mutex::new(Ok(Count::default()));
     std::thread::scope(|scope| {
-        for _ in 0..arguments.jobs.min(file.manifests.len()) {
+        for _ in 0..arguments.jobs.min(plugins.len()) {
             scope.spawn(|| {
-                while let Some(manifest) = next(&waiting) {
-                    let judged = judge_apart(arguments, &file, manifest);
-                    if let Ok(mut verdicts) = verdicts.lock() {
-                        verdicts.push((manifest, judged));
+                while let Some(manifest) = next() {
+                    let outcomes = judge(arguments, &file, manifest);
+                    let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                    match (total.as_mut(), outcomes) {
+                        (Ok(total), Ok(outcomes)) => {
+                            for (check, outcome) in outcomes {
+                                total.add(&outcome);
+                                show(arguments, manifest, check, &outcome);
+                            }
+                        }
+                        (Ok(_), Err(error)) => *total = Err(error),
+                        (Err(_), _) => {}
                     }
                 }
             });
         }
     });
-    let verdicts = verdicts.into_inner().map_err(|_| Error::new("a judging thread panicked"))?;
-    let mut failed = 0;
-    let mut judged = 0;
-    for (manifest, statuses) in verdicts {
-        for (check, status) in statuses? {
-            judged += 1;
-            failed += usize::from(!good(&status));
-            show(arguments, manifest, check, &status);
-        }
-    }
-    if judged == 0 {
+    let total = total.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    if total == Count::default() {
         return Err(
             Error::new("no check was selected").fix("see `host conform --help`, --include and --exclude")
         );
     }
     if !arguments.json {
-        say(format_args!("{} passed, {failed} failed", judged - failed));
+        let Count { passed, warnings, skipped, bad } = total;
+        say(format_args!("{passed} passed, {bad} failed, {skipped} skipped, {warnings} with a warning"));
     }
-    Ok(u8::from(failed > 0))
+    Ok(u8::from(total.bad > 0))
 }
 
-fn next<'a>(waiting: &Mutex<std::slice::Iter<'a, Manifest>>) -> Option<&'a Manifest> {
-    waiting.lock().ok()?.next()
+/// The library, and those of its plugins that are to be judged: `FILE[,plugin=NAME]`.
+fn chosen(written: &str) -> Result<(File, Vec<Manifest>)> {
+    let spec = parse(written)?;
+    if spec.steps().is_some() || spec.options() != "{}" {
+        return Err(spec
+            .error("a plugin is judged with its default options")
+            .fix("give FILE or FILE,plugin=NAME"));
+    }
+    let file = library::inspect(&spec.file)?;
+    let known: Vec<_> =
+        file.manifests.iter().filter(|manifest| manifest.kind != Kind::Unknown).cloned().collect();
+    if known.is_empty() {
+        return Err(Error::new(format!("{} has no plugin of a kind that this host knows", spec.file))
+            .fix("judge it with the host that it was built for"));
+    }
+    let is_meant = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
+    let plugins: Vec<_> = known.iter().filter(|manifest| is_meant(manifest)).cloned().collect();
+    if plugins.is_empty() {
+        let names: Vec<_> = known.iter().map(|manifest| manifest.name.as_str()).collect();
+        return Err(spec
+            .error(format!("{} has no such plugin", spec.file))
+            .fix(format!("choose one with `,plugin=NAME` among: {}", names.join(", "))));
+    }
+    Ok((file, plugins))
 }
 
-fn good(status: &Status) -> bool {
-    matches!(status, Status::Judged(Outcome::Passed | Outcome::Warning(_) | Outcome::Skipped(_)))
+/// How many checks ended how.
+#[derive(Default, PartialEq)]
+struct Count {
+    passed: usize,
+    warnings: usize,
+    skipped: usize,
+    bad: usize,
 }
 
-/// Judges one plugin in processes that may be lost: after a crash or at a deadline, a new one
-/// goes on with the next check.
-fn judge_apart(
+impl Count {
+    fn add(&mut self, outcome: &Outcome) {
+        *match outcome {
+            Outcome::Passed => &mut self.passed,
+            Outcome::Warning(_) => &mut self.warnings,
+            Outcome::Skipped(_) | Outcome::Blocked(_) => &mut self.skipped,
+            Outcome::Failed { .. } | Outcome::Crashed(_) | Outcome::TimedOut(_) => &mut self.bad,
+        } += 1;
+    }
+}
+
+/// Judges one plugin by the checks selected and by those that they need. What was not selected
+/// is told only where it is bad: then it is why others were not judged.
+fn judge(
     arguments: &ConformArguments,
     file: &File,
     manifest: &Manifest,
-) -> Result<Vec<(&'static Check, Status)>> {
-    let selected = |check: &&Check| {
+) -> Result<Vec<(&'static Check, Outcome)>> {
+    let selected = |check: &Check| {
         let matches = |patterns: &[String]| patterns.iter().any(|pattern| glob_match(pattern, check.name));
         (arguments.include.is_empty() || matches(&arguments.include)) && !matches(&arguments.exclude)
     };
-    let mut left: Vec<_> =
-        all().filter(|check| check.applies_to(manifest.kind.name())).filter(selected).collect();
-    let (mut statuses, mut blocked) = (Vec::new(), Vec::new());
-    while !left.is_empty() {
-        let (mut child, channel) = start(arguments, file, manifest, &left)?;
-        let done = collect(arguments, &mut child, channel, &left, &mut statuses)?;
-        left.drain(..done);
-        left.retain(|check| {
-            let lost = |(judged, status): &&(&Check, Status)| {
-                Some(judged.name) == check.needs() && !matches!(status, Status::Judged(_))
-            };
-            let blocker = statuses.iter().find(lost).map(|(judged, _)| judged.name);
-            blocked.extend(blocker.map(|name| (*check, Status::Judged(Outcome::blocked_by(name)))));
-            blocker.is_none()
-        });
-    }
-    statuses.append(&mut blocked);
-    Ok(statuses)
-}
-
-/// A process, leader of its own group, that judges by the checks given. Its results come over
-/// a socket that is its standard input: nothing it prints can get in between.
-fn start(
-    arguments: &ConformArguments,
-    file: &File,
-    manifest: &Manifest,
-    checks: &[&Check],
-) -> Result<(Child, UnixStream)> {
-    let cannot = |why: std::io::Error| Error::new(format!("cannot start a judging process: {why}"));
-    let names: Vec<_> = checks.iter().map(|check| check.name).collect();
-    let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
-    let child = Command::new(std::env::current_exe().map_err(cannot)?)
-        .arg("conform")
-        .arg(&file.path)
-        .args(["--seed", &arguments.seed.to_string()])
-        .args(["--judge", &format!("{}={}", manifest.name, names.join(","))])
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(cannot)?;
-    Ok((child, ours))
-}
-
-/// Reads results until the process ends, is lost or takes too long; says how many checks have
-/// their result.
-fn collect(
-    arguments: &ConformArguments,
-    child: &mut Child,
-    channel: UnixStream,
-    checks: &[&'static Check],
-    statuses: &mut Vec<(&'static Check, Status)>,
-) -> Result<usize> {
-    let cannot = |why: std::io::Error| Error::new(format!("cannot hear a judging process: {why}"));
-    channel.set_read_timeout(Some(Duration::from_secs(arguments.timeout))).map_err(cannot)?;
-    let mut lines = BufReader::new(channel).lines();
-    for (done, check) in checks.iter().enumerate() {
-        let status = match lines.next() {
-            Some(Ok(line)) => match serde_json::from_str::<Line>(&line) {
-                Ok(line) if line.check == check.name => Status::Judged(line.outcome),
-                _ => Status::Crashed("it sent something else than this check's result".to_owned()),
-            },
-            Some(Err(why)) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                Status::TimedOut(arguments.timeout)
-            }
-            _ => {
-                let status = child.wait().map_err(cannot)?;
-                Status::Crashed(status.to_string())
-            }
+    let mut process = None;
+    let mut outcomes = Outcomes::new(|check: &'static Check| {
+        let mut running = match process.take() {
+            Some(running) => running,
+            None => Process::start(arguments, file, manifest)?,
         };
-        let lost = !matches!(status, Status::Judged(_));
-        statuses.push((check, status));
-        if lost {
-            end(child);
-            return Ok(done + 1);
+        let outcome = running.judge(check, Duration::from_secs(arguments.timeout));
+        // Whatever a check that went wrong has left behind must not show in the next one.
+        process = (!outcome.is_bad()).then_some(running);
+        Ok::<_, Error>(outcome)
+    });
+    let of_its_kind = || all().filter(|check| check.applies_to(manifest.kind.name()));
+    for check in of_its_kind().filter(|check| selected(check)) {
+        outcomes.of(check)?;
+    }
+    let told = of_its_kind().filter_map(|check| {
+        let outcome = outcomes.known(check)?.clone();
+        (selected(check) || outcome.is_bad()).then_some((check, outcome))
+    });
+    Ok(told.collect())
+}
+
+/// A line from a judging process.
+#[derive(Serialize, Deserialize)]
+enum Line {
+    /// What the check asked for is about to do.
+    AboutTo(String),
+    /// What became of it.
+    Outcome(Outcome),
+}
+
+/// A process, leader of its own group, that judges one plugin by the checks it is asked for,
+/// and may be lost. Both sides talk over a socket that is its standard input: nothing that a
+/// plugin prints can get in between.
+struct Process {
+    child: Child,
+    channel: BufReader<UnixStream>,
+}
+
+impl Process {
+    fn start(arguments: &ConformArguments, file: &File, manifest: &Manifest) -> Result<Self> {
+        let cannot = |why: io::Error| Error::new(format!("cannot start a judging process: {why}"));
+        let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
+        let child = Command::new(std::env::current_exe().map_err(cannot)?)
+            .arg("conform")
+            .arg(&file.path)
+            .args(["--seed", &arguments.seed.to_string()])
+            .args(["--judge", &format!("{}/{}", manifest.kind.name(), manifest.name)])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(cannot)?;
+        Ok(Self { child, channel: BufReader::new(ours) })
+    }
+
+    /// Asks for one check.
+    fn judge(&mut self, check: &Check, timeout: Duration) -> Outcome {
+        let deadline = Instant::now() + timeout;
+        let mut doing = String::new();
+        let asked = writeln!(self.channel.get_ref(), "{}", check.name);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut line = String::new();
+            let heard = match asked {
+                Ok(()) if left.is_zero() => Err(ErrorKind::TimedOut.into()),
+                Ok(()) => {
+                    let read = self.channel.get_ref().set_read_timeout(Some(left));
+                    read.and_then(|()| self.channel.read_line(&mut line))
+                }
+                Err(_) => Ok(0),
+            };
+            match heard {
+                Ok(0) => return Outcome::Crashed(how_it_ended(self.wait()) + &doing),
+                Ok(_) => match serde_json::from_str(&line) {
+                    Ok(Line::AboutTo(what)) => doing = format!(", about to {what}"),
+                    Ok(Line::Outcome(outcome)) => return outcome,
+                    Err(why) => {
+                        return Outcome::Crashed(format!("it sent something else than an outcome: {why}"));
+                    }
+                },
+                Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Outcome::TimedOut(format!("no end within {} s{doing}", timeout.as_secs()));
+                }
+                Err(why) => return Outcome::Crashed(format!("it cannot be heard any more: {why}")),
+            }
         }
     }
-    end(child);
-    Ok(checks.len())
+
+    /// How the process ended that does not answer any more, or none if it lives on.
+    fn wait(&mut self) -> Option<ExitStatus> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
 }
 
-/// Ends a process and everything it started.
-fn end(child: &mut Child) {
-    // SAFETY: kill only sends a signal; the group is the child's own (`process_group(0)`), and
-    // the child has not been waited for before it is signalled or is already gone.
-    unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
-    let _ = child.wait();
+impl Drop for Process {
+    /// Ends the process and everything it started.
+    fn drop(&mut self) {
+        // SAFETY: kill only sends a signal; the group is the child's own (`process_group(0)`),
+        // and exists as long as the child or something it started does.
+        unsafe { libc::kill(-(self.child.id() as i32), libc::SIGKILL) };
+        let _ = self.child.wait();
+    }
 }
 
-/// The judging process: runs the checks named, and sends each result over standard input.
-fn judge_here(arguments: &ConformArguments, judge: &str) -> Result<u8> {
-    let refused = |why: &dyn std::fmt::Display| Error::new(format!("--judge: {why}"));
-    let (name, checks) = judge.split_once('=').ok_or_else(|| refused(&"expected PLUGIN=CHECKS"))?;
-    let standard_input = std::io::stdin().as_fd().try_clone_to_owned().map_err(|why| refused(&why))?;
-    let mut channel = UnixStream::from(standard_input);
-    let spec = parse(&format!("{},plugin={name}", arguments.file))?;
-    let (_, manifest) = library::choose(&spec, &[Kind::Model, Kind::Sampler, Kind::Attack])?;
-    let plugin = match manifest.kind {
-        Kind::Model => Plugin::Model(library::open_model(&spec)?.plugin),
-        Kind::Sampler => Plugin::Sampler(library::open_sampler(&spec)?.plugin),
-        _ => Plugin::Attack(library::open_attack(&spec)?.plugin),
+fn how_it_ended(status: Option<ExitStatus>) -> String {
+    status.map_or_else(|| "its process does not answer any more".to_owned(), |status| status.to_string())
+}
+
+fn show(arguments: &ConformArguments, manifest: &Manifest, check: &Check, outcome: &Outcome) {
+    let file = parse(&arguments.file).map(|spec| spec.file).unwrap_or_default();
+    let seed = arguments.seed;
+    let mut again = format!(
+        "host conform {},plugin={} --include {} --seed {seed}",
+        quoted(&file),
+        manifest.name,
+        check.name
+    );
+    if let Outcome::TimedOut(_) = outcome {
+        again += &format!(" --timeout {}", arguments.timeout);
+    }
+    let ends = "that it comes to its end";
+    let (status, expected, got, reason) = match outcome {
+        Outcome::Passed => ("passed", None, None, None),
+        Outcome::Failed { expected, got } => ("failed", Some(expected.as_str()), Some(got), None),
+        Outcome::Crashed(how) => ("crashed", Some(ends), Some(how), None),
+        Outcome::TimedOut(when) => ("timed out", Some(ends), Some(when), None),
+        Outcome::Warning(what) => ("warning", None, None, Some(what.clone())),
+        Outcome::Skipped(why) => ("skipped", None, None, Some(why.clone())),
+        Outcome::Blocked(by) => ("skipped", None, None, Some(format!("blocked by {by}"))),
     };
+    if arguments.json {
+        return say(json!({
+            "plugin": manifest.name, "kind": manifest.kind, "check": check.name, "sentence": check.sentence,
+            "status": status, "expected": expected, "got": got, "reason": reason, "seed": seed,
+            "reproduce": again,
+        }));
+    }
+    let status = if outcome.is_bad() { status.to_uppercase() } else { status.to_owned() };
+    let details = match (outcome.is_bad(), reason) {
+        (true, _) => format!(": {}", check.sentence),
+        (false, Some(reason)) => format!(": {reason}"),
+        (false, None) => String::new(),
+    };
+    say(format_args!("{:10} {:26} {status}{details}", manifest.name, check.name));
+    if let (Some(expected), Some(got)) = (expected, got) {
+        say(format_args!("    expected  {expected}\n    got       {got}"));
+    }
+    if outcome.is_bad() || matches!(outcome, Outcome::Warning(_)) {
+        say(format_args!(
+            "    seed      {seed}\n    again     {again}\n    more      docs/conformance.md, section {}",
+            check.name
+        ));
+    }
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:".contains(letter);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+// ---------------------------------------------------------------- inside a judging process
+
+/// The judging process: reads names of checks from standard input, a socket, and answers each.
+fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
+    let refused = |why: &dyn std::fmt::Display| Error::new(format!("--judge: {why}"));
+    // SAFETY: this only asks the kernel to end this process when its parent ends.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    let standard_input = io::stdin().as_fd().try_clone_to_owned().map_err(|why| refused(&why))?;
+    redirect(&fs::File::open("/dev/null").map_err(|why| refused(&why))?, &[0])
+        .map_err(|why| refused(&why))?;
+    let channel = UnixStream::from(standard_input);
+    let mut answers = channel.try_clone().map_err(|why| refused(&why))?;
+    let file = library::inspect(&arguments.file)?;
+    let named = |manifest: &&Manifest| format!("{}/{}", manifest.kind.name(), manifest.name) == plugin;
+    let manifest =
+        file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
+    let library = Judged { file: &file, manifest, opened: OnceCell::new() };
+
     // Judging is small work, and several processes may be at it.
     tch::set_num_threads(1);
-    for name in checks.split(',') {
+    let told = channel.try_clone().map_err(|why| refused(&why))?;
+    conformance::listen(move |what| {
+        let _ = writeln!(&told, "{}", json!(Line::AboutTo(what.to_owned())));
+    });
+    for name in BufReader::new(channel).lines() {
+        let name = name.map_err(|why| refused(&why))?;
         let check =
             all().find(|check| check.name == name).ok_or_else(|| refused(&format!("no check `{name}`")))?;
-        let line = Line { check: name.to_owned(), outcome: check.judge(&plugin, arguments.seed) };
-        writeln!(channel, "{}", json!(line)).map_err(|why| refused(&why))?;
+        let outcome = check.judge(&library, arguments.seed);
+        writeln!(answers, "{}", json!(Line::Outcome(outcome))).map_err(|why| refused(&why))?;
     }
     Ok(0)
 }
 
-fn show(arguments: &ConformArguments, manifest: &Manifest, check: &Check, status: &Status) {
-    let again = format!("host conform {} --include {} --seed {}", arguments.file, check.name, arguments.seed);
-    if arguments.json {
-        return say(json!({
-            "plugin": manifest.name, "check": check.name, "sentence": check.sentence, "status": status,
-            "seed": arguments.seed, "reproduce": again,
-        }));
+/// The library that is judged in this process.
+struct Judged<'a> {
+    file: &'a File,
+    manifest: &'a Manifest,
+    /// The plugin and what was printed while it was opened.
+    opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
+}
+
+impl Judged<'_> {
+    fn opened(&self) -> &(std::result::Result<Plugin, String>, String) {
+        self.opened.get_or_init(|| {
+            let path = self.file.path.display().to_string();
+            match listening(|| open(&path, self.manifest)) {
+                Ok(opened) => opened,
+                Err(why) => (Err(format!("cannot listen to what is printed: {why}")), String::new()),
+            }
+        })
     }
-    let (word, details) = match status {
-        Status::Judged(Outcome::Passed) => ("passed", String::new()),
-        Status::Judged(Outcome::Skipped(why)) => ("skipped", format!(": {why}")),
-        Status::Judged(Outcome::Warning(what)) => ("warning", format!(": {what}")),
-        Status::Judged(Outcome::Failed { expected, got }) => {
-            ("FAILED", format!(": {}\n    expected  {expected}\n    got       {got}", check.sentence))
-        }
-        Status::Crashed(how) => ("CRASHED", format!(": {}\n    got       {how}", check.sentence)),
-        Status::TimedOut(seconds) => {
-            ("TIMED OUT", format!(": {}\n    got       no end within {seconds} s", check.sentence))
-        }
-    };
-    say(format_args!("{:10} {:26} {word}{details}", manifest.name, check.name));
-    if !good(status) {
-        say(format_args!("    again     {again}\n    more      docs/conformance.md, section {}", check.name));
+}
+
+impl Library for Judged<'_> {
+    fn plugin(&self) -> std::result::Result<&Plugin, String> {
+        self.opened().0.as_ref().map_err(String::clone)
     }
+
+    fn printed(&self) -> String {
+        self.opened().1.clone()
+    }
+
+    fn name(&self) -> (String, usize) {
+        let Manifest { kind, name, .. } = self.manifest;
+        let namesakes = self.file.manifests.iter().filter(|other| (&other.kind, &other.name) == (kind, name));
+        (name.clone(), namesakes.count())
+    }
+
+    fn built_for(&self) -> (u32, String) {
+        (self.manifest.contract, self.manifest.libtorch.clone())
+    }
+
+    fn open_again(&self) -> std::result::Result<Plugin, String> {
+        open(&self.file.path.display().to_string(), self.manifest)
+    }
+
+    fn open_copy(&self) -> std::result::Result<Plugin, String> {
+        let cannot = |why: io::Error| format!("cannot copy {}: {why}", self.file.path.display());
+        let folder = tempfile::tempdir().map_err(cannot)?;
+        let copy = folder.path().join("copy.so");
+        fs::copy(&self.file.path, &copy).map_err(cannot)?;
+        // Once it is open, its file is not needed any more.
+        open(&copy.display().to_string(), self.manifest)
+    }
+
+    fn load_cuda(&self) -> std::result::Result<(), String> {
+        device::open(Device::Cuda(0)).map(drop).map_err(|error| first_line(&error))
+    }
+}
+
+fn open(path: &str, manifest: &Manifest) -> std::result::Result<Plugin, String> {
+    let opened = parse(&format!("{path},plugin={}", manifest.name)).and_then(|spec| {
+        Ok(match manifest.kind {
+            Kind::Model => Plugin::Model(library::open_model(&spec)?.plugin),
+            Kind::Sampler => Plugin::Sampler(library::open_sampler(&spec)?.plugin),
+            Kind::Attack => Plugin::Attack(library::open_attack(&spec)?.plugin),
+            Kind::Unknown => return Err(Error::new("this host does not know its kind")),
+        })
+    });
+    opened.map_err(|error| first_line(&error))
+}
+
+fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Makes these file descriptors mean a file.
+fn redirect(file: &impl AsRawFd, descriptors: &[i32]) -> io::Result<()> {
+    for descriptor in descriptors {
+        // SAFETY: dup2 closes and reopens descriptors of the standard streams, which nothing
+        // in this process owns.
+        if unsafe { libc::dup2(file.as_raw_fd(), *descriptor) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// How much of what is printed is kept.
+const MOST_HEARD: u64 = 200;
+
+/// Runs something, and gives what was printed meanwhile (its beginning), by whatever means.
+fn listening<T>(run: impl FnOnce() -> T) -> io::Result<(T, String)> {
+    let (mut ours, theirs) = io::pipe()?;
+    redirect(&theirs, &[1, 2])?;
+    drop(theirs);
+    let reader = std::thread::spawn(move || {
+        let mut heard = Vec::new();
+        let kept = (&mut ours).take(MOST_HEARD).read_to_end(&mut heard);
+        // Whoever prints more must not wait for a reader.
+        kept.and_then(|_| io::copy(&mut ours, &mut io::sink())).map(|_| heard)
+    });
+    let result = run();
+    // SAFETY: fflush of no stream flushes all streams of C; those are held back in a pipe.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+    redirect(&fs::OpenOptions::new().write(true).open("/dev/null")?, &[1, 2])?;
+    let heard = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
+    Ok((result, String::from_utf8_lossy(&heard).into_owned()))
 }

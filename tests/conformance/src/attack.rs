@@ -1,107 +1,131 @@
 //! Checks for attacks.
 
-use crate::toy::{Batch, LinearVictim, THREAT};
+use crate::tensors::no_result;
+use crate::toy::{Batch, Problem, SIDE, THREATS, guarded};
 use crate::{Check, Outcome, Plugin, Verdict};
 use plugin_api::abi::AttackInstance;
-use plugin_api::tch::{self, Kind, Tensor};
+use plugin_api::tch::{Kind, Tensor};
+use plugin_api::{Task, ThreatModel};
 
-macro_rules! check {
-    ($name:literal, $run:ident, $sentence:literal) => {
-        Check { name: $name, sentence: $sentence, kinds: &["attack"], run: $run }
-    };
-}
-
-pub const CHECKS: [Check; 4] = [
-    check!("attack-inside", inside, "candidates lie in ball and domain"),
-    check!("attack-not-easier", not_easier, "accuracy under attack is at most clean accuracy"),
-    check!("attack-victim", victim_untouched, "the victim's parameters and their gradients are left alone"),
-    check!("attack-classes", classes, "2, 3 and 10 classes work, or are refused with a message"),
+pub const CHECKS: [Check; 5] = [
+    Check::new("attack-inside", "candidates lie in ball and domain", inside).of(&["attack"]),
+    Check::new("attack-not-easier", "accuracy under attack is at most clean accuracy", not_easier)
+        .of(&["attack"]),
+    Check::new(
+        "attack-victim",
+        "the victim's parameters and their gradients are left alone",
+        victim_untouched,
+    )
+    .of(&["attack"]),
+    Check::new("attack-budget", "no more forward passes are taken than are declared", budget).of(&["attack"]),
+    Check::new("attack-classes", "2, 3 and 10 classes work, or are refused before any work", classes)
+        .of(&["attack"]),
 ];
 
 fn made(plugin: &Plugin) -> Result<AttackInstance, Outcome> {
     let Plugin::Attack(attack) = plugin else { return Err(Outcome::Skipped("not an attack".to_owned())) };
-    let attack = attack.create("{}").map_err(|_| Outcome::blocked_by("options-defaults"))?;
-    attack.supports(&THREAT).map_err(|error| Outcome::Skipped(format!("it does not know linf: {error}")))?;
-    Ok(attack)
+    attack.create("{}").map_err(|error| Outcome::failed("an instance with default options", error))
 }
 
-fn run(attack: &AttackInstance, batch: &Batch, victim: &LinearVictim) -> plugin_api::Result<Tensor> {
-    let _guard = tch::no_grad_guard();
-    attack.run((&batch.images, &batch.labels), &batch.points, batch.classes, THREAT, victim, &batch.random)
+/// The threat models that the attack supports; at least one, or a call gives no result.
+fn supported(attack: &AttackInstance) -> impl Iterator<Item = ThreatModel> {
+    THREATS.into_iter().filter(|threat| attack.supports(threat).is_ok())
 }
 
-fn candidates(attack: &AttackInstance, batch: &Batch, victim: &LinearVictim) -> Result<Tensor, Outcome> {
-    run(attack, batch, victim).map_err(|_| Outcome::blocked_by("tensors-result"))
+fn candidates(attack: &AttackInstance, batch: &Batch) -> plugin_api::Result<Tensor> {
+    let Batch { problem, images, labels, points, victim, random, .. } = batch;
+    guarded(|| attack.run((images, labels), points, problem.classes, problem.threat, victim, random))
 }
 
-/// Images labelled as the victim classifies them: clean accuracy is 1.
-fn classified(seed: u64) -> Result<(Batch, LinearVictim), Outcome> {
-    let mut batch = Batch::new(0..64, 10, Kind::Float, seed);
-    let victim = LinearVictim::new(10, Kind::Float);
-    let logits = plugin_api::VictimCalls::logits(&victim, &batch.images);
-    batch.labels = logits.map_err(|error| Outcome::failed("logits", error))?.argmax(1, false);
-    Ok((batch, victim))
+/// A batch of 64 examples in the first threat model that the attack supports.
+fn usual(attack: &AttackInstance, seed: u64) -> Result<Batch, Outcome> {
+    let threat = supported(attack).next();
+    let threat = threat.ok_or_else(|| Outcome::failed("a threat model that it supports", "none"))?;
+    Problem { threat, ..Problem::new(seed) }.batch(0..64).classified().map_err(no_result)
 }
 
 fn inside(plugin: &Plugin, seed: u64) -> Verdict {
     let attack = made(plugin)?;
-    let (batch, victim) = classified(seed)?;
-    let candidates = candidates(&attack, &batch, &victim)?;
-    if candidates.size() != batch.images.size() {
-        return Err(Outcome::blocked_by("tensors-shape"));
+    for threat in supported(&attack) {
+        let batch = Problem { threat, ..Problem::new(seed) }.batch(0..16).classified().map_err(no_result)?;
+        let candidates = candidates(&attack, &batch).map_err(no_result)?;
+        let outside =
+            threat.contains(&candidates, &batch.images).logical_not().sum(Kind::Int64).int64_value(&[]);
+        if outside > 0 {
+            return Ok(Outcome::failed(
+                "candidates inside ball and domain",
+                format!("{outside} of 16 outside, {threat:?}"),
+            ));
+        }
     }
-    let outside = THREAT.contains(&candidates, &batch.images).logical_not().sum(Kind::Int64).int64_value(&[]);
-    Ok(Outcome::demand(outside == 0, "candidates inside ball and domain", format!("{outside} of 64 outside")))
+    Ok(Outcome::Passed)
 }
 
 fn not_easier(plugin: &Plugin, seed: u64) -> Verdict {
     let attack = made(plugin)?;
-    let (mut batch, victim) = classified(seed)?;
+    let mut batch = usual(&attack, seed)?;
     // Half the labels are wrong: an attack must not put them right.
     let wrong = (&batch.labels + 1).remainder(10);
     let half = Tensor::arange(64, (Kind::Int64, batch.labels.device())).lt(32);
     batch.labels = wrong.where_self(&half, &batch.labels);
-    let accuracy = |images: &Tensor| {
-        victim
-            .accuracy(images, &batch.labels)
-            .map_err(|error| Outcome::failed("candidates of the images' shape", error))
-    };
+    let accuracy = |images: &Tensor| batch.victim.accuracy(images, &batch.labels).map_err(no_result);
     let clean = accuracy(&batch.images)?;
-    let attacked = accuracy(&candidates(&attack, &batch, &victim)?)?;
+    let attacked = accuracy(&candidates(&attack, &batch).map_err(no_result)?)?;
     Ok(Outcome::demand(attacked <= clean, format!("accuracy of at most {clean}"), attacked))
 }
 
 fn victim_untouched(plugin: &Plugin, seed: u64) -> Verdict {
     let attack = made(plugin)?;
-    let (batch, victim) = classified(seed)?;
-    let before = victim.weights.detach().copy();
-    candidates(&attack, &batch, &victim).map(drop)?;
-    if victim.weights.detach() != before {
+    let batch = usual(&attack, seed)?;
+    let weights = &batch.victim.weights;
+    let before = weights.detach().copy();
+    let _ = candidates(&attack, &batch).map_err(no_result)?;
+    if weights.detach() != before {
         return Ok(Outcome::failed("the victim's weights as they were", "other weights"));
     }
-    Ok(Outcome::demand(
-        !victim.weights.grad().defined(),
-        "no gradient at the victim's weights",
-        "a gradient there",
-    ))
+    Ok(Outcome::demand(!weights.grad().defined(), "no gradient at the victim's weights", "a gradient there"))
+}
+
+fn budget(plugin: &Plugin, seed: u64) -> Verdict {
+    let attack = made(plugin)?;
+    let declaration = attack.declaration().map_err(|error| Outcome::failed("a declaration", error))?;
+    let Some(budget) = declaration.query_budget else {
+        return Err(Outcome::Skipped("it declares no query budget".to_owned()));
+    };
+    for threat in supported(&attack) {
+        // In one ball every point falls at once; in the other none does, and all is spent.
+        for epsilon in [threat.epsilon, 1e-4] {
+            let problem = Problem { threat: ThreatModel { epsilon, ..threat }, ..Problem::new(seed) };
+            let batch = problem.batch(0..2).classified().map_err(no_result)?;
+            let before = batch.victim.forward_passes();
+            let _ = candidates(&attack, &batch).map_err(no_result)?;
+            let taken = batch.victim.forward_passes() - before;
+            if taken > 2 * budget {
+                return Ok(Outcome::failed(
+                    format!("at most {budget} forward passes of each example, as declared"),
+                    format!("{taken} for 2 examples, {:?}", problem.threat),
+                ));
+            }
+        }
+    }
+    Ok(Outcome::Passed)
 }
 
 fn classes(plugin: &Plugin, seed: u64) -> Verdict {
     let attack = made(plugin)?;
-    let run = |classes| {
-        let batch = Batch::new(0..8, classes, Kind::Float, seed);
-        run(&attack, &batch, &LinearVictim::new(classes, Kind::Float))
-    };
-    run(10).map(drop).map_err(|_| Outcome::blocked_by("tensors-result"))?;
-    for classes in [2, 3] {
-        // A refusal is fine; a panic is none.
-        if let Err(error) = run(classes)
-            && error.to_string().contains("panicked")
-        {
-            return Ok(Outcome::failed(
-                format!("candidates or a clear refusal for {classes} classes"),
-                error,
-            ));
+    let threat = usual(&attack, seed)?.problem.threat;
+    for classes in [2, 3, 10] {
+        let task = Task { channels: 1, height: SIDE, width: SIDE, classes };
+        // A refusal is fine, in time.
+        if attack.supports_task(&task).is_ok() {
+            let batch = Problem { classes, threat, ..Problem::new(seed) }.batch(0..8);
+            let run = candidates(&attack, &batch);
+            if let Err(error) = run {
+                return Ok(Outcome::failed(
+                    format!("candidates for {classes} classes, or a refusal by supports_task"),
+                    error,
+                ));
+            }
         }
     }
     Ok(Outcome::Passed)

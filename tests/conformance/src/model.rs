@@ -1,26 +1,32 @@
 //! Checks for models.
 
-use crate::toy::{Batch, Instance};
+use crate::lifecycle::{named, state};
+use crate::tensors::{demand_same, no_result};
+use crate::toy::{Batch, Instance, Problem};
 use crate::{Check, Outcome, Plugin, Verdict};
 use plugin_api::abi::ModelInstance;
 use plugin_api::losses::cross_entropy;
 use plugin_api::tch::{self, Kind, Tensor};
 
-macro_rules! check {
-    ($name:literal, $run:ident, $sentence:literal) => {
-        Check { name: $name, sentence: $sentence, kinds: &["model"], run: $run }
-    };
-}
-
-pub const CHECKS: [Check; 4] = [
-    check!("model-logits", logits, "outputs are logits, not probabilities"),
-    check!("model-gradients", gradients, "gradients reach the images and every parameter"),
-    check!("model-derivative", derivative, "gradients are those that finite differences show, in f64"),
-    check!(
+pub const CHECKS: [Check; 5] = [
+    Check::new("model-logits", "outputs are logits, not probabilities", logits).of(&["model"]),
+    Check::new("model-gradients", "gradients reach the images and every parameter", gradients).of(&["model"]),
+    Check::new("model-derivative", "gradients are those that finite differences show, in f64", derivative)
+        .of(&["model"])
+        .after(&["model-gradients"]),
+    Check::new(
         "model-parameters",
+        "parameters and buffers are the model's own, under names of their own",
         parameters,
-        "parameters and buffers are the model's own, under names of their own"
-    ),
+    )
+    .of(&["model"]),
+    Check::new(
+        "model-modes",
+        "evaluation changes nothing, and training differs from it only where declared",
+        modes,
+    )
+    .of(&["model"])
+    .after(&["determinism-repeats"]),
 ];
 
 fn built(plugin: &Plugin, batch: &Batch) -> Result<ModelInstance, Outcome> {
@@ -31,11 +37,11 @@ fn built(plugin: &Plugin, batch: &Batch) -> Result<ModelInstance, Outcome> {
 }
 
 fn forward(model: &ModelInstance, images: &Tensor, train: bool) -> Result<Tensor, Outcome> {
-    tch::with_grad(|| model.forward(images, train)).map_err(|_| Outcome::blocked_by("tensors-result"))
+    tch::with_grad(|| model.forward(images, train)).map_err(no_result)
 }
 
 fn logits(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Batch::new(0..16, 10, Kind::Float, seed);
+    let batch = Problem::new(seed).batch(0..16);
     let outputs = forward(&built(plugin, &batch)?, &batch.images, false)?.detach();
     let sums = outputs.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
     let off = (sums - 1.0).abs().max().double_value(&[]);
@@ -47,12 +53,8 @@ fn logits(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
-fn named(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
-    model.parameters().map_err(|_| Outcome::blocked_by("tensors-result"))
-}
-
 fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Batch::new(0..16, 10, Kind::Double, seed);
+    let batch = Problem { kind: Kind::Double, ..Problem::new(seed) }.batch(0..16);
     let model = built(plugin, &batch)?;
     let images = batch.images.detach().set_requires_grad(true);
     let loss = tch::with_grad(|| {
@@ -86,7 +88,7 @@ fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
 const DISTANCE: f64 = 1e-4;
 
 fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Batch::new(0..2, 10, Kind::Double, seed);
+    let batch = Problem { kind: Kind::Double, ..Problem::new(seed) }.batch(0..2);
     let model = built(plugin, &batch)?;
     let loss = |images: &Tensor| {
         tch::with_grad(|| {
@@ -97,9 +99,6 @@ fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
     let leaf = batch.images.detach().set_requires_grad(true);
     let gradient = Tensor::f_run_backward(&[loss(&leaf)?], &[&leaf], false, false)
         .map_err(|error| Outcome::failed("a gradient towards the images", plugin_api::Error::from(error)))?;
-    if !gradient[0].defined() {
-        return Err(Outcome::blocked_by("model-gradients"));
-    }
     let direction = &batch.images - batch.images.mean(Kind::Double);
     let slope = (&gradient[0] * &direction).sum(Kind::Double).double_value(&[]);
     let at =
@@ -114,7 +113,7 @@ fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Batch::new(0..2, 10, Kind::Float, seed);
+    let batch = Problem::new(seed).batch(0..2);
     let model = built(plugin, &batch)?;
     let parameters = named(&model)?;
     let mut names: Vec<_> = parameters.iter().map(|(name, _)| name).collect();
@@ -135,4 +134,41 @@ fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
         "other logits once the listed parameters are overwritten",
         "the same logits",
     ))
+}
+
+fn modes(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Problem::new(seed).batch(0..8);
+    let model = built(plugin, &batch)?;
+    let evaluate = || Ok::<_, Outcome>(forward(&model, &batch.images, false)?.detach());
+    let before = state(&model)?;
+    let logits = evaluate()?;
+    if evaluate()? != logits {
+        return Ok(Outcome::failed(
+            "the same logits whenever the model is evaluated",
+            "others the second time",
+        ));
+    }
+    let after = state(&model)?;
+    if let Some(((name, _), _)) = before.iter().zip(&after).find(|(before, after)| before != after) {
+        return Ok(Outcome::failed(
+            "parameters and buffers that evaluation leaves alone",
+            format!("`{name}` is another"),
+        ));
+    }
+    let declaration = model.declaration().map_err(|error| Outcome::failed("a declaration", error))?;
+    match declaration.train_differs {
+        None => Err(Outcome::Skipped(
+            "evaluation is as it should be; contract 1.0 cannot declare that training differs".to_owned(),
+        )),
+        Some(true) => Ok(Outcome::Passed),
+        Some(false) => {
+            let trained = forward(&model, &batch.images, true)?.detach();
+            demand_same(
+                &[logits.shallow_clone(), logits],
+                &[trained, evaluate()?],
+                1e-5,
+                "the same logits in training, and after it, as it does not declare train_differs",
+            )
+        }
+    }
 }

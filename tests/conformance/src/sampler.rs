@@ -1,142 +1,251 @@
 //! Checks for samplers.
 
-use crate::toy::{Batch, LinearVictim, THREAT};
+use crate::tensors::{demand_same, no_result};
+use crate::toy::{LinearVictim, Numbers, Problem, THREATS, guarded, mix};
 use crate::{Check, Outcome, Plugin, Verdict};
 use plugin_api::abi::SamplerInstance;
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::{Next, Projection, Random, Step};
+use plugin_api::{Next, Projection, Random, Step, ThreatModel};
 
-macro_rules! check {
-    ($name:literal, $run:ident, $sentence:literal) => {
-        Check { name: $name, sentence: $sentence, kinds: &["sampler"], run: $run }
-    };
-}
-
-pub const CHECKS: [Check; 4] = [
-    check!(
+pub const CHECKS: [Check; 5] = [
+    Check::new(
         "sampler-state",
+        "a step returns as many state tensors as are declared, shaped like the particles",
         state,
-        "a step returns as many state tensors as are declared, shaped like the particles"
-    ),
-    check!("sampler-zero-gradient", zero_gradient, "a step at zero gradient is finite"),
-    check!("sampler-ascent", ascent, "many steps raise a convex loss"),
-    check!("sampler-projection", projection, "a sampler that projects by itself stays in ball and domain"),
+    )
+    .of(&["sampler"])
+    .after(&["tensors-finite"]),
+    Check::new("sampler-zero-gradient", "steps at zero gradient are finite", zero_gradient)
+        .of(&["sampler"])
+        .after(&["sampler-state"]),
+    Check::new("sampler-ascent", "many steps raise a convex loss", ascent)
+        .of(&["sampler"])
+        .after(&["sampler-state", "determinism-repeats"]),
+    Check::new(
+        "sampler-projection",
+        "a sampler that projects by itself stays in ball and domain",
+        projection,
+    )
+    .of(&["sampler"])
+    .after(&["sampler-state"]),
+    Check::new(
+        "sampler-shuffled",
+        "a chain goes on the same when its point comes up among others, its state with it",
+        shuffled,
+    )
+    .of(&["sampler"])
+    .after(&["sampler-state", "determinism-neighbours"]),
 ];
 
 fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
     let Plugin::Sampler(sampler) = plugin else { return Err(Outcome::Skipped("not a sampler".to_owned())) };
-    sampler.create("{}").map_err(|_| Outcome::blocked_by("options-defaults"))
+    sampler.create("{}").map_err(|error| Outcome::failed("an instance with default options", error))
 }
 
-/// A chain on a linear classifier's loss, whose particles the host projects if it is to.
-struct Chain {
-    batch: Batch,
+/// Points of every chain.
+const POINTS: i64 = 8;
+
+/// Steps of a visit.
+const STEPS: usize = 4;
+
+/// Chains on a linear classifier's loss, one for each point, whose particles the host projects
+/// if it is to. Between visits they lie in a store, as in training.
+struct Chains<'a> {
+    sampler: &'a SamplerInstance,
+    problem: Problem,
+    victim: LinearVictim,
+    natural: Tensor,
+    labels: Tensor,
     particles: Tensor,
     state: Vec<Tensor>,
 }
 
-impl Chain {
-    fn new(sampler: &SamplerInstance, seed: u64) -> Self {
-        let batch = Batch::new(0..8, 10, Kind::Double, seed);
+impl<'a> Chains<'a> {
+    fn new(sampler: &'a SamplerInstance, threat: ThreatModel, seed: u64) -> Self {
+        let problem = Problem { kind: Kind::Double, threat, ..Problem::new(seed) };
+        let batch = problem.batch(0..POINTS);
         let state = (0..sampler.declaration().state_tensors).map(|_| batch.images.zeros_like()).collect();
-        Self { particles: batch.images.copy(), state, batch }
+        Self {
+            sampler,
+            problem,
+            victim: batch.victim,
+            particles: batch.images.copy(),
+            natural: batch.images,
+            labels: batch.labels,
+            state,
+        }
     }
 
-    fn step(&mut self, sampler: &SamplerInstance, loss: &Tensor, gradient: &Tensor) -> Result<Next, Outcome> {
-        let _guard = tch::no_grad_guard();
-        let step = Step {
-            natural: &self.batch.images,
-            labels: &self.batch.labels,
-            particles: &self.particles,
-            loss,
-            gradient,
-            state: &self.state,
-            points: &self.batch.points,
-            particles_per_point: 1,
-            number: 0,
-            of: 1,
-            threat: THREAT,
-            random: Random::new(&self.batch.random),
-        };
-        sampler.step(&step, &self.batch.random).map_err(|_| Outcome::blocked_by("tensors-result"))
-    }
-
-    /// Steps up the loss; the mean loss after each.
-    fn climb(&mut self, sampler: &SamplerInstance, steps: usize) -> Result<Vec<f64>, Outcome> {
-        let victim = LinearVictim::new(10, Kind::Double);
-        let mut losses = Vec::new();
-        for _ in 0..=steps {
-            let (loss, gradient) = victim
-                .loss_and_gradient(&self.particles, &self.batch.labels)
-                .map_err(|_| Outcome::blocked_by("tensors-shape"))?;
-            losses.push(loss.mean(Kind::Double).double_value(&[]));
-            let next = self.step(sampler, &loss, &gradient)?;
-            if next.particles.size() != self.batch.images.size() {
-                return Err(Outcome::blocked_by("tensors-shape"));
-            }
-            if next.state.len() != self.state.len() {
-                return Err(Outcome::blocked_by("sampler-state"));
-            }
-            self.particles = match sampler.declaration().projection {
-                Projection::Host => THREAT.project(&next.particles, &self.batch.images),
+    /// A visit to some points: their chains take STEPS steps and go back into the store. `visit`
+    /// decides the random numbers.
+    fn visit(&mut self, points: &[i64], visit: u64) -> Result<(), Outcome> {
+        let rows = Tensor::from_slice(points);
+        let select = |tensor: &Tensor| tensor.index_select(0, &rows);
+        let (natural, labels) = (select(&self.natural), select(&self.labels));
+        let (mut particles, mut state) =
+            (select(&self.particles), self.state.iter().map(select).collect::<Vec<_>>());
+        let judges = self.sampler.declaration().judges_last_proposal;
+        for number in 0..STEPS + usize::from(judges) {
+            let (loss, gradient) = self.victim.loss_and_gradient(&particles, &labels).map_err(no_result)?;
+            let random = Numbers::new(mix(self.problem.seed ^ mix(visit << 16 | number as u64)), points);
+            let finishing = number == STEPS;
+            let step = Step {
+                natural: &natural,
+                labels: &labels,
+                particles: &particles,
+                loss: &loss,
+                gradient: &if finishing { gradient.zeros_like() } else { gradient },
+                state: &state,
+                points,
+                particles_per_point: 1,
+                number,
+                of: STEPS,
+                threat: self.problem.threat,
+                random: Random::new(&random),
+            };
+            let next = take(self.sampler, &step, &random, finishing)?;
+            particles = match self.sampler.declaration().projection {
+                Projection::Host => self.problem.threat.project(&next.particles, &natural),
                 Projection::Sampler => next.particles,
             };
-            self.state = next.state;
+            state = next.state;
         }
-        Ok(losses)
+        let _guard = tch::no_grad_guard();
+        let stores =
+            std::iter::once((&mut self.particles, particles)).chain(self.state.iter_mut().zip(state));
+        for (store, rows_of_it) in stores {
+            let _ = store.index_copy_(0, &rows, &rows_of_it);
+        }
+        Ok(())
     }
+
+    /// Visits all points at once.
+    fn visit_all(&mut self, visit: u64) -> Result<(), Outcome> {
+        self.visit(&(0..POINTS).collect::<Vec<_>>(), visit)
+    }
+
+    fn mean_loss(&self) -> Result<f64, Outcome> {
+        let (loss, _) = self.victim.loss_and_gradient(&self.particles, &self.labels).map_err(no_result)?;
+        Ok(loss.mean(Kind::Double).double_value(&[]))
+    }
+
+    fn outside(&self) -> i64 {
+        let inside = self.problem.threat.contains(&self.particles, &self.natural);
+        inside.logical_not().sum(Kind::Int64).int64_value(&[])
+    }
+}
+
+/// A step, or the judgement of the last proposal; demands what is declared of the state.
+fn take(sampler: &SamplerInstance, step: &Step, random: &Numbers, finishing: bool) -> Result<Next, Outcome> {
+    let call = || if finishing { sampler.finish(step, random) } else { sampler.step(step, random) };
+    let next = guarded(call).map_err(no_result)?;
+    let shapes: Vec<_> = next.state.iter().map(Tensor::size).collect();
+    let expected = vec![step.particles.size(); sampler.declaration().state_tensors];
+    if shapes != expected {
+        let method = if finishing { "finish" } else { "step" };
+        return Err(Outcome::failed(
+            format!("state of shapes {expected:?}"),
+            format!("{shapes:?} from {method}"),
+        ));
+    }
+    Ok(next)
 }
 
 fn state(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
-    let mut chain = Chain::new(&sampler, seed);
-    let loss = chain.batch.labels.to_kind(Kind::Double);
-    let gradient = chain.batch.images.shallow_clone();
-    let next = chain.step(&sampler, &loss, &gradient)?;
-    let shapes: Vec<_> = next.state.iter().map(Tensor::size).collect();
-    let expected = vec![chain.batch.images.size(); sampler.declaration().state_tensors];
-    Ok(Outcome::demand(shapes == expected, format!("state of shapes {expected:?}"), format!("{shapes:?}")))
+    Chains::new(&sampler, THREATS[0], seed).visit_all(0).map(|()| Outcome::Passed)
 }
 
 fn zero_gradient(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
-    let mut chain = Chain::new(&sampler, seed);
-    let (loss, gradient) = (chain.batch.labels.to_kind(Kind::Double), chain.batch.images.zeros_like());
-    let next = chain.step(&sampler, &loss, &gradient)?;
-    let finite = next.particles.isfinite().all().int64_value(&[]) == 1;
-    Ok(Outcome::demand(finite, "finite particles at zero gradient", "NaN or infinite ones"))
+    for threat in THREATS {
+        let mut chains = Chains::new(&sampler, threat, seed);
+        // No weights, no gradient.
+        chains.victim.weights = chains.victim.weights.zeros_like().set_requires_grad(true);
+        chains.visit_all(0)?;
+        if chains.particles.isfinite().all().int64_value(&[]) != 1 {
+            let norm = threat.norm;
+            return Ok(Outcome::failed(
+                "finite particles at zero gradient",
+                format!("NaN or infinite ones ({norm:?})"),
+            ));
+        }
+    }
+    Ok(Outcome::Passed)
 }
+
+/// Visits of a chain that is to climb.
+const VISITS: u64 = 12;
 
 fn ascent(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
-    let losses = Chain::new(&sampler, seed).climb(&sampler, 50)?;
-    let (before, after) = (
-        losses[0],
-        losses[losses.len() / 2..].iter().sum::<f64>() / (losses.len() - losses.len() / 2) as f64,
-    );
+    if sampler.declaration().ascends == Some(false) {
+        return Err(Outcome::Skipped("it declares that it does not ascend".to_owned()));
+    }
+    let mut chains = Chains::new(&sampler, THREATS[0], seed);
+    let before = chains.mean_loss()?;
+    let mut after = 0.0;
+    for visit in 0..VISITS {
+        chains.visit_all(visit)?;
+        // A chain that samples goes up and down: the second half is averaged.
+        after += if visit < VISITS / 2 { 0.0 } else { chains.mean_loss()? / (VISITS / 2) as f64 };
+    }
     if after > before {
         return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Warning(format!(
-        "the mean loss went from {before:.4} to {after:.4} over 50 steps of a convex problem"
-    )))
+    let steps = VISITS * STEPS as u64;
+    let got = format!("{after:.4} after {steps} steps");
+    // One built for contract 1.0 could not declare anything.
+    Ok(match sampler.declaration().ascends {
+        None => Outcome::Warning(format!("the mean loss went from {before:.4} to {got}")),
+        Some(_) => Outcome::failed(format!("a mean loss above {before:.4}, where the chains began"), got),
+    })
 }
 
 fn projection(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
     if sampler.declaration().projection == Projection::Host {
-        return Ok(Outcome::Skipped("the host projects for this sampler".to_owned()));
+        return Err(Outcome::Skipped("the host projects for this sampler".to_owned()));
     }
-    let mut chain = Chain::new(&sampler, seed);
-    for step in 0..20 {
-        chain.climb(&sampler, 0)?;
-        let outside = THREAT.contains(&chain.particles, &chain.batch.images).logical_not().sum(Kind::Int64);
-        if outside.int64_value(&[]) > 0 {
-            return Ok(Outcome::failed(
-                "particles inside ball and domain",
-                format!("some outside at step {step}"),
-            ));
+    for threat in THREATS {
+        let mut chains = Chains::new(&sampler, threat, seed);
+        for visit in 0..5 {
+            chains.visit_all(visit)?;
+            if chains.outside() > 0 {
+                return Ok(Outcome::failed(
+                    "particles inside ball and domain",
+                    format!(
+                        "{} of {POINTS} outside after {} steps, {threat:?}",
+                        chains.outside(),
+                        (visit + 1) * STEPS as u64
+                    ),
+                ));
+            }
         }
     }
     Ok(Outcome::Passed)
+}
+
+/// Minibatches of three visits, by point: other neighbours, sizes and orders each time.
+const MINIBATCHES: [&[&[i64]]; 3] =
+    [&[&[0, 1, 2, 3], &[4, 5, 6, 7]], &[&[6, 0, 3, 5], &[2, 7, 1, 4]], &[&[7], &[1, 0, 6, 2, 5], &[4, 3]]];
+
+fn shuffled(plugin: &Plugin, seed: u64) -> Verdict {
+    let sampler = made(plugin)?;
+    let mut together = Chains::new(&sampler, THREATS[0], seed);
+    let other = made(plugin)?;
+    let mut apart = Chains::new(&other, THREATS[0], seed);
+    for (visit, minibatches) in MINIBATCHES.iter().enumerate() {
+        together.visit_all(visit as u64)?;
+        for points in *minibatches {
+            apart.visit(points, visit as u64)?;
+        }
+    }
+    let ends = |chains: Chains| std::iter::once(chains.particles).chain(chains.state).collect::<Vec<_>>();
+    demand_same(
+        &ends(together),
+        &ends(apart),
+        1e-9,
+        "the same particles and state however the points are shuffled among minibatches",
+    )
 }

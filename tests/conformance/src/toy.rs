@@ -2,46 +2,141 @@
 
 use crate::{Outcome, Plugin};
 use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
-use plugin_api::losses::cross_entropy;
+use plugin_api::losses::{correct, cross_entropy};
 use plugin_api::tch::{self, Device, Kind, Tensor};
-use plugin_api::{Distribution, Norm, Random, RandomSource, Result, Step, ThreatModel, VictimCalls};
+use plugin_api::{Distribution, Error, Norm, Random, RandomSource, Result, Step, ThreatModel, VictimCalls};
+use std::cell::Cell;
 
-/// Images of 1x12x12 pixels: large enough for convolutions, small enough to be fast.
+/// Images of 12x12 pixels: large enough for convolutions, small enough to be fast.
 pub const SIDE: i64 = 12;
 
 pub const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.1, domain: (0.0, 1.0) };
 
-/// A batch of examples whose every row depends on its point alone.
+/// The threat models that plugins are tried in: both norms, the usual domain and another one.
+pub const THREATS: [ThreatModel; 4] = [
+    THREAT,
+    ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) },
+    ThreatModel { norm: Norm::Linf, epsilon: 0.2, domain: (-1.0, 1.0) },
+    ThreatModel { norm: Norm::L2, epsilon: 1.0, domain: (-1.0, 1.0) },
+];
+
+/// What examples and a victim are made for.
+#[derive(Clone, Copy)]
+pub struct Problem {
+    pub channels: i64,
+    pub classes: i64,
+    pub kind: Kind,
+    pub threat: ThreatModel,
+    pub seed: u64,
+}
+
+impl Problem {
+    /// Grey images of 10 classes in f32.
+    pub fn new(seed: u64) -> Self {
+        Self { channels: 1, classes: 10, kind: Kind::Float, threat: THREAT, seed }
+    }
+
+    /// Examples whose every row depends on its point alone.
+    pub fn batch(self, points: impl IntoIterator<Item = i64>) -> Batch {
+        let points: Vec<i64> = points.into_iter().collect();
+        let Self { channels, classes, kind, threat, seed } = self;
+        let like = Tensor::zeros([points.len() as i64, channels, SIDE, SIDE], (kind, Device::Cpu));
+        let uniform = |seed| Numbers::new(seed, &points).numbers(Distribution::Uniform, &like);
+        let (low, high) = threat.domain;
+        let images = uniform(seed ^ 0x5eed) * (high - low) + low;
+        let aside = (uniform(seed ^ 0xa51de) - 0.5) * threat.epsilon;
+        let labels: Vec<i64> = points.iter().map(|point| point % classes).collect();
+        Batch {
+            particles: threat.project(&(&images + aside), &images),
+            images,
+            labels: Tensor::from_slice(&labels),
+            random: Numbers::new(seed, &points),
+            victim: LinearVictim::new(self),
+            problem: self,
+            points,
+        }
+    }
+}
+
+/// A batch of examples, a victim and random numbers.
 pub struct Batch {
+    pub problem: Problem,
     pub images: Tensor,
+    pub particles: Tensor,
     pub labels: Tensor,
     pub points: Vec<i64>,
-    pub classes: i64,
     pub random: Numbers,
     pub victim: LinearVictim,
 }
 
 impl Batch {
-    pub fn new(points: impl IntoIterator<Item = i64>, classes: i64, kind: Kind, seed: u64) -> Self {
-        let points: Vec<i64> = points.into_iter().collect();
-        let shape = [points.len() as i64, 1, SIDE, SIDE];
-        let like = Tensor::zeros(shape, (kind, Device::Cpu));
-        let images = Numbers::new(seed ^ 0x5eed, &points).numbers(Distribution::Uniform, &like);
-        let labels: Vec<i64> = points.iter().map(|point| point % classes).collect();
-        Self {
-            images,
-            labels: Tensor::from_slice(&labels),
-            random: Numbers::new(seed, &points),
-            victim: LinearVictim::new(classes, kind),
-            points,
-            classes,
+    /// The same on another device.
+    pub fn to_device(mut self, device: Device) -> Self {
+        for tensor in [&mut self.images, &mut self.particles, &mut self.labels] {
+            *tensor = tensor.to_device(device);
         }
+        self.victim.weights = self.victim.weights.detach().to_device(device).set_requires_grad(true);
+        self
     }
 
-    /// Images with the same values that lie otherwise in memory.
-    pub fn with_strides(mut self) -> Self {
-        self.images = self.images.transpose(2, 3).contiguous().transpose(2, 3);
+    /// The same examples, their labels as the victim classifies them.
+    pub fn classified(mut self) -> Result<Self> {
+        self.labels = self.victim.logits(&self.images)?.argmax(1, false);
+        Ok(self)
+    }
+
+    /// What an instance is given.
+    pub fn inputs(&self, instance: &Instance) -> Result<Inputs> {
+        let (loss, gradient, state) = match instance {
+            Instance::Sampler(sampler) => {
+                let (loss, gradient) = self.victim.loss_and_gradient(&self.particles, &self.labels)?;
+                let state = (0..sampler.declaration().state_tensors).map(|_| self.images.zeros_like());
+                (loss, gradient, state.collect())
+            }
+            _ => (self.images.zeros_like(), self.images.zeros_like(), Vec::new()),
+        };
+        Ok(Inputs {
+            natural: self.images.shallow_clone(),
+            particles: self.particles.shallow_clone(),
+            labels: self.labels.shallow_clone(),
+            loss,
+            gradient,
+            state,
+        })
+    }
+}
+
+/// Tensors that an instance is given; models look at `natural` alone, attacks at labels too.
+pub struct Inputs {
+    pub natural: Tensor,
+    pub particles: Tensor,
+    pub labels: Tensor,
+    pub loss: Tensor,
+    pub gradient: Tensor,
+    pub state: Vec<Tensor>,
+}
+
+impl Inputs {
+    /// The same with every tensor that is shaped like images changed.
+    pub fn with_images(mut self, change: impl Fn(&Tensor) -> Tensor) -> Self {
+        let images = [&mut self.natural, &mut self.particles, &mut self.gradient];
+        for tensor in images.into_iter().chain(&mut self.state) {
+            *tensor = change(tensor);
+        }
         self
+    }
+
+    /// All tensors with their names.
+    pub fn named(&self) -> Vec<(&'static str, &Tensor)> {
+        let Self { natural, particles, labels, loss, gradient, state } = self;
+        let named = [
+            ("natural", natural),
+            ("particles", particles),
+            ("labels", labels),
+            ("loss", loss),
+            ("gradient", gradient),
+        ];
+        named.into_iter().chain(state.iter().map(|state| ("state", state))).collect()
     }
 }
 
@@ -49,12 +144,19 @@ impl Batch {
 pub struct Numbers {
     seed: u64,
     points: Vec<i64>,
-    draws: std::cell::Cell<u64>,
+    draws: Cell<u64>,
+    /// Whether every draw is refused.
+    pub refuses: bool,
 }
 
 impl Numbers {
     pub fn new(seed: u64, points: &[i64]) -> Self {
-        Self { seed, points: points.to_vec(), draws: std::cell::Cell::new(0) }
+        Self { seed, points: points.to_vec(), draws: Cell::new(0), refuses: false }
+    }
+
+    /// How many draws there were.
+    pub fn draws(&self) -> u64 {
+        self.draws.get()
     }
 
     fn numbers(&self, distribution: Distribution, like: &Tensor) -> Tensor {
@@ -78,21 +180,26 @@ impl Numbers {
                 });
             }
         }
-        Tensor::from_slice(&values).reshape(like.size()).to_kind(like.kind())
+        Tensor::from_slice(&values).reshape(like.size()).to_kind(like.kind()).to_device(like.device())
     }
 }
 
 impl RandomSource for Numbers {
     fn draw(&self, distribution: Distribution, like: &Tensor) -> Result<Tensor> {
         match like.size().first() {
-            Some(rows) if *rows as usize == self.points.len() => Ok(self.numbers(distribution, like)),
-            _ => Err(plugin_api::Error::new("random numbers come in one row for each example")),
+            Some(rows) if *rows as usize == self.points.len() && !self.refuses => {
+                Ok(self.numbers(distribution, like))
+            }
+            _ => {
+                self.draws.set(self.draws.get() + 1);
+                Err(Error::new("random numbers come in one row for each example"))
+            }
         }
     }
 }
 
 /// The finaliser of splitmix64.
-fn mix(value: u64) -> u64 {
+pub fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -102,18 +209,54 @@ fn mix(value: u64) -> u64 {
 /// A linear classifier, whose cross-entropy is convex in the image.
 pub struct LinearVictim {
     pub weights: Tensor,
+    middle: f64,
+    /// Whether every call is refused.
+    pub refuses: bool,
+    calls: Cell<u64>,
+    forward_passes: Cell<u64>,
+    trace: Cell<f64>,
 }
 
 impl LinearVictim {
-    pub fn new(classes: i64, kind: Kind) -> Self {
-        let like = Tensor::zeros([classes, SIDE * SIDE], (kind, Device::Cpu));
+    pub fn new(problem: Problem) -> Self {
+        let Problem { channels, classes, kind, threat, .. } = problem;
+        let like = Tensor::zeros([classes, channels * SIDE * SIDE], (kind, Device::Cpu));
         let rows: Vec<i64> = (0..classes).collect();
         let weights = Numbers::new(7, &rows).numbers(Distribution::Normal, &like) * 0.3;
-        Self { weights: weights.set_requires_grad(true) }
+        Self {
+            weights: weights.set_requires_grad(true),
+            middle: (threat.domain.0 + threat.domain.1) / 2.0,
+            refuses: false,
+            calls: Cell::new(0),
+            forward_passes: Cell::new(0),
+            trace: Cell::new(0.0),
+        }
+    }
+
+    /// How many calls there were, refused ones included.
+    pub fn calls(&self) -> u64 {
+        self.calls.get()
+    }
+
+    /// Forward passes of single images so far.
+    pub fn forward_passes(&self) -> u64 {
+        self.forward_passes.get()
+    }
+
+    /// A number that tells one sequence of queries from another.
+    pub fn trace(&self) -> f64 {
+        self.trace.get()
     }
 
     fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        Ok((images - 0.5).f_flatten(1, -1)?.f_matmul(&self.weights.tr())?)
+        self.calls.set(self.calls.get() + 1);
+        if self.refuses {
+            return Err(Error::new("this victim refuses to answer"));
+        }
+        let logits = (images - self.middle).f_flatten(1, -1)?.f_matmul(&self.weights.tr())?;
+        self.forward_passes.set(self.forward_passes.get() + images.size()[0] as u64);
+        self.trace.set(0.9 * self.trace.get() + logits.detach().sum(Kind::Double).double_value(&[]));
+        Ok(logits)
     }
 
     /// Loss of each example and its gradient towards the images.
@@ -125,14 +268,15 @@ impl LinearVictim {
     }
 
     pub fn accuracy(&self, images: &Tensor, labels: &Tensor) -> Result<f64> {
-        let correct = plugin_api::losses::correct(&self.logits(images)?, labels);
+        let correct = correct(&self.logits(images)?, labels);
         Ok(correct.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]))
     }
 }
 
 impl VictimCalls for LinearVictim {
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        tch::no_grad(|| self.forward(images))
+        let _guard = tch::no_grad_guard();
+        self.forward(images)
     }
 
     fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -142,10 +286,22 @@ impl VictimCalls for LinearVictim {
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
-        let total = tch::with_grad(|| loss.sum(loss.kind()));
+        let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
         let gradients = Tensor::f_run_backward(&[total], &[leaf], true, false)?;
-        gradients.into_iter().next().ok_or_else(|| plugin_api::Error::new("no gradient"))
+        gradients.into_iter().next().ok_or_else(|| Error::new("no gradient"))
     }
+}
+
+/// A call into a plugin as the host makes it: without gradient tracking; grad mode and thread
+/// count are put back.
+pub fn guarded<T>(call: impl FnOnce() -> T) -> T {
+    let threads = tch::get_num_threads();
+    let _guard = tch::no_grad_guard();
+    let result = call();
+    if tch::get_num_threads() != threads {
+        tch::set_num_threads(threads);
+    }
+    result
 }
 
 /// A plugin's instance, with whatever it has to do on a batch.
@@ -158,15 +314,21 @@ pub enum Instance {
 impl Instance {
     /// Made with default options, for batches like this one.
     pub fn new(plugin: &Plugin, batch: &Batch) -> std::result::Result<Self, Outcome> {
-        Self::with_options(plugin, "{}", batch).map_err(|_| Outcome::blocked_by("options-defaults"))
+        let made = Self::with_options(plugin, "{}", batch);
+        made.map_err(|error| Outcome::failed("an instance with default options", error))
     }
 
     pub fn with_options(plugin: &Plugin, options: &str, batch: &Batch) -> Result<Self> {
+        Self::drawn(plugin, options, batch, 1)
+    }
+
+    /// The same with initial weights drawn from another seed.
+    pub fn drawn(plugin: &Plugin, options: &str, batch: &Batch, seed: i64) -> Result<Self> {
         Ok(match plugin {
             Plugin::Model(model) => {
-                tch::manual_seed(1);
+                tch::manual_seed(seed);
                 let none = batch.images.narrow(0, 0, 0);
-                Self::Model(tch::with_grad(|| model.create(options, &none, batch.classes))?)
+                Self::Model(tch::with_grad(|| model.create(options, &none, batch.problem.classes))?)
             }
             Plugin::Sampler(sampler) => Self::Sampler(sampler.create(options)?),
             Plugin::Attack(attack) => Self::Attack(attack.create(options)?),
@@ -175,38 +337,41 @@ impl Instance {
 
     /// Logits of a model, the next particles and state of a sampler, candidates of an attack.
     pub fn act(&self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let _guard = tch::no_grad_guard();
-        self.act_unguarded(batch)
+        self.act_on(batch, &batch.inputs(self)?)
     }
 
-    /// The same, without restoring the grad mode that the plugin leaves behind.
-    pub fn act_unguarded(&self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let Batch { images, labels, points, classes, random, victim } = batch;
+    /// The same on other inputs than the batch's own.
+    pub fn act_on(&self, batch: &Batch, inputs: &Inputs) -> Result<Vec<Tensor>> {
+        guarded(|| self.act_unguarded(batch, inputs))
+    }
+
+    /// The same with whatever the plugin leaves behind.
+    pub fn act_unguarded(&self, batch: &Batch, inputs: &Inputs) -> Result<Vec<Tensor>> {
+        let Batch { problem, points, random, victim, .. } = batch;
+        let Inputs { natural, particles, labels, loss, gradient, state } = inputs;
         Ok(match self {
-            Self::Model(model) => vec![model.forward(images, false)?],
+            Self::Model(model) => vec![model.forward(natural, false)?],
             Self::Sampler(sampler) => {
-                let (loss, gradient) = victim.loss_and_gradient(images, labels)?;
-                let state: Vec<_> =
-                    (0..sampler.declaration().state_tensors).map(|_| images.zeros_like()).collect();
                 let step = Step {
-                    natural: images,
+                    natural,
                     labels,
-                    particles: images,
-                    loss: &loss,
-                    gradient: &gradient,
-                    state: &state,
+                    particles,
+                    loss,
+                    gradient,
+                    state,
                     points,
                     particles_per_point: 1,
                     number: 0,
                     of: 1,
-                    threat: THREAT,
+                    threat: problem.threat,
                     random: Random::new(random),
                 };
                 let next = sampler.step(&step, random)?;
                 std::iter::once(next.particles).chain(next.state).collect()
             }
             Self::Attack(attack) => {
-                vec![attack.run((images, labels), points, *classes, THREAT, victim, random)?]
+                let threat = supported(attack, problem.threat)?;
+                vec![attack.run((natural, labels), points, problem.classes, threat, victim, random)?]
             }
         })
     }
@@ -214,8 +379,15 @@ impl Instance {
     /// The shape that `act` must return.
     pub fn shape(&self, batch: &Batch) -> Vec<i64> {
         match self {
-            Self::Model(_) => vec![batch.points.len() as i64, batch.classes],
+            Self::Model(_) => vec![batch.points.len() as i64, batch.problem.classes],
             _ => batch.images.size(),
         }
     }
+}
+
+/// The threat model if the attack knows it, else one in the other norm.
+fn supported(attack: &AttackInstance, threat: ThreatModel) -> Result<ThreatModel> {
+    let others = THREATS.into_iter().filter(|other| other.domain == threat.domain);
+    let mut known = std::iter::once(threat).chain(others).filter(|threat| attack.supports(threat).is_ok());
+    known.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
 }

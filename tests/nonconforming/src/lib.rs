@@ -1,11 +1,12 @@
 //! Plugins that each break one rule that `host conform` knows.
 
+use plugin_api::abi::{self, SamplerTableRef};
 use plugin_api::losses::cross_entropy;
-use plugin_api::tch::nn::{self, Module};
-use plugin_api::tch::{Kind, Tensor};
+use plugin_api::tch::nn::{self, Module, ModuleT};
+use plugin_api::tch::{self, Kind, Tensor};
 use plugin_api::{
     Attack, Error, Model, Next, NoOptions, Result, Sampler, Step, Target, Task, export_attack, export_model,
-    export_sampler,
+    export_plugin, export_sampler,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,10 +40,108 @@ macro_rules! sampler {
     };
 }
 
+/// An attack without options that runs the function given.
+macro_rules! attack {
+    ($name:literal, $attack:ident, $run:expr) => {
+        export_attack!($name, $attack);
+
+        struct $attack;
+
+        impl Attack for $attack {
+            type Options = NoOptions;
+
+            fn new(_: NoOptions) -> Result<Self> {
+                Ok(Self)
+            }
+
+            fn run(&self, target: &Target) -> Result<Tensor> {
+                let run: fn(&Target) -> Result<Tensor> = $run;
+                run(target)
+            }
+        }
+    };
+}
+
+/// A model without options, of one linear layer, whose forward is the function given.
+macro_rules! model {
+    ($name:literal, $model:ident, $forward:expr) => {
+        export_model!($name, $model);
+
+        struct $model {
+            layer: nn::Linear,
+        }
+
+        impl Model for $model {
+            type Options = NoOptions;
+
+            fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+                let pixels = task.channels * task.height * task.width;
+                Ok(Self { layer: nn::linear(path / "layer", pixels, task.classes, Default::default()) })
+            }
+
+            fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+                let forward: fn(&nn::Linear, &Tensor) -> Tensor = $forward;
+                Ok(forward(&self.layer, images))
+            }
+        }
+    };
+}
+
 /// What most of them do when they behave: a step up the loss.
 fn ascend(step: &Step) -> Result<Tensor> {
     Ok(step.particles + step.threat.steepest_ascent(step.gradient) * 0.05)
 }
+
+// ----------------------------------------------------------------------------------- loading
+
+/// What the whole library does while it is loaded, by an environment variable: nothing unless
+/// it is set.
+extern "C" fn at_load() {
+    match std::env::var("NONCONFORMING_AT_LOAD").as_deref() {
+        Ok("prints") => println!("welcome"),
+        Ok("aborts") => std::process::abort(),
+        Ok("never-ends") => sleep_for_ever(),
+        _ => {}
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+fn sleep_for_ever() -> ! {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+// Two of one name: no user could say which.
+sampler!("twins", FirstTwin, ascend);
+sampler!("twins", SecondTwin, ascend);
+
+export_plugin!("sampler", "two-faced", abi::SAMPLERS, SamplerTableRef, two_faced);
+
+/// Another plugin when the library is asked again.
+fn two_faced() -> SamplerTableRef {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    match ASKED.fetch_add(1, Ordering::Relaxed) {
+        0 => abi::sampler_table::<FirstTwin>(),
+        _ => abi::sampler_table::<Descends>(),
+    }
+}
+
+sampler!("quarrels", Quarrels, |step| {
+    // Whoever comes first takes what belongs to the whole process.
+    static MINE: AtomicUsize = AtomicUsize::new(0);
+    const NAME: &str = "NONCONFORMING_OWNER";
+    let me = (&raw const MINE).addr().to_string();
+    if std::env::var(NAME).is_err() {
+        // SAFETY: no other thread of this process reads or writes its environment.
+        unsafe { std::env::set_var(NAME, &me) };
+    }
+    let mine = std::env::var(NAME).is_ok_and(|owner| owner == me);
+    Ok(ascend(step)? * if mine { 1.0 } else { 0.5 })
+});
 
 // ----------------------------------------------------------------------------------- options
 
@@ -98,6 +197,16 @@ sampler!("ignores-strides", IgnoresStrides, |step| {
     Ok(step.particles + (gradient - 0.5) * 0.1 + ascend(step)? * 0.0)
 });
 
+sampler!("takes-colours-apart", TakesColoursApart, |step| {
+    // As if the values of each channel were neighbours.
+    let (channels, size) = (step.particles.size()[1], step.particles.size());
+    let raw = match step.particles.stride()[1] {
+        1 if channels > 1 => step.particles.permute([0, 2, 3, 1]).contiguous().reshape(size),
+        _ => step.particles.shallow_clone(),
+    };
+    Ok(ascend(step)? + raw * 0.1)
+});
+
 sampler!("squeezes", Squeezes, |step| Ok(ascend(step)?.squeeze_dim(0)));
 
 sampler!("needs-somebody", NeedsSomebody, |step| {
@@ -112,6 +221,11 @@ sampler!("single-precision", SinglePrecision, |step| Ok(ascend(step)?.to_kind(Ki
 sampler!("counts-calls", CountsCalls, |step| {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     Ok(ascend(step)? + CALLS.fetch_add(1, Ordering::Relaxed) as f64 * 1e-3)
+});
+
+sampler!("wastes-draws", WastesDraws, |step| {
+    let _ = step.random.normal(step.particles)?;
+    ascend(step)
 });
 
 sampler!(
@@ -138,6 +252,17 @@ sampler!("normalises-batches", NormalisesBatches, |step| {
 
 // ----------------------------------------------------------------------------------- hygiene
 
+sampler!("switches-cudnn-off", SwitchesCudnnOff, |step| {
+    tch::Cuda::set_user_enabled_cudnn(false);
+    ascend(step)
+});
+
+model!("leaves-no-grad", LeavesNoGrad, |layer, images| {
+    let logits = layer.forward(&images.flatten(1, -1));
+    std::mem::forget(tch::no_grad_guard());
+    logits
+});
+
 sampler!("leaves-files", LeavesFiles, |step| {
     std::mem::forget(std::fs::File::open("/dev/null"));
     ascend(step)
@@ -148,7 +273,94 @@ sampler!("leaks-memory", LeaksMemory, |step| {
     ascend(step)
 });
 
+// ------------------------------------------------------------------------------------ errors
+
+sampler!("aborts-on-rank", AbortsOnRank, |step| {
+    if step.particles.defined() && step.particles.dim() != 4 {
+        std::process::abort();
+    }
+    ascend(step)
+});
+
+sampler!("aborts-on-dtype", AbortsOnDtype, |step| {
+    if !step.particles.defined() || !step.particles.is_floating_point() {
+        std::process::abort();
+    }
+    ascend(step)
+});
+
+sampler!("goes-on-regardless", GoesOnRegardless, |step| {
+    let noise = step.random.normal(step.particles).unwrap_or_else(|_| step.particles.zeros_like());
+    Ok(ascend(step)? + noise * 0.01)
+});
+
+attack!("believes-the-worst", BelievesTheWorst, |target| {
+    // A victim that fails is taken for one that cannot be fooled.
+    let _ = target.victim.logits(target.natural);
+    Ok(target.natural.copy())
+});
+
+sampler!("leaves-files-at-errors", LeavesFilesAtErrors, |step| {
+    let file = std::fs::File::open("/dev/null").map_err(Error::new)?;
+    let moved = step.particles.f_add(&step.threat.steepest_ascent(step.gradient).f_mul_scalar(0.05)?);
+    if moved.is_err() {
+        std::mem::forget(file);
+    }
+    Ok(moved?)
+});
+
+export_sampler!("tidies-badly", TidiesBadly);
+
+/// Once it has failed, it cannot be dropped.
+struct TidiesBadly {
+    failed: Cell<bool>,
+}
+
+impl Sampler for TidiesBadly {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self { failed: Cell::new(false) })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        let moved = step.particles.f_add(&step.threat.steepest_ascent(step.gradient).f_mul_scalar(0.05)?);
+        self.failed.set(self.failed.get() || moved.is_err());
+        Ok(moved?.into())
+    }
+}
+
+impl Drop for TidiesBadly {
+    fn drop(&mut self) {
+        if self.failed.get() {
+            std::process::abort();
+        }
+    }
+}
+
 // --------------------------------------------------------------------------------- lifecycle
+
+export_model!("keeps-a-secret", KeepsASecret);
+
+/// Draws a temperature at random, and lists it nowhere.
+struct KeepsASecret {
+    layer: nn::Linear,
+    temperature: Tensor,
+}
+
+impl Model for KeepsASecret {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        let temperature = Tensor::rand([], (Kind::Float, path.device())) + 0.5;
+        Ok(Self { layer: nn::linear(path / "layer", pixels, task.classes, Default::default()), temperature })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        Ok(self.layer.forward(&images.flatten(1, -1)) / &self.temperature)
+    }
+}
 
 export_sampler!("homesick", Homesick);
 
@@ -190,11 +402,7 @@ sampler!(
 
 sampler!("aborts", Aborts, |_| std::process::abort());
 
-sampler!("never-ends", NeverEnds, |_| {
-    loop {
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
-});
+sampler!("never-ends", NeverEnds, |_| sleep_for_ever());
 
 sampler!("talks", Talks, |step| {
     for _ in 0..2_000 {
@@ -235,29 +443,51 @@ sampler!("descends", Descends, |step| {
     Ok(step.particles - step.threat.steepest_ascent(step.gradient) * 0.05)
 });
 
-// ----------------------------------------------------------------------------------- attacks
+export_sampler!("wanders", Wanders);
 
-/// An attack without options that runs the function given.
-macro_rules! attack {
-    ($name:literal, $attack:ident, $run:expr) => {
-        export_attack!($name, $attack);
+/// Good: explores for its own sake, and says so.
+struct Wanders;
 
-        struct $attack;
+impl Sampler for Wanders {
+    type Options = NoOptions;
 
-        impl Attack for $attack {
-            type Options = NoOptions;
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
 
-            fn new(_: NoOptions) -> Result<Self> {
-                Ok(Self)
-            }
+    fn ascends(&self) -> bool {
+        false
+    }
 
-            fn run(&self, target: &Target) -> Result<Tensor> {
-                let run: fn(&Target) -> Result<Tensor> = $run;
-                run(target)
-            }
-        }
-    };
+    fn step(&self, step: &Step) -> Result<Next> {
+        Ok((step.natural + step.random.normal(step.natural)? * 0.01).into())
+    }
 }
+
+export_sampler!("remembers-by-itself", RemembersByItself);
+
+/// Keeps its velocity in a field, where it belongs to a place in the batch and not to a point.
+struct RemembersByItself {
+    velocity: Cell<Option<Tensor>>,
+}
+
+impl Sampler for RemembersByItself {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self { velocity: Cell::new(None) })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        let before = self.velocity.take().filter(|velocity| velocity.size() == step.gradient.size());
+        let velocity = before.unwrap_or_else(|| step.gradient.zeros_like()) * 0.9 + step.gradient;
+        let particles = step.particles + step.threat.steepest_ascent(&velocity) * 0.02;
+        self.velocity.set(Some(velocity));
+        Ok(particles.into())
+    }
+}
+
+// ----------------------------------------------------------------------------------- attacks
 
 attack!("helps", Helps, |target| {
     let mut images = target.natural.copy();
@@ -285,32 +515,38 @@ attack!("ten-classes-only", TenClassesOnly, |target| {
     Ok(target.natural.copy())
 });
 
-// ------------------------------------------------------------------------------------ models
+export_attack!("overdraws", Overdraws);
 
-/// A model without options, of one linear layer, whose forward is the function given.
-macro_rules! model {
-    ($name:literal, $model:ident, $forward:expr) => {
-        export_model!($name, $model);
+/// Promises one query and makes two.
+struct Overdraws;
 
-        struct $model {
-            layer: nn::Linear,
+impl Attack for Overdraws {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn query_budget(&self) -> Option<u64> {
+        Some(1)
+    }
+
+    fn run(&self, target: &Target) -> Result<Tensor> {
+        for _ in 0..2 {
+            let _ = target.victim.logits(target.natural)?;
         }
-
-        impl Model for $model {
-            type Options = NoOptions;
-
-            fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
-                let pixels = task.channels * task.height * task.width;
-                Ok(Self { layer: nn::linear(path / "layer", pixels, task.classes, Default::default()) })
-            }
-
-            fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
-                let forward: fn(&nn::Linear, &Tensor) -> Tensor = $forward;
-                Ok(forward(&self.layer, images))
-            }
-        }
-    };
+        Ok(target.natural.copy())
+    }
 }
+
+attack!("knows-one-domain", KnowsOneDomain, |target| {
+    let evaluation = target.victim.forward(target.natural)?;
+    let (_, gradient) = evaluation.gradient(|logits| cross_entropy(logits, target.labels))?;
+    let ahead = target.natural + target.threat.steepest_ascent(&gradient) * target.threat.epsilon;
+    Ok(ahead.clamp(0.0, 1.0))
+});
+
+// ------------------------------------------------------------------------------------ models
 
 model!("probabilities", Probabilities, |layer, images| {
     layer.forward(&images.flatten(1, -1)).softmax(1, images.kind())
@@ -328,6 +564,96 @@ model!("takes-anything", TakesAnything, |layer, images| {
     let mean = images.flatten(1, -1).mean_dim([1i64].as_slice(), true, images.kind());
     layer.forward(&mean.expand([-1, layer.ws.size()[1]], false))
 });
+
+export_model!("drops-unsaid", DropsUnsaid);
+
+/// Has dropout, and does not say so.
+struct DropsUnsaid {
+    layer: nn::Linear,
+}
+
+impl Model for DropsUnsaid {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        Ok(Self { layer: nn::linear(path / "layer", pixels, task.classes, Default::default()) })
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.layer.forward(&images.flatten(1, -1).dropout(0.25, train)))
+    }
+}
+
+/// A small network with batch normalisation.
+struct Normalised {
+    convolution: nn::Conv2D,
+    normalisation: nn::BatchNorm,
+    output: nn::Linear,
+}
+
+impl Normalised {
+    fn new(task: Task, path: &nn::Path) -> Self {
+        let config = nn::ConvConfig { padding: 1, ..Default::default() };
+        Self {
+            convolution: nn::conv2d(path / "convolution", task.channels, 4, 3, config),
+            normalisation: nn::batch_norm2d(path / "normalisation", 4, Default::default()),
+            output: nn::linear(
+                path / "output",
+                4 * task.height * task.width,
+                task.classes,
+                Default::default(),
+            ),
+        }
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Tensor {
+        let features = self.normalisation.forward_t(&self.convolution.forward(images), train).relu();
+        self.output.forward(&features.flatten(1, -1))
+    }
+}
+
+export_model!("batch-norm", BatchNorm);
+
+/// Good: training differs from evaluation, as it says.
+struct BatchNorm(Normalised);
+
+impl Model for BatchNorm {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        Ok(Self(Normalised::new(task, path)))
+    }
+
+    fn train_differs(&self) -> bool {
+        true
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.0.forward(images, train))
+    }
+}
+
+export_model!("always-trains", AlwaysTrains);
+
+/// Takes the statistics of the batch in evaluation too.
+struct AlwaysTrains(Normalised);
+
+impl Model for AlwaysTrains {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        Ok(Self(Normalised::new(task, path)))
+    }
+
+    fn train_differs(&self) -> bool {
+        true
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        Ok(self.0.forward(images, true))
+    }
+}
 
 export_model!("hides-parameters", HidesParameters);
 

@@ -1,0 +1,59 @@
+//! The door to the checks that an author's own `cargo test` goes through.
+
+use crate::{Check, Library, Outcome, Outcomes, Plugin, Run, all};
+use libtest_mimic::{Arguments, Trial};
+use plugin_api::{abi, tch};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A plugin that is linked into this program: there is no library to load.
+struct Linked(Plugin);
+
+impl Library for Linked {
+    fn plugin(&self) -> Result<&Plugin, String> {
+        Ok(&self.0)
+    }
+}
+
+/// Judges every plugin that is linked into this program, each check as a test of its own.
+/// Called by [`conformance_tests!`](crate::conformance_tests).
+pub fn judge_linked() -> ! {
+    let mut arguments = Arguments::from_args();
+    // Checks look at the whole process: its memory, threads and open files.
+    arguments.test_threads = Some(1);
+    tch::set_num_threads(1);
+    let abi::Plugins { models, samplers, attacks } = abi::linked();
+    let models = models.into_iter().map(|model| ("model", model.name.clone(), Plugin::Model(model)));
+    let samplers =
+        samplers.into_iter().map(|sampler| ("sampler", sampler.name.clone(), Plugin::Sampler(sampler)));
+    let attacks = attacks.into_iter().map(|attack| ("attack", attack.name.clone(), Plugin::Attack(attack)));
+    let trials =
+        models.chain(samplers).chain(attacks).flat_map(|(kind, name, plugin)| trials(kind, &name, plugin));
+    libtest_mimic::run(&arguments, trials.collect()).exit()
+}
+
+fn trials(kind: &str, name: &str, plugin: Plugin) -> Vec<Trial> {
+    let linked = Linked(plugin);
+    // What needs a process that has not loaded the plugin yet is left to `host conform`.
+    let judge = move |check: &'static Check| match check.run {
+        Run::Plugin(_) => Ok::<_, String>(check.judge(&linked, 1)),
+        Run::Library(_) => Ok(Outcome::Skipped("only `host conform` loads libraries".to_owned())),
+    };
+    let outcomes = Arc::new(Mutex::new(Outcomes::new(judge)));
+    let trial = |check: &'static Check| {
+        let outcomes = Arc::clone(&outcomes);
+        let trial = Trial::test(format!("{name} {}", check.name), move || {
+            match outcomes.lock().unwrap_or_else(PoisonError::into_inner).of(check)? {
+                Outcome::Failed { expected, got } => {
+                    Err(format!("{}\nexpected  {expected}\ngot       {got}", check.sentence).into())
+                }
+                Outcome::Blocked(by) => Err(format!("not judged: {by} comes first").into()),
+                _ => Ok(()),
+            }
+        });
+        match check.run {
+            Run::Plugin(_) => trial,
+            Run::Library(_) => trial.with_kind("only `host conform` loads").with_ignored_flag(true),
+        }
+    };
+    all().filter(|check| check.applies_to(kind)).map(trial).collect()
+}

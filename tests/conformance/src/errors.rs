@@ -1,0 +1,144 @@
+//! Checks of what becomes of mistakes: errors with a message, and nothing worse.
+
+use crate::hygiene::held;
+use crate::tensors::{act, no_result};
+use crate::toy::{Batch, Inputs, Instance, Problem};
+use crate::{Check, Outcome, Plugin, Verdict, about_to};
+use plugin_api::tch::{Kind, Tensor};
+
+pub const CHECKS: [Check; 5] = [
+    Check::new("errors-shape", "inputs of a wrong shape give an error, and the next call works", shape)
+        .after(&["determinism-repeats"]),
+    Check::new("errors-rank", "inputs of a wrong rank give an error, and the next call works", rank)
+        .after(&["determinism-repeats"]),
+    Check::new("errors-dtype", "inputs of a wrong dtype do not crash, and the next call works", dtype)
+        .after(&["determinism-repeats"]),
+    Check::new("errors-passed-on", "an error of the host's comes back as an error", passed_on)
+        .of(&["sampler", "attack"]),
+    Check::new("errors-drop", "an instance that failed can be used and dropped", dropped)
+        .after(&["hygiene-leftovers"]),
+];
+
+/// What can be wrong with inputs: a name, and how to make them so.
+type Mistake = (&'static str, fn(Inputs) -> Inputs);
+
+/// Images of which no model or linear victim can make sense.
+pub fn misshapen(inputs: Inputs) -> Inputs {
+    inputs.with_images(|images| images.narrow(3, 0, 3).contiguous())
+}
+
+/// All images in one row: nothing tells one from the next.
+fn flattened(inputs: Inputs) -> Inputs {
+    inputs.with_images(|images| images.flatten(0, -1))
+}
+
+const SHAPES: [Mistake; 4] = [
+    ("images of 12x3 instead of 12x12", misshapen),
+    ("images without pixels", |inputs| inputs.with_images(|images| images.narrow(3, 0, 0))),
+    ("a gradient of other images", |inputs| Inputs {
+        gradient: inputs.gradient.narrow(3, 0, 3).contiguous(),
+        ..inputs
+    }),
+    ("too few labels", |inputs| Inputs { labels: inputs.labels.narrow(0, 0, 2), ..inputs }),
+];
+
+const RANKS: [Mistake; 3] = [
+    ("images in one row", flattened),
+    ("a single number for images", |inputs| inputs.with_images(|images| images.mean(images.kind()))),
+    ("labels in two dimensions", |inputs| Inputs { labels: inputs.labels.unsqueeze(1), ..inputs }),
+];
+
+const DTYPES: [Mistake; 4] = [
+    ("images of whole numbers", |inputs| inputs.with_images(|images| images.to_kind(Kind::Int64))),
+    ("labels of fractions", |inputs| Inputs { labels: inputs.labels.to_kind(Kind::Float) + 0.5, ..inputs }),
+    ("labels of no class", |inputs| Inputs { labels: inputs.labels + 1000, ..inputs }),
+    ("undefined images", |inputs| inputs.with_images(|_| Tensor::new())),
+];
+
+fn batch(seed: u64) -> Batch {
+    Problem::new(seed).batch(0..4)
+}
+
+/// Makes each mistake with a fresh instance; after it, another instance must do what it did
+/// before. `refused` says of which mistakes no result can come of a model.
+fn after_mistakes(
+    plugin: &Plugin,
+    seed: u64,
+    mistakes: &[Mistake],
+    refused: impl Fn(&str) -> bool,
+) -> Verdict {
+    let good = || act(&Instance::new(plugin, &batch(seed))?, &batch(seed));
+    let before = good()?;
+    for (mistake, make) in mistakes {
+        let batch = batch(seed);
+        let instance = Instance::new(plugin, &batch)?;
+        let inputs = batch.inputs(&instance).map_err(no_result)?;
+        about_to(&format!("hand over {mistake}"));
+        let outcome = instance.act_on(&batch, &make(inputs));
+        if let (Plugin::Model(_), Ok(_), true) = (plugin, outcome, refused(mistake)) {
+            return Ok(Outcome::failed(format!("an error for {mistake}"), "logits"));
+        }
+        if good()? != before {
+            return Ok(Outcome::failed(format!("the same results after {mistake}"), "other results"));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+fn shape(plugin: &Plugin, seed: u64) -> Verdict {
+    after_mistakes(plugin, seed, &SHAPES, |mistake| mistake.starts_with("images"))
+}
+
+fn rank(plugin: &Plugin, seed: u64) -> Verdict {
+    after_mistakes(plugin, seed, &RANKS, |mistake| mistake == "images in one row")
+}
+
+fn dtype(plugin: &Plugin, seed: u64) -> Verdict {
+    // A model may well convert whole numbers.
+    after_mistakes(plugin, seed, &DTYPES, |mistake| mistake == "undefined images")
+}
+
+fn passed_on(plugin: &Plugin, seed: u64) -> Verdict {
+    let asked = |batch: &Batch| batch.random.draws() + batch.victim.calls();
+    let helpful = batch(seed);
+    let instance = Instance::new(plugin, &helpful)?;
+    let inputs = helpful.inputs(&instance).map_err(no_result)?;
+    let mut unhelpful = batch(seed);
+    (unhelpful.random.refuses, unhelpful.victim.refuses) = (true, true);
+    let outcome = instance.act_on(&unhelpful, &inputs);
+    match (asked(&unhelpful), outcome) {
+        (0, _) => Err(Outcome::Skipped("it asks the host for nothing".to_owned())),
+        (_, Err(_)) => Ok(Outcome::Passed),
+        (_, Ok(_)) => Ok(Outcome::failed(
+            "an error where the host refuses random numbers or the victim's answer",
+            "a result, as if nothing had happened",
+        )),
+    }
+}
+
+/// Instances that fail and are dropped.
+const FAILURES: usize = 20;
+
+fn dropped(plugin: &Plugin, seed: u64) -> Verdict {
+    let fail = || {
+        let batch = batch(seed);
+        let instance = Instance::new(plugin, &batch)?;
+        for (mistake, make) in SHAPES.iter().chain(&RANKS) {
+            about_to(&format!("drop an instance that was handed {mistake}"));
+            let inputs = batch.inputs(&instance).map_err(no_result)?;
+            let _ = instance.act_on(&batch, &make(inputs));
+        }
+        Ok(())
+    };
+    fail()?;
+    let before = held();
+    for _ in 0..FAILURES {
+        fail()?;
+    }
+    let after = held();
+    Ok(Outcome::demand(
+        after == before,
+        format!("{before:?}"),
+        format!("{after:?} after {FAILURES} failures"),
+    ))
+}

@@ -1,0 +1,177 @@
+//! Checks of what a call leaves behind.
+
+use crate::errors::misshapen;
+use crate::tensors::{act, no_result, results};
+use crate::toy::{Instance, Problem};
+use crate::{Check, Outcome, Plugin, Verdict};
+use plugin_api::tch::{self, Cuda, Device, Kind, Tensor};
+use std::fs;
+use std::sync::OnceLock;
+
+pub const CHECKS: [Check; 5] = [
+    Check::new("hygiene-grad-mode", "gradient tracking is as it was", grad_mode),
+    Check::new("hygiene-precision", "arithmetic is as precise as it was", precision),
+    Check::new("hygiene-threads", "libtorch's thread count is as it was", threads),
+    Check::new("hygiene-leftovers", "no open file and no thread is left behind", leftovers),
+    Check::new("hygiene-memory", "memory stays flat over many calls", memory),
+];
+
+/// What the process looks like after a call that works and after one that fails; nothing is
+/// put back before each look.
+fn after_calls<T>(
+    plugin: &Plugin,
+    seed: u64,
+    look: impl Fn() -> T,
+) -> Result<[(&'static str, T); 2], Outcome> {
+    let batch = Problem::new(seed).batch(0..4);
+    let instance = Instance::new(plugin, &batch)?;
+    let inputs = || batch.inputs(&instance).map_err(no_result);
+    let (good, bad) = (inputs()?, misshapen(inputs()?));
+    let threads = tch::get_num_threads();
+    let after = |inputs| {
+        let _ = instance.act_unguarded(&batch, inputs);
+        let seen = look();
+        tch::set_num_threads(threads);
+        seen
+    };
+    Ok([("a call", after(&good)), ("an error", after(&bad))])
+}
+
+/// Whether gradients are tracked now.
+fn tracking() -> bool {
+    (Tensor::from(1.0).set_requires_grad(true) * 2.0).requires_grad()
+}
+
+fn grad_mode(plugin: &Plugin, seed: u64) -> Verdict {
+    for before in [false, true] {
+        let look = || after_calls(plugin, seed, tracking);
+        let after = if before { tch::with_grad(look) } else { tch::no_grad(look) }?;
+        if let Some((call, after)) = after.into_iter().find(|(_, after)| *after != before) {
+            return Ok(Outcome::failed(
+                format!("gradient tracking {} as before", on_or_off(before)),
+                format!("{} after {call}", on_or_off(after)),
+            ));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// What can be seen of how libtorch calculates, by name.
+type Arithmetic = [(&'static str, String); 4];
+
+fn arithmetic() -> Arithmetic {
+    let values = Tensor::arange(64 * 64, (Kind::Float, Device::Cpu)).reshape([64, 64]).sin();
+    let product = values.matmul(&values);
+    let tiny = Tensor::from_slice(&[f32::MIN_POSITIVE]) * 0.5;
+    let quotient = Tensor::from_slice(&[1i64]).true_divide(&Tensor::from_slice(&[3i64]));
+    [
+        ("default dtype", format!("{:?}", quotient.kind())),
+        (
+            "matrix product in f32",
+            format!("{:?} {:e}", product.kind(), product.sum(Kind::Double).double_value(&[])),
+        ),
+        (
+            "smallest numbers",
+            if tiny.double_value(&[0]) > 0.0 { "kept" } else { "flushed to zero" }.to_owned(),
+        ),
+        ("cuDNN", on_or_off(Cuda::user_enabled_cudnn()).to_owned()),
+    ]
+}
+
+/// How libtorch calculated before this process called any plugin.
+static BEFORE: OnceLock<Arithmetic> = OnceLock::new();
+
+/// Looks at what plugins may change, before any of them can.
+pub fn before_all_calls() -> &'static Arithmetic {
+    BEFORE.get_or_init(arithmetic)
+}
+
+fn precision(plugin: &Plugin, seed: u64) -> Verdict {
+    let before = before_all_calls();
+    for (call, after) in after_calls(plugin, seed, arithmetic)? {
+        for ((what, before), (_, after)) in before.iter().zip(after) {
+            if *before != after {
+                return Ok(Outcome::failed(
+                    format!("{what}: {before}, as before"),
+                    format!("{after} after {call}"),
+                ));
+            }
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+fn threads(plugin: &Plugin, seed: u64) -> Verdict {
+    let before = tch::get_num_threads();
+    let changed =
+        after_calls(plugin, seed, tch::get_num_threads)?.into_iter().find(|(_, after)| *after != before);
+    Ok(changed.map_or(Outcome::Passed, |(call, after)| {
+        Outcome::failed(format!("{before} threads"), format!("{after} after {call}"))
+    }))
+}
+
+/// Open files and threads of this process.
+pub fn held() -> [(&'static str, usize); 2] {
+    let count = |folder: &str| fs::read_dir(folder).map(Iterator::count).unwrap_or_default();
+    [("open files", count("/proc/self/fd")), ("threads", count("/proc/self/task"))]
+}
+
+fn leftovers(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = || Problem::new(seed).batch(0..4);
+    // The first call may start libtorch's own threads.
+    results(plugin, &batch())?;
+    let before = held();
+    results(plugin, &batch())?;
+    let after = held();
+    Ok(Outcome::demand(after == before, format!("{before:?}"), format!("{after:?}")))
+}
+
+/// Pages come and go: less than this is no leak, but several times this is what one result a
+/// call comes to.
+const RESIDENT_SLACK: u64 = 8 << 20;
+
+/// Bytes in use are exact; libtorch's own caches grow by less than this.
+const HEAP_SLACK: u64 = 128 << 10;
+
+fn memory(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Problem::new(seed).batch(0..64);
+    let instance = Instance::new(plugin, &batch)?;
+    // An attack's call is many passes.
+    let calls = if matches!(plugin, Plugin::Attack(_)) { 40 } else { 1000 };
+    for _ in 0..calls / 4 {
+        act(&instance, &batch)?;
+    }
+    let (resident, heap) = (resident_bytes(), heap_bytes());
+    for _ in 0..calls {
+        act(&instance, &batch)?;
+    }
+    let grown = [
+        ("resident", resident_bytes().saturating_sub(resident), RESIDENT_SLACK),
+        ("allocated", heap_bytes().saturating_sub(heap), HEAP_SLACK),
+    ];
+    let leak = grown.into_iter().find(|(_, grown, slack)| grown > slack);
+    Ok(leak.map_or(Outcome::Passed, |(what, grown, slack)| {
+        Outcome::failed(
+            format!("less than {slack} more bytes {what} after {calls} calls"),
+            format!("{grown} more"),
+        )
+    }))
+}
+
+fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kilobytes| kilobytes.parse::<u64>().ok()).unwrap_or_default()
+        * 1024
+}
+
+/// Bytes that the process has allocated and not freed.
+fn heap_bytes() -> u64 {
+    // SAFETY: mallinfo2 only reads the allocator's counters.
+    let counters = unsafe { libc::mallinfo2() };
+    (counters.uordblks + counters.hblkhd) as u64
+}

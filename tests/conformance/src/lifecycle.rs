@@ -1,0 +1,97 @@
+//! Checks of instances as they come and go, and of what outlives them.
+
+use crate::tensors::{act, no_result, results};
+use crate::toy::{Instance, Problem};
+use crate::{Check, Outcome, Plugin, Verdict};
+use plugin_api::abi::ModelInstance;
+use plugin_api::tch::{self, Tensor};
+
+pub const CHECKS: [Check; 3] = [
+    Check::new("lifecycle-threads", "made on one thread, it works on another", threads),
+    Check::new("lifecycle-many", "a thousand instances come and go", many).after(&["options-defaults"]),
+    Check::new(
+        "lifecycle-state",
+        "a model is its parameters and buffers: written back, they give the same logits",
+        whole_state,
+    )
+    .of(&["model"])
+    .after(&["determinism-repeats"]),
+];
+
+fn threads(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = move || Problem::new(seed).batch(0..4);
+    let instance = Instance::new(plugin, &batch())?;
+    results(plugin, &batch())?;
+    let other = std::thread::spawn(move || instance.act(&batch()).map(drop));
+    match other.join() {
+        Ok(Ok(())) => Ok(Outcome::Passed),
+        Ok(Err(error)) => Ok(Outcome::failed("a result on another thread", error)),
+        Err(_) => Ok(Outcome::failed("a result on another thread", "a panic")),
+    }
+}
+
+fn many(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Problem::new(seed).batch(0..1);
+    for number in 1..=1000 {
+        if let Err(error) = Instance::with_options(plugin, "{}", &batch) {
+            return Ok(Outcome::failed(
+                "1000 instances, one after the other",
+                format!("number {number}: {error}"),
+            ));
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A model's parameters and buffers by name; the tensors are its own.
+pub fn named(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
+    model.parameters().map_err(|error| Outcome::failed("parameters and buffers", error))
+}
+
+/// Copies of a model's parameters and buffers by name.
+pub fn state(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
+    Ok(named(model)?.into_iter().map(|(name, tensor)| (name, tensor.detach().copy())).collect())
+}
+
+/// Overwrites a model's parameters and buffers, as the host does when it loads weights.
+pub fn write_state(model: &ModelInstance, saved: &[(String, Tensor)]) -> Result<(), Outcome> {
+    let _guard = tch::no_grad_guard();
+    for ((name, tensor), (saved_name, saved)) in named(model)?.into_iter().zip(saved) {
+        if name != *saved_name {
+            return Err(Outcome::failed(format!("the parameter `{saved_name}`"), format!("`{name}`")));
+        }
+        tensor.shallow_clone().copy_(saved);
+    }
+    Ok(())
+}
+
+fn whole_state(plugin: &Plugin, seed: u64) -> Verdict {
+    let batch = Problem::new(seed).batch(0..4);
+    let instance = Instance::new(plugin, &batch)?;
+    let Instance::Model(model) = &instance else { return Err(Outcome::Skipped("not a model".to_owned())) };
+    let (logits, saved) = (act(&instance, &batch)?, state(model)?);
+    let other = |tensor: &Tensor| if tensor.is_floating_point() { 0.5 - tensor } else { tensor.copy() };
+    let perturbed: Vec<_> = saved.iter().map(|(name, tensor)| (name.clone(), other(tensor))).collect();
+    write_state(model, &perturbed)?;
+    act(&instance, &batch)?;
+    write_state(model, &saved)?;
+    if state(model)? != saved {
+        return Ok(Outcome::failed("the parameters that were written", "others"));
+    }
+    if act(&instance, &batch)? != logits {
+        return Ok(Outcome::failed(
+            "the same logits, to the bit, once the parameters are written back",
+            "others",
+        ));
+    }
+    // What a resumed run does: another instance, with other initial weights, is given these.
+    let fresh = Instance::drawn(plugin, "{}", &batch, 2).map_err(no_result)?;
+    if let Instance::Model(fresh) = &fresh {
+        write_state(fresh, &saved)?;
+    }
+    Ok(Outcome::demand(
+        act(&fresh, &batch)? == logits,
+        "the same logits, to the bit, from another instance with the same parameters",
+        "others: something that was drawn at random is no parameter or buffer",
+    ))
+}
