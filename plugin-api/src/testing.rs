@@ -217,9 +217,17 @@ pub fn one_step<S: Sampler>(
 /// If it failed or led elsewhere.
 #[track_caller]
 pub fn assert_particles(step: Result<Next>, expected: &[f64]) {
-    let particles = step.expect("a step").particles.flatten(0, -1).to_kind(tch::Kind::Double);
-    let got: Vec<f64> = Vec::try_from(particles).expect("numbers");
-    let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-12);
+    assert_close(&step.expect("a step").particles, expected);
+}
+
+/// Demands these values, in order, up to rounding in f64 (1e-11).
+///
+/// # Panics
+/// If they differ, in number too.
+#[track_caller]
+pub fn assert_close(tensor: &Tensor, expected: &[f64]) {
+    let got: Vec<f64> = Vec::try_from(tensor.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers");
+    let close = got.iter().zip(expected).all(|(got, expected)| (got - expected).abs() < 1e-11);
     assert!(close && got.len() == expected.len(), "got {got:?}, expected {expected:?}");
 }
 

@@ -1,9 +1,20 @@
-//! Auto-PGD (Croce and Hein 2020) on the cross-entropy within an linf ball: PGD with momentum
-//! whose step size halves, point by point, when the loss stops rising.
+//! Auto-PGD: PGD with momentum whose step size halves, point by point, when the loss stops
+//! rising (Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble
+//! of diverse parameter-free attacks", section 3), on the cross-entropy, the difference of
+//! logits ratio (DLR), or the targeted DLR of each likely class in turn (section 4).
+//! AutoAttack's apgd-ce is the default, its apgd-t `loss=dlr-targeted`.
 
-use plugin_api::losses::{correct, cross_entropy};
-use plugin_api::tch::{Kind, Tensor};
-use plugin_api::{Attack, Error, Norm, Result, Target, ThreatModel, export_attack};
+mod ball;
+mod checkpoints;
+mod iterate;
+mod loss;
+
+use iterate::{Search, climb};
+pub use loss::Loss;
+use loss::Objective;
+use plugin_api::losses::correct;
+use plugin_api::tch::Tensor;
+use plugin_api::{Attack, Error, Result, Target, Task, export_attack};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,22 +28,34 @@ pub struct Apgd {
 /// What can be set.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Number of iterations.
+    /// What is maximised.
+    pub loss: Loss,
+    /// Number of iterations of a run.
     #[schemars(range(min = 1))]
     pub steps: usize,
+    /// Number of runs, each from a random start of its own; with dlr-targeted, for each target
+    /// class.
+    #[schemars(range(min = 1))]
+    pub restarts: usize,
+    /// For dlr-targeted: how many classes are tried as target, in the order of their logits at
+    /// the natural example; all but the true one where there are fewer.
+    #[schemars(range(min = 1))]
+    pub target_classes: usize,
+    /// Number of passes over which a gradient is averaged; for models that are randomised.
+    #[schemars(range(min = 1))]
+    pub gradient_averages: usize,
+    /// A step size halves at a checkpoint if the loss rose in at most this share of the
+    /// iterations since the last one.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub rho: f64,
 }
 
 impl Default for Options {
+    /// AutoAttack's apgd-ce.
     fn default() -> Self {
-        Self { steps: 100 }
+        Self { loss: Loss::Ce, steps: 100, restarts: 1, target_classes: 9, gradient_averages: 1, rho: 0.75 }
     }
 }
-
-/// Share of a window's iterations in which the loss must rise for the step size to stay.
-const RHO: f64 = 0.75;
-
-/// Weight of the new step against the momentum.
-const MOMENTUM_WEIGHT: f64 = 0.75;
 
 impl Attack for Apgd {
     type Options = Options;
@@ -41,131 +64,67 @@ impl Attack for Apgd {
         Ok(Self { options })
     }
 
-    fn supports(&self, threat: &ThreatModel) -> Result<()> {
-        match threat.norm {
-            Norm::Linf => Ok(()),
-            Norm::L2 => Err(Error::new("this attack knows the linf ball only; the threat model is l2")),
+    fn supports_task(&self, task: &Task) -> Result<()> {
+        let (name, needed) = (self.options.loss.name(), self.options.loss.least_classes());
+        if task.classes >= needed {
+            return Ok(());
         }
+        Err(Error::new(format!(
+            "loss={name} needs at least {needed} classes, got a task with {}: use loss=ce, which works with 2",
+            task.classes
+        )))
     }
 
-    /// The latest misclassified iterate of each point; its start where there is none.
+    fn query_budget(&self) -> Option<u64> {
+        let Options { steps, restarts, target_classes, gradient_averages, .. } = self.options;
+        // Where a run ends no gradient is needed, and one pass is enough for the verdict.
+        let run = steps.saturating_mul(gradient_averages).saturating_add(1);
+        let queries = match self.options.loss {
+            Loss::Ce | Loss::Dlr => restarts.saturating_mul(run),
+            // One more at the natural example, to choose the targets.
+            Loss::DlrTargeted => {
+                target_classes.saturating_mul(restarts).saturating_mul(run).saturating_add(1)
+            }
+        };
+        Some(queries as u64)
+    }
+
+    /// The first misclassified iterate of each point; where there is none, the iterate of
+    /// highest loss over all runs (values of the targeted DLR for different targets are
+    /// comparable: each is a scaled margin, positive where the target wins).
+    ///
+    /// The reference runs to the end and keeps the latest misclassified iterate; the verdict
+    /// is the same, since nothing takes it back.
     fn run(&self, target: &Target) -> Result<Tensor> {
-        let (natural, threat) = (target.natural, target.threat);
-        let mut current = random_start(target)?;
-        let mut previous = current.shallow_clone();
-        let mut answer = current.shallow_clone();
-        let (mut loss, mut gradient) = self.evaluate(target, &current, &mut answer)?;
-
-        let (mut best, mut best_loss, mut best_gradient) =
-            (current.shallow_clone(), loss.shallow_clone(), gradient.shallow_clone());
-        let mut step_size = (loss.zeros_like() + 2.0 * threat.epsilon).reshape([-1, 1, 1, 1]);
-        let mut windows = Windows::new(self.options.steps, &loss);
-        // The oldest comparison of the first window is against zero, as in the reference.
-        let mut loss_before = loss.zeros_like();
-
-        for iteration in 0..self.options.steps {
-            let weight = if iteration == 0 { 1.0 } else { MOMENTUM_WEIGHT };
-            let ahead = threat.project(&(&current + &step_size * gradient.sign()), natural);
-            let moved = &current + (ahead - &current) * weight + (&current - &previous) * (1.0 - weight);
-            previous = current;
-            current = threat.project(&moved, natural);
-
-            if iteration + 1 == self.options.steps {
-                // Nothing would use the last gradient.
-                let logits = target.victim.logits(&current)?;
-                answer = keep_fooled(&correct(&logits, target.labels), &current, &answer);
-                break;
+        let mut search = Search::new(target.natural);
+        for objective in self.objectives(target, &mut search)? {
+            for _ in 0..self.options.restarts {
+                if search.standing.numel() > 0 {
+                    climb(&self.options, target, &objective, &mut search)?;
+                }
             }
-            (loss, gradient) = self.evaluate(target, &current, &mut answer)?;
-
-            let better = loss.greater_tensor(&best_loss);
-            best = choose(&better, &current, &best);
-            best_gradient = choose(&better, &gradient, &best_gradient);
-            best_loss = loss.maximum(&best_loss);
-
-            if let Some(halve) = windows.after_iteration(&loss.greater_tensor(&loss_before), &best_loss) {
-                let pixels = halve.reshape([-1, 1, 1, 1]);
-                step_size = (&step_size * 0.5).where_self(&pixels, &step_size);
-                current = choose(&halve, &best, &current);
-                gradient = choose(&halve, &best_gradient, &gradient);
-            }
-            loss_before = loss;
         }
-        Ok(answer)
+        Ok(search.candidates)
     }
 }
 
 impl Apgd {
-    /// Loss (`[N]`) and its gradient at `images`, where misclassified ones become the answer.
-    fn evaluate(&self, target: &Target, images: &Tensor, answer: &mut Tensor) -> Result<(Tensor, Tensor)> {
-        let evaluation = target.victim.forward(images)?;
-        *answer = keep_fooled(&correct(&evaluation.logits(), target.labels), images, answer);
-        evaluation.gradient(|logits| cross_entropy(logits, target.labels))
-    }
-}
-
-/// A uniform direction stretched until it touches the ball's surface.
-fn random_start(target: &Target) -> Result<Tensor> {
-    let direction = target.random.uniform(target.natural)? * 2.0 - 1.0;
-    let largest = direction.abs().flatten(1, -1).amax([1], false).reshape([-1, 1, 1, 1]);
-    let start = target.natural + direction / largest * target.threat.epsilon;
-    Ok(target.threat.project(&start, target.natural))
-}
-
-/// `new` in the rows chosen (`[N]`, bool), `old` in the others.
-fn choose(rows: &Tensor, new: &Tensor, old: &Tensor) -> Tensor {
-    new.where_self(&rows.reshape([-1, 1, 1, 1]), old)
-}
-
-fn keep_fooled(correct: &Tensor, images: &Tensor, answer: &Tensor) -> Tensor {
-    choose(&correct.logical_not(), images, answer)
-}
-
-/// The checkpoints at which step sizes may halve, and what is counted between them.
-struct Windows {
-    window: usize,
-    shortest: usize,
-    shrink: usize,
-    iterations: usize,
-    /// In how many iterations of this window the loss rose, `[N]`.
-    rises: Tensor,
-    halved_last_time: Tensor,
-    best_last_time: Tensor,
-}
-
-impl Windows {
-    /// Windows of 22 % of the steps at first, each 3 % shorter than the last, down to 6 %.
-    fn new(steps: usize, start_loss: &Tensor) -> Self {
-        let share = |percent: usize| (percent * steps / 100).max(1);
-        Self {
-            window: share(22),
-            shortest: share(6),
-            shrink: share(3),
-            iterations: 0,
-            rises: start_loss.zeros_like(),
-            halved_last_time: start_loss.ones_like().to_kind(Kind::Bool),
-            best_last_time: start_loss.shallow_clone(),
+    /// What is maximised, in turn. Choosing targets takes a pass at the natural examples; those
+    /// that are misclassified fall there.
+    fn objectives(&self, target: &Target, search: &mut Search) -> Result<Vec<Objective>> {
+        match self.options.loss {
+            Loss::Ce => Ok(vec![Objective::CrossEntropy]),
+            Loss::Dlr => Ok(vec![Objective::Dlr]),
+            Loss::DlrTargeted => {
+                let logits = target.victim.logits(target.natural)?;
+                search.standing = correct(&logits, target.labels).nonzero().squeeze_dim(1);
+                // The largest logit of those that stand is the true class's.
+                let (_, ascending) = logits.sort(1, false);
+                let targets = (self.options.target_classes as i64).min(target.classes - 1);
+                let target_of_rank = |rank: i64| Objective::TargetedDlr(ascending.select(1, -1 - rank));
+                Ok((1..=targets).map(target_of_rank).collect())
+            }
         }
-    }
-
-    /// Counts an iteration; at a checkpoint, says which points halve their step size (`[N]`,
-    /// bool): those whose loss rose too seldom, and those that found nothing better since a
-    /// checkpoint at which they kept it.
-    fn after_iteration(&mut self, rose: &Tensor, best_loss: &Tensor) -> Option<Tensor> {
-        self.rises += rose.to_kind(self.rises.kind());
-        self.iterations += 1;
-        if self.iterations < self.window {
-            return None;
-        }
-        let too_seldom = self.rises.le(RHO * self.window as f64);
-        let no_better = self.best_last_time.greater_equal_tensor(best_loss);
-        let halve = too_seldom.logical_or(&no_better.logical_and(&self.halved_last_time.logical_not()));
-        self.halved_last_time = halve.shallow_clone();
-        self.best_last_time = best_loss.shallow_clone();
-        self.rises = self.rises.zeros_like();
-        self.iterations = 0;
-        self.window = self.window.saturating_sub(self.shrink).max(self.shortest);
-        Some(halve)
     }
 }
 
@@ -173,33 +132,38 @@ impl Windows {
 mod tests {
     use super::*;
 
-    #[test]
-    fn checkpoints_of_a_hundred_steps_are_the_references() {
-        let loss = Tensor::from_slice(&[0.0]);
-        let mut windows = Windows::new(100, &loss);
-        let rose = Tensor::from_slice(&[true]);
-        let checkpoints: Vec<_> =
-            (1..=100).filter(|_| windows.after_iteration(&rose, &loss).is_some()).collect();
-        assert_eq!(checkpoints, [22, 41, 57, 70, 80, 87, 93, 99]);
+    fn attack(options: Options) -> Apgd {
+        Apgd::new(options).expect("an attack")
     }
 
     #[test]
-    fn a_point_halves_when_it_rises_too_seldom_or_finds_nothing_better() {
-        let halves = |windows: &mut Windows, rises: [bool; 2], best: f64| {
-            let outcomes = rises.map(|rose| {
-                windows.after_iteration(&Tensor::from_slice(&[rose]), &Tensor::from_slice(&[best]))
-            });
-            outcomes[1].as_ref().map(|halve| bool::try_from(halve.get(0)).expect("a bool"))
+    fn a_loss_that_compares_more_classes_than_there_are_is_refused() {
+        let refusal = |loss, classes| {
+            let attack = attack(Options { loss, ..Options::default() });
+            let task = Task { channels: 1, height: 4, width: 4, classes };
+            attack.supports_task(&task).err().map(|error| error.to_string())
         };
-        // Windows of 2 (10 steps: 22 %), so 1.5 rises are asked for.
-        let mut windows = Windows { shrink: 0, ..Windows::new(10, &Tensor::from_slice(&[1.0])) };
-        // At the first checkpoint an unchanged best loss counts for nothing.
-        assert_eq!(halves(&mut windows, [true, true], 1.0), Some(false));
-        // Kept last time and no better since.
-        assert_eq!(halves(&mut windows, [true, true], 1.0), Some(true));
-        // Halved last time, so an unchanged best loss is forgiven once.
-        assert_eq!(halves(&mut windows, [true, true], 1.0), Some(false));
-        // Better, but one rise in two iterations is too seldom.
-        assert_eq!(halves(&mut windows, [true, false], 2.0), Some(true));
+        assert_eq!(
+            [(Loss::Ce, 2), (Loss::Dlr, 3), (Loss::DlrTargeted, 4)].map(|(l, n)| refusal(l, n)),
+            [None, None, None]
+        );
+        assert_eq!(
+            refusal(Loss::Dlr, 2).expect("refused"),
+            "loss=dlr needs at least 3 classes, got a task with 2: use loss=ce, which works with 2"
+        );
+        assert_eq!(
+            refusal(Loss::DlrTargeted, 3).expect("refused"),
+            "loss=dlr-targeted needs at least 4 classes, got a task with 3: use loss=ce, which works with 2"
+        );
+    }
+
+    #[test]
+    fn the_budget_is_the_number_of_passes_of_a_point_that_never_falls() {
+        let budget = |options: Options| attack(options).query_budget().expect("a budget");
+        assert_eq!(budget(Options::default()), 101);
+        // AutoAttack's apgd-t, and its apgd-dlr of the version for randomised models.
+        assert_eq!(budget(Options { loss: Loss::DlrTargeted, ..Options::default() }), 1 + 9 * 101);
+        assert_eq!(budget(Options { loss: Loss::Dlr, gradient_averages: 20, ..Options::default() }), 2001);
+        assert_eq!(budget(Options { steps: usize::MAX, restarts: 2, ..Options::default() }), u64::MAX);
     }
 }

@@ -1,0 +1,269 @@
+//! Replays the reference's runs, recorded by tests/parity/record_apgd.py: the same network and
+//! the same random starts must lead through the same iterates to the same verdicts.
+
+use apgd::{Apgd, Loss, Options};
+use plugin_api::losses::{correct, cross_entropy, margin};
+use plugin_api::tch::{self, Kind, Tensor};
+use plugin_api::testing::{ReplayedNumbers, SmallNet, read_tensors};
+use plugin_api::{Attack, Norm, Random, Result, Target, ThreatModel, Victim, VictimCalls};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// One loss of a fixture.
+struct Recording {
+    tensors: HashMap<String, Tensor>,
+    loss: &'static str,
+    norm: Norm,
+}
+
+impl Recording {
+    fn read(file: &str, norm: Norm, loss: &'static str) -> Self {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures");
+        Self { tensors: read_tensors(fixtures.join(file)).expect("a fixture"), loss, norm }
+    }
+
+    fn tensor(&self, name: &str) -> &Tensor {
+        &self.tensors[name]
+    }
+
+    fn of_loss(&self, name: &str) -> &Tensor {
+        &self.tensors[&format!("{}.{name}", self.loss)]
+    }
+
+    fn net(&self) -> SmallNet {
+        SmallNet::new(&self.tensors).expect("a network")
+    }
+
+    fn options(&self) -> Options {
+        let setting = |number| self.of_loss("settings").int64_value(&[number]) as usize;
+        let loss = match self.loss {
+            "ce" => Loss::Ce,
+            "dlr" => Loss::Dlr,
+            "dlr-targeted" => Loss::DlrTargeted,
+            unknown => panic!("no loss {unknown}"),
+        };
+        let (steps, restarts, target_classes) = (setting(0), setting(1), setting(2));
+        Options { loss, steps, restarts, target_classes, ..Options::default() }
+    }
+
+    fn threat(&self) -> ThreatModel {
+        let epsilon = self.tensor("epsilon").double_value(&[0]);
+        ThreatModel { norm: self.norm, epsilon, domain: (0.0, 1.0) }
+    }
+
+    fn numbers(&self) -> ReplayedNumbers {
+        let draws = self.of_loss("draws");
+        ReplayedNumbers::new((0..draws.size()[0]).map(|run| draws.get(run)).collect())
+    }
+
+    /// Attacks these points within `threat`.
+    fn attack(
+        &self,
+        options: Options,
+        threat: ThreatModel,
+        victim: &dyn VictimCalls,
+        points: &[i64],
+    ) -> Tensor {
+        let (rows, numbers) = (Tensor::from_slice(points), self.numbers().rows(points));
+        let target = Target {
+            natural: &self.tensor("images").index_select(0, &rows),
+            labels: &self.tensor("labels").index_select(0, &rows),
+            points,
+            classes: 10,
+            threat,
+            victim: Victim::new(victim),
+            random: Random::new(&numbers),
+        };
+        tch::no_grad(|| Apgd::new(options).and_then(|attack| attack.run(&target))).expect("candidates")
+    }
+
+    fn all_points(&self) -> Vec<i64> {
+        (0..self.tensor("labels").size()[0]).collect()
+    }
+
+    fn correct(&self, candidates: &Tensor) -> Vec<bool> {
+        let logits = self.net().forward(candidates).expect("logits");
+        Vec::try_from(correct(&logits, self.tensor("labels"))).expect("bools")
+    }
+}
+
+/// The largest difference of any two elements.
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+/// Follows the queries of a replayed attack and compares each with the recording.
+fn assert_replays(recording: &Recording) {
+    let (loss, options) = (recording.loss, recording.options());
+    let net = recording.net();
+    let points = recording.all_points();
+    let candidates = recording.attack(options.clone(), recording.threat(), &net, &points);
+
+    let mut queries = net.queries().into_iter();
+    if options.loss == Loss::DlrTargeted {
+        // The pass that chooses the targets.
+        assert_eq!(queries.next().as_ref(), Some(recording.tensor("images")));
+    }
+    let places: Vec<Vec<i64>> = Vec::try_from(recording.of_loss("snapshot_places")).expect("places");
+    let mut standing = points.clone();
+    let expected_candidates = recording.tensor("images").copy();
+    let mut highest_loss = vec![f64::NEG_INFINITY; points.len()];
+    for run in 0..recording.of_loss("draws").size()[0] {
+        for iterate in 0..=options.steps as i64 {
+            if standing.is_empty() {
+                break;
+            }
+            let place = format!("{loss}, run {run}, iterate {iterate}");
+            let images = queries.next().unwrap_or_else(|| panic!("{place}: never asked about"));
+            let rows = Tensor::from_slice(&standing);
+            let labels = recording.tensor("labels").index_select(0, &rows);
+            let logits = net.forward(&images).expect("logits");
+
+            let recorded = recording.of_loss("margins").get(run).get(iterate).index_select(0, &rows);
+            let apart = difference(&margin(&logits, &labels), &recorded);
+            assert!(apart < 1e-9, "{place}: margins differ by {apart}");
+            if let Some(number) = places.iter().position(|known| *known == [run, iterate]) {
+                let recorded = recording.of_loss("snapshots").get(number as i64).index_select(0, &rows);
+                let apart = difference(&images, &recorded);
+                assert!(apart < 1e-9, "{place}: images differ by {apart}");
+            }
+
+            // A point that falls is never asked about again.
+            let stands: Vec<bool> = Vec::try_from(correct(&logits, &labels)).expect("bools");
+            let losses: Vec<f64> = Vec::try_from(cross_entropy(&logits, &labels)).expect("f64");
+            for (row, &point) in standing.iter().enumerate() {
+                let hardest = loss == "ce" && losses[row] > highest_loss[point as usize];
+                if hardest || !stands[row] {
+                    highest_loss[point as usize] = losses[row];
+                    expected_candidates.get(point).copy_(&images.get(row as i64));
+                }
+            }
+            let mut stands = stands.into_iter();
+            standing.retain(|_| stands.next() == Some(true));
+        }
+    }
+    assert!(queries.next().is_none(), "{loss}: asked about more than was recorded");
+
+    let fooled: Vec<bool> = Vec::try_from(recording.of_loss("fooled").to_kind(Kind::Bool)).expect("verdicts");
+    let correct = recording.correct(&candidates);
+    for &point in &points {
+        let (row, fooled) = (point as usize, fooled[point as usize]);
+        assert_eq!(!correct[row], fooled, "{loss}: verdict on point {point}");
+        assert_eq!(!standing.contains(&point), fooled, "{loss}: whether point {point} fell");
+        // The first misclassified iterate, or the one of highest loss, exactly.
+        if fooled || loss == "ce" {
+            assert_eq!(candidates.get(point), expected_candidates.get(point), "{loss}: point {point}");
+        }
+    }
+    let inside = recording.threat().contains(&candidates, recording.tensor("images"));
+    assert!(bool::try_from(inside.all()).expect("a bool"));
+}
+
+#[test]
+fn linf_runs_are_the_references() {
+    for loss in ["ce", "dlr", "dlr-targeted"] {
+        assert_replays(&Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, loss));
+    }
+}
+
+#[test]
+fn l2_runs_are_the_references() {
+    for loss in ["ce", "dlr", "dlr-targeted"] {
+        assert_replays(&Recording::read("apgd-l2-1x10x10.safetensors", Norm::L2, loss));
+    }
+}
+
+#[test]
+fn restarts_on_colour_images_that_are_not_square_are_the_references() {
+    for loss in ["ce", "dlr-targeted"] {
+        assert_replays(&Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, loss));
+        assert_replays(&Recording::read("apgd-l2-3x6x8.safetensors", Norm::L2, loss));
+    }
+}
+
+#[test]
+fn a_point_does_not_depend_on_its_neighbours() {
+    for (file, norm) in [("apgd-linf-3x6x8.safetensors", Norm::Linf), ("apgd-l2-3x6x8.safetensors", Norm::L2)]
+    {
+        for loss in ["ce", "dlr-targeted"] {
+            let recording = Recording::read(file, norm, loss);
+            let (options, threat) = (recording.options(), recording.threat());
+            let points = recording.all_points();
+            let together = recording.attack(options.clone(), threat, &recording.net(), &points);
+            for point in points {
+                let alone = recording.attack(options.clone(), threat, &recording.net(), &[point]);
+                let apart = difference(&alone.get(0), &together.get(point));
+                assert!(apart < 1e-9, "{file}, {loss}, point {point}: {apart} apart");
+            }
+        }
+    }
+}
+
+#[test]
+fn points_that_stand_cost_the_budget_exactly() {
+    for loss in ["ce", "dlr-targeted"] {
+        let recording = Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, loss);
+        let options = Options { gradient_averages: 3, ..recording.options() };
+        let runs = recording.of_loss("draws").size()[0] as u64;
+        let points = recording.all_points();
+        let budget = Apgd::new(options.clone()).expect("an attack").query_budget().expect("a budget");
+
+        // In a ball this small nobody falls.
+        let threat = ThreatModel { epsilon: 1e-6, ..recording.threat() };
+        let net = recording.net();
+        let candidates = recording.attack(options.clone(), threat, &net, &points);
+        assert!(recording.correct(&candidates).iter().all(|&correct| correct));
+        assert_eq!(net.forward_passes(), budget * points.len() as u64);
+        assert_eq!(net.backward_passes(), runs * 3 * options.steps as u64 * points.len() as u64);
+    }
+}
+
+#[test]
+fn misclassified_points_fall_at_once() {
+    let mut recording = Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, "dlr-targeted");
+    let wrong = (recording.tensor("labels") + 1).remainder(10);
+    recording.tensors.insert("labels".to_owned(), wrong);
+    let (net, points) = (recording.net(), recording.all_points());
+    let candidates = recording.attack(recording.options(), recording.threat(), &net, &points);
+    assert_eq!(candidates, *recording.tensor("images"));
+    assert_eq!(net.forward_passes(), points.len() as u64);
+}
+
+/// A network whose gradients are off by one, up and down in turn.
+struct Alternating {
+    net: SmallNet,
+    passes: Cell<u64>,
+}
+
+impl VictimCalls for Alternating {
+    fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        self.net.logits(images)
+    }
+
+    fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.net.differentiable(images)
+    }
+
+    fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
+        let number = self.passes.replace(self.passes.get() + 1);
+        let error = if number.is_multiple_of(2) { 1.0 } else { -1.0 };
+        Ok(self.net.input_gradient(loss, leaf)? + error)
+    }
+}
+
+#[test]
+fn averaging_takes_the_noise_out_of_gradients() {
+    let recording = Recording::read("apgd-l2-1x10x10.safetensors", Norm::L2, "ce");
+    let (threat, points) = (recording.threat(), recording.all_points());
+    let with_noise = |gradient_averages| {
+        let victim = Alternating { net: recording.net(), passes: Cell::new(0) };
+        let options = Options { gradient_averages, ..recording.options() };
+        recording.attack(options, threat, &victim, &points)
+    };
+    let without_noise = recording.attack(recording.options(), threat, &recording.net(), &points);
+    assert!(difference(&with_noise(1), &without_noise) > 0.01, "noise without averaging");
+    let apart = difference(&with_noise(2), &without_noise);
+    assert!(apart < 1e-9, "{apart} apart");
+}
