@@ -353,8 +353,8 @@ pub struct PluginsArguments {
 
 /// `host new`
 #[derive(Debug, Args)]
-#[command(after_help = "The crate begins as a shipped plugin under your name: langevin, cnn or apgd. It lies
-wherever you like; what it writes says where plugin-api and libtorch come from.")]
+#[command(after_help = "The crate begins as langevin, cnn or the example my-attack under your name. It lies wherever
+you like; what it writes says where plugin-api and libtorch come from.")]
 pub struct NewArguments {
     /// What it is to be
     pub kind: NewKind,

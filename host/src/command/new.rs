@@ -13,12 +13,15 @@ const LIBTORCH_FOLDER: &str = env!("HOST_LIBTORCH");
 /// Versions that host and plugin share, so that what is compiled can be shared too.
 const LOCKED_VERSIONS: &str = include_str!("../../../Cargo.lock");
 
-/// A shipped plugin that a new one begins as: its source, its name and its type.
+/// A plugin that a new one begins as: its source, its name and its type. Each is built and judged
+/// by the tests.
 fn template(kind: NewKind) -> (&'static str, &'static str, &'static str) {
     match kind {
         NewKind::Model => (include_str!("../../../plugins/cnn/src/lib.rs"), "cnn", "Cnn"),
         NewKind::Sampler => (include_str!("../../../plugins/langevin/src/lib.rs"), "langevin", "Langevin"),
-        NewKind::Attack => (include_str!("../../../plugins/apgd/src/lib.rs"), "apgd", "Apgd"),
+        NewKind::Attack => {
+            (include_str!("../../../examples/my-attack/src/lib.rs"), "my-attack", "MyAttack")
+        },
     }
 }
 
@@ -49,7 +52,7 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     write(".cargo/config.toml", cargo_config(&target_folder))?;
     write("README.md", readme(*kind, name, &target_folder, &library))?;
 
-    say(format_args!("wrote {}, which begins as the shipped {old_name}", folder.display()));
+    say(format_args!("wrote {}, which begins as {old_name}", folder.display()));
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
     say(format_args!("  libtorch    {LIBTORCH_FOLDER}"));
     say(format_args!("  build it    cd {} && cargo build", folder.display()));

@@ -69,7 +69,7 @@ fn a_new_plugin_builds_conforms_and_trains() {
     let new = train(&place, "--model new_model.so --sampler new_sampler.so", "new");
     let shipped = train(&place, "--model cnn.so --sampler langevin.so", "shipped");
     assert!(new.weights() == shipped.weights());
-    place.host("eval new --attack new_attack.so,steps=5").succeeds();
+    place.host("eval new --attack new_attack.so,queries=5").succeeds();
     for name in ["new_sampler", "new_model", "new_attack"] {
         std::fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
     }
