@@ -4,12 +4,17 @@
 libtorch := .setup/libtorch
 host := cargo run --release --quiet -p host --
 
-.PHONY: help setup demo test check
+python := .setup/oracle/bin/python
+
+.PHONY: help setup demo test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
 	@echo "make test    run every test"
 	@echo "make check   formatting and lints"
+	@echo "make bench   benchmarks of the hot pieces"
+	@echo "make parity  attacks beside the authors' code: verdicts (an hour or more; POINTS=100 SEEDS=2 for less)"
+	@echo "make peers   speed beside PyTorch, the authors' AutoAttack, torchattacks and ART"
 	@echo "make setup   fetch libtorch (skipped if LIBTORCH or LIBTORCH_USE_PYTORCH is set)"
 
 setup: $(if $(LIBTORCH)$(LIBTORCH_USE_PYTORCH),,$(libtorch))
@@ -36,6 +41,37 @@ test: setup
 	cargo build --workspace
 	cargo run --quiet -p host -- data fetch mnist
 	cargo test --workspace
+
+bench: setup
+	cargo bench -p host
+
+# Everything below compares with other people's code, in an environment of its own.
+$(python):
+	rm -rf .setup/oracle
+	python3 -m venv --without-pip .setup/oracle
+	python3 -m pip --python .setup/oracle install --quiet --disable-pip-version-check torch==2.13.0 \
+		torchvision==0.28.0 pyautoattack==0.2.0 foolbox==3.3.4 torchattacks==3.5.1 \
+		adversarial-robustness-toolbox==1.20.1 safetensors numpy packaging || { rm -rf .setup/oracle; exit 1; }
+
+# A robust classifier, and weak ones of both architectures.
+classifiers: setup
+	cargo build --release
+	$(host) data fetch mnist
+	[ -e runs/demo/run.json ] || $(host) train --config examples/mnist-demo.toml --out runs/demo
+	[ -e runs/weak-b/run.json ] || $(host) train --sampler none --epochs 1 --out runs/weak-b
+	[ -e runs/weak-a/run.json ] || $(host) train --model cnn.so,arch=A --sampler none --train-points 10000 \
+		--epochs 1 --out runs/weak-a
+
+POINTS := 500
+SEEDS := 5
+
+parity: classifiers $(python)
+	$(python) tests/parity/verdicts.py runs/demo runs/weak-b runs/weak-a --points $(POINTS) --seeds $(SEEDS) \
+		--out docs/parity-verdicts.md
+
+peers: classifiers $(python)
+	$(python) tests/peers/training.py --out docs/peers-training.md
+	$(python) tests/parity/speed.py runs/demo runs/weak-b --points 200 --out docs/peers-autoattack.md
 
 check: setup
 	cargo fmt --all --check
