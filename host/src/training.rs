@@ -164,7 +164,10 @@ impl Training {
     /// weights move, and the particles go back.
     ///
     /// `points` and `indices` (on the device) name the same B points.
-    fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
+    ///
+    /// # Errors
+    /// If a plugin fails.
+    pub fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
         let Train { seed, particles: copies, mode, .. } = self.experiment.train;
         let update = self.progress.update;
         // People count from 1, as checkpoints do: the first update is number 1.

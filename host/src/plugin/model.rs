@@ -17,6 +17,18 @@ pub struct Model {
     pub record: Record,
 }
 
+/// Lays the weights of two-dimensional convolutions out with the channels last, which the
+/// images then follow: libtorch's convolutions need no reordering (a quarter of their time on a
+/// CPU). Shapes, values and names stay.
+fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
+    let _guard = tch::no_grad_guard();
+    for (_, tensor) in state.iter().filter(|(_, tensor)| tensor.dim() == 4) {
+        let last = tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+        tensor.shallow_clone().set_data(&last);
+    }
+    Ok(())
+}
+
 impl Model {
     /// Builds the model that `spec` names for a task, its initial
     /// weights drawn by libtorch from `seed`.
@@ -37,6 +49,7 @@ impl Model {
         let build = || plugin.create(&spec.options(), &none, classes);
         let instance = call(&name, "new", || tch::with_grad(build)).map_err(|error| spec.error(error))?;
         let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
+        lay_channels_last(&state)?;
         let model = Self { instance, name, classes, state, record };
         if model.trainable().is_empty() {
             return Err(spec.error(format!("{}: the model has no parameter that can be trained", model.name)));

@@ -83,7 +83,7 @@ impl Model for Cnn {
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let mut features = images.shallow_clone();
         for convolution in &self.convolutions {
-            features = convolution.forward(&features).relu();
+            features = convolution.forward(&features).relu_();
         }
         let flat = features.flatten(1, -1);
         Ok(match self.arch {
@@ -91,7 +91,7 @@ impl Model for Cnn {
                 let hidden = self.hidden.forward(&flat.dropout(0.25, train));
                 self.output.forward(&hidden.dropout(0.5, train))
             }
-            Arch::B => self.output.forward(&self.hidden.forward(&flat).relu()),
+            Arch::B => self.output.forward(&self.hidden.forward(&flat).relu_()),
         })
     }
 }

@@ -1,0 +1,141 @@
+//! The hot pieces: a sampler step through the boundary and called directly, projection, the
+//! particle store, an update in every mode and precision.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use host::data::{Dataset, Split};
+use host::device::keep_freed_memory;
+use host::experiment::{Experiment, Mode};
+use host::plugin::library::open_sampler;
+use host::plugin::{Model, PluginSpec, Sampler, parse};
+use host::precision::Precision;
+use host::store::{Examples, ParticleStore};
+use host::training::Training;
+use langevin::{Langevin, Options};
+use plugin_api::tch::{Device, Kind, Tensor};
+use plugin_api::{Distribution, Random, RandomSource, Result, Sampler as _, Step, ThreatModel};
+use std::collections::BTreeMap;
+
+const BATCH: i64 = 100;
+const POINTS: i64 = 1000;
+
+/// Numbers drawn beforehand: what is measured is the call.
+struct Drawn(Tensor);
+
+impl RandomSource for Drawn {
+    fn draw(&self, _: Distribution, _: &Tensor) -> Result<Tensor> {
+        Ok(self.0.shallow_clone())
+    }
+}
+
+fn images(count: i64) -> Tensor {
+    Tensor::rand([count, 1, 28, 28], (Kind::Float, Device::Cpu))
+}
+
+/// A plugin beside this program: benches lie in `deps`, plugins above it.
+fn plugin(name: &str) -> PluginSpec {
+    let program = std::env::current_exe().expect("this program has a path");
+    let folder = program.ancestors().nth(2).expect("it lies in a target folder");
+    parse(&folder.join(name).display().to_string()).expect("a plugin")
+}
+
+fn dataset() -> Dataset {
+    let split = || Split {
+        images: (images(POINTS) * 255.0).to_kind(Kind::Uint8),
+        labels: Tensor::randint(10, [POINTS], (Kind::Int64, Device::Cpu)),
+    };
+    Dataset {
+        name: "noise".to_owned(),
+        train: split(),
+        test: split(),
+        classes: 10,
+        checksums: BTreeMap::new(),
+    }
+}
+
+fn sampler_step(criterion: &mut Criterion) {
+    let _guard = plugin_api::tch::no_grad_guard();
+    let (natural, gradient) = (images(BATCH), images(BATCH) - 0.5);
+    let (labels, loss) = (
+        Tensor::zeros([BATCH], (Kind::Int64, Device::Cpu)),
+        Tensor::zeros([BATCH], (Kind::Float, Device::Cpu)),
+    );
+    let points: Vec<i64> = (0..BATCH).collect();
+    let random = Drawn(images(BATCH).randn_like());
+    let step = || Step {
+        natural: &natural,
+        labels: &labels,
+        particles: &natural,
+        loss: &loss,
+        gradient: &gradient,
+        state: &[],
+        points: &points,
+        particles_per_point: 1,
+        number: 0,
+        of: 1,
+        threat: ThreatModel::default(),
+        random: Random::new(&random),
+    };
+    let mut group = criterion.benchmark_group("langevin step");
+    let direct = Langevin::new(Options::default()).expect("default options");
+    group.bench_function("called directly", |bench| bench.iter(|| direct.step(&step()).expect("a step")));
+    let loaded = open_sampler(&plugin("liblangevin.so")).expect("built").plugin.create("{}").expect("made");
+    group.bench_function("through the .so", |bench| {
+        bench.iter(|| loaded.step(&step(), &random).expect("a step"));
+    });
+    group.finish();
+}
+
+fn project(criterion: &mut Criterion) {
+    let (candidate, natural) = (images(BATCH) * 1.5, images(BATCH));
+    let threat = ThreatModel::default();
+    criterion.bench_function("project", |bench| bench.iter(|| threat.project(&candidate, &natural)));
+}
+
+fn store(criterion: &mut Criterion) {
+    let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("room");
+    let mut store = ParticleStore::new(&examples, 1, 0).expect("room");
+    let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
+    criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices)));
+    let (particles, _) = store.load(&indices);
+    criterion.bench_function("particles save", |bench| {
+        bench.iter(|| store.save(&indices, &particles, &[] as &[Tensor]))
+    });
+}
+
+fn update(criterion: &mut Criterion) {
+    let dataset = dataset();
+    let points: Vec<i64> = (0..BATCH).collect();
+    let indices = Tensor::from_slice(&points);
+    let mut group = criterion.benchmark_group("update");
+    group.sample_size(20);
+    for (name, sampler, mode, precision) in [
+        ("clean f32", false, Mode::Faithful, Precision::F32),
+        ("faithful f32", true, Mode::Faithful, Precision::F32),
+        ("fused f32", true, Mode::Fused, Precision::F32),
+        ("clean bf16", false, Mode::Faithful, Precision::Bf16),
+        ("faithful bf16", true, Mode::Faithful, Precision::Bf16),
+        ("fused bf16", true, Mode::Fused, Precision::Bf16),
+    ] {
+        let mut experiment = Experiment::default();
+        (experiment.train.mode, experiment.train.precision) = (mode, precision);
+        let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
+        let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
+        let mut training =
+            Training::new(experiment, model, sampler, None, &dataset, Device::Cpu).expect("room");
+        group.bench_function(name, |bench| {
+            bench.iter(|| training.update(&points, &indices).expect("an update"))
+        });
+    }
+    group.finish();
+}
+
+fn all(criterion: &mut Criterion) {
+    keep_freed_memory();
+    sampler_step(criterion);
+    project(criterion);
+    store(criterion);
+    update(criterion);
+}
+
+criterion_group!(benches, all);
+criterion_main!(benches);
