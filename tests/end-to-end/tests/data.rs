@@ -41,10 +41,15 @@ pub fn idx(dimensions: &[usize], bytes: &[u8]) -> Vec<u8> {
 
 /// Writes a data set of images `side` x `side`.
 pub fn write(folder: &Path, side: usize, train: &Samples, test: &Samples) {
+    write_rectangles(folder, [side, side], train, test);
+}
+
+/// Writes a data set of images `height` x `width`.
+pub fn write_rectangles(folder: &Path, [height, width]: [usize; 2], train: &Samples, test: &Samples) {
     fs::create_dir_all(folder).expect("a folder");
     for (name, samples) in [("train", train), ("t10k", test)] {
         let points = samples.labels.len();
-        let images = idx(&[points, side, side], &samples.pixels);
+        let images = idx(&[points, height, width], &samples.pixels);
         fs::write(folder.join(format!("{name}-images-idx3-ubyte")), images).expect("written");
         let labels = idx(&[points], &samples.labels);
         fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), labels).expect("written");
@@ -60,6 +65,16 @@ pub fn write_digits(folder: &Path, side: usize, train_points: usize) {
 /// The same with fewer classes.
 pub fn write_classes(folder: &Path, side: usize, train_points: usize, classes: usize) {
     write(folder, side, &digits(side, train_points, classes, 1), &digits(side, TEST_POINTS, classes, 2));
+}
+
+/// As [`write_digits`], of images twice as wide as they are high.
+pub fn write_wide_digits(folder: &Path, height: usize, train_points: usize) {
+    let [train, test] = [(train_points, 1), (TEST_POINTS, 2)].map(|(points, seed)| {
+        let square = digits(height, points, 10, seed);
+        let rows = square.pixels.chunks(height).flat_map(|row| row.iter().chain(row).copied());
+        Samples { pixels: rows.collect(), labels: square.labels }
+    });
+    write_rectangles(folder, [height, 2 * height], &train, &test);
 }
 
 fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {

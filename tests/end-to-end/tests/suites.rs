@@ -1,5 +1,6 @@
 //! `host eval --suite`, `--source`, `--transfer`: attacks in order, interrupted and resumed.
 
+use crate::data::write_wide_digits;
 use crate::eval::{numbers, passes, share, trained, trained_with, verdicts};
 use crate::harness::{Place, edit};
 use safetensors::SafeTensors;
@@ -243,4 +244,35 @@ fn bad_suites_are_refused() {
     fs::write(&path, "{\"evaluations\": []}").expect("written");
     edit(&path, |bytes| bytes.truncate(5));
     place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);
+}
+
+#[test]
+fn verdicts_hardly_depend_on_the_batch() {
+    let place = trained(0.06);
+    let mut differing = Vec::new();
+    for attack in
+        ["apgd.so", "apgd.so,loss=dlr-targeted,steps=20", "fab.so,steps=20", "square.so,queries=200"]
+    {
+        let verdicts = [100, 7].map(|batch| {
+            place.host(&format!("eval run --attack {attack} --batch {batch}")).ended_with(0);
+            verdicts(&latest(&place)["verdicts"]["attacks"][0])
+        });
+        let others = (0..verdicts[0].len()).filter(|point| verdicts[0][*point] != verdicts[1][*point]);
+        differing.extend(others.map(|point| format!("{attack}: point {point}")));
+    }
+    // Random draws are the same; what is left is the order in which floats are summed.
+    println!("{} of 400 verdicts differ between batches of 100 and 7: {differing:?}", differing.len());
+    assert!(differing.len() <= 4, "{differing:?}");
+}
+
+#[test]
+fn images_need_not_be_square() {
+    let place = Place::empty();
+    write_wide_digits(&place.path("digits"), 6, 400);
+    let train =
+        "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --epsilon 0.06 --out run";
+    place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
+    let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
+    assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4), "{printed}");
+    assert!(printed["worst_case"].as_f64() < printed["clean"].as_f64(), "{printed}");
 }
