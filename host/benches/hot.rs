@@ -8,7 +8,7 @@ use host::experiment::{Experiment, Mode};
 use host::plugin::library::open_sampler;
 use host::plugin::{Model, PluginSpec, Sampler, parse};
 use host::precision::Precision;
-use host::store::{Examples, ParticleStore};
+use host::store::{Examples, Format, ParticleStore};
 use host::training::Training;
 use langevin::{Langevin, Options};
 use plugin_api::tch::{Device, Kind, Tensor};
@@ -93,12 +93,14 @@ fn project(criterion: &mut Criterion) {
 
 fn store(criterion: &mut Criterion) {
     let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("room");
-    let mut store = ParticleStore::new(&examples, 1, 0).expect("room");
+    let mut store =
+        ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None).expect("room");
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
-    criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices)));
-    let (particles, _) = store.load(&indices);
+    let (natural, _) = examples.batch(&indices);
+    criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices, &natural)));
+    let (particles, _) = store.load(&indices, &natural);
     criterion.bench_function("particles save", |bench| {
-        bench.iter(|| store.save(&indices, &particles, &[] as &[Tensor]))
+        bench.iter(|| store.save(&indices, &natural, &particles, &[] as &[Tensor]))
     });
 }
 

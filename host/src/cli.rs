@@ -5,6 +5,7 @@ use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
 use crate::report::Style;
+use crate::store::Format;
 use crate::{Result, schedule};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plugin_api::LIBTORCH;
@@ -140,6 +141,12 @@ pub struct ExperimentFlags {
     /// Particles per point (K)
     #[arg(long, value_name = "N")]
     particles: Option<usize>,
+    /// How particles are stored
+    #[arg(long)]
+    store: Option<Format>,
+    /// Keep particles in this file, mapped into memory
+    #[arg(long, value_name = "FILE")]
+    store_file: Option<PathBuf>,
     /// Optimiser of the weights
     #[arg(long)]
     optimizer: Option<Algorithm>,
@@ -210,6 +217,8 @@ impl TrainArguments {
         set(&mut train.epochs, &flags.epochs);
         set(&mut train.batch, &flags.batch);
         set(&mut train.particles, &flags.particles);
+        set(&mut train.store, &flags.store);
+        train.store_file = flags.store_file.clone().or(train.store_file.take());
         set(&mut train.optimizer, &flags.optimizer);
         set(&mut train.learning_rate, &flags.learning_rate);
         set(&mut train.momentum, &flags.momentum);
@@ -353,8 +362,10 @@ pub struct PluginsArguments {
 
 /// `host new`
 #[derive(Debug, Args)]
-#[command(after_help = "The crate begins as langevin, cnn or the example my-attack under your name. It lies wherever
-you like; what it writes says where plugin-api and libtorch come from.")]
+#[command(
+    after_help = "The crate begins as langevin, cnn or the example my-attack under your name. It lies wherever
+you like; what it writes says where plugin-api and libtorch come from."
+)]
 pub struct NewArguments {
     /// What it is to be
     pub kind: NewKind,

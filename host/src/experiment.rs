@@ -3,6 +3,7 @@
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
+use crate::store::Format;
 use crate::{Error, Result, data, device, schedule};
 use clap::ValueEnum;
 use plugin_api::ThreatModel;
@@ -112,6 +113,10 @@ pub struct Train {
     pub batch: usize,
     /// Particles per point (K), at least 1.
     pub particles: usize,
+    /// How particles are stored.
+    pub store: Format,
+    /// Keep particles in this file, mapped into memory, instead of in memory (CPU only).
+    pub store_file: Option<PathBuf>,
     /// The optimiser of the weights.
     pub optimizer: Algorithm,
     /// Its learning rate, above 0.
@@ -191,6 +196,8 @@ impl Default for Train {
             epochs: 5,
             batch: 100,
             particles: 1,
+            store: Format::F32,
+            store_file: None,
             optimizer: Algorithm::Sgd,
             learning_rate: 0.02,
             momentum: 0.9,
@@ -344,7 +351,14 @@ impl Experiment {
         if let Some((_, key, expected, got)) = checks.into_iter().find(|(good, ..)| !good) {
             return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
         }
-        device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
+        let device =
+            device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
+        if train.store_file.is_some() && device != tch::Device::Cpu {
+            return Err(Error::new(format!(
+                "train.store_file: particles in a file are for the CPU; train.device is {}",
+                train.device
+            )));
+        }
         Ok(())
     }
 
@@ -353,6 +367,7 @@ impl Experiment {
     pub fn make_paths_absolute(&mut self) {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         self.data.folder = absolute(&self.data.folder);
+        self.train.store_file = self.train.store_file.as_deref().map(absolute);
         if !data::NAMES.contains(&self.data.name.as_str()) {
             self.data.name = absolute(Path::new(&self.data.name)).display().to_string();
         }

@@ -4,8 +4,12 @@ use crate::data::Split;
 use crate::plugin::fresh_start;
 use crate::random::{Draws, Purpose};
 use crate::{Error, Result};
+use clap::ValueEnum;
 use plugin_api::{Start, ThreatModel};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Images and labels on the device, one byte a pixel until a batch needs them.
@@ -54,27 +58,76 @@ pub fn repeat_rows(rows: &Tensor, copies: usize) -> Tensor {
     }
 }
 
+/// How particles are stored; they are f32 wherever they are computed with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As they are: four bytes a number.
+    #[default]
+    F32,
+    /// Their distance from the natural example and their state in half precision: two bytes.
+    F16,
+    /// Their distance from the natural example in 255 steps over the ball, off by epsilon / 254
+    /// at most: one byte; their state in half precision.
+    U8,
+}
+
+/// Steps from the natural example to the surface of the ball in [`Format::U8`].
+const STEPS: f64 = 127.0;
+
 /// K particles per training point, and what each remembers.
 pub struct ParticleStore {
-    /// The particles, then their state tensors: `[n, K, C, H, W]`, f32, on the device.
+    format: Format,
+    threat: ThreatModel,
+    /// The particles, then their state tensors: `[n, K, C, H, W]`.
     tensors: Vec<Tensor>,
 }
 
 impl ParticleStore {
-    /// All particles at their natural examples, remembering `state_tensors` zeros.
+    /// All particles at their natural examples, remembering `state_tensors` zeros. They lie in
+    /// `file` (and `file.1`, ... for their state), mapped into memory, if one is given, else in
+    /// memory on the device of the examples.
     ///
     /// # Errors
-    /// If the device has no room.
-    pub fn new(examples: &Examples, particles_per_point: usize, state_tensors: usize) -> Result<Self> {
-        let natural = examples.images.f_to_kind(Kind::Float)?.f_divide_scalar_(255.0)?.f_unsqueeze(1)?;
-        let mut shape = natural.size();
-        shape[1] = particles_per_point as i64;
-        let particles = natural.f_expand(&shape, false)?.f_contiguous()?;
-        let mut tensors = vec![particles];
-        for _ in 0..state_tensors {
-            tensors.push(tensors[0].f_zeros_like()?);
+    /// If there is no room.
+    pub fn new(
+        examples: &Examples,
+        particles_per_point: usize,
+        state_tensors: usize,
+        threat: ThreatModel,
+        format: Format,
+        file: Option<&Path>,
+    ) -> Result<Self> {
+        let mut shape = examples.images.size();
+        shape.insert(1, particles_per_point as i64);
+        let device = examples.images.device();
+        let make = |number: usize, kind: Kind| -> Result<Tensor> {
+            let Some(file) = file else { return Ok(Tensor::f_zeros(&shape, (kind, device))?) };
+            let mut path = file.as_os_str().to_owned();
+            if number > 0 {
+                path.push(format!(".{number}"));
+            }
+            map_file(Path::new(&path), &shape, kind)
+        };
+        let (kind, state_kind) = match format {
+            Format::F32 => (Kind::Float, Kind::Float),
+            Format::F16 => (Kind::Half, Kind::Half),
+            Format::U8 => (Kind::Uint8, Kind::Half),
+        };
+        let mut tensors = vec![make(0, kind)?];
+        for number in 1..=state_tensors {
+            tensors.push(make(number, state_kind)?);
         }
-        Ok(Self { tensors })
+        match format {
+            Format::F32 => {
+                let natural =
+                    examples.images.f_to_kind(Kind::Float)?.f_divide_scalar_(255.0)?.f_unsqueeze(1)?;
+                tensors[0].f_copy_(&natural)?;
+            }
+            Format::F16 => {}
+            Format::U8 => tensors[0] = tensors[0].f_fill_(STEPS)?,
+        }
+        Ok(Self { format, threat, tensors })
     }
 
     /// Moves every particle to a uniform draw from its point's ball.
@@ -98,25 +151,40 @@ impl ParticleStore {
                 points.iter().flat_map(|point| std::iter::repeat_n(*point, particles_per_point)).collect();
             let draws = Draws::new(seed, Purpose::Start, 0, &points, particles_per_point);
             let particles = fresh_start(Start::Uniform, &natural, threat, &draws)?;
-            self.save(&indices, &particles, &[] as &[Tensor]);
+            self.save(&indices, &natural, &particles, &[]);
         }
         Ok(())
     }
 
     /// Particles and their state of the points whose indices `[B]` (i64, on the device) are
-    /// given: `[B * K, C, H, W]` each.
-    pub fn load(&self, points: &Tensor) -> (Tensor, Vec<Tensor>) {
+    /// given with their natural examples (`[B * K, C, H, W]`): `[B * K, C, H, W]` each.
+    pub fn load(&self, points: &Tensor, natural: &Tensor) -> (Tensor, Vec<Tensor>) {
         let mut rows = self.tensors.iter().map(|tensor| tensor.index_select(0, points).flatten(0, 1));
         let particles = rows.next().unwrap_or_default();
-        (particles, rows.collect())
+        let state = rows.map(|state| state.to_kind(Kind::Float)).collect();
+        let distance = match self.format {
+            Format::F32 => return (particles, state),
+            Format::F16 => particles.to_kind(Kind::Float),
+            Format::U8 => (particles.to_kind(Kind::Float) - STEPS) * (self.threat.epsilon / STEPS),
+        };
+        // Rounding may have left the ball or the domain.
+        (self.threat.project(&(natural + distance), natural), state)
     }
 
     /// Puts them back.
-    pub fn save(&mut self, points: &Tensor, particles: &Tensor, state: &[Tensor]) {
-        for (tensor, rows) in self.tensors.iter_mut().zip([particles].into_iter().chain(state)) {
+    pub fn save(&mut self, points: &Tensor, natural: &Tensor, particles: &Tensor, state: &[Tensor]) {
+        let particles = match self.format {
+            Format::F32 => particles.shallow_clone(),
+            Format::F16 => particles - natural,
+            Format::U8 => {
+                let mut steps = (particles - natural) * (STEPS / self.threat.epsilon.max(f64::MIN_POSITIVE));
+                steps.round_().clamp_(-STEPS, STEPS) + STEPS
+            }
+        };
+        for (tensor, rows) in self.tensors.iter_mut().zip([&particles].into_iter().chain(state)) {
             let mut shape = tensor.size();
             shape[0] = points.size()[0];
-            let _ = tensor.index_copy_(0, points, &rows.detach().reshape(shape));
+            let _ = tensor.index_copy_(0, points, &rows.detach().to_kind(tensor.kind()).reshape(shape));
         }
     }
 
@@ -144,9 +212,35 @@ impl ParticleStore {
     }
 }
 
+/// A tensor of zeros whose memory is a file, which it makes or makes anew.
+fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<Tensor> {
+    let numbers: i64 = shape.iter().product();
+    let bytes = numbers as u64 * kind.elt_size_in_bytes() as u64;
+    let refused = |why: &dyn std::fmt::Display| Error::file("keep particles in", path, why);
+    // Blocks are claimed now: a disk that fills up later would kill the process.
+    let file = File::create(path).map_err(|why| refused(&why))?;
+    claim(&file, bytes).map_err(|why| refused(&why))?;
+    let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
+    let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));
+    mapped
+        .and_then(|mapped| mapped.f_reshape(shape))
+        .map_err(|why| refused(&plugin_api::first_line(&why.to_string())))
+}
+
+/// Makes a file this long, with blocks on the disk for all of it.
+fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is that of an open file, which this call only lengthens.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(code)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plugin_api::Norm;
 
     fn examples() -> Examples {
         let images = Tensor::from_slice(&[0u8, 51, 102, 255]).reshape([4, 1, 1, 1]);
@@ -158,22 +252,85 @@ mod tests {
         Vec::try_from(tensor.flatten(0, -1)).expect("f32")
     }
 
+    const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
+
+    fn store(particles_per_point: usize, format: Format, file: Option<&Path>) -> ParticleStore {
+        ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("room")
+    }
+
+    /// The natural examples of these points, each for two particles.
+    fn natural(points: &[i64]) -> (Tensor, Tensor) {
+        let indices = Tensor::from_slice(points);
+        let natural = repeat_rows(&examples().batch(&indices).0, 2);
+        (indices, natural)
+    }
+
     #[test]
     fn particles_begin_at_the_natural_examples() {
-        let store = ParticleStore::new(&examples(), 2, 1).expect("room");
-        let (particles, state) = store.load(&Tensor::from_slice(&[3i64, 1]));
-        assert_eq!(particles.size(), [4, 1, 1, 1]);
-        assert_eq!(values(&particles), [1.0, 1.0, 0.2, 0.2]);
-        assert_eq!(values(&state[0]), [0.0; 4]);
+        for format in [Format::F32, Format::F16, Format::U8] {
+            let (points, natural) = natural(&[3, 1]);
+            let (particles, state) = store(2, format, None).load(&points, &natural);
+            assert_eq!(particles.size(), [4, 1, 1, 1]);
+            assert_eq!(values(&particles), [1.0, 1.0, 0.2, 0.2]);
+            assert_eq!(values(&state[0]), [0.0; 4]);
+        }
     }
 
     #[test]
     fn what_is_saved_comes_back_to_its_own_point_and_particle() {
-        let mut store = ParticleStore::new(&examples(), 2, 1).expect("room");
+        let mut store = store(2, Format::F32, None);
         let moved = Tensor::from_slice(&[0.1f32, 0.2, 0.3, 0.4]).reshape([4, 1, 1, 1]);
-        store.save(&Tensor::from_slice(&[3i64, 1]), &moved, &[&moved * 10.0]);
-        let (particles, state) = store.load(&Tensor::from_slice(&[1i64, 0, 3]));
+        let (points, there) = natural(&[3, 1]);
+        store.save(&points, &there, &moved, &[&moved * 10.0]);
+        let (points, there) = natural(&[1, 0, 3]);
+        let (particles, state) = store.load(&points, &there);
         assert_eq!(values(&particles), [0.3, 0.4, 0.0, 0.0, 0.1, 0.2]);
         assert_eq!(values(&state[0]), [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn small_formats_are_off_by_no_more_than_they_say() {
+        // 0.4 is natural; particles over the whole ball, and beyond the domain's edge at 0 and 1.
+        let images = Tensor::full([201], 102, (Kind::Uint8, Device::Cpu)).reshape([201, 1, 1, 1]);
+        let split = Split { images, labels: Tensor::zeros([201], (Kind::Int64, Device::Cpu)) };
+        let examples = Examples::new(&split, 0, 201, Device::Cpu).expect("room");
+        let points = Tensor::arange(201, (Kind::Int64, Device::Cpu));
+        let (natural, _) = examples.batch(&points);
+        let moved =
+            &natural + Tensor::linspace(-0.3, 0.3, 201, (Kind::Float, Device::Cpu)).reshape([201, 1, 1, 1]);
+        for (format, bound) in [(Format::U8, 0.3 / 254.0), (Format::F16, 0.3 / 2048.0)] {
+            let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("room");
+            store.save(&points, &natural, &moved, &[]);
+            let (loaded, _) = store.load(&points, &natural);
+            let off = (&loaded - &moved).abs().max().double_value(&[]);
+            assert!(off <= bound + 1e-7, "{format:?} is off by {off}, more than {bound}");
+            assert!(off > 0.0, "{format:?} rounds");
+            assert!(bool::try_from(THREAT.contains(&loaded, &natural).all()).expect("a bool"));
+            // What was rounded once stays.
+            store.save(&points, &natural, &loaded, &[]);
+            let again = (store.load(&points, &natural).0 - &loaded).abs().max().double_value(&[]);
+            assert!(again < 1e-6, "{format:?} drifts by {again}");
+        }
+    }
+
+    #[test]
+    fn a_file_holds_what_memory_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("particles");
+        let moved = Tensor::from_slice(&[0.1f32, 0.2, 0.3, 0.4]).reshape([4, 1, 1, 1]);
+        let (points, there) = natural(&[3, 1]);
+        let loaded = [None, Some(path.as_path())].map(|file| {
+            let mut store = store(2, Format::U8, file);
+            store.save(&points, &there, &moved, &[&moved * 10.0]);
+            let (particles, state) = store.load(&points, &there);
+            (values(&particles), values(&state[0]))
+        });
+        assert_eq!(loaded[0], loaded[1]);
+        // Four points of two particles: a byte each, and two for each number of their state.
+        assert_eq!(std::fs::metadata(&path).expect("a file").len(), 8);
+        assert_eq!(std::fs::metadata(folder.path().join("particles.1")).expect("a file").len(), 16);
+        let nowhere = folder.path().join("nowhere/particles");
+        let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&nowhere));
+        assert!(refused.is_err_and(|why| why.to_string().contains("cannot keep particles in")));
     }
 }

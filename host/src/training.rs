@@ -84,7 +84,17 @@ impl Training {
         };
         let mut store = declared
             .filter(|_| start == Start::Store)
-            .map(|sampler| ParticleStore::new(&examples, experiment.train.particles, sampler.state_tensors))
+            .map(|sampler| {
+                let Train { particles, store, ref store_file, .. } = experiment.train;
+                ParticleStore::new(
+                    &examples,
+                    particles,
+                    sampler.state_tensors,
+                    experiment.threat,
+                    store,
+                    store_file.as_deref(),
+                )
+            })
             .transpose()?;
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
             store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
@@ -182,7 +192,7 @@ impl Training {
             Mode::Fused => self.fused(&mut visit, &draws)?,
         }
         if let Some(store) = &mut self.store {
-            store.save(indices, &visit.particles, &visit.state);
+            store.save(indices, &natural, &visit.particles, &visit.state);
         }
         Ok(())
     }
@@ -267,10 +277,10 @@ impl Training {
         let (particles, state) = match (&self.sampler, &self.store) {
             // Draws from the whole ball may lie outside one that is still growing.
             (_, Some(store)) if risen < 1.0 => {
-                let (particles, state) = store.load(indices);
+                let (particles, state) = store.load(indices, natural);
                 (threat.project(&particles, natural), state)
             }
-            (_, Some(store)) => store.load(indices),
+            (_, Some(store)) => store.load(indices, natural),
             (Some(sampler), None) => {
                 (fresh_start(self.start, natural, &threat, draws)?, sampler.fresh_state(natural))
             }

@@ -54,6 +54,10 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
         RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
     experiment.train.threads = Some(set_threads(experiment.train.threads)?);
     experiment.make_paths_absolute();
+    if let Some(file) = experiment.train.store_file.as_ref().filter(|file| file.exists()) {
+        return Err(Error::new(format!("{} exists already", file.display()))
+            .fix("give --store-file a name that is free, or remove the file"));
+    }
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let (training, plugins) = assemble(&experiment, &dataset)?;

@@ -170,3 +170,28 @@ fn bf16_learns_what_f32_does() {
     assert!(place.run("f32").weights() != place.run("bf16").weights(), "it is computed otherwise");
     assert!(place.run("bf16").weights()["conv1.weight"].1.len() > 1, "weights are f32");
 }
+
+#[test]
+fn particles_in_a_byte_or_in_a_file_train_as_well() {
+    let place = Place::with_digits(8, 60);
+    let train = |flags: &str, out: &str| {
+        let langevin = "--sampler langevin.so,step_size=0.02,noise=0.01 --epochs 3";
+        place.host(&format!("{TRAIN} {langevin} {flags} --out {out}")).succeeds();
+        place.run(out)
+    };
+    let whole = train("", "whole");
+    let filed = train("--store-file particles", "filed");
+    filed.assert_same_as(&whole);
+    assert_eq!(fs::metadata(place.path("particles")).expect("a file").len(), 60 * 64 * 4);
+    let [whole, bytes] = [whole, train("--store u8 --store-file bytes", "bytes")].map(|run| {
+        let line = run.metrics().pop().expect("three epochs");
+        line["train_loss"].as_f64().expect("a number")
+    });
+    assert_eq!(fs::metadata(place.path("bytes")).expect("a file").len(), 60 * 64);
+    assert!((whole - bytes).abs() < 0.02 * whole, "f32 {whole}, u8 {bytes}");
+    place.refuses(&format!("{TRAIN} --store-file particles"), &["particles exists already"]);
+    place.refuses(
+        &format!("{TRAIN} --store-file other --device cuda"),
+        &["train.store_file: particles in a file are for the CPU; train.device is cuda"],
+    );
+}

@@ -19,9 +19,9 @@ fn place(side: usize) -> Place {
     Place::with_digits(side, 10 * UPDATES_PER_EPOCH as usize)
 }
 
-/// The same training, never stopped.
+/// The same training, never stopped. So short a one may well stay at chance, and say so.
 fn uninterrupted(place: &Place, flags: &str) -> Run {
-    place.host(&format!("{TRAIN} {flags} --out whole")).succeeds();
+    place.host(&format!("{TRAIN} {flags} --out whole")).ended_with(0);
     place.run("whole")
 }
 
@@ -45,7 +45,7 @@ fn goes_on_after_a_kill(side: usize, flags: &str) {
     let whole = uninterrupted(&place, flags);
     let run = stop(&place, flags, SIGKILL);
     let update = run.newest_update().expect("a checkpoint");
-    let words = place.host("train --resume run").succeeds().words();
+    let words = place.host("train --resume run").ended_with(0).words();
     assert!(words.contains(&format!("going on from update {update}")), "{words}");
     run.assert_same_as(&whole);
 }
@@ -75,7 +75,8 @@ fn after_a_kill_with_two_particles_that_remember() {
 fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
     goes_on_after_a_kill(
         9,
-        "--model cnn.so,arch=A --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5",
+        "--model cnn.so,arch=A --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
+         --store u8",
     );
 }
 
