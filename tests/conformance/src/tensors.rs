@@ -196,7 +196,7 @@ fn cuda(library: &dyn Library, seed: u64) -> Verdict {
     library.load_cuda().map_err(Outcome::Skipped)?;
     let plugin = library.plugin().map_err(|why| Outcome::failed("a library that can be opened", why))?;
     let gpu = Device::Cuda(0);
-    let (batch, batch_there) = (batch(seed), self::batch(seed).to_device(gpu));
+    let (batch, batch_there) = (batch(seed), self::batch(seed).on(gpu));
     let (here, there) = (Instance::new(plugin, &batch)?, Instance::new(plugin, &batch_there)?);
     if let (Instance::Model(here), Instance::Model(there)) = (&here, &there) {
         // Each drew its initial weights on its own device.

@@ -71,7 +71,7 @@ pub struct Batch {
 
 impl Batch {
     /// The same on another device.
-    pub fn to_device(mut self, device: Device) -> Self {
+    pub fn on(mut self, device: Device) -> Self {
         for tensor in [&mut self.images, &mut self.particles, &mut self.labels] {
             *tensor = tensor.to_device(device);
         }

@@ -1,7 +1,7 @@
 //! Bad input: a clear error (what, both values, what to do), and nothing lost.
 
 use crate::data::{Samples, idx, write};
-use crate::harness::{Outcome, Place, built, edit};
+use crate::harness::{Outcome, Place, built, edit, patch};
 use libc::SIGINT;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,6 @@ const LINEAR: &str = "--model bad_plugins.so,plugin=linear";
 #[track_caller]
 fn train_refuses<'a>(place: &'a Place, flags: &str, parts: &[&str]) -> Outcome<'a> {
     place.refuses(&format!("{TRAIN} {flags}"), parts)
-}
-
-/// Replaces bytes in a file by as many others, in the one place where they are.
-fn patch(path: &Path, old: &str, new: &str) {
-    assert_eq!(old.len(), new.len());
-    edit(path, |contents| {
-        let is_old = |(_, window): &(usize, &[u8])| *window == old.as_bytes();
-        let found: Vec<_> =
-            contents.windows(old.len()).enumerate().filter(is_old).map(|(at, _)| at).collect();
-        let [at] = found.as_slice() else { panic!("{old:?} is {} times in {path:?}", found.len()) };
-        let range = *at..at + old.len();
-        contents[range].copy_from_slice(new.as_bytes());
-    });
 }
 
 // ----------------------------------------------------------------------------------- plugins

@@ -14,28 +14,37 @@ use std::{env, fs, thread};
 use tempfile::TempDir;
 
 /// How long a host may take to get somewhere before a test gives up waiting.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The folder of the host and all plugins, built once per test process.
 static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
     let test = env::current_exe().expect("this test has a path");
     let folder = test.ancestors().nth(2).expect("tests lie in the target folder's deps").to_owned();
-    let release = folder.ends_with("release").then_some("--release");
-    cargo_build(&repository(), ["--workspace"].into_iter().chain(release));
+    cargo_build(&repository(), ["--workspace"].into_iter().chain(profile(&folder)));
     folder
 });
+
+/// The flag that makes cargo build into this folder.
+fn profile(folder: &Path) -> Option<&'static str> {
+    folder.ends_with("release").then_some("--release")
+}
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository exists")
 }
 
-/// Plain `cargo build` in a folder, as a user would call it.
-pub fn cargo_build<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
+/// `cargo build` in a folder, as a user would call it.
+fn cargo_build<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
     let mut command = Command::new(env!("CARGO"));
     command.args(["build", "--quiet"]).args(arguments).current_dir(folder);
     let output = as_a_user_would(&mut command).output().expect("cargo starts");
     assert!(output.status.success(), "{command:?} in {folder:?}:\n{}", text(&output.stderr));
+}
+
+/// Builds a crate outside the workspace; its library comes to lie beside the host.
+pub fn build_beside_host<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
+    cargo_build(folder, arguments.into_iter().chain(profile(&PROGRAMS)));
 }
 
 /// Takes away what cargo sets for this test, and what would change the host's defaults.
@@ -385,7 +394,9 @@ impl Run {
     #[track_caller]
     pub fn assert_same_as(&self, other: &Self) {
         assert_eq!(self.newest_update(), other.newest_update());
-        for file in ["weights", "optimizer", "particles", "average"].map(|group| format!("{group}.safetensors")) {
+        for file in
+            ["weights", "optimizer", "particles", "average"].map(|group| format!("{group}.safetensors"))
+        {
             let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(&file)).ok());
             assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
         }
@@ -418,6 +429,19 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut contents = fs::read(path).expect("readable");
     change(&mut contents);
     fs::write(path, contents).expect("writable");
+}
+
+/// Replaces bytes in a file by as many others, in the one place where they are.
+pub fn patch(path: &Path, old: &str, new: &str) {
+    assert_eq!(old.len(), new.len());
+    edit(path, |contents| {
+        let is_old = |(_, window): &(usize, &[u8])| *window == old.as_bytes();
+        let found: Vec<_> =
+            contents.windows(old.len()).enumerate().filter(is_old).map(|(at, _)| at).collect();
+        let [at] = found.as_slice() else { panic!("{old:?} is {} times in {path:?}", found.len()) };
+        let range = *at..at + old.len();
+        contents[range].copy_from_slice(new.as_bytes());
+    });
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -228,18 +228,27 @@ sampler!("wastes-draws", WastesDraws, |step| {
     ascend(step)
 });
 
-sampler!(
-    "shares-state",
-    SharesState,
-    NoOptions,
-    |_| {
-        INSTANCES.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    },
-    |step| Ok(ascend(step)? + (INSTANCES.load(Ordering::Relaxed) % 2) as f64 * 1e-3)
-);
+export_sampler!("serves-the-newest", ServesTheNewest);
+
+/// Knows the number of the instance that was made last, and treats the others otherwise.
+struct ServesTheNewest {
+    number: usize,
+}
 
 static INSTANCES: AtomicUsize = AtomicUsize::new(0);
+
+impl Sampler for ServesTheNewest {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self { number: INSTANCES.fetch_add(1, Ordering::Relaxed) + 1 })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        let newest = INSTANCES.load(Ordering::Relaxed) == self.number;
+        Ok((ascend(step)? + if newest { 0.0 } else { 1e-3 }).into())
+    }
+}
 
 sampler!("draws-elsewhere", DrawsElsewhere, |step| {
     let _ = Tensor::rand_like(step.particles);
