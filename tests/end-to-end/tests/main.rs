@@ -11,3 +11,4 @@ mod modes;
 mod resume;
 mod suites;
 mod train;
+mod versions;

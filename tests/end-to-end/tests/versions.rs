@@ -1,0 +1,125 @@
+//! What a plugin survives that was built before: a contract that has grown, and nothing else.
+
+use crate::harness::{Place, build_beside_host, built, edit, patch, repository};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+
+const TRAIN: &str = "train --data digits --threads 1 --epochs 5 --batch 20 --epsilon 0.1";
+
+#[test]
+fn plugins_built_against_the_first_contract_conform_train_and_attack() {
+    build_beside_host(&repository().join("tests/first-contract"), []);
+    let place = Place::with_digits(8, 200);
+    let judged = place.host("conform first_contract.so --json").succeeds().json_lines();
+    let told: Vec<_> = judged.iter().filter(|line| line["status"] == "passed").collect();
+    for plugin in ["old-model", "old-sampler", "old-attack"] {
+        assert!(told.iter().filter(|line| line["plugin"] == plugin).count() > 30, "{judged:?}");
+    }
+    let plugins = "--model first_contract.so,plugin=old-model --sampler first_contract.so,plugin=old-sampler";
+    place.host(&format!("{TRAIN} {plugins} --out run")).ended_with(0);
+    let command = "eval run --json --attack first_contract.so,plugin=old-attack --attack first_contract.so,plugin=old-sampler";
+    let printed = place.host(command).succeeds().json();
+    let clean = printed["clean"].as_f64().expect("clean accuracy");
+    assert!(clean > 0.5, "it learns: {printed}");
+    let attacks = printed["attacks"].as_array().expect("a list of attacks");
+    assert!(attacks.iter().all(|attack| attack["robust"].as_f64().is_some_and(|robust| robust < clean)));
+}
+
+#[test]
+fn a_changed_signature_is_refused_by_name() {
+    let place = Place::with_digits(8, 60);
+    let source = place.path("changed");
+    copy_folder(&repository().join("tests/first-contract"), &source);
+    let edit_text = |file: &str, old: &str, new: &str| {
+        let path = source.join(file);
+        let text = fs::read_to_string(&path).expect("readable");
+        assert!(text.contains(old), "no {old:?} in {file}");
+        fs::write(&path, text.replace(old, new)).expect("writable");
+    };
+    edit_text("Cargo.toml", r#"name = "first-contract""#, r#"name = "changed-contract""#);
+    edit_text("Cargo.lock", r#"name = "first-contract""#, r#"name = "changed-contract""#);
+    edit_text("Cargo.toml", "plugin-api-1.0", "plugin-api-changed");
+    fs::rename(source.join("plugin-api-1.0"), source.join("plugin-api-changed")).expect("renamed");
+    // A number of points that is signed.
+    edit_text("plugin-api-changed/src/abi.rs", "points_length: usize,", "points_length: isize,");
+    edit_text(
+        "plugin-api-changed/src/abi.rs",
+        "points_length: step.points.len(),",
+        "points_length: step.points.len() as isize,",
+    );
+    edit_text(
+        "plugin-api-changed/src/abi.rs",
+        "points_length: points.len(),",
+        "points_length: points.len() as isize,",
+    );
+    edit_text("plugin-api-changed/src/abi.rs", "call.points_length()", "call.points_length() as usize");
+    let config = repository().join(".cargo/config.toml").display().to_string();
+    let target = built("").parent().expect("the target folder").display().to_string();
+    build_beside_host(&source, ["--config", &config, "--target-dir", &target]);
+
+    let library = built("libchanged_contract.so").display().to_string();
+    let words =
+        "its layout is not the one this host was built with; rebuild both against the same plugin-api";
+    place.refuses(
+        &format!("{TRAIN} --sampler {library},plugin=old-sampler --out run"),
+        &["libchanged_contract.so cannot be opened", words],
+    );
+    let command = format!("conform {library},plugin=old-sampler --include load-cold --json");
+    let judged = place.host(&command).ended_with(1).json_lines();
+    assert_eq!(judged[0]["status"], "failed");
+    assert!(judged[0]["got"].as_str().is_some_and(|got| got.contains(words)), "{judged:?}");
+    fs::remove_file(library).expect("built here");
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {
+        let copy = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true if entry.file_name() != "target" => copy_folder(&entry.path(), &copy),
+            true => {}
+            false => drop(fs::copy(entry.path(), copy).expect("copied")),
+        }
+    }
+}
+
+#[test]
+fn a_kind_that_this_host_does_not_know_is_passed_over() {
+    let place = Place::with_digits(8, 60);
+    let newer = r#"{"kind":"sorcery","name":"momentum""#;
+    patch(&place.copy_built("libbad_plugins.so"), r#"{"kind":"sampler","name":"momentum""#, newer);
+    let listed = place.host("inspect ./bad_plugins.so --json").succeeds().json();
+    let plugins = listed["plugins"].as_array().expect("a list");
+    let unknown = plugins.iter().find(|plugin| plugin["manifest"]["name"] == "momentum").expect("listed");
+    assert!(unknown["error"].as_str().is_some_and(|why| why.contains("does not know its kind")), "{unknown}");
+
+    // The others are used as ever.
+    let judged = place.host("conform ./bad_plugins.so --include load-cold --json").succeeds().json_lines();
+    assert!(judged.iter().any(|line| line["plugin"] == "linear"), "{judged:?}");
+    assert!(judged.iter().all(|line| line["plugin"] != "momentum"), "{judged:?}");
+    let model = "--model ./bad_plugins.so,plugin=linear --sampler none";
+    place.host(&format!("{TRAIN} {model} --out run")).ended_with(0);
+    place
+        .refuses(&format!("{TRAIN} --sampler ./bad_plugins.so,plugin=momentum --out other"), &["`momentum`"]);
+
+    patch(&place.copy_built("liblangevin.so"), r#""kind":"sampler""#, r#""kind":"sorcery""#);
+    place.refuses("conform ./langevin.so", &["no plugin of a kind that this host knows"]);
+}
+
+#[test]
+fn weights_of_another_model_are_refused() {
+    let place = Place::with_digits(9, 60);
+    place.host(&format!("{TRAIN} --model cnn.so,arch=B --sampler none --out run")).ended_with(0);
+    edit(&place.path("run/run.json"), |contents| {
+        let text = String::from_utf8(contents.clone()).expect("text");
+        assert!(text.contains("cnn.so,arch=B"));
+        *contents = text.replace("cnn.so,arch=B", "cnn.so,arch=A").into_bytes();
+    });
+    let before: Value = place.run("run").record();
+    place
+        .host("eval run --attack fgsm.so")
+        .fails(2, &["these weights are not of model cnn", "`conv1.bias`", "expected Float [64]"])
+        .explains(&["the model plugin and options that the weights were saved with"]);
+    assert_eq!(place.run("run").record(), before);
+}
