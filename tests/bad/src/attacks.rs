@@ -1,7 +1,7 @@
-//! Attacks, both bad.
+//! Attacks: two bad ones, and a good one that does not know every norm.
 
 use plugin_api::tch::Tensor;
-use plugin_api::{Attack, NoOptions, Result, Target, export_attack};
+use plugin_api::{Attack, Error, NoOptions, Norm, Result, Target, ThreatModel, export_attack};
 
 export_attack!("outside", Outside);
 
@@ -33,5 +33,29 @@ impl Attack for AttackPanics {
 
     fn run(&self, target: &Target) -> Result<Tensor> {
         panic!("cannot attack {} points", target.points.len())
+    }
+}
+
+export_attack!("linf-only", LinfOnly);
+
+/// Good, if useless: looks for nothing, within an linf ball.
+struct LinfOnly;
+
+impl Attack for LinfOnly {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        match threat.norm {
+            Norm::Linf => Ok(()),
+            Norm::L2 => Err(Error::new("this attack knows the linf ball only; the threat model is l2")),
+        }
+    }
+
+    fn run(&self, target: &Target) -> Result<Tensor> {
+        Ok(target.natural.copy())
     }
 }

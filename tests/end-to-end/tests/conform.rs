@@ -298,13 +298,14 @@ const NONCONFORMING: [(&str, &[&str]); 53] = [
     ("writes-inputs", &["tensors-inputs failed"]),
 ];
 
-const BAD: [(&str, &[&str]); 14] = [
+const BAD: [(&str, &[&str]); 15] = [
     ("attack-panics", &["tensors-result failed"]),
     ("changes-grad-mode", &["hygiene-grad-mode failed", "sampler-ascent failed"]),
     ("changes-threads", &["hygiene-threads failed", "sampler-ascent failed"]),
     ("escapes", &["sampler-projection failed"]),
     ("explodes", &[]),
     ("linear", &[]),
+    ("linf-only", &[]),
     ("metropolis", &[]),
     ("momentum", &[]),
     ("nan", &["tensors-finite failed"]),

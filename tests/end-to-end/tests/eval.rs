@@ -176,11 +176,14 @@ fn within_an_l2_ball_too_where_the_attack_knows_it() {
     let robust = printed["worst_case"].as_f64().expect("a share");
     assert!(0.0 < robust && robust < printed["clean"].as_f64().expect("a share"), "{printed}");
 
-    place.refuses("eval run --attack fgsm.so --attack apgd.so", &["apgd", "linf", "l2"]);
-    // Among the run's own attacks it is left out, and said to be.
-    let default =
-        place.host("eval run --json --points 10").succeeds_with_warning(&["apgd.so is left out"]).json();
-    assert_eq!(default["attacks"].as_array().map(Vec::len), Some(3), "{default}");
+    let linf_only = "bad_plugins.so,plugin=linf-only";
+    place.refuses(&format!("eval run --attack fgsm.so --attack {linf_only}"), &["linf-only", "linf", "l2"]);
+    // In a suite it is left out, and said to be.
+    std::fs::write(place.path("mine.toml"), format!("attacks = [\"fgsm.so\", \"{linf_only}\"]"))
+        .expect("written");
+    let suite = place.host("eval run --json --points 10 --suite mine.toml");
+    let suite = suite.succeeds_with_warning(&["plugin=linf-only is left out", "section left-out"]).json();
+    assert_eq!(suite["attacks"].as_array().map(Vec::len), Some(1), "{suite}");
 }
 
 #[test]
