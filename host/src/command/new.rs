@@ -19,9 +19,7 @@ fn template(kind: NewKind) -> (&'static str, &'static str, &'static str) {
     match kind {
         NewKind::Model => (include_str!("../../../plugins/cnn/src/lib.rs"), "cnn", "Cnn"),
         NewKind::Sampler => (include_str!("../../../plugins/langevin/src/lib.rs"), "langevin", "Langevin"),
-        NewKind::Attack => {
-            (include_str!("../../../examples/my-attack/src/lib.rs"), "my-attack", "MyAttack")
-        },
+        NewKind::Attack => (include_str!("../../../examples/my-attack/src/lib.rs"), "my-attack", "MyAttack"),
     }
 }
 
@@ -36,8 +34,13 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
         );
     }
     let repository = repository()?;
+    // The target folder is common: another crate of that name would write over its library.
+    if ["plugins", "examples"].iter().any(|folder| repository.join(folder).join(name).exists()) {
+        return Err(Error::new(format!("there is a plugin `{name}` already")).fix("choose another name"));
+    }
     let target_folder = repository.join("target");
-    let library = format!("lib{}.so", name.replace('-', "_"));
+    let plugin = target_folder.join("debug").join(format!("lib{}.so", name.replace('-', "_")));
+    let plugin = plugin.display().to_string();
     let (source, old_name, old_type) = template(*kind);
 
     let make = |folder: &Path| fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why));
@@ -50,13 +53,15 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     write("Cargo.toml", cargo_toml(name, &repository))?;
     write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
     write(".cargo/config.toml", cargo_config(&target_folder))?;
-    write("README.md", readme(*kind, name, &target_folder, &library))?;
+    write("README.md", readme(*kind, name, &plugin))?;
 
     say(format_args!("wrote {}, which begins as {old_name}", folder.display()));
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
     say(format_args!("  libtorch    {LIBTORCH_FOLDER}"));
+    say(format_args!("  the plugin  {plugin}"));
     say(format_args!("  build it    cd {} && cargo build", folder.display()));
-    say(format_args!("  the plugin  {}", target_folder.join("debug").join(library).display()));
+    say(format_args!("  judge it    host conform {plugin}"));
+    say(format_args!("  use it      {}", usage(*kind, &plugin)));
     Ok(0)
 }
 
@@ -155,25 +160,31 @@ debug = \"line-tables-only\"
     )
 }
 
-fn readme(kind: NewKind, name: &str, target_folder: &Path, library: &str) -> String {
-    let plugin = target_folder.join("debug").join(library);
-    let plugin = plugin.display();
-    let use_it = match kind {
+/// The command that uses a plugin.
+fn usage(kind: NewKind, plugin: &str) -> String {
+    match kind {
         NewKind::Model => format!("host train --model {plugin}"),
         NewKind::Sampler => format!("host train --sampler {plugin}"),
         NewKind::Attack => format!("host eval RUN --attack {plugin}"),
-    };
+    }
+}
+
+fn readme(kind: NewKind, name: &str, plugin: &str) -> String {
+    let use_it = usage(kind, plugin);
     format!(
         "# {name}
 
     cargo build
-    cargo test
+    cargo test --no-fail-fast
     host inspect {plugin}
     host conform {plugin}
     {use_it}
 
 `Cargo.toml` says where plugin-api is, `.cargo/config.toml` which libtorch and target folder are
-used. Rebuild the plugin when the host's plugin-api or libtorch changes; the host says so if not.
+used. Rebuild the plugin when the contract or libtorch changes; the host says so if not.
+
+Tests in `src/lib.rs`, if any, are those of the plugin that this one began as: they hold until
+its arithmetic becomes yours. `tests/conformance.rs` judges whatever it becomes.
 "
     )
 }

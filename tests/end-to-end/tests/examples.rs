@@ -1,6 +1,7 @@
 //! The crates under examples/: built outside the workspace, run by the host that is there.
 
-use crate::harness::{Place, Run, build_beside_host, built, repository, sha256};
+use crate::harness::{Place, Run, build_beside_host, built, cargo_test, repository, sha256};
+use std::fs;
 
 const TRAIN: &str = "train --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1";
 
@@ -56,6 +57,27 @@ fn my_attack_gives_other_verdicts() {
 }
 
 #[test]
+fn an_authors_own_tests_find_what_the_judge_finds() {
+    let place = Place::empty();
+    place.host("new sampler sloppy").succeeds();
+    let source = place.path("sloppy/src/lib.rs");
+    let good = fs::read_to_string(&source).expect("written");
+    let checks = || cargo_test(&place.path("sloppy"), ["--test", "conformance"]);
+    let (passed, printed) = checks();
+    assert!(passed, "{printed}");
+    assert!(printed.contains("[only `host conform` loads] sloppy load-cold"), "{printed}");
+
+    let ascent = "ascent * step_size";
+    assert!(good.contains(ascent));
+    fs::write(&source, good.replace(ascent, "ascent * -step_size")).expect("written");
+    let (passed, printed) = checks();
+    assert!(!passed, "{printed}");
+    let failed: Vec<_> = printed.lines().filter(|line| line.ends_with("FAILED")).collect();
+    assert!(failed.len() == 1 && failed[0].contains("sloppy sampler-ascent"), "{printed}");
+    assert!(printed.contains("expected  a mean loss above"), "{printed}");
+}
+
+#[test]
 fn a_new_plugin_builds_conforms_and_trains() {
     let place = Place::with_digits(8, 200);
     for (kind, name) in [("sampler", "new-sampler"), ("model", "new-model"), ("attack", "new-attack")] {
@@ -65,6 +87,7 @@ fn a_new_plugin_builds_conforms_and_trains() {
         let library = format!("lib{}.so", name.replace('-', "_"));
         place.host(&format!("conform {library}")).succeeds();
     }
+    place.refuses("new sampler langevin", &["there is a plugin `langevin` already"]);
     place.refuses("new sampler New", &["expected a name of lower-case letters", "`New`"]);
     // A new plugin begins as a shipped one, so it trains to the same weights.
     let new = train(&place, "--model new_model.so --sampler new_sampler.so", "new");
@@ -72,6 +95,6 @@ fn a_new_plugin_builds_conforms_and_trains() {
     assert!(new.weights() == shipped.weights());
     place.host("eval new --attack new_attack.so,queries=5").succeeds();
     for name in ["new_sampler", "new_model", "new_attack"] {
-        std::fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
+        fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
     }
 }

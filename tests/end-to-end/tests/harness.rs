@@ -36,15 +36,26 @@ pub fn repository() -> PathBuf {
 
 /// `cargo build` in a folder, as a user would call it.
 fn cargo_build<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
+    let output = cargo(folder, ["build", "--quiet"].into_iter().chain(arguments));
+    assert!(output.status.success(), "cargo build in {folder:?}:\n{}", text(&output.stderr));
+}
+
+fn cargo<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Output {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["build", "--quiet"]).args(arguments).current_dir(folder);
-    let output = as_a_user_would(&mut command).output().expect("cargo starts");
-    assert!(output.status.success(), "{command:?} in {folder:?}:\n{}", text(&output.stderr));
+    command.args(arguments).current_dir(folder);
+    as_a_user_would(&mut command).output().expect("cargo starts")
 }
 
 /// Builds a crate outside the workspace; its library comes to lie beside the host.
 pub fn build_beside_host<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
     cargo_build(folder, arguments.into_iter().chain(profile(&PROGRAMS)));
+}
+
+/// `cargo test` in the folder of a crate outside the workspace: whether all tests passed, and
+/// what was printed.
+pub fn cargo_test<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> (bool, String) {
+    let output = cargo(folder, ["test"].into_iter().chain(profile(&PROGRAMS)).chain(arguments));
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
 /// Takes away what cargo sets for this test, and what would change the host's defaults.
