@@ -6,6 +6,7 @@ use crate::plugin::PluginSpec;
 use crate::precision::Precision;
 use crate::report::Style;
 use crate::store::Format;
+use crate::sweep::Task;
 use crate::{Result, schedule};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plugin_api::LIBTORCH;
@@ -51,6 +52,8 @@ pub enum Command {
     Train(Box<TrainArguments>),
     /// Measure what a trained classifier withstands
     Eval(EvalArguments),
+    /// Train and evaluate many experiments from one file
+    Sweep(SweepArguments),
     /// Show what a plugin library holds: its plugins, their options, defaults and help
     Inspect(InspectArguments),
     /// Judge every plugin of a library by the checks that all plugins must pass
@@ -305,6 +308,35 @@ pub struct EvalArguments {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// `host sweep`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file is an experiment file with a table [sweep] that says what varies. Every run has a
+folder of its own, made by `host train` and `host eval` in a process of their own, one run at a
+time. The same command skips what is finished and goes on with the rest, from checkpoints; it may
+run several times at once in the same folder. summary.csv and summary.json, in the sweep's folder,
+tell what is known so far. docs/sweeps.md describes the file and job arrays.
+
+Exit code 0: all runs are finished, or other processes are at them; 1: some failed; 2: a mistake,
+known before anything was begun; 130: stopped by Ctrl-C, with a checkpoint."
+)]
+pub struct SweepArguments {
+    /// The sweep's file (TOML)
+    pub file: PathBuf,
+    /// Folder for the sweep [default: sweeps/ and the file's name]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Do the I-th of N equal shares; I counts from 1 to N or from 0 to N - 1
+    #[arg(long, value_name = "I/N")]
+    pub task: Option<Task>,
+    /// Try runs again that have failed, from their last checkpoint
+    #[arg(long)]
+    pub retry_failed: bool,
+    /// List the runs and how far they are, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `host inspect`

@@ -7,8 +7,10 @@ use crate::store::Format;
 use crate::{Error, Result, data, device, schedule};
 use clap::ValueEnum;
 use plugin_api::ThreatModel;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use toml::de::DeTable;
 
 /// Everything that decides a run's result, but for the files that plugins and data live in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -231,9 +233,17 @@ impl Experiment {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
         let name = path.display().to_string();
-        let mut experiment: Self = from_toml(&text, &name)?;
-        let places: Places = from_toml(&text, &name)?;
-        let origin = |place: &toml::Spanned<toml::Value>| Some(origin(&text, &name, place.span().start));
+        Self::from_table(parse_toml(&text, &name)?, &text, &name)
+    }
+
+    /// The experiment that a table says, out of the text of a TOML file of this name.
+    ///
+    /// # Errors
+    /// If it has an unknown key or a value of the wrong type (naming the line).
+    pub(crate) fn from_table(table: toml::Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
+        let mut experiment: Self = from_table(table.clone(), text, name)?;
+        let places: Places = from_table(table, text, name)?;
+        let origin = |place: &toml::Spanned<toml::Value>| Some(origin(text, name, place.span().start));
         experiment.model.origin = places.model.as_ref().and_then(origin);
         if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
             sampler.origin = origin(place);
@@ -414,13 +424,35 @@ struct EvalPlaces {
 ///
 /// # Errors
 /// If it has an unknown key or a value of the wrong type (naming the line).
-pub(crate) fn from_toml<T: serde::de::DeserializeOwned>(text: &str, name: &str) -> Result<T> {
-    toml::from_str(text).map_err(|error| {
-        let start = error.span().map(|span| span.start);
-        let place = start.map_or(name.to_owned(), |start| origin(text, name, start));
-        Error::new(format!("{place}: {}", error.message().replace('\n', "; ")))
-            .note("line", start.map(|start| line_at(text, start)).unwrap_or_default())
-    })
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, name: &str) -> Result<T> {
+    from_table(parse_toml(text, name)?, text, name)
+}
+
+/// The table that the text of a TOML file of this name is.
+///
+/// # Errors
+/// If the text is no TOML (naming the line).
+pub(crate) fn parse_toml<'a>(text: &'a str, name: &str) -> Result<toml::Spanned<DeTable<'a>>> {
+    DeTable::parse(text).map_err(|error| refused(&error, text, name))
+}
+
+/// A value out of a table in the text of a TOML file of this name.
+///
+/// # Errors
+/// If it has an unknown key or a value of the wrong type (naming the line).
+pub(crate) fn from_table<T: DeserializeOwned>(
+    table: toml::Spanned<DeTable>,
+    text: &str,
+    name: &str,
+) -> Result<T> {
+    T::deserialize(toml::Deserializer::from(table)).map_err(|error| refused(&error, text, name))
+}
+
+fn refused(error: &toml::de::Error, text: &str, name: &str) -> Error {
+    let start = error.span().map(|span| span.start);
+    let place = start.map_or(name.to_owned(), |start| origin(text, name, start));
+    Error::new(format!("{place}: {}", error.message().replace('\n', "; ")))
+        .note("line", start.map(|start| line_at(text, start)).unwrap_or_default())
 }
 
 /// A place in a file, for people: "demo.toml, line 3".

@@ -26,6 +26,7 @@ pub mod run;
 pub mod schedule;
 pub mod store;
 pub mod suite;
+pub mod sweep;
 pub mod tensors;
 pub mod training;
 pub mod watch;

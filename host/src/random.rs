@@ -32,11 +32,19 @@ pub enum Purpose {
     Probe = 7,
     /// Where the particle store begins.
     Start = 8,
+    /// The settings that a sweep tries.
+    Sweep = 9,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.
 pub fn seed_for(seed: u64, purpose: Purpose, step: u64) -> i64 {
     generator(seed, purpose, step, 0, 0, 0).next_u64() as i64
+}
+
+/// A number uniform in [0, 1).
+pub fn uniform(seed: u64, purpose: Purpose, step: u64, draw: u32) -> f64 {
+    // 53 bits fill the significand of an f64: every value below 1 is exact.
+    (generator(seed, purpose, step, 0, 0, draw).next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// A random order of 0..count.
@@ -51,7 +59,7 @@ pub fn permutation(seed: u64, purpose: Purpose, step: u64, count: usize) -> Vec<
     order
 }
 
-/// A step number for an attack: its own, whatever else is evaluated beside it.
+/// A step number for what has a name, an attack say: its own, whatever else there is beside it.
 pub fn step_of_name(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))

@@ -6,6 +6,7 @@ use crate::plugin::{PluginSpec, Record};
 use crate::{Error, Result, files};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -100,12 +101,17 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// The folder at this path, whatever is in it.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: None }
+    }
+
     /// A folder for a new run; nothing is written yet.
     ///
     /// # Errors
     /// If it already holds something.
     pub fn for_new_run(path: &Path) -> Result<Self> {
-        let run = Self { path: path.to_owned(), lock: None };
+        let run = Self::at(path);
         if run.record_path().exists() {
             return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
                 "choose another folder with --out, or go on with --resume {}",
@@ -135,7 +141,7 @@ impl RunFolder {
     /// # Errors
     /// If it holds no run, or one that cannot be understood.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
-        let run = Self { path: path.to_owned(), lock: None };
+        let run = Self::at(path);
         let record_path = run.record_path();
         if !record_path.is_file() {
             return Err(Error::new(format!(
@@ -215,13 +221,28 @@ impl RunFolder {
     /// # Errors
     /// If the disk refuses.
     pub fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
-        let path = self.path.join("metrics.jsonl");
+        let path = self.metrics_path();
         let mut lines = String::new();
         for metrics in epochs {
             lines += &serde_json::to_string(metrics).map_err(|why| Error::file("write", &path, why))?;
             lines.push('\n');
         }
         files::write_whole(&path, lines.as_bytes())
+    }
+
+    /// The lines of `metrics.jsonl`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If a line is not one of metrics.
+    pub fn metrics<Metrics: DeserializeOwned>(&self) -> Result<Vec<Metrics>> {
+        let path = self.metrics_path();
+        let lines = if path.exists() { files::read(&path)? } else { Vec::new() };
+        let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
+        lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", &path, why))
+    }
+
+    fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
     }
 
     /// The evaluations in `eval.json`, none if there is no such file.

@@ -6,15 +6,18 @@ mod eval;
 mod inspect;
 mod new;
 mod plugins;
+mod sweep;
 mod train;
 mod transfer;
 
 use crate::cli::Command;
 use crate::{Error, INTERRUPTED, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::exit;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Runs a subcommand; the result is the process's exit code.
 ///
@@ -24,6 +27,7 @@ pub fn run(command: &Command) -> Result<u8> {
     match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Sweep(arguments) => sweep::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Conform(arguments) => conform::run(arguments),
         Command::Plugins(arguments) => plugins::run(arguments),
@@ -49,13 +53,24 @@ fn set_threads(threads: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// Set by the first Ctrl-C or SIGTERM; the second ends the process at once.
+/// Within this time of the first, a signal tells the same wish again: a shell or a job manager
+/// signals every process, and a parent passes on to its child what it was told itself.
+const SAME_WISH: Duration = Duration::from_secs(1);
+
+/// Set by the first Ctrl-C or SIGTERM; a later one ends the process at once.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM])
+        .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
+    let stopping = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        let mut first = None;
+        for _ in signals.forever() {
+            stopping.store(true, Ordering::Relaxed);
+            if first.get_or_insert_with(Instant::now).elapsed() > SAME_WISH {
+                exit(INTERRUPTED.into());
+            }
+        }
+    });
     Ok(stop)
 }

@@ -127,7 +127,7 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
 }
 
 /// A sampler that suits the training mode.
-fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> {
+pub(super) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> {
     let mut sampler = Sampler::make(spec)?;
     if train.mode == Mode::Fused {
         if spec.steps().is_some() {

@@ -10,5 +10,6 @@ mod harness;
 mod modes;
 mod resume;
 mod suites;
+mod sweep;
 mod train;
 mod versions;
