@@ -1,6 +1,6 @@
 //! Checks of what a call leaves behind.
 
-use crate::errors::misshapen;
+use crate::errors::unusable;
 use crate::tensors::{act, no_result, results};
 use crate::toy::{Instance, Problem};
 use crate::{Check, Outcome, Plugin, Verdict};
@@ -9,9 +9,9 @@ use std::fs;
 use std::sync::OnceLock;
 
 pub const CHECKS: [Check; 5] = [
-    Check::new("hygiene-grad-mode", "gradient tracking is as it was", grad_mode),
-    Check::new("hygiene-precision", "arithmetic is as precise as it was", precision),
-    Check::new("hygiene-threads", "libtorch's thread count is as it was", threads),
+    Check::new("hygiene-grad-mode", "gradient tracking is as it was", grad_mode).after(&["errors-drop"]),
+    Check::new("hygiene-precision", "arithmetic is as precise as it was", precision).after(&["errors-drop"]),
+    Check::new("hygiene-threads", "libtorch's thread count is as it was", threads).after(&["errors-drop"]),
     Check::new("hygiene-leftovers", "no open file and no thread is left behind", leftovers),
     Check::new("hygiene-memory", "memory stays flat over many calls", memory),
 ];
@@ -26,7 +26,7 @@ fn after_calls<T>(
     let batch = Problem::new(seed).batch(0..4);
     let instance = Instance::new(plugin, &batch)?;
     let inputs = || batch.inputs(&instance).map_err(no_result);
-    let (good, bad) = (inputs()?, misshapen(inputs()?));
+    let (good, bad) = (inputs()?, unusable(inputs()?));
     let threads = tch::get_num_threads();
     let after = |inputs| {
         let _ = instance.act_unguarded(&batch, inputs);

@@ -47,14 +47,17 @@ pub fn no_result(error: plugin_api::Error) -> Outcome {
     Outcome::failed("a result", error)
 }
 
-/// The largest difference between two lists of results.
+/// The largest difference between two lists of results, in units of what is beyond 1.
 fn difference(one: &[Tensor], other: &[Tensor]) -> f64 {
     if one.len() != other.len() {
         return f64::INFINITY;
     }
     let differences = one.iter().zip(other).map(|(one, other)| match one.size() == other.size() {
         true if one.numel() == 0 => 0.0,
-        true => (one - other).abs().max().to_kind(Kind::Double).double_value(&[]),
+        true => {
+            let relative = (one - other).abs() / one.abs().clamp_min(1.0);
+            relative.max().to_kind(Kind::Double).double_value(&[])
+        }
         false => f64::INFINITY,
     });
     // NaN counts as a difference.
