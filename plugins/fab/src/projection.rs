@@ -65,7 +65,7 @@ fn times_to_hyperplanes(distances: &Tensor, sizes: &Tensor, paces: &Tensor, reac
     loop {
         let limits = &times * paces;
         let _ = reaches.gt_tensor_out(&moving, &limits);
-        let _ = reaches.lt_tensor_out(&stopped, &limits);
+        let _ = reaches.le_tensor_out(&stopped, &limits);
         // Each sum by itself: differences of larger ones would be lost to rounding near the
         // hyperplane.
         let speed = row_sums(&(&speeds * &moving)).clamp_min_(SMALLEST_SPEED);
@@ -123,6 +123,9 @@ mod tests {
         let (point, normal) = ([0.9, 0.5, 0.5], [2.0, 1.0, 3.0]);
         assert_close(&change(Norm::Linf, UNIT, &point, -0.8, &normal), &[0.1, 0.15, 0.15]);
         assert_close(&change(Norm::L2, UNIT, &point, -0.8, &normal), &[0.1, 0.06, 0.18]);
+        // One that meets it just when the hyperplane is reached.
+        assert_close(&change(Norm::Linf, UNIT, &[0.75, 0.0], -0.5, &[1.0, 1.0]), &[0.25, 0.25]);
+        assert_close(&change(Norm::L2, UNIT, &[0.75, 0.0], -0.5, &[1.0, 1.0]), &[0.25, 0.25]);
         // A wider domain: 0.8 / 6 of each; 0.8 / 14 of the normal.
         let wide = (-1.0, 2.0);
         assert_close(&change(Norm::Linf, wide, &point, -0.8, &normal), &[0.8 / 6.0; 3]);
