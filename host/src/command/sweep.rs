@@ -175,7 +175,9 @@ impl SweepFolder {
             Path::new("sweeps").join(arguments.file.file_stem().unwrap_or(arguments.file.as_os_str()))
         });
         let folder = Self { path };
-        let taken = fs::read_dir(&folder.path).is_ok_and(|mut entries| entries.next().is_some());
+        // Another process may be about to write the copy: until then all it has made is hidden.
+        let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+        let taken = fs::read_dir(&folder.path).is_ok_and(|entries| entries.flatten().any(visible));
         if folder.path.is_file() || (taken && !folder.file(COPY).is_file()) {
             return Err(Error::new(format!("{} already exists and holds no sweep", folder.path.display()))
                 .fix("choose another folder with --out"));
