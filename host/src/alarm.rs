@@ -24,7 +24,7 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64) -> Vec<String> {
         ));
     }
     if last.train_loss > 2.0 * guessing
-        && before.last().is_none_or(|before| last.train_loss > 2.0 * before.train_loss)
+        && before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss)
     {
         alarms.push(format!(
             "diverging: the loss is {:.3} (guessing has {guessing:.3}); lower the learning rate",
