@@ -176,7 +176,7 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     let place = Place::with_digits(8, 60);
     let train = |flags: &str, out: &str| {
         let langevin = "--sampler langevin.so,step_size=0.02,noise=0.01 --epochs 3";
-        place.host(&format!("{TRAIN} {langevin} {flags} --out {out}")).succeeds();
+        place.host(&format!("{TRAIN} {langevin} {flags} --out {out}")).ended_with(0);
         place.run(out)
     };
     let whole = train("", "whole");
