@@ -162,6 +162,24 @@ impl Verdicts {
     }
 }
 
+impl Findings {
+    /// Whether its parts fit one another, and an evaluation of `attacks` attacks.
+    pub fn is_consistent(&self, attacks: usize) -> bool {
+        let points = self.verdicts.indices.len();
+        let whole = |list: &Vec<bool>| list.len() == points;
+        whole(&self.verdicts.clean)
+            && self.natural_losses.len() == points
+            && self.verdicts.attacks.iter().all(whole)
+            && self.results.len() == self.verdicts.attacks.len()
+            && self.results.len() + usize::from(self.sweep.is_some()) <= attacks
+            && self.sweep.as_ref().is_none_or(|sweep| {
+                whole(&sweep.robust)
+                    && sweep.done <= sweep.standing.len()
+                    && sweep.standing.iter().all(|point| *point < points)
+            })
+    }
+}
+
 impl Sweep {
     fn over(robust: Vec<bool>) -> Self {
         let (cost, loss_rise) = (Cost::default(), (0.0, 0));
@@ -191,12 +209,7 @@ impl Evaluator<'_> {
     /// If more are asked for than there are.
     pub fn choose_points(&self, wanted: Option<usize>) -> Result<Vec<i64>> {
         let all = self.examples.len();
-        let wanted = wanted.unwrap_or(all);
-        if wanted == 0 || wanted > all {
-            return Err(Error::new(format!(
-                "--points: expected 1 to {all}, as many as there are; got {wanted}"
-            )));
-        }
+        let wanted = check_points(wanted, all)?;
         let mut chosen = permutation(0, Purpose::Subset, 0, all);
         chosen.truncate(wanted);
         chosen.sort_unstable();
@@ -225,7 +238,11 @@ impl Evaluator<'_> {
             order: self.order,
             clean: share(&verdicts.clean),
             worst_case: share(&verdicts.worst_case()),
-            doubts: doubt::of_results(share(&verdicts.clean), &results, self.order),
+            // What attacks do with another model's gradients says nothing of this one's.
+            doubts: match std::ptr::eq(self.model, self.source) {
+                true => doubt::of_results(&verdicts, &results),
+                false => Vec::new(),
+            },
             attacks: results,
             verdicts,
         };
@@ -348,6 +365,19 @@ impl Judged {
             points: select(&self.indices)?,
             attacks: Tensor::f_full([rows.size()[0]], attack as i64, (Kind::Int64, rows.device()))?,
         })
+    }
+}
+
+/// How many of `all` points are wanted; all if no number is given.
+///
+/// # Errors
+/// If there are not as many.
+pub fn check_points(wanted: Option<usize>, all: usize) -> Result<usize> {
+    match wanted.unwrap_or(all) {
+        wanted if (1..=all).contains(&wanted) => Ok(wanted),
+        wanted => {
+            Err(Error::new(format!("--points: expected 1 to {all}, as many as there are; got {wanted}")))
+        }
     }
 }
 

@@ -23,6 +23,7 @@ struct Saved {
 
 /// The folder of an evaluation under way.
 pub struct Journal {
+    id: String,
     folder: PathBuf,
     settings: BTreeMap<String, Value>,
     keeps_examples: bool,
@@ -39,21 +40,31 @@ impl Journal {
     pub fn open(
         run: &RunFolder,
         settings: BTreeMap<String, Value>,
+        attacks: usize,
         keeps_examples: bool,
     ) -> Result<(Self, Option<Findings>)> {
         let digest = files::sha256(serde_json::json!(settings).to_string().as_bytes());
-        let folder = run.path().join("unfinished").join(&digest[..16]);
-        let found = read(&folder.join(FINDINGS), &settings)?;
+        let id = digest[..16].to_owned();
+        let folder = run.path().join("unfinished").join(&id);
         fs::create_dir_all(&folder).map_err(|why| Error::file("create", &folder, why))?;
         let lock_path = folder.join(".lock");
         let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
         match lock.try_lock() {
-            Ok(()) => Ok((Self { folder, settings, keeps_examples, _lock: lock }, found)),
+            Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                Err(Error::new("another process is at this very evaluation").fix("wait for it or stop it"))
+                return Err(
+                    Error::new("another process is at this very evaluation").fix("wait for it or stop it")
+                );
             }
-            Err(TryLockError::Error(why)) => Err(Error::file("lock", &lock_path, why)),
+            Err(TryLockError::Error(why)) => return Err(Error::file("lock", &lock_path, why)),
         }
+        let found = read(&folder.join(FINDINGS), &settings, attacks)?;
+        Ok((Self { id, folder, settings, keeps_examples, _lock: lock }, found))
+    }
+
+    /// A name for what this evaluation leaves behind: the same whenever it is repeated.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Saves what was found so far.
@@ -82,16 +93,6 @@ impl Journal {
         tensors::write(&path, &examples()?.named())
     }
 
-    /// Puts the examples that were kept into one file, if they were asked for, and takes the
-    /// folder away.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn finish(self, examples: Option<&Path>) -> Result<()> {
-        examples.map_or(Ok(()), |path| self.collect(path))?;
-        self.discard()
-    }
-
     /// Takes the folder away.
     ///
     /// # Errors
@@ -104,7 +105,11 @@ impl Journal {
         Ok(())
     }
 
-    fn collect(&self, path: &Path) -> Result<()> {
+    /// Puts the examples that were kept into one file.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn collect(&self, path: &Path) -> Result<()> {
         let entries = fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?;
         let mut parts: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         parts.retain(|part| part.extension().is_some_and(|ending| ending == "safetensors"));
@@ -127,7 +132,7 @@ impl Journal {
 
 const FINDINGS: &str = "findings.json";
 
-fn read(path: &Path, settings: &BTreeMap<String, Value>) -> Result<Option<Findings>> {
+fn read(path: &Path, settings: &BTreeMap<String, Value>, attacks: usize) -> Result<Option<Findings>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -143,7 +148,10 @@ fn read(path: &Path, settings: &BTreeMap<String, Value>) -> Result<Option<Findin
         ))
         .fix(fix()));
     }
-    Ok(Some(saved.findings))
+    match saved.findings.is_consistent(attacks) {
+        true => Ok(Some(saved.findings)),
+        false => Err(Error::file("go on with", path, "its parts do not fit one another").fix(fix())),
+    }
 }
 
 /// Points that an attack moved across the boundary.

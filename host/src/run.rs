@@ -78,18 +78,6 @@ pub struct Evaluations {
     evaluations: Vec<serde_json::Value>,
 }
 
-impl Evaluations {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.evaluations.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.evaluations.is_empty()
-    }
-}
-
 const LOCK: &str = ".lock";
 
 /// A run's folder.

@@ -9,7 +9,7 @@ use plugin_api::{Start, ThreatModel};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 /// Images and labels on the device, one byte a pixel until a batch needs them.
@@ -102,12 +102,11 @@ impl ParticleStore {
         shape.insert(1, particles_per_point as i64);
         let device = examples.images.device();
         let make = |number: usize, kind: Kind| -> Result<Tensor> {
-            let Some(file) = file else { return Ok(Tensor::f_zeros(&shape, (kind, device))?) };
-            let mut path = file.as_os_str().to_owned();
-            if number > 0 {
-                path.push(format!(".{number}"));
+            let path = file.and_then(|file| files(file).nth(number));
+            match path {
+                Some(path) => map_file(&path, &shape, kind),
+                None => Ok(Tensor::f_zeros(&shape, (kind, device))?),
             }
-            map_file(Path::new(&path), &shape, kind)
         };
         let (kind, state_kind) = match format {
             Format::F32 => (Kind::Float, Kind::Float),
@@ -210,6 +209,18 @@ impl ParticleStore {
         }
         Ok(())
     }
+}
+
+/// The files of a store that is kept in `file`: the particles, then their state tensors.
+pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
+    /// More tensors than any sampler remembers.
+    const MOST: usize = 100;
+    let numbered = (1..MOST).map(move |number| {
+        let mut path = file.as_os_str().to_owned();
+        path.push(format!(".{number}"));
+        path.into()
+    });
+    std::iter::once(file.to_owned()).chain(numbered)
 }
 
 /// A tensor of zeros whose memory is a file, which it makes or makes anew.

@@ -96,6 +96,10 @@ impl Training {
                 )
             })
             .transpose()?;
+        if let (None, Some(file)) = (&store, &experiment.train.store_file) {
+            return Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
+                .note("because", "no chain begins in the particle store (sampler, train.start)"));
+        }
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
             store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
         }
@@ -313,7 +317,7 @@ impl Training {
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);
         }
-        for finding in alarm::look_at(&self.progress.epochs, self.model.classes()) {
+        for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), self.sampler.is_some()) {
             reporter.alarm(&finding);
         }
         self.clock = Instant::now();

@@ -28,6 +28,9 @@ def main():
         seconds = []
         for member in MEMBERS:
             left = stands.nonzero().squeeze(1)
+            if len(left) == 0:
+                seconds.append(0.0)
+                continue
             verdicts, took = authors(run, [member], 0, indices[left], chosen.batch)
             stands[left] = verdicts
             seconds.append(took)

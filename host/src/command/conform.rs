@@ -23,9 +23,10 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
     if let Some(plugin) = &arguments.judge {
         return serve(arguments, plugin);
     }
-    for pattern in &arguments.include {
+    let patterns = arguments.include.iter().map(|pattern| ("--include", pattern));
+    for (flag, pattern) in patterns.chain(arguments.exclude.iter().map(|pattern| ("--exclude", pattern))) {
         if !all().any(|check| glob_match(pattern, check.name)) {
-            return Err(Error::new(format!("--include {pattern}: no check has such a name"))
+            return Err(Error::new(format!("{flag} {pattern}: no check has such a name"))
                 .note("checks", all().map(|check| check.name).collect::<Vec<_>>().join(", ")));
         }
     }

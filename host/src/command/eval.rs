@@ -3,7 +3,7 @@ use crate::cli::{EvalArguments, style};
 use crate::data::Dataset;
 use crate::doubt::{self, Doubt};
 use crate::evaluation::{Evaluation, Evaluator, Order, confidence_interval};
-use crate::experiment::Select;
+use crate::experiment::{Experiment, Select};
 use crate::journal::Journal;
 use crate::plugin::{Attack, Model, PluginSpec};
 use crate::progress::Progress;
@@ -38,13 +38,14 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     target.folder.evaluations()?;
 
     let (attacks, mut doubts) = bench.attacks(arguments, &target.record)?;
-    let evaluator = bench.evaluator(arguments, &target, source.as_ref().unwrap_or(&target), &stop);
+    let source = source.as_ref().unwrap_or(&target);
     let experiment = &target.record.experiment;
+    let evaluator = bench.evaluator(arguments, experiment, &target, source, &stop);
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
-    doubts.extend(look_at_model(&evaluator, &points)?);
+    doubts.extend(look_at_models(&evaluator, &points)?);
 
-    let settings = settings(&evaluator, &attacks, &points, arguments.save_examples)?;
-    let (journal, found) = Journal::open(&target.folder, settings, arguments.save_examples)?;
+    let settings = settings(&evaluator, &bench.dataset, &attacks, &points, arguments.save_examples)?;
+    let (journal, found) = Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)?;
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
@@ -145,15 +146,16 @@ impl Bench {
         }
     }
 
-    /// An evaluator of one run against examples made on another.
+    /// An evaluator of one run against examples made on another, set up as the experiment says
+    /// unless the arguments say otherwise.
     pub fn evaluator<'a>(
         &'a self,
         arguments: &EvalArguments,
+        experiment: &Experiment,
         target: &'a Subject,
         source: &'a Subject,
         stop: &'a AtomicBool,
     ) -> Evaluator<'a> {
-        let experiment = &target.record.experiment;
         let order = if arguments.suite.is_some() { Order::Cascade } else { Order::Separate };
         // A suite says itself how often each of its attacks is to run.
         let restarts = if order == Order::Cascade { 1 } else { experiment.eval.restarts };
@@ -195,27 +197,39 @@ fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result
     Ok(saved.progress)
 }
 
-fn look_at_model(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt>> {
+/// Looks at the model that is judged, and at the one that examples are made on.
+pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt>> {
     let some = Tensor::from_slice(&points[..points.len().min(LOOKED_AT)]).to_device(evaluator.device);
     let (images, labels) = evaluator.examples.batch(&some);
-    doubt::of_model(evaluator.source, &images, &labels)
+    let mut doubts = doubt::of_model(evaluator.source, &images, &labels)?;
+    if !std::ptr::eq(evaluator.source, evaluator.model) {
+        for doubt in doubt::of_model(evaluator.model, &images, &labels)? {
+            // Only examples need gradients.
+            if doubt.name != "vanishing-gradients" && !doubts.contains(&doubt) {
+                doubts.push(doubt);
+            }
+        }
+    }
+    Ok(doubts)
 }
 
 /// Everything that decides the verdicts: what an interrupted evaluation is recognised by.
 fn settings(
     evaluator: &Evaluator,
+    dataset: &Dataset,
     attacks: &[Attack],
     points: &[i64],
     save_examples: bool,
 ) -> Result<BTreeMap<String, Value>> {
     let weights = |model: &Model| -> Result<Value> {
         let bytes: Result<Vec<_>> = model.state().iter().map(|(_, tensor)| bytes(tensor)).collect();
-        Ok(files::sha256(&bytes?.concat()).into())
+        Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))
     };
     let attacks: Vec<_> = attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();
     let settings = [
-        ("weights", weights(evaluator.model)?),
-        ("source weights", weights(evaluator.source)?),
+        ("model", weights(evaluator.model)?),
+        ("source", weights(evaluator.source)?),
+        ("data", json!(dataset.checksums)),
         ("attacks", attacks.into()),
         ("points", json!([points.len(), files::sha256(json!(points).to_string().as_bytes())])),
         ("threat", json!(evaluator.threat)),
@@ -238,14 +252,19 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Warns of every doubt, and of where to read on.
+pub fn tell(doubts: &[Doubt]) {
+    for Doubt { name, finding } in doubts {
+        warn(format_args!("{finding} (docs/evaluation.md, section {name})"));
+    }
+}
+
 fn show(evaluation: &Evaluation, progress: &Progress, style: Style) {
     match style {
         Style::Json => say(json!(evaluation)),
         Style::Human => say(table(evaluation, progress)),
     }
-    for Doubt { name, finding } in &evaluation.doubts {
-        warn(format_args!("{finding} (docs/evaluation.md, section {name})"));
-    }
+    tell(&evaluation.doubts);
 }
 
 fn save(
@@ -257,9 +276,10 @@ fn save(
     journal: Journal,
 ) -> Result<()> {
     let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
-    let number = target.folder.evaluations()?.len() + 1;
-    let examples =
-        arguments.save_examples.then(|| target.folder.path().join(format!("examples-{number}.safetensors")));
+    let examples = arguments
+        .save_examples
+        .then(|| target.folder.path().join(format!("examples-{}.safetensors", journal.id())));
+    examples.as_deref().map_or(Ok(()), |path| journal.collect(path))?;
     let saved = target.folder.add_evaluation(json!({
         "result": evaluation,
         "suite": arguments.suite,
@@ -275,7 +295,7 @@ fn save(
         "broken_by": evaluation.verdicts.broken_by(),
         "examples": examples,
     }))?;
-    journal.finish(examples.as_deref())?;
+    journal.discard()?;
     if evaluator.style == Style::Human {
         say(format_args!("verdicts of every point: {}", saved.display()));
         if let Some(examples) = examples {

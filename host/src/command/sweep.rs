@@ -2,6 +2,7 @@ use super::stop_on_signals;
 use super::train::make_sampler;
 use crate::cli::SweepArguments;
 use crate::data::{self, Dataset};
+use crate::evaluation::check_points;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Attack, Model};
 use crate::progress::EpochMetrics;
@@ -88,9 +89,6 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
 fn check(sweep: &Sweep) -> Result<()> {
     let mut datasets: BTreeMap<_, Dataset> = BTreeMap::new();
     let mut models = Vec::new();
-    for suite in sweep.evaluations.iter().flatten() {
-        suite::attacks(suite)?.iter().try_for_each(|spec| Attack::make(spec).map(drop))?;
-    }
     for Setting { name, experiment, .. } in &sweep.settings {
         let mut check_setting = || {
             let key = (experiment.data.name.clone(), experiment.data.folder.clone());
@@ -112,10 +110,19 @@ fn check(sweep: &Sweep) -> Result<()> {
             if let Some(probe) = &experiment.train.probe {
                 Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
             }
-            match sweep.evaluations.contains(&None) {
-                true => experiment.eval.attacks.iter().try_for_each(|spec| Attack::make(spec).map(drop)),
-                false => Ok(()),
+            for evaluation in &sweep.evaluations {
+                check_points(experiment.eval.points, dataset.test.count() as usize)?;
+                let specs = match evaluation {
+                    Some(suite) => &suite::attacks(suite)?,
+                    None => &experiment.eval.attacks,
+                };
+                let attacks: Vec<_> = specs.iter().map(Attack::make).collect::<Result<_>>()?;
+                let runs = |attack: &Attack| attack.supports(&experiment.threat, &dataset.task()).is_ok();
+                if !attacks.iter().any(runs) {
+                    return Err(Error::new("none of the attacks to evaluate with can run here"));
+                }
             }
+            Ok(())
         };
         check_setting().map_err(|error| error.note("run", name))?;
     }

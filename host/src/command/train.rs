@@ -7,7 +7,7 @@ use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::training::{Ending, Training, split};
-use crate::{Error, INTERRUPTED, Result, device};
+use crate::{Error, INTERRUPTED, Result, device, store};
 use serde_json::json;
 use std::path::Path;
 use std::time::SystemTime;
@@ -54,7 +54,9 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
         RunFolder::for_new_run(&arguments.out.clone().unwrap_or_else(RunFolder::named_after_now))?;
     experiment.train.threads = Some(set_threads(experiment.train.threads)?);
     experiment.make_paths_absolute();
-    if let Some(file) = experiment.train.store_file.as_ref().filter(|file| file.exists()) {
+    if let Some(file) =
+        experiment.train.store_file.iter().flat_map(|file| store::files(file)).find(|file| file.exists())
+    {
         return Err(Error::new(format!("{} exists already", file.display()))
             .fix("give --store-file a name that is free, or remove the file"));
     }

@@ -1,7 +1,8 @@
-use super::eval::{Bench, Subject};
+use super::eval::{Bench, Subject, look_at_models, tell};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
-use crate::report::{say, warn};
+use crate::doubt::Doubt;
+use crate::report::say;
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
@@ -31,18 +32,24 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             )));
         }
     }
-    let (attacks, left_out) = bench.attacks(arguments, &subjects[0].record)?;
-    for doubt in &left_out {
-        warn(&doubt.finding);
-    }
+    let (attacks, mut doubts) = bench.attacks(arguments, &subjects[0].record)?;
     let mut matrix = Vec::new();
     for source in &subjects {
         let mut row = Vec::new();
         for target in &subjects {
-            let evaluator = bench.evaluator(arguments, target, source, &stop);
+            // Set up alike for all: one row's examples differ by the points that are attacked alone.
+            let evaluator = bench.evaluator(arguments, first, target, source, &stop);
             let points = evaluator.choose_points(arguments.points.or(first.eval.points))?;
+            let found = match std::ptr::eq(source, target) {
+                true => look_at_models(&evaluator, &points)?,
+                false => Vec::new(),
+            };
             let (evaluation, failure) = evaluator.run(&attacks, points, None, None)?;
             failure.map_or(Ok(()), Err)?;
+            for doubt in found.iter().chain(&evaluation.doubts) {
+                let finding = format!("{}: {}", target.record.experiment.model, doubt.finding);
+                doubts.push(Doubt { finding, ..*doubt });
+            }
             row.push(evaluation);
         }
         matrix.push(row);
@@ -54,7 +61,9 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     if arguments.json {
         say(json!({
             "runs": names, "points": matrix[0][0].points, "clean": clean, "worst_case": worst,
-            "evaluations": matrix, "left_out": left_out,
+            "evaluations": matrix, "doubts": doubts, "threat": first.threat,
+            "seed": arguments.seed.unwrap_or(first.train.seed),
+            "batch": arguments.batch.unwrap_or(first.eval.batch),
         }));
     } else {
         say(table(&names, &clean, &worst));
@@ -64,7 +73,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             attacks.len()
         ));
     }
-    Ok(u8::from(arguments.strict && !left_out.is_empty()))
+    tell(&doubts);
+    Ok(u8::from(arguments.strict && !doubts.is_empty()))
 }
 
 /// A row for each model that examples are made on, a column for each that is attacked.

@@ -70,7 +70,7 @@ impl Attack {
     /// A plugin that promised a number of queries keeps to it.
     fn refuse_overdraft(&self, forward_passes: u64, points: u64) -> Result<()> {
         match self.query_budget {
-            Some(budget) if forward_passes > budget * points => Err(Error::new(format!(
+            Some(budget) if forward_passes > budget.saturating_mul(points) => Err(Error::new(format!(
                 "{}: run took {forward_passes} forward passes for {points} points; it promises at most {budget} each",
                 self.name
             ))

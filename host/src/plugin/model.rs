@@ -23,7 +23,11 @@ pub struct Model {
 fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (_, tensor) in state.iter().filter(|(_, tensor)| tensor.dim() == 4) {
-        let last = tensor.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?;
+        // Strides are spelled out: with one input channel both layouts count as contiguous.
+        let [_, channels, height, width] = tensor.size()[..] else { continue };
+        let strides = [height * width * channels, 1, width * channels, channels];
+        let mut last = Tensor::f_empty_strided(tensor.size(), strides, (tensor.kind(), tensor.device()))?;
+        last.f_copy_(tensor)?;
         tensor.shallow_clone().set_data(&last);
     }
     Ok(())

@@ -21,7 +21,7 @@ impl Checkpoints {
     /// For losses like `like`, `[M]`: windows of 22 % of the steps at first, each 3 % shorter
     /// than the last, down to 6 % (section 3).
     pub fn new(steps: usize, rho: f64, like: &Tensor) -> Self {
-        let share = |percent: usize| (percent * steps / 100).max(1);
+        let share = |percent: usize| (percent.saturating_mul(steps) / 100).max(1);
         Self {
             rho,
             window: share(22),

@@ -151,9 +151,10 @@ fn training_that_looks_wrong_is_said_to() {
     let lines = place.host(&format!("{} --json", stuck.replace("--out stuck", "--out again"))).succeeds();
     let alarms = lines.json_lines().into_iter().filter(|line| line["event"] == "alarm").count();
     assert_eq!(alarms, 1);
-    // Trained without an adversary, the model is right and breaks down under the probe.
+    // With an adversary that does not move, the model is right and breaks down under the probe.
     let probe = "--validation-points 20 --probe pgd.so,steps=10,step_size=0.05";
-    let naive = format!("{TRAIN} --sampler none --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
+    let still = "--sampler langevin.so,step_size=0,noise=0";
+    let naive = format!("{TRAIN} {still} --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
     place.host(&format!("{naive} --out naive")).succeeds_with_warning(&["catastrophic overfitting"]);
 }
 

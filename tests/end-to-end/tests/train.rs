@@ -42,7 +42,8 @@ fn a_run_records_what_it_was_made_with() {
 fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
     let place = Place::with_digits(8, 60);
     let flags = "--sampler langevin.so,steps=3 --particles 2 --epsilon 0.1 --epochs 3 --learning-rate 0.05";
-    place.host(&format!("{TRAIN} {flags} --out run")).succeeds();
+    // So short a run may well stay at chance, and say so.
+    place.host(&format!("{TRAIN} {flags} --out run")).ended_with(0);
 
     let run = place.run("run");
     let metrics = run.metrics();
