@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -32,6 +32,19 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
 /// If the disk refuses.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync_all()
+}
+
+/// Makes a file and locks it for as long as the handle lives; none if another process holds it.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn lock(path: &Path) -> Result<Option<File>> {
+    let file = File::create(path).map_err(|why| Error::file("create", path, why))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(why)) => Err(Error::file("lock", path, why)),
+    }
 }
 
 /// Reads a whole file.

@@ -9,7 +9,7 @@ use crate::{Error, Result, files, tensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -47,17 +47,9 @@ impl Journal {
         let id = digest[..16].to_owned();
         let folder = run.path().join("unfinished").join(&id);
         fs::create_dir_all(&folder).map_err(|why| Error::file("create", &folder, why))?;
-        let lock_path = folder.join(".lock");
-        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(
-                    Error::new("another process is at this very evaluation").fix("wait for it or stop it")
-                );
-            }
-            Err(TryLockError::Error(why)) => return Err(Error::file("lock", &lock_path, why)),
-        }
+        let lock = files::lock(&folder.join(".lock"))?.ok_or_else(|| {
+            Error::new("another process is at this very evaluation").fix("wait for it or stop it")
+        })?;
         let found = read(&folder.join(FINDINGS), &settings, attacks)?;
         Ok((Self { id, folder, settings, keeps_examples, _lock: lock }, found))
     }

@@ -9,7 +9,7 @@ use plugin_api::manifest::CONTRACT;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -172,17 +172,12 @@ impl RunFolder {
     /// # Errors
     /// If another one does already.
     pub fn lock(&mut self) -> Result<()> {
-        let path = self.path.join(LOCK);
-        let file = File::create(&path).map_err(|why| Error::file("create", &path, why))?;
-        match file.try_lock() {
-            Ok(()) => self.lock = Some(file),
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(format!("another process is training in {}", self.path.display()))
-                    .fix("wait for it or stop it, or choose another folder with --out"));
-            }
-            Err(TryLockError::Error(why)) => return Err(Error::file("lock", &path, why)),
+        self.lock = files::lock(&self.path.join(LOCK))?;
+        match self.lock {
+            Some(_) => Ok(()),
+            None => Err(Error::new(format!("another process is training in {}", self.path.display()))
+                .fix("wait for it or stop it, or choose another folder with --out")),
         }
-        Ok(())
     }
 
     /// Where it is.

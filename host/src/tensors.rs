@@ -29,6 +29,17 @@ pub fn from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect()
 }
 
+/// The numbers of a tensor, row by row, as bytes of this machine.
+///
+/// # Errors
+/// If libtorch cannot copy it.
+pub fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
 fn tensor(view: &TensorView) -> Result<Tensor> {
     let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
     let kind = DTYPES.iter().find(|(dtype, _)| *dtype == view.dtype()).map(|(_, kind)| *kind);

@@ -11,7 +11,7 @@ use crate::random::Purpose;
 use crate::report::{Style, say, warn};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::Examples;
-use crate::{Error, INTERRUPTED, Result, checkpoint, data, device, files, suite};
+use crate::{Error, INTERRUPTED, Result, checkpoint, data, device, files, suite, tensors};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -222,7 +222,7 @@ fn settings(
     save_examples: bool,
 ) -> Result<BTreeMap<String, Value>> {
     let weights = |model: &Model| -> Result<Value> {
-        let bytes: Result<Vec<_>> = model.state().iter().map(|(_, tensor)| bytes(tensor)).collect();
+        let bytes: Result<Vec<_>> = model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
         Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))
     };
     let attacks: Vec<_> = attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();
@@ -243,13 +243,6 @@ fn settings(
         ("versions", json!(Versions::current())),
     ];
     Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
-}
-
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-    Ok(bytes)
 }
 
 /// Warns of every doubt, and of where to read on.
