@@ -182,8 +182,9 @@ fn axes(sweep: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> 
     }
     for (number, axis) in axes.iter().enumerate() {
         let sets_too = |(earlier, other): &(usize, &Axis)| {
-            let within = axis.key.strip_prefix(&other.key).is_some_and(|rest| rest.starts_with('.'));
-            (axis.key == other.key && *earlier < number) || (within && !PLUGINS.contains(&other.key.as_str()))
+            let below = axis.key.strip_prefix(&other.key).and_then(|rest| rest.strip_prefix('.'));
+            (axis.key == other.key && *earlier < number)
+                || below.is_some_and(|key| other.examples().iter().any(|choice| sets(&choice.value, key)))
         };
         if let Some((_, other)) = axes.iter().enumerate().find(sets_too) {
             return Err(Error::new(format!("{}: {} is set twice", axis.origin, axis.key))
@@ -191,6 +192,14 @@ fn axes(sweep: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> 
         }
     }
     Ok(axes)
+}
+
+/// Whether a table has a value at a dotted key. (What is no table is a plugin, with options of
+/// its own, or refused by its type.)
+fn sets(value: &Value, key: &str) -> bool {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    let inner = value.as_table().and_then(|table| table.get(first));
+    inner.is_some_and(|inner| rest.is_none_or(|rest| sets(inner, rest)))
 }
 
 fn refuse_what_grids_ignore(options: &Options, name: &str) -> Result<()> {
@@ -507,6 +516,12 @@ mod tests {
         assert_eq!((train(0).epochs, train(0).learning_rate, train(0).momentum), (1, 0.1, 0.5));
         assert_eq!((train(1).epochs, train(1).learning_rate, train(1).momentum), (2, 0.02, 0.5));
         assert_eq!(sweep.settings[0].name, "train=epochs=1,learning_rate=0.1");
+        // Other keys of the same table may vary on their own.
+        let more =
+            text.replace("[sweep.axes]\n", "[sweep]\nseeds = [3, 4]\n[sweep.axes]\n\"train.batch\" = [7]\n");
+        let settings = super::tests::sweep(&more).expect("a sweep").settings;
+        let train = &settings[3].experiment.train;
+        assert_eq!((train.epochs, train.batch, train.seed), (2, 7, 4));
     }
 
     #[test]
