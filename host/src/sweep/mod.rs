@@ -24,6 +24,9 @@ const PLUGINS: [&str; 3] = ["model", "sampler", "train.probe"];
 
 const SEED: &str = "train.seed";
 
+/// The key of an axis whose values are whole experiments, in part.
+const WHOLE: &str = "experiment";
+
 /// Bytes of a run's name, at most; file systems allow 255, endings included.
 const LONGEST_NAME: usize = 200;
 
@@ -182,7 +185,10 @@ fn axes(sweep: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> 
     }
     for (number, axis) in axes.iter().enumerate() {
         let sets_too = |(earlier, other): &(usize, &Axis)| {
-            let below = axis.key.strip_prefix(&other.key).and_then(|rest| rest.strip_prefix('.'));
+            let below = match other.key.as_str() {
+                WHOLE => Some(axis.key.as_str()),
+                key => axis.key.strip_prefix(key).and_then(|rest| rest.strip_prefix('.')),
+            };
             (axis.key == other.key && *earlier < number)
                 || below.is_some_and(|key| other.examples().iter().any(|choice| sets(&choice.value, key)))
         };
@@ -373,6 +379,9 @@ fn option_of(key: &str) -> Option<(&'static str, &str)> {
 
 /// Sets the value at a dotted key; a table is merged into the one that is there.
 fn place(table: &mut Table, key: &str, value: &Value) {
+    if let (WHOLE, Value::Table(new)) = (key, value) {
+        return new.iter().for_each(|(key, value)| place(table, key, value));
+    }
     let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
     let slot = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
     match (rest, slot, value) {
@@ -505,6 +514,26 @@ mod tests {
             "sampler = \"none\"\n[sweep.axes]\nsampler.noise = [0.1]\n",
             &["s.toml, line 3: sampler.noise: there is no sampler to have an option `noise`"],
         );
+    }
+
+    #[test]
+    fn whole_experiments_are_an_axis_too() {
+        let text = "[train]\nmomentum = 0.5\n[sweep]\nseeds = [1, 2]\n[sweep.axes]\nexperiment = [\n\
+                    { sampler = \"none\", train = { epochs = 3 } },\n\
+                    { sampler = \"pgd.so,steps=7\", threat = { epsilon = 0.1 } },\n]\n";
+        let settings = sweep(text).expect("a sweep").settings;
+        let Experiment { sampler, train, threat, .. } = &settings[1].experiment;
+        assert_eq!((train.epochs, train.momentum, train.seed, threat.epsilon), (3, 0.5, 2, 0.3));
+        assert!(sampler.0.is_none());
+        let Experiment { sampler, train, threat, .. } = &settings[2].experiment;
+        assert_eq!((train.epochs, train.momentum, train.seed, threat.epsilon), (5, 0.5, 1, 0.1));
+        assert_eq!(sampler.0.as_ref().map(ToString::to_string).as_deref(), Some("pgd.so,steps=7"));
+        refuses(
+            &text.replace("[sweep.axes]\n", "[sweep.axes]\ntrain.epochs = [1]\n"),
+            &["s.toml, line 6: train.epochs is set twice", "experiment, s.toml, line 7"],
+        );
+        refuses("[sweep.axes]\nexperiment = [{ epoch = 1 }]\n", &["s.toml, line 2", "unknown field `epoch`"]);
+        refuses("[sweep.axes]\nexperiment = [3]\n", &["s.toml, line 2", "unknown field `experiment`"]);
     }
 
     #[test]
