@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::experiment::{Experiment, Mode, SamplerChoice, Select, Start};
+use crate::experiment::{Experiment, Mode, Pass, SamplerChoice, Select, Start};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -132,6 +132,10 @@ pub struct ExperimentFlags {
     /// Where chains begin
     #[arg(long)]
     start: Option<Start>,
+    /// Mode of the model while the sampler's gradient is taken [default: eval in mode faithful,
+    /// train in mode fused, which knows no other]
+    #[arg(long)]
+    sampler_gradient: Option<Pass>,
     /// In which precision the network computes while training
     #[arg(long)]
     precision: Option<Precision>,
@@ -216,6 +220,7 @@ impl TrainArguments {
         set(&mut train.mode, &flags.mode);
         set(&mut train.replay, &flags.replay);
         set(&mut train.start, &flags.start);
+        train.sampler_gradient = flags.sampler_gradient.or(train.sampler_gradient);
         set(&mut train.precision, &flags.precision);
         set(&mut train.epochs, &flags.epochs);
         set(&mut train.batch, &flags.batch);
@@ -359,7 +364,8 @@ docs/conformance.md says what each check protects and how to mend what it finds.
 all passed; 1: something failed; 2: could not run."
 )]
 pub struct ConformArguments {
-    /// The library's file, for all its plugins; or FILE,plugin=NAME
+    /// The library's file, for all its plugins; or FILE,plugin=NAME; options are set as elsewhere,
+    /// to judge a large model in a small size: FILE,width=4
     pub file: String,
     /// Only checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -383,6 +389,9 @@ pub struct ConformArguments {
     /// the program itself)
     #[arg(long, hide = true, value_name = "KIND/NAME")]
     pub judge: Option<String>,
+    /// The options of the plugin that `--judge` names
+    #[arg(long, hide = true, value_name = "JSON", default_value = "{}")]
+    pub judge_options: String,
 }
 
 /// `host plugins`

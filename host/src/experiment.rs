@@ -61,6 +61,16 @@ pub enum Mode {
     Fused,
 }
 
+/// Which mode a model is in during a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Pass {
+    /// As it is evaluated: batch normalisation by its running moments, no dropout.
+    Eval,
+    /// As it is trained: batch normalisation by the minibatch's moments, dropout.
+    Train,
+}
+
 /// Where chains begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -107,6 +117,9 @@ pub struct Train {
     pub replay: usize,
     /// Where chains begin.
     pub start: Start,
+    /// Which mode the model is in while the sampler's gradient is taken; if not given, eval in
+    /// mode faithful. In mode fused it is train.
+    pub sampler_gradient: Option<Pass>,
     /// In which precision the network computes; evaluation and probes are f32 in any.
     pub precision: Precision,
     /// Passes over the training points, at least 1.
@@ -194,6 +207,7 @@ impl Default for Train {
             mode: Mode::Faithful,
             replay: 1,
             start: Start::Sampler,
+            sampler_gradient: None,
             precision: Precision::F32,
             epochs: 5,
             batch: 100,
@@ -222,6 +236,16 @@ impl Default for Eval {
     fn default() -> Self {
         let attacks = ["fgsm.so", "pgd.so,steps=40", "pgd.so,steps=100", "apgd.so"];
         Self { attacks: attacks.map(known).into(), points: None, restarts: 1, batch: 250 }
+    }
+}
+
+impl Train {
+    /// Which mode the model is in while the sampler's gradient is taken.
+    pub fn sampler_gradient(&self) -> Pass {
+        match self.mode {
+            Mode::Faithful => self.sampler_gradient.unwrap_or(Pass::Eval),
+            Mode::Fused => Pass::Train,
+        }
     }
 }
 
@@ -266,7 +290,7 @@ impl Experiment {
             self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 17] = [
+        let checks: [(bool, &str, &str, String); 18] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -347,6 +371,12 @@ impl Experiment {
                     train.replay.to_string(),
                 ),
             },
+            (
+                train.mode == Mode::Faithful || train.sampler_gradient != Some(Pass::Eval),
+                "train.sampler_gradient",
+                "train (in mode fused the pass that gives the sampler's gradient trains the weights too)",
+                "eval".to_owned(),
+            ),
             (
                 self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
                 "data.validation_points",
@@ -580,5 +610,19 @@ mod tests {
             refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`")
         );
         assert!(Experiment::default().validate().is_ok());
+    }
+
+    #[test]
+    fn the_samplers_gradient_is_taken_in_the_mode_that_the_passes_allow() {
+        let mut train = Train::default();
+        assert_eq!(train.sampler_gradient(), Pass::Eval);
+        train.sampler_gradient = Some(Pass::Train);
+        assert_eq!(train.sampler_gradient(), Pass::Train);
+        train = Train { mode: Mode::Fused, ..Train::default() };
+        assert_eq!(train.sampler_gradient(), Pass::Train);
+        train.sampler_gradient = Some(Pass::Eval);
+        let refused = Experiment { train, ..Experiment::default() }.validate().expect_err("refused");
+        assert!(refused.to_string().starts_with("train.sampler_gradient: expected train (in mode fused"));
+        assert!(read("[train]\nsampler_gradient = \"eval\"\n").is_ok());
     }
 }

@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
-use crate::experiment::{Experiment, Mode, Select, Start as StartChoice, Train};
+use crate::experiment::{Experiment, Mode, Pass, Select, Start as StartChoice, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
@@ -205,18 +205,19 @@ impl Training {
     /// particles. T + 1 passes.
     fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
         let precision = self.experiment.train.precision;
+        let train = self.experiment.train.sampler_gradient() == Pass::Train;
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);
                 self.seed_forward(number as u64);
-                let losses = cross_entropy(&self.model.forward_in(precision, &leaf)?, visit.labels);
+                let losses = cross_entropy(&self.model.forward_in(precision, &leaf, train)?, visit.labels);
                 let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
                 let at = (&losses.detach(), &gradient);
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
             }
         }
         self.seed_forward(0xffff);
-        let logits = self.model.forward_in(precision, &visit.particles)?;
+        let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = cross_entropy(&logits, visit.labels);
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
@@ -233,7 +234,7 @@ impl Training {
         for number in 0..replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             self.seed_forward(number as u64);
-            let logits = self.model.forward_in(precision, &leaf)?;
+            let logits = self.model.forward_in(precision, &leaf, true)?;
             let losses = cross_entropy(&logits, visit.labels);
             let mut inputs: Vec<_> = self.optimizer.parameters().iter().map(Tensor::shallow_clone).collect();
             inputs.push(leaf);

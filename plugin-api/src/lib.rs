@@ -41,6 +41,7 @@ mod tensor;
 mod threat;
 
 pub mod abi;
+pub mod layers;
 pub mod losses;
 pub mod manifest;
 pub mod testing;

@@ -1,9 +1,9 @@
 use crate::cli::ConformArguments;
 use crate::plugin::library::{self, File, Kind, Manifest};
-use crate::plugin::parse;
+use crate::plugin::{PluginSpec, parse};
 use crate::report::say;
 use crate::{Error, Result, device};
-use conformance::{Check, Library, Outcome, Outcomes, Plugin, all};
+use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
 use glob_match::glob_match;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -30,7 +30,8 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
                 .note("checks", all().map(|check| check.name).collect::<Vec<_>>().join(", ")));
         }
     }
-    let (file, plugins) = chosen(&arguments.file)?;
+    let spec = parse(&arguments.file)?;
+    let (file, plugins) = chosen(&spec)?;
     let waiting = Mutex::new(plugins.iter());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     let total = Mutex::new(Ok(Count::default()));
@@ -38,13 +39,13 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
         for _ in 0..arguments.jobs.min(plugins.len()) {
             scope.spawn(|| {
                 while let Some(manifest) = next() {
-                    let outcomes = judge(arguments, &file, manifest);
+                    let outcomes = judge(arguments, &spec, &file, manifest);
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                     match (total.as_mut(), outcomes) {
                         (Ok(total), Ok(outcomes)) => {
                             for (check, outcome) in outcomes {
                                 total.add(&outcome);
-                                show(arguments, manifest, check, &outcome);
+                                show(arguments, &spec, manifest, check, &outcome);
                             }
                         }
                         (Ok(_), Err(error)) => *total = Err(error),
@@ -67,14 +68,8 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
     Ok(u8::from(total.bad > 0))
 }
 
-/// The library, and those of its plugins that are to be judged: `FILE[,plugin=NAME]`.
-fn chosen(written: &str) -> Result<(File, Vec<Manifest>)> {
-    let spec = parse(written)?;
-    if spec.steps().is_some() || spec.options() != "{}" {
-        return Err(spec
-            .error("a plugin is judged with its default options")
-            .fix("give FILE or FILE,plugin=NAME"));
-    }
+/// The library, and those of its plugins that are to be judged: `FILE[,plugin=NAME][,option=value]…`.
+fn chosen(spec: &PluginSpec) -> Result<(File, Vec<Manifest>)> {
     let file = library::inspect(&spec.file)?;
     let known: Vec<_> =
         file.manifests.iter().filter(|manifest| manifest.kind != Kind::Unknown).cloned().collect();
@@ -89,6 +84,9 @@ fn chosen(written: &str) -> Result<(File, Vec<Manifest>)> {
         return Err(spec
             .error(format!("{} has no such plugin", spec.file))
             .fix(format!("choose one with `,plugin=NAME` among: {}", names.join(", "))));
+    }
+    if spec.steps().is_some() && plugins.iter().any(|manifest| manifest.kind != Kind::Attack) {
+        return Err(spec.error("a sampler's `steps` are the host's; every check has its own number"));
     }
     Ok((file, plugins))
 }
@@ -117,6 +115,7 @@ impl Count {
 /// is told only where it is bad: then it is why others were not judged.
 fn judge(
     arguments: &ConformArguments,
+    spec: &PluginSpec,
     file: &File,
     manifest: &Manifest,
 ) -> Result<Vec<(&'static Check, Outcome)>> {
@@ -128,7 +127,7 @@ fn judge(
     let mut outcomes = Outcomes::new(|check: &'static Check| {
         let mut running = match process.take() {
             Some(running) => running,
-            None => Process::start(arguments, file, manifest)?,
+            None => Process::start(arguments, spec, file, manifest)?,
         };
         let outcome = running.judge(check, Duration::from_secs(arguments.timeout));
         // Whatever a check that went wrong has left behind must not show in the next one.
@@ -164,7 +163,12 @@ struct Process {
 }
 
 impl Process {
-    fn start(arguments: &ConformArguments, file: &File, manifest: &Manifest) -> Result<Self> {
+    fn start(
+        arguments: &ConformArguments,
+        spec: &PluginSpec,
+        file: &File,
+        manifest: &Manifest,
+    ) -> Result<Self> {
         let cannot = |why: io::Error| Error::new(format!("cannot start a judging process: {why}"));
         let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
         let child = Command::new(std::env::current_exe().map_err(cannot)?)
@@ -172,6 +176,7 @@ impl Process {
             .arg(&file.path)
             .args(["--seed", &arguments.seed.to_string()])
             .args(["--judge", &format!("{}/{}", manifest.kind.name(), manifest.name)])
+            .args(["--judge-options", &spec.attack_options()])
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -242,15 +247,19 @@ fn how_it_ended(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "its process does not answer any more".to_owned(), |status| status.to_string())
 }
 
-fn show(arguments: &ConformArguments, manifest: &Manifest, check: &Check, outcome: &Outcome) {
-    let file = parse(&arguments.file).map(|spec| spec.file).unwrap_or_default();
+fn show(
+    arguments: &ConformArguments,
+    spec: &PluginSpec,
+    manifest: &Manifest,
+    check: &Check,
+    outcome: &Outcome,
+) {
     let seed = arguments.seed;
-    let mut again = format!(
-        "host conform {},plugin={} --include {} --seed {seed}",
-        quoted(&file),
-        manifest.name,
-        check.name
-    );
+    let mut plugin = spec.to_string();
+    if spec.name.is_none() {
+        plugin = plugin.replacen(&spec.file, &format!("{},plugin={}", spec.file, manifest.name), 1);
+    }
+    let mut again = format!("host conform {} --include {} --seed {seed}", quoted(&plugin), check.name);
     if let Outcome::TimedOut(_) = outcome {
         again += &format!(" --timeout {}", arguments.timeout);
     }
@@ -291,7 +300,7 @@ fn show(arguments: &ConformArguments, manifest: &Manifest, check: &Check, outcom
 
 /// A word for a shell.
 fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:".contains(letter);
+    let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:,=".contains(letter);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
@@ -311,7 +320,8 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let named = |manifest: &&Manifest| format!("{}/{}", manifest.kind.name(), manifest.name) == plugin;
     let manifest =
         file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
-    let library = Judged { file: &file, manifest, opened: OnceCell::new() };
+    let options = arguments.judge_options.clone();
+    let library = Judged { file: &file, manifest, options, opened: OnceCell::new() };
 
     // Judging is small work, and several processes may be at it.
     tch::set_num_threads(1);
@@ -333,6 +343,8 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
 struct Judged<'a> {
     file: &'a File,
     manifest: &'a Manifest,
+    /// What it is judged with, as a JSON object.
+    options: String,
     /// The plugin and what was printed while it was opened.
     opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
 }
@@ -341,11 +353,24 @@ impl Judged<'_> {
     fn opened(&self) -> &(std::result::Result<Plugin, String>, String) {
         self.opened.get_or_init(|| {
             let path = self.file.path.display().to_string();
-            match listening(|| open(&path, self.manifest)) {
+            match listening(|| self.open(&path)) {
                 Ok(opened) => opened,
                 Err(why) => (Err(format!("cannot listen to what is printed: {why}")), String::new()),
             }
         })
+    }
+
+    fn open(&self, path: &str) -> std::result::Result<Plugin, String> {
+        let opened = parse(&format!("{path},plugin={}", self.manifest.name)).and_then(|spec| {
+            Ok(match self.manifest.kind {
+                Kind::Model => Table::Model(library::open_model(&spec)?.plugin),
+                Kind::Sampler => Table::Sampler(library::open_sampler(&spec)?.plugin),
+                Kind::Attack => Table::Attack(library::open_attack(&spec)?.plugin),
+                Kind::Unknown => return Err(Error::new("this host does not know its kind")),
+            })
+        });
+        let plugin = |table| Plugin { table, options: self.options.clone() };
+        opened.map(plugin).map_err(|error| first_line(&error))
     }
 }
 
@@ -369,7 +394,7 @@ impl Library for Judged<'_> {
     }
 
     fn open_again(&self) -> std::result::Result<Plugin, String> {
-        open(&self.file.path.display().to_string(), self.manifest)
+        self.open(&self.file.path.display().to_string())
     }
 
     fn open_copy(&self) -> std::result::Result<Plugin, String> {
@@ -378,24 +403,12 @@ impl Library for Judged<'_> {
         let copy = folder.path().join("copy.so");
         fs::copy(&self.file.path, &copy).map_err(cannot)?;
         // Once it is open, its file is not needed any more.
-        open(&copy.display().to_string(), self.manifest)
+        self.open(&copy.display().to_string())
     }
 
     fn load_cuda(&self) -> std::result::Result<(), String> {
         device::open(Device::Cuda(0)).map(drop).map_err(|error| first_line(&error))
     }
-}
-
-fn open(path: &str, manifest: &Manifest) -> std::result::Result<Plugin, String> {
-    let opened = parse(&format!("{path},plugin={}", manifest.name)).and_then(|spec| {
-        Ok(match manifest.kind {
-            Kind::Model => Plugin::Model(library::open_model(&spec)?.plugin),
-            Kind::Sampler => Plugin::Sampler(library::open_sampler(&spec)?.plugin),
-            Kind::Attack => Plugin::Attack(library::open_attack(&spec)?.plugin),
-            Kind::Unknown => return Err(Error::new("this host does not know its kind")),
-        })
-    });
-    opened.map_err(|error| first_line(&error))
 }
 
 fn first_line(error: &Error) -> String {

@@ -8,7 +8,8 @@ use std::str::FromStr;
 /// Steps of one visit, at most: a visit's steps are numbered in 16 bits.
 const MOST_STEPS: usize = 65_534;
 
-/// How a user names a plugin, everywhere: `FILE[,option=value]…`.
+/// How a user names a plugin, everywhere: `FILE[,option=value]…`. A value may be a list:
+/// `[1,2,3]`.
 #[derive(Debug, Clone)]
 pub struct PluginSpec {
     /// The library's file, as written.
@@ -73,7 +74,11 @@ impl FromStr for PluginSpec {
     type Err = String;
 
     fn from_str(written: &str) -> std::result::Result<Self, String> {
-        let mut parts = written.split(',');
+        let mut inside_list = false;
+        let mut parts = written.split(|letter| {
+            inside_list = letter == '[' || (inside_list && letter != ']');
+            letter == ',' && !inside_list
+        });
         let file = parts.next().unwrap_or_default().trim();
         if file.is_empty() {
             return Err(format!("expected FILE[,option=value]…, got `{written}`"));
@@ -110,11 +115,12 @@ impl FromStr for PluginSpec {
     }
 }
 
-/// A value as JSON: true, false, a number, or else text.
+/// A value as JSON: true, false, a number, a list of values, or else text.
 fn typed(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(Value::Bool(value)) => value.into(),
         Ok(Value::Number(value)) => value.into(),
+        Ok(Value::Array(values)) => values.into(),
         _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
             // Spellings that JSON does not know: ".5", "+1".
             Ok(Some(number)) => number.into(),
@@ -161,6 +167,13 @@ mod tests {
             options,
             serde_json::json!({"x": 0.2, "n": 3, "on": true, "arch": "B", "e": 0.001, "h": 0.5, "i": "inf"})
         );
+    }
+
+    #[test]
+    fn a_value_may_be_a_list() {
+        let spec = parse("a.so,mean=[0.5, 1],std=[],x=1").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        assert_eq!(options, serde_json::json!({"mean": [0.5, 1], "std": [], "x": 1}));
     }
 
     #[test]

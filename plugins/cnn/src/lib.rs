@@ -1,7 +1,9 @@
-//! The paper's two convolutional networks for MNIST, on images of any size.
+//! The paper's two convolutional networks for MNIST, on images of any size. They begin as in PyTorch,
+//! with which the paper's figures were made.
 
+use plugin_api::layers::{linear, uniform_init};
 use plugin_api::tch::Tensor;
-use plugin_api::tch::nn::{self, Init, Module};
+use plugin_api::tch::nn::{self, Module};
 use plugin_api::{Error, Model, Result, Task, export_model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -58,20 +60,16 @@ impl Model for Cnn {
         };
         let convolutions =
             layers.iter().enumerate().map(|(number, &(input, output, width, padding, stride))| {
-                let (ws_init, bs_init) = initial(input * width * width);
-                let config = nn::ConvConfig { stride, padding, ws_init, bs_init, ..Default::default() };
+                let init = uniform_init(input * width * width);
+                let config =
+                    nn::ConvConfig { stride, padding, ws_init: init, bs_init: init, ..Default::default() };
                 nn::conv2d(path / format!("conv{}", number + 1), input, output, width, config)
             });
-        let linear = |name: &str, input, output| {
-            let (ws_init, bs_init) = initial(input);
-            let config = nn::LinearConfig { ws_init, bs_init: Some(bs_init), bias: true };
-            nn::linear(path / name, input, output, config)
-        };
         Ok(Self {
             arch: options.arch,
             convolutions: convolutions.collect(),
-            hidden: linear("hidden", features, hidden),
-            output: linear("output", hidden, classes),
+            hidden: linear(path / "hidden", features, hidden),
+            output: linear(path / "output", hidden, classes),
         })
     }
 
@@ -94,14 +92,6 @@ impl Model for Cnn {
             Arch::B => self.output.forward(&self.hidden.forward(&flat).relu_()),
         })
     }
-}
-
-/// PyTorch's default initialisation, with which the paper's figures were made: weights and
-/// biases uniform within one over the square root of the number of inputs.
-fn initial(inputs: i64) -> (Init, Init) {
-    let bound = 1.0 / (inputs as f64).sqrt();
-    let uniform = Init::Uniform { lo: -bound, up: bound };
-    (uniform, uniform)
 }
 
 #[cfg(test)]

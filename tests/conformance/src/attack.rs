@@ -2,7 +2,7 @@
 
 use crate::tensors::no_result;
 use crate::toy::{Batch, Problem, SIDE, THREATS, guarded};
-use crate::{Check, Outcome, Plugin, Verdict};
+use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::abi::AttackInstance;
 use plugin_api::tch::{Kind, Tensor};
 use plugin_api::{Task, ThreatModel};
@@ -23,8 +23,10 @@ pub const CHECKS: [Check; 5] = [
 ];
 
 fn made(plugin: &Plugin) -> Result<AttackInstance, Outcome> {
-    let Plugin::Attack(attack) = plugin else { return Err(Outcome::Skipped("not an attack".to_owned())) };
-    attack.create("{}").map_err(|error| Outcome::failed("an instance with default options", error))
+    let Table::Attack(attack) = &plugin.table else {
+        return Err(Outcome::Skipped("not an attack".to_owned()));
+    };
+    attack.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
 }
 
 /// The threat models that the attack supports; at least one, or a call gives no result.

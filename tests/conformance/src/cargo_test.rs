@@ -1,6 +1,6 @@
 //! The door to the checks that an author's own `cargo test` goes through.
 
-use crate::{Check, Library, Outcome, Outcomes, Plugin, Run, all};
+use crate::{Check, Library, Outcome, Outcomes, Plugin, Run, Table, all};
 use libtest_mimic::{Arguments, Trial};
 use plugin_api::{abi, tch};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,20 +14,23 @@ impl Library for Linked {
     }
 }
 
-/// Judges every plugin that is linked into this program, each check as a test of its own.
+/// Judges every plugin that is linked into this program under these options, each check as a
+/// test of its own.
 /// Called by [`conformance_tests!`](crate::conformance_tests).
-pub fn judge_linked() -> ! {
+pub fn judge_linked(options: &str) -> ! {
     let mut arguments = Arguments::from_args();
     // Checks look at the whole process: its memory, threads and open files.
     arguments.test_threads = Some(1);
     tch::set_num_threads(1);
     let abi::Plugins { models, samplers, attacks } = abi::linked();
-    let models = models.into_iter().map(|model| ("model", model.name.clone(), Plugin::Model(model)));
+    let models = models.into_iter().map(|model| ("model", model.name.clone(), Table::Model(model)));
     let samplers =
-        samplers.into_iter().map(|sampler| ("sampler", sampler.name.clone(), Plugin::Sampler(sampler)));
-    let attacks = attacks.into_iter().map(|attack| ("attack", attack.name.clone(), Plugin::Attack(attack)));
-    let trials =
-        models.chain(samplers).chain(attacks).flat_map(|(kind, name, plugin)| trials(kind, &name, plugin));
+        samplers.into_iter().map(|sampler| ("sampler", sampler.name.clone(), Table::Sampler(sampler)));
+    let attacks = attacks.into_iter().map(|attack| ("attack", attack.name.clone(), Table::Attack(attack)));
+    let trials = models
+        .chain(samplers)
+        .chain(attacks)
+        .flat_map(|(kind, name, table)| trials(kind, &name, Plugin { table, options: options.to_owned() }));
     libtest_mimic::run(&arguments, trials.collect()).exit()
 }
 

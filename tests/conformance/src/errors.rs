@@ -3,7 +3,7 @@
 use crate::hygiene::held;
 use crate::tensors::{act, no_result};
 use crate::toy::{Batch, Inputs, Instance, Problem};
-use crate::{Check, Outcome, Plugin, Verdict, about_to};
+use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
 use plugin_api::tch::{Kind, Tensor};
 
 pub const CHECKS: [Check; 5] = [
@@ -74,7 +74,7 @@ fn after_mistakes(plugin: &Plugin, seed: u64, mistakes: &[Mistake], refused: &st
         let inputs = batch.inputs(&instance).map_err(no_result)?;
         about_to(&format!("hand over {mistake}"));
         let outcome = instance.act_on(&batch, &make(inputs));
-        if let (Plugin::Model(_), Ok(_), true) = (plugin, outcome, *mistake == refused) {
+        if let (Table::Model(_), Ok(_), true) = (&plugin.table, outcome, *mistake == refused) {
             return Ok(Outcome::failed(format!("an error for {mistake}"), "logits"));
         }
         if good()? != before {

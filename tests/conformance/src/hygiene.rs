@@ -3,7 +3,7 @@
 use crate::errors::unusable;
 use crate::tensors::{act, no_result, results};
 use crate::toy::{Instance, Problem};
-use crate::{Check, Outcome, Plugin, Verdict};
+use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::tch::{self, Cuda, Device, Kind, Tensor};
 use std::fs;
 use std::sync::OnceLock;
@@ -141,7 +141,7 @@ fn memory(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Problem::new(seed).batch(0..64);
     let instance = Instance::new(plugin, &batch)?;
     // An attack's call is many passes.
-    let calls = if matches!(plugin, Plugin::Attack(_)) { 40 } else { 1000 };
+    let calls = if matches!(plugin.table, Table::Attack(_)) { 40 } else { 1000 };
     for _ in 0..calls / 4 {
         act(&instance, &batch)?;
     }

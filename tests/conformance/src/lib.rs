@@ -28,7 +28,16 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// A plugin to be judged.
-pub enum Plugin {
+pub struct Plugin {
+    /// What it can do.
+    pub table: Table,
+    /// The options, a JSON object, that it is judged with wherever a check does not try others:
+    /// `{}` for the defaults.
+    pub options: String,
+}
+
+/// A plugin of one kind.
+pub enum Table {
     /// A model.
     Model(ModelPlugin),
     /// A sampler.
@@ -236,15 +245,19 @@ fn about_to(what: &str) {
 /// Makes a test program that judges the plugins of the author's own crate through their
 /// exported tables: `conformance::conformance_tests!(my_idea);`, the whole of
 /// `tests/conformance.rs`, with `[[test]] name = "conformance"` and `harness = false` in
-/// `Cargo.toml`.
+/// `Cargo.toml`. A plugin that is large under its default options is judged sooner under others:
+/// `conformance::conformance_tests!(my_idea, r#"{"width": 4}"#);`.
 #[macro_export]
 macro_rules! conformance_tests {
     ($plugin_crate:ident) => {
+        $crate::conformance_tests!($plugin_crate, "{}");
+    };
+    ($plugin_crate:ident, $options:expr) => {
         // Links the crate, and with it what it exports.
         use $plugin_crate as _;
 
         fn main() {
-            $crate::judge_linked()
+            $crate::judge_linked($options)
         }
     };
 }

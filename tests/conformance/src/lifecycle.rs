@@ -33,7 +33,7 @@ fn threads(plugin: &Plugin, seed: u64) -> Verdict {
 fn many(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Problem::new(seed).batch(0..1);
     for number in 1..=1000 {
-        if let Err(error) = Instance::with_options(plugin, "{}", &batch) {
+        if let Err(error) = Instance::with_options(plugin, &plugin.options, &batch) {
             return Ok(Outcome::failed(
                 "1000 instances, one after the other",
                 format!("number {number}: {error}"),
@@ -85,7 +85,7 @@ fn whole_state(plugin: &Plugin, seed: u64) -> Verdict {
         ));
     }
     // What a resumed run does: another instance, with other initial weights, is given these.
-    let fresh = Instance::drawn(plugin, "{}", &batch, 2).map_err(no_result)?;
+    let fresh = Instance::drawn(plugin, &plugin.options, &batch, 2).map_err(no_result)?;
     if let Instance::Model(fresh) = &fresh {
         write_state(fresh, &saved)?;
     }

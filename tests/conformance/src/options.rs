@@ -1,7 +1,7 @@
 //! Checks of what can be set.
 
 use crate::toy::{Instance, Problem, mix};
-use crate::{Check, Outcome, Plugin, Verdict, about_to};
+use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
 use serde_json::{Map, Value, json};
 
 pub const CHECKS: [Check; 4] = [
@@ -16,10 +16,10 @@ pub const CHECKS: [Check; 4] = [
 
 /// The JSON Schema of a plugin's options.
 pub fn schema(plugin: &Plugin) -> Result<Value, Outcome> {
-    let description = match plugin {
-        Plugin::Model(plugin) => plugin.describe(),
-        Plugin::Sampler(plugin) => plugin.describe(),
-        Plugin::Attack(plugin) => plugin.describe(),
+    let description = match &plugin.table {
+        Table::Model(plugin) => plugin.describe(),
+        Table::Sampler(plugin) => plugin.describe(),
+        Table::Attack(plugin) => plugin.describe(),
     };
     description
         .map(|description| description.options)
@@ -31,7 +31,10 @@ fn declared(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 fn defaults(plugin: &Plugin, seed: u64) -> Verdict {
-    Instance::new(plugin, &Problem::new(seed).batch(0..4)).map(|_| Outcome::Passed)
+    match Instance::with_options(plugin, "{}", &Problem::new(seed).batch(0..4)) {
+        Ok(_) => Ok(Outcome::Passed),
+        Err(error) => Ok(Outcome::failed("an instance with default options", error)),
+    }
 }
 
 fn documented(plugin: &Plugin, _: u64) -> Verdict {
@@ -67,8 +70,9 @@ const RANDOM_SETS: u64 = 12;
 fn fuzz(plugin: &Plugin, seed: u64) -> Verdict {
     let schema = schema(plugin)?;
     let batch = Problem::new(seed).batch(0..1);
-    let attempt = |options: Value| {
-        let options = options.to_string();
+    let judged: Map<String, Value> = serde_json::from_str(&plugin.options).unwrap_or_default();
+    let attempt = |tried: Map<String, Value>| {
+        let options = Value::Object(judged.clone().into_iter().chain(tried).collect()).to_string();
         about_to(&format!("use the options {:.200}", options));
         if let Ok(instance) = Instance::with_options(plugin, &options, &batch) {
             // Working or refusing are both fine; a crash is not, and is seen from outside.
@@ -78,14 +82,14 @@ fn fuzz(plugin: &Plugin, seed: u64) -> Verdict {
     for (number, (name, _)) in declared(&schema).enumerate() {
         let random = (0..RANDOM_VALUES).map(|value| random_value(mix(seed ^ mix(number as u64)) ^ value));
         for value in fixed_values().into_iter().chain(random) {
-            attempt(json!({ name.clone(): value }));
+            attempt(Map::from_iter([(name.clone(), value)]));
         }
     }
     for set in 0..RANDOM_SETS {
         let values = declared(&schema)
             .enumerate()
             .map(|(number, (name, _))| (name.clone(), random_value(mix(seed ^ mix(!set)) ^ number as u64)));
-        attempt(Value::Object(values.collect::<Map<_, _>>()));
+        attempt(values.collect());
     }
     Ok(Outcome::Passed)
 }

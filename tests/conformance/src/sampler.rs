@@ -2,7 +2,7 @@
 
 use crate::tensors::{demand_same, no_result};
 use crate::toy::{LinearVictim, Numbers, Problem, THREATS, guarded, mix};
-use crate::{Check, Outcome, Plugin, Verdict};
+use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::abi::SamplerInstance;
 use plugin_api::tch::{self, Kind, Tensor};
 use plugin_api::{Next, Projection, Random, Step, ThreatModel};
@@ -38,8 +38,10 @@ pub const CHECKS: [Check; 5] = [
 ];
 
 fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
-    let Plugin::Sampler(sampler) = plugin else { return Err(Outcome::Skipped("not a sampler".to_owned())) };
-    sampler.create("{}").map_err(|error| Outcome::failed("an instance with default options", error))
+    let Table::Sampler(sampler) = &plugin.table else {
+        return Err(Outcome::Skipped("not a sampler".to_owned()));
+    };
+    sampler.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
 }
 
 /// Points of every chain.

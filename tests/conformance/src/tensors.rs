@@ -2,7 +2,7 @@
 
 use crate::lifecycle::{state, write_state};
 use crate::toy::{Batch, Instance, Problem};
-use crate::{Check, Library, Outcome, Plugin, Verdict};
+use crate::{Check, Library, Outcome, Plugin, Table, Verdict};
 use plugin_api::tch::{Device, Kind, Tensor};
 
 pub const CHECKS: [Check; 11] = [
@@ -148,8 +148,8 @@ fn strides(plugin: &Plugin, seed: u64) -> Verdict {
 
 fn channels_last(plugin: &Plugin, seed: u64) -> Verdict {
     let coloured = || Problem { channels: 3, ..Problem::new(seed) }.batch(0..4);
-    let usual =
-        Instance::with_options(plugin, "{}", &coloured()).and_then(|instance| instance.act(&coloured()));
+    let usual = Instance::with_options(plugin, &plugin.options, &coloured())
+        .and_then(|instance| instance.act(&coloured()));
     let usual = usual.map_err(|error| Outcome::Skipped(format!("it takes no colour images: {error}")))?;
     let batch = coloured();
     let instance = Instance::new(plugin, &batch)?;
@@ -210,7 +210,7 @@ fn cuda(library: &dyn Library, seed: u64) -> Verdict {
         return Ok(Outcome::failed(format!("results on {gpu:?}"), format!("{:?}", elsewhere.device())));
     }
     // Iterated to a verdict, a difference in rounding may grow: attacks are not compared.
-    if let Plugin::Attack(_) = plugin {
+    if let Table::Attack(_) = plugin.table {
         return Ok(Outcome::Passed);
     }
     let back: Vec<_> = results_there.iter().map(|result| result.to_device(Device::Cpu)).collect();

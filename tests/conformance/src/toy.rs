@@ -1,6 +1,6 @@
 //! Small problems that plugins are tried on.
 
-use crate::{Outcome, Plugin};
+use crate::{Outcome, Plugin, Table};
 use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
 use plugin_api::losses::{correct, cross_entropy};
 use plugin_api::tch::{self, Device, Kind, Tensor};
@@ -312,10 +312,10 @@ pub enum Instance {
 }
 
 impl Instance {
-    /// Made with default options, for batches like this one.
+    /// Made with the options that the plugin is judged with, for batches like this one.
     pub fn new(plugin: &Plugin, batch: &Batch) -> std::result::Result<Self, Outcome> {
-        let made = Self::with_options(plugin, "{}", batch);
-        made.map_err(|error| Outcome::failed("an instance with default options", error))
+        let made = Self::with_options(plugin, &plugin.options, batch);
+        made.map_err(|error| Outcome::failed("an instance", error))
     }
 
     pub fn with_options(plugin: &Plugin, options: &str, batch: &Batch) -> Result<Self> {
@@ -324,14 +324,14 @@ impl Instance {
 
     /// The same with initial weights drawn from another seed.
     pub fn drawn(plugin: &Plugin, options: &str, batch: &Batch, seed: i64) -> Result<Self> {
-        Ok(match plugin {
-            Plugin::Model(model) => {
+        Ok(match &plugin.table {
+            Table::Model(model) => {
                 tch::manual_seed(seed);
                 let none = batch.images.narrow(0, 0, 0);
                 Self::Model(tch::with_grad(|| model.create(options, &none, batch.problem.classes))?)
             }
-            Plugin::Sampler(sampler) => Self::Sampler(sampler.create(options)?),
-            Plugin::Attack(attack) => Self::Attack(attack.create(options)?),
+            Table::Sampler(sampler) => Self::Sampler(sampler.create(options)?),
+            Table::Attack(attack) => Self::Attack(attack.create(options)?),
         })
     }
 
