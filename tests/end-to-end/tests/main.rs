@@ -8,6 +8,7 @@ mod eval;
 mod examples;
 mod harness;
 mod modes;
+mod networks;
 mod resume;
 mod suites;
 mod sweep;

@@ -97,6 +97,19 @@ fn after_a_kill_with_all_the_three_at_once() {
 }
 
 #[test]
+fn after_a_kill_with_batch_normalisation_dropout_and_an_average() {
+    goes_on_after_a_kill(
+        8,
+        "--model wide_resnet.so,depth=10,width=1,dropout=0.3 --sampler langevin.so --average 0.9",
+    );
+}
+
+#[test]
+fn after_a_kill_with_batch_normalisation_in_the_samplers_gradient() {
+    goes_on_after_a_kill(8, "--model resnet.so,width=2 --sampler langevin.so --sampler-gradient train");
+}
+
+#[test]
 fn after_ctrl_c() {
     let place = place(9);
     let flags = "--model cnn.so,arch=A --sampler langevin.so";
