@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::experiment::{Experiment, Mode, Pass, SamplerChoice, Select, Start};
+use crate::experiment::{Experiment, Mode, ModelMode, SamplerChoice, Select, Start};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -135,7 +135,7 @@ pub struct ExperimentFlags {
     /// Mode of the model while the sampler's gradient is taken [default: eval in mode faithful,
     /// train in mode fused, which knows no other]
     #[arg(long)]
-    sampler_gradient: Option<Pass>,
+    sampler_gradient: Option<ModelMode>,
     /// In which precision the network computes while training
     #[arg(long)]
     precision: Option<Precision>,

@@ -64,7 +64,7 @@ pub enum Mode {
 /// Which mode a model is in during a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Pass {
+pub enum ModelMode {
     /// As it is evaluated: batch normalisation by its running moments, no dropout.
     Eval,
     /// As it is trained: batch normalisation by the minibatch's moments, dropout.
@@ -119,7 +119,7 @@ pub struct Train {
     pub start: Start,
     /// Which mode the model is in while the sampler's gradient is taken; if not given, eval in
     /// mode faithful. In mode fused it is train.
-    pub sampler_gradient: Option<Pass>,
+    pub sampler_gradient: Option<ModelMode>,
     /// In which precision the network computes; evaluation and probes are f32 in any.
     pub precision: Precision,
     /// Passes over the training points, at least 1.
@@ -241,10 +241,10 @@ impl Default for Eval {
 
 impl Train {
     /// Which mode the model is in while the sampler's gradient is taken.
-    pub fn sampler_gradient(&self) -> Pass {
+    pub fn sampler_gradient(&self) -> ModelMode {
         match self.mode {
-            Mode::Faithful => self.sampler_gradient.unwrap_or(Pass::Eval),
-            Mode::Fused => Pass::Train,
+            Mode::Faithful => self.sampler_gradient.unwrap_or(ModelMode::Eval),
+            Mode::Fused => ModelMode::Train,
         }
     }
 }
@@ -372,7 +372,7 @@ impl Experiment {
                 ),
             },
             (
-                train.mode == Mode::Faithful || train.sampler_gradient != Some(Pass::Eval),
+                train.mode == Mode::Faithful || train.sampler_gradient != Some(ModelMode::Eval),
                 "train.sampler_gradient",
                 "train (in mode fused the pass that gives the sampler's gradient trains the weights too)",
                 "eval".to_owned(),
@@ -615,12 +615,12 @@ mod tests {
     #[test]
     fn the_samplers_gradient_is_taken_in_the_mode_that_the_passes_allow() {
         let mut train = Train::default();
-        assert_eq!(train.sampler_gradient(), Pass::Eval);
-        train.sampler_gradient = Some(Pass::Train);
-        assert_eq!(train.sampler_gradient(), Pass::Train);
+        assert_eq!(train.sampler_gradient(), ModelMode::Eval);
+        train.sampler_gradient = Some(ModelMode::Train);
+        assert_eq!(train.sampler_gradient(), ModelMode::Train);
         train = Train { mode: Mode::Fused, ..Train::default() };
-        assert_eq!(train.sampler_gradient(), Pass::Train);
-        train.sampler_gradient = Some(Pass::Eval);
+        assert_eq!(train.sampler_gradient(), ModelMode::Train);
+        train.sampler_gradient = Some(ModelMode::Eval);
         let refused = Experiment { train, ..Experiment::default() }.validate().expect_err("refused");
         assert!(refused.to_string().starts_with("train.sampler_gradient: expected train (in mode fused"));
         assert!(read("[train]\nsampler_gradient = \"eval\"\n").is_ok());

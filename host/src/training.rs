@@ -6,7 +6,7 @@ use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
-use crate::experiment::{Experiment, Mode, Pass, Select, Start as StartChoice, Train};
+use crate::experiment::{Experiment, Mode, ModelMode, Select, Start as StartChoice, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
@@ -205,7 +205,7 @@ impl Training {
     /// particles. T + 1 passes.
     fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
         let precision = self.experiment.train.precision;
-        let train = self.experiment.train.sampler_gradient() == Pass::Train;
+        let train = self.experiment.train.sampler_gradient() == ModelMode::Train;
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);

@@ -14,14 +14,19 @@ const POINTS: usize = 20;
 fn mean_after_convolution(weights: &[f32], images: &[f32]) -> Vec<f32> {
     let pixel = |image: &[f32], row: isize, column: isize| {
         let inside = |place: isize| (0..SIDE as isize).contains(&place);
-        if inside(row) && inside(column) { f64::from(image[row as usize * SIDE + column as usize]) } else { 0.0 }
+        if inside(row) && inside(column) {
+            f64::from(image[row as usize * SIDE + column as usize])
+        } else {
+            0.0
+        }
     };
     let mean = |kernel: &[f32]| {
         let mut sum = 0.0;
         for image in images.chunks(SIDE * SIDE) {
             for place in 0..(SIDE * SIDE) as isize {
                 for (number, weight) in (0..).zip(kernel) {
-                    let (row, column) = (place / SIDE as isize + number / 3, place % SIDE as isize + number % 3);
+                    let (row, column) =
+                        (place / SIDE as isize + number / 3, place % SIDE as isize + number % 3);
                     sum += f64::from(*weight) * pixel(image, row - 1, column - 1);
                 }
             }
