@@ -98,10 +98,9 @@ fn store(criterion: &mut Criterion) {
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     let (natural, _) = examples.batch(&indices);
     criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices, &natural)));
-    let (particles, _) = store.load(&indices, &natural);
-    criterion.bench_function("particles save", |bench| {
-        bench.iter(|| store.save(&indices, &natural, &particles, &[] as &[Tensor]))
-    });
+    let stored = store.load(&indices, &natural);
+    criterion
+        .bench_function("particles save", |bench| bench.iter(|| store.save(&indices, &natural, &stored)));
 }
 
 fn update(criterion: &mut Criterion) {

@@ -138,6 +138,12 @@ pub struct ExperimentFlags {
     /// Passes over the training points
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
+    /// Crop every image at random after padding it by N pixels of zeros
+    #[arg(long, value_name = "N")]
+    crop: Option<usize>,
+    /// Mirror every second image left to right, at random
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    flip: Option<bool>,
     /// Points per update
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -218,6 +224,8 @@ impl TrainArguments {
         set(&mut train.start, &flags.start);
         set(&mut train.precision, &flags.precision);
         set(&mut train.epochs, &flags.epochs);
+        set(&mut train.crop, &flags.crop);
+        set(&mut train.flip, &flags.flip);
         set(&mut train.batch, &flags.batch);
         set(&mut train.particles, &flags.particles);
         set(&mut train.store, &flags.store);

@@ -111,6 +111,11 @@ pub struct Train {
     pub precision: Precision,
     /// Passes over the training points, at least 1.
     pub epochs: usize,
+    /// Cut a window of the image's own size at a random place out of the image padded by N
+    /// zeros on every side, at every visit; 0 cuts nothing.
+    pub crop: usize,
+    /// Mirror every second image left to right, at random, at every visit.
+    pub flip: bool,
     /// Points per update, at least 1.
     pub batch: usize,
     /// Particles per point (K), at least 1.
@@ -196,6 +201,8 @@ impl Default for Train {
             start: Start::Sampler,
             precision: Precision::F32,
             epochs: 5,
+            crop: 0,
+            flip: false,
             batch: 100,
             particles: 1,
             store: Format::F32,

@@ -4,6 +4,7 @@
 //! talk to plugins. [`command`] ties them to the command line.
 
 pub mod alarm;
+pub mod augmentation;
 mod average;
 pub mod checkpoint;
 pub mod cli;

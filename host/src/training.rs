@@ -1,6 +1,7 @@
 //! The min-max loop.
 
 use crate::alarm;
+use crate::augmentation::Transformation;
 use crate::average::Average;
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
@@ -14,7 +15,7 @@ use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
-use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::store::{Examples, ParticleStore, Stored, repeat_rows};
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
@@ -71,6 +72,14 @@ impl Training {
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
+        let smallest_side = dataset.task().height.min(dataset.task().width);
+        if experiment.train.crop as i64 >= smallest_side {
+            return Err(Error::new(format!(
+                "train.crop: expected 0 to {} (windows that show something of these images), got {}",
+                smallest_side - 1,
+                experiment.train.crop
+            )));
+        }
         let examples = Examples::new(&dataset.train, 0, count, device)?;
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
@@ -190,13 +199,18 @@ impl Training {
         let (natural, labels) = self.examples.batch(indices);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
         let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
-        let mut visit = self.begin_visit(indices, &natural, &labels, &points, &draws)?;
+        // Chains move in the frame that the network sees; the store knows the data's own.
+        let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
+        let seen = transformation.apply(&natural);
+        let stored = self.store.as_ref().map(|store| store.load(indices, &natural));
+        let begun = stored.as_ref().map(|stored| transformation.carry(stored));
+        let mut visit = self.begin_visit(begun, &seen, &labels, &points, &draws)?;
         match mode {
             Mode::Faithful => self.faithful(&mut visit, &draws)?,
             Mode::Fused => self.fused(&mut visit, &draws)?,
         }
-        if let Some(store) = &mut self.store {
-            store.save(indices, &natural, &visit.particles, &visit.state);
+        if let (Some(store), Some(stored)) = (&mut self.store, &stored) {
+            store.save(indices, &natural, &transformation.carry_back(&visit, stored, &natural));
         }
         Ok(())
     }
@@ -265,10 +279,10 @@ impl Training {
         tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number));
     }
 
-    /// Where this minibatch's chains begin, and within which ball they move.
+    /// Where this minibatch's chains go on or begin, and within which ball they move.
     fn begin_visit<'a>(
         &self,
-        indices: &Tensor,
+        stored: Option<Stored>,
         natural: &'a Tensor,
         labels: &'a Tensor,
         points: &'a [i64],
@@ -278,13 +292,12 @@ impl Training {
         let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
         let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);
         threat.epsilon *= risen.min(1.0);
-        let (particles, state) = match (&self.sampler, &self.store) {
+        let (particles, state) = match (&self.sampler, stored) {
             // Draws from the whole ball may lie outside one that is still growing.
-            (_, Some(store)) if risen < 1.0 => {
-                let (particles, state) = store.load(indices, natural);
+            (_, Some(Stored { particles, state })) if risen < 1.0 => {
                 (threat.project(&particles, natural), state)
             }
-            (_, Some(store)) => store.load(indices, natural),
+            (_, Some(Stored { particles, state })) => (particles, state),
             (Some(sampler), None) => {
                 (fresh_start(self.start, natural, &threat, draws)?, sampler.fresh_state(natural))
             }

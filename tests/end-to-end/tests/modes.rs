@@ -55,14 +55,11 @@ fn without_a_sampler_fused_is_ordinary_training() {
 #[test]
 fn chains_begin_where_they_are_told() {
     let place = Place::with_digits(8, 20);
-    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
     let distances = |start: &str, flags: &str| -> Vec<f32> {
         let sampler = "--sampler langevin.so,step_size=0,noise=0";
         let out = format!("{start}{}", flags.len());
         place.host(&format!("{TRAIN} {sampler} --epochs 1 --start {start} {flags} --out {out}")).succeeds();
-        let particles = place.run(&out).tensors("particles.safetensors");
-        let pixels = images[16..].iter().map(|pixel| f32::from(*pixel) / 255.0);
-        pixels.zip(&particles["particles"].1).map(|(pixel, value)| (pixel - value).abs()).collect()
+        distances(&place, &out)
     };
     assert!(distances("store", "").into_iter().all(|distance| distance < 1e-6));
     let uniform = distances("uniform-store", "");
@@ -80,6 +77,60 @@ fn chains_begin_where_they_are_told() {
         assert!(!place.run(start).newest("particles.safetensors").exists(), "nothing is kept");
     }
     assert!(place.run("natural").weights() != place.run("uniform").weights());
+}
+
+/// Each particle's distance from its natural example, pixel by pixel.
+fn distances(place: &Place, run: &str) -> Vec<f32> {
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    let particles = place.run(run).tensors("particles.safetensors");
+    let pixels = images[16..].iter().map(|pixel| f32::from(*pixel) / 255.0);
+    pixels.zip(&particles["particles"].1).map(|(pixel, value)| (pixel - value).abs()).collect()
+}
+
+#[test]
+fn particles_stay_with_their_images_under_crops_and_flips() {
+    let place = Place::with_digits(8, 60);
+    let train_in = |ball: &str, flags: &str, out: &str| {
+        let train = TRAIN.replace("--epsilon 0.1", ball);
+        place.host(&format!("{train} --epochs 4 --crop 3 --flip {flags} --out {out}")).ended_with(0);
+        distances(&place, out)
+    };
+    let train = |flags: &str, out: &str| train_in("--epsilon 0.1", flags, out);
+    // The way there and back is exact: particles that do not move are where they were.
+    let still = train("--sampler langevin.so,step_size=0,noise=0", "still");
+    assert!(still.iter().all(|distance| *distance < 1e-7));
+    for (flags, out) in [
+        ("", "plain"),
+        ("--mode fused --replay 2", "fused"),
+        ("--start uniform-store --warmup-epsilon 2", "growing"),
+    ] {
+        let moved = train(flags, out);
+        assert!(moved.iter().all(|distance| *distance <= 0.1 + 1e-6), "{flags}");
+        assert!(moved.iter().filter(|distance| **distance > 0.05).count() > moved.len() / 2, "{flags}");
+    }
+    let moved =
+        train_in("--norm l2 --epsilon 1", "--sampler pgd.so,step_size=0.5,steps=4 --start store", "l2");
+    let lengths = moved.chunks(64).map(|row| row.iter().map(|d| d * d).sum::<f32>().sqrt());
+    let longest = lengths.fold(0.0, f32::max);
+    assert!((0.9..=1.0 + 1e-5).contains(&longest), "{longest}");
+}
+
+#[test]
+fn crops_and_flips_change_what_is_learnt_and_are_off_unless_asked_for() {
+    let place = Place::with_digits(8, 60);
+    let weights = |flags: &str, out: &str| {
+        place.host(&format!("{TRAIN} --epochs 1 {flags} --out {out}")).succeeds();
+        place.run(out).weights()
+    };
+    let plain = weights("", "plain");
+    assert!(weights("--crop 0 --flip false", "off") == plain);
+    for (flags, out) in [("--crop 1", "crop"), ("--flip", "flip"), ("--flip true --sampler none", "clean")] {
+        assert!(weights(flags, out) != plain, "{flags}");
+    }
+    place.refuses(
+        &format!("{TRAIN} --crop 8"),
+        &["train.crop: expected 0 to 7 (windows that show something of these images), got 8"],
+    );
 }
 
 #[test]
