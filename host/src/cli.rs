@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::experiment::{Experiment, Mode, SamplerChoice, Select, Start};
+use crate::objective::Objective;
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -129,6 +130,12 @@ pub struct ExperimentFlags {
     /// Times that a minibatch is used in a row before its particles go back (mode fused)
     #[arg(long, value_name = "N")]
     replay: Option<usize>,
+    /// What the weights descend on, and with it what the sampler climbs
+    #[arg(long)]
+    objective: Option<Objective>,
+    /// Weight of the divergence in objective trades
+    #[arg(long, value_name = "WEIGHT")]
+    trades_beta: Option<f64>,
     /// Where chains begin
     #[arg(long)]
     start: Option<Start>,
@@ -221,6 +228,8 @@ impl TrainArguments {
         }
         set(&mut train.mode, &flags.mode);
         set(&mut train.replay, &flags.replay);
+        set(&mut train.objective, &flags.objective);
+        set(&mut train.trades_beta, &flags.trades_beta);
         set(&mut train.start, &flags.start);
         set(&mut train.precision, &flags.precision);
         set(&mut train.epochs, &flags.epochs);

@@ -1,5 +1,6 @@
 //! A whole experiment: what a TOML file says, and what flags override.
 
+use crate::objective::Objective;
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -105,6 +106,10 @@ pub struct Train {
     /// Times that a minibatch is used in a row before its particles go back, at least 1; above
     /// 1 in mode fused only.
     pub replay: usize,
+    /// What the weights descend on, and with it what the sampler climbs.
+    pub objective: Objective,
+    /// In objective trades, the weight of the divergence, at least 0.
+    pub trades_beta: f64,
     /// Where chains begin.
     pub start: Start,
     /// In which precision the network computes; evaluation and probes are f32 in any.
@@ -198,6 +203,8 @@ impl Default for Train {
         Self {
             mode: Mode::Faithful,
             replay: 1,
+            objective: Objective::CrossEntropy,
+            trades_beta: 6.0,
             start: Start::Sampler,
             precision: Precision::F32,
             epochs: 5,
@@ -273,7 +280,7 @@ impl Experiment {
             self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 17] = [
+        let checks: [(bool, &str, &str, String); 20] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -354,6 +361,25 @@ impl Experiment {
                     train.replay.to_string(),
                 ),
             },
+            (
+                train.mode != Mode::Fused || !train.objective.has_its_own_inner_loss(),
+                "train.objective",
+                "cross-entropy (mode fused takes both gradients from one backward of one loss, and trades \
+                 has an inner loss of its own)",
+                "trades".to_owned(),
+            ),
+            (
+                self.sampler.0.is_some() || train.objective == Objective::CrossEntropy,
+                "train.objective",
+                "cross-entropy (without a sampler no prediction diverges from the natural one)",
+                "trades".to_owned(),
+            ),
+            (
+                train.trades_beta >= 0.0 && train.trades_beta.is_finite(),
+                "train.trades_beta",
+                "a number of at least 0",
+                train.trades_beta.to_string(),
+            ),
             (
                 self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
                 "data.validation_points",

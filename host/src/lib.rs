@@ -17,6 +17,7 @@ pub mod evaluation;
 pub mod experiment;
 pub mod files;
 pub mod journal;
+pub mod objective;
 pub mod optimizer;
 pub mod plugin;
 pub mod precision;

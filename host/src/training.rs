@@ -8,6 +8,7 @@ use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
 use crate::experiment::{Experiment, Mode, Select, Start as StartChoice, Train};
+use crate::objective::{Losses, Objective};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
@@ -215,15 +216,16 @@ impl Training {
         Ok(())
     }
 
-    /// Algorithm 1: the particles take T steps up the loss, and the weights descend at the new
-    /// particles. T + 1 passes.
+    /// Algorithm 1: the particles take T steps up their loss, and the weights descend at the new
+    /// particles. T + 1 passes, and those of the natural examples that the objective needs.
     fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
         let precision = self.experiment.train.precision;
+        let objective = self.losses(visit)?;
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);
                 self.seed_forward(number as u64);
-                let losses = cross_entropy(&self.model.forward_in(precision, &leaf)?, visit.labels);
+                let losses = objective.inner(&self.model.forward_in(precision, &leaf)?, visit.labels);
                 let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
                 let at = (&losses.detach(), &gradient);
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
@@ -231,13 +233,27 @@ impl Training {
         }
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles)?;
-        let losses = cross_entropy(&logits, visit.labels);
+        let losses = objective.outer(&logits, visit.labels);
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
         if let Some(sampler) = &self.sampler {
-            sampler.finish(visit, &losses.detach(), &draws.step(sampler.steps + 1), &mut self.watch)?;
+            let losses = objective.inner(&logits.detach(), visit.labels);
+            sampler.finish(visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
         }
         Ok(())
+    }
+
+    /// Both players' losses in this minibatch. TRADES needs the logits at the natural examples:
+    /// they are computed once, for both players and all particles of a point.
+    fn losses(&self, visit: &Visit) -> Result<Losses> {
+        let Train { precision, objective, trades_beta: beta, particles: copies, .. } = self.experiment.train;
+        if objective == Objective::CrossEntropy {
+            return Ok(Losses::CrossEntropy);
+        }
+        self.seed_forward(0xfffe);
+        let points = visit.natural.slice(0, None, None, copies as i64);
+        let natural = repeat_rows(&self.model.forward_in(precision, &points)?, copies);
+        Ok(Losses::Trades { beta, natural })
     }
 
     /// One backward for both players: the weights descend at the particles, and the particles
@@ -388,12 +404,13 @@ impl Training {
     }
 
     /// Passes of each training point in an epoch, for each of its K particles: in mode
-    /// faithful T for the particles' steps and 1 for the weights, in mode fused 1 a replay.
+    /// faithful T for the particles' steps and 1 for the weights, in mode fused 1 a replay. And
+    /// those of the natural examples that the objective needs, once for all K.
     fn passes_per_epoch(&self) -> u64 {
-        let Train { mode, replay, particles, .. } = self.experiment.train;
+        let Train { mode, replay, particles, objective, .. } = self.experiment.train;
         let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
         let passes = if mode == Mode::Fused { replay } else { steps + 1 };
-        (passes * particles) as u64
+        (passes * particles + objective.natural_passes()) as u64
     }
 
     fn stop_clock(&mut self) {

@@ -89,6 +89,14 @@ fn after_a_kill_with_crops_flips_and_particles_that_remember() {
 }
 
 #[test]
+fn after_a_kill_with_trades_and_dropout() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --particles 2 --objective trades --sampler pgd.so,steps=2 --start uniform-store",
+    );
+}
+
+#[test]
 fn after_a_kill_with_a_sampler_that_judges() {
     goes_on_after_a_kill(
         8,
