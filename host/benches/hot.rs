@@ -48,6 +48,7 @@ fn dataset() -> Dataset {
         train: split(),
         test: split(),
         classes: 10,
+        class_names: Vec::new(),
         checksums: BTreeMap::new(),
     }
 }

@@ -64,7 +64,11 @@ pub enum Command {
     /// Write the crate of a new plugin, ready to build
     New(NewArguments),
     /// Fetch data sets, or list those that are known
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Besides these, --data takes a folder of one's own: IDX files named as MNIST's, the binary version
+of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or val/CLASS)."
+    )]
     Data(DataCommand),
 }
 
@@ -108,7 +112,8 @@ pub struct ExperimentFlags {
     /// Sampler plugin, or `none` for ordinary training
     #[arg(long, value_name = "PLUGIN")]
     sampler: Option<SamplerChoice>,
-    /// Data set: a name (see `host data list`) or a folder
+    /// Data set: a name (see `host data list`), or a folder of IDX files, CIFAR-10's binary
+    /// version or images in train/CLASS and test/CLASS
     #[arg(long, value_name = "NAME|FOLDER")]
     data: Option<String>,
     /// Train on the first N points only
