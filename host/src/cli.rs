@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::experiment::{Experiment, Mode, ModelMode, SamplerChoice, Select, Start};
+use crate::objective::Objective;
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -63,7 +64,11 @@ pub enum Command {
     /// Write the crate of a new plugin, ready to build
     New(NewArguments),
     /// Fetch data sets, or list those that are known
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Besides these, --data takes a folder of one's own: IDX files named as MNIST's, the binary version
+of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or val/CLASS)."
+    )]
     Data(DataCommand),
 }
 
@@ -107,7 +112,8 @@ pub struct ExperimentFlags {
     /// Sampler plugin, or `none` for ordinary training
     #[arg(long, value_name = "PLUGIN")]
     sampler: Option<SamplerChoice>,
-    /// Data set: a name (see `host data list`) or a folder
+    /// Data set: a name (see `host data list`), or a folder of IDX files, CIFAR-10's binary
+    /// version or images in train/CLASS and test/CLASS
     #[arg(long, value_name = "NAME|FOLDER")]
     data: Option<String>,
     /// Train on the first N points only
@@ -129,6 +135,12 @@ pub struct ExperimentFlags {
     /// Times that a minibatch is used in a row before its particles go back (mode fused)
     #[arg(long, value_name = "N")]
     replay: Option<usize>,
+    /// What the weights descend on, and with it what the sampler climbs
+    #[arg(long)]
+    objective: Option<Objective>,
+    /// Weight of the divergence in objective trades
+    #[arg(long, value_name = "WEIGHT")]
+    trades_beta: Option<f64>,
     /// Where chains begin
     #[arg(long)]
     start: Option<Start>,
@@ -142,6 +154,12 @@ pub struct ExperimentFlags {
     /// Passes over the training points
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
+    /// Crop every image at random after padding it by N pixels of zeros
+    #[arg(long, value_name = "N")]
+    crop: Option<usize>,
+    /// Mirror every second image left to right, at random
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    flip: Option<bool>,
     /// Points per update
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -219,10 +237,14 @@ impl TrainArguments {
         }
         set(&mut train.mode, &flags.mode);
         set(&mut train.replay, &flags.replay);
+        set(&mut train.objective, &flags.objective);
+        set(&mut train.trades_beta, &flags.trades_beta);
         set(&mut train.start, &flags.start);
         train.sampler_gradient = flags.sampler_gradient.or(train.sampler_gradient);
         set(&mut train.precision, &flags.precision);
         set(&mut train.epochs, &flags.epochs);
+        set(&mut train.crop, &flags.crop);
+        set(&mut train.flip, &flags.flip);
         set(&mut train.batch, &flags.batch);
         set(&mut train.particles, &flags.particles);
         set(&mut train.store, &flags.store);

@@ -1,5 +1,6 @@
 //! A whole experiment: what a TOML file says, and what flags override.
 
+use crate::objective::Objective;
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
@@ -115,6 +116,10 @@ pub struct Train {
     /// Times that a minibatch is used in a row before its particles go back, at least 1; above
     /// 1 in mode fused only.
     pub replay: usize,
+    /// What the weights descend on, and with it what the sampler climbs.
+    pub objective: Objective,
+    /// In objective trades, the weight of the divergence, at least 0.
+    pub trades_beta: f64,
     /// Where chains begin.
     pub start: Start,
     /// Which mode the model is in while the sampler's gradient is taken; if not given, eval in
@@ -124,6 +129,11 @@ pub struct Train {
     pub precision: Precision,
     /// Passes over the training points, at least 1.
     pub epochs: usize,
+    /// Cut a window of the image's own size at a random place out of the image padded by N
+    /// zeros on every side, at every visit; 0 cuts nothing.
+    pub crop: usize,
+    /// Mirror every second image left to right, at random, at every visit.
+    pub flip: bool,
     /// Points per update, at least 1.
     pub batch: usize,
     /// Particles per point (K), at least 1.
@@ -206,10 +216,14 @@ impl Default for Train {
         Self {
             mode: Mode::Faithful,
             replay: 1,
+            objective: Objective::CrossEntropy,
+            trades_beta: 6.0,
             start: Start::Sampler,
             sampler_gradient: None,
             precision: Precision::F32,
             epochs: 5,
+            crop: 0,
+            flip: false,
             batch: 100,
             particles: 1,
             store: Format::F32,
@@ -290,7 +304,7 @@ impl Experiment {
             self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 18] = [
+        let checks: [(bool, &str, &str, String); 21] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -376,6 +390,25 @@ impl Experiment {
                 "train.sampler_gradient",
                 "train (in mode fused the pass that gives the sampler's gradient trains the weights too)",
                 "eval".to_owned(),
+            ),
+            (
+                train.mode != Mode::Fused || !train.objective.has_its_own_inner_loss(),
+                "train.objective",
+                "cross-entropy (mode fused takes both gradients from one backward of one loss, and trades \
+                 has an inner loss of its own)",
+                "trades".to_owned(),
+            ),
+            (
+                self.sampler.0.is_some() || train.objective == Objective::CrossEntropy,
+                "train.objective",
+                "cross-entropy (without a sampler no prediction diverges from the natural one)",
+                "trades".to_owned(),
+            ),
+            (
+                train.trades_beta >= 0.0 && train.trades_beta.is_finite(),
+                "train.trades_beta",
+                "a number of at least 0",
+                train.trades_beta.to_string(),
             ),
             (
                 self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),

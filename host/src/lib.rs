@@ -4,6 +4,7 @@
 //! talk to plugins. [`command`] ties them to the command line.
 
 pub mod alarm;
+pub mod augmentation;
 mod average;
 pub mod checkpoint;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod evaluation;
 pub mod experiment;
 pub mod files;
 pub mod journal;
+pub mod objective;
 pub mod optimizer;
 pub mod plugin;
 pub mod precision;

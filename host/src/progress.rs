@@ -27,7 +27,7 @@ pub struct EpochMetrics {
     pub updates: u64,
     /// Learning rate of the epoch's last update.
     pub learning_rate: f64,
-    /// Mean loss at the particles that the weights descended on.
+    /// Mean over the particles of what the weights descended on (`train.objective`).
     pub train_loss: f64,
     /// Share of those particles classified correctly: accuracy against the training adversary.
     pub train_accuracy: f64,

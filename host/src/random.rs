@@ -34,6 +34,8 @@ pub enum Purpose {
     Start = 8,
     /// The settings that a sweep tries.
     Sweep = 9,
+    /// How an image is cropped and flipped at a visit.
+    Augmentation = 10,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.

@@ -46,8 +46,11 @@ pub struct Plugins {
 pub struct DataRecord {
     /// Its name.
     pub name: String,
-    /// MD5 of each file.
+    /// MD5 of each file, or of each split of a tree of images.
     pub checksums: BTreeMap<String, String>,
+    /// The names of the classes, in the order of their labels, if they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
     /// Points trained on.
     pub train_points: usize,
     /// Points held out of training.

@@ -75,6 +75,15 @@ pub enum Format {
 /// Steps from the natural example to the surface of the ball in [`Format::U8`].
 const STEPS: f64 = 127.0;
 
+/// Some points' particles and what they remember, `[B * K, C, H, W]` each (f32).
+#[derive(Debug)]
+pub struct Stored {
+    /// Where the particles are.
+    pub particles: Tensor,
+    /// What they remember.
+    pub state: Vec<Tensor>,
+}
+
 /// K particles per training point, and what each remembers.
 pub struct ParticleStore {
     format: Format,
@@ -150,28 +159,28 @@ impl ParticleStore {
                 points.iter().flat_map(|point| std::iter::repeat_n(*point, particles_per_point)).collect();
             let draws = Draws::new(seed, Purpose::Start, 0, &points, particles_per_point);
             let particles = fresh_start(Start::Uniform, &natural, threat, &draws)?;
-            self.save(&indices, &natural, &particles, &[]);
+            self.save(&indices, &natural, &Stored { particles, state: Vec::new() });
         }
         Ok(())
     }
 
     /// Particles and their state of the points whose indices `[B]` (i64, on the device) are
-    /// given with their natural examples (`[B * K, C, H, W]`): `[B * K, C, H, W]` each.
-    pub fn load(&self, points: &Tensor, natural: &Tensor) -> (Tensor, Vec<Tensor>) {
+    /// given with their natural examples (`[B * K, C, H, W]`).
+    pub fn load(&self, points: &Tensor, natural: &Tensor) -> Stored {
         let mut rows = self.tensors.iter().map(|tensor| tensor.index_select(0, points).flatten(0, 1));
         let particles = rows.next().unwrap_or_default();
         let state = rows.map(|state| state.to_kind(Kind::Float)).collect();
         let distance = match self.format {
-            Format::F32 => return (particles, state),
+            Format::F32 => return Stored { particles, state },
             Format::F16 => particles.to_kind(Kind::Float),
             Format::U8 => (particles.to_kind(Kind::Float) - STEPS) * (self.threat.epsilon / STEPS),
         };
         // Rounding may have left the ball or the domain.
-        (self.threat.project(&(natural + distance), natural), state)
+        Stored { particles: self.threat.project(&(natural + distance), natural), state }
     }
 
     /// Puts them back.
-    pub fn save(&mut self, points: &Tensor, natural: &Tensor, particles: &Tensor, state: &[Tensor]) {
+    pub fn save(&mut self, points: &Tensor, natural: &Tensor, Stored { particles, state }: &Stored) {
         let particles = match self.format {
             Format::F32 => particles.shallow_clone(),
             Format::F16 => particles - natural,
@@ -269,6 +278,11 @@ mod tests {
         ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("room")
     }
 
+    /// Particles that remember ten times where they are.
+    fn stored(particles: &Tensor) -> Stored {
+        Stored { particles: particles.shallow_clone(), state: vec![particles * 10.0] }
+    }
+
     /// The natural examples of these points, each for two particles.
     fn natural(points: &[i64]) -> (Tensor, Tensor) {
         let indices = Tensor::from_slice(points);
@@ -280,7 +294,7 @@ mod tests {
     fn particles_begin_at_the_natural_examples() {
         for format in [Format::F32, Format::F16, Format::U8] {
             let (points, natural) = natural(&[3, 1]);
-            let (particles, state) = store(2, format, None).load(&points, &natural);
+            let Stored { particles, state } = store(2, format, None).load(&points, &natural);
             assert_eq!(particles.size(), [4, 1, 1, 1]);
             assert_eq!(values(&particles), [1.0, 1.0, 0.2, 0.2]);
             assert_eq!(values(&state[0]), [0.0; 4]);
@@ -292,9 +306,9 @@ mod tests {
         let mut store = store(2, Format::F32, None);
         let moved = Tensor::from_slice(&[0.1f32, 0.2, 0.3, 0.4]).reshape([4, 1, 1, 1]);
         let (points, there) = natural(&[3, 1]);
-        store.save(&points, &there, &moved, &[&moved * 10.0]);
+        store.save(&points, &there, &stored(&moved));
         let (points, there) = natural(&[1, 0, 3]);
-        let (particles, state) = store.load(&points, &there);
+        let Stored { particles, state } = store.load(&points, &there);
         assert_eq!(values(&particles), [0.3, 0.4, 0.0, 0.0, 0.1, 0.2]);
         assert_eq!(values(&state[0]), [3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
     }
@@ -311,15 +325,16 @@ mod tests {
             &natural + Tensor::linspace(-0.3, 0.3, 201, (Kind::Float, Device::Cpu)).reshape([201, 1, 1, 1]);
         for (format, bound) in [(Format::U8, 0.3 / 254.0), (Format::F16, 0.3 / 2048.0)] {
             let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("room");
-            store.save(&points, &natural, &moved, &[]);
-            let (loaded, _) = store.load(&points, &natural);
-            let off = (&loaded - &moved).abs().max().double_value(&[]);
+            store.save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() });
+            let loaded = store.load(&points, &natural);
+            let off = (&loaded.particles - &moved).abs().max().double_value(&[]);
             assert!(off <= bound + 1e-7, "{format:?} is off by {off}, more than {bound}");
             assert!(off > 0.0, "{format:?} rounds");
-            assert!(bool::try_from(THREAT.contains(&loaded, &natural).all()).expect("a bool"));
+            assert!(bool::try_from(THREAT.contains(&loaded.particles, &natural).all()).expect("a bool"));
             // What was rounded once stays.
-            store.save(&points, &natural, &loaded, &[]);
-            let again = (store.load(&points, &natural).0 - &loaded).abs().max().double_value(&[]);
+            store.save(&points, &natural, &loaded);
+            let again =
+                (store.load(&points, &natural).particles - &loaded.particles).abs().max().double_value(&[]);
             assert!(again < 1e-6, "{format:?} drifts by {again}");
         }
     }
@@ -332,8 +347,8 @@ mod tests {
         let (points, there) = natural(&[3, 1]);
         let loaded = [None, Some(path.as_path())].map(|file| {
             let mut store = store(2, Format::U8, file);
-            store.save(&points, &there, &moved, &[&moved * 10.0]);
-            let (particles, state) = store.load(&points, &there);
+            store.save(&points, &there, &stored(&moved));
+            let Stored { particles, state } = store.load(&points, &there);
             (values(&particles), values(&state[0]))
         });
         assert_eq!(loaded[0], loaded[1]);

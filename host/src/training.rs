@@ -1,12 +1,14 @@
 //! The min-max loop.
 
 use crate::alarm;
+use crate::augmentation::Transformation;
 use crate::average::Average;
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
 use crate::experiment::{Experiment, Mode, ModelMode, Select, Start as StartChoice, Train};
+use crate::objective::{Losses, Objective};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
@@ -14,7 +16,7 @@ use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
-use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::store::{Examples, ParticleStore, Stored, repeat_rows};
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
@@ -71,6 +73,14 @@ impl Training {
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
+        let smallest_side = dataset.task().height.min(dataset.task().width);
+        if experiment.train.crop as i64 >= smallest_side {
+            return Err(Error::new(format!(
+                "train.crop: expected 0 to {} (windows that show something of these images), got {}",
+                smallest_side - 1,
+                experiment.train.crop
+            )));
+        }
         let examples = Examples::new(&dataset.train, 0, count, device)?;
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
@@ -190,27 +200,33 @@ impl Training {
         let (natural, labels) = self.examples.batch(indices);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
         let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
-        let mut visit = self.begin_visit(indices, &natural, &labels, &points, &draws)?;
+        // Chains move in the frame that the network sees; the store knows the data's own.
+        let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
+        let seen = transformation.apply(&natural);
+        let stored = self.store.as_ref().map(|store| store.load(indices, &natural));
+        let begun = stored.as_ref().map(|stored| transformation.carry(stored));
+        let mut visit = self.begin_visit(begun, &seen, &labels, &points, &draws)?;
         match mode {
             Mode::Faithful => self.faithful(&mut visit, &draws)?,
             Mode::Fused => self.fused(&mut visit, &draws)?,
         }
-        if let Some(store) = &mut self.store {
-            store.save(indices, &natural, &visit.particles, &visit.state);
+        if let (Some(store), Some(stored)) = (&mut self.store, &stored) {
+            store.save(indices, &natural, &transformation.carry_back(&visit, stored, &natural));
         }
         Ok(())
     }
 
-    /// Algorithm 1: the particles take T steps up the loss, and the weights descend at the new
-    /// particles. T + 1 passes.
+    /// Algorithm 1: the particles take T steps up their loss, and the weights descend at the new
+    /// particles. T + 1 passes, and those of the natural examples that the objective needs.
     fn faithful(&mut self, visit: &mut Visit, draws: &Draws) -> Result<()> {
         let precision = self.experiment.train.precision;
         let train = self.experiment.train.sampler_gradient() == ModelMode::Train;
+        let objective = self.losses(visit)?;
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);
                 self.seed_forward(number as u64);
-                let losses = cross_entropy(&self.model.forward_in(precision, &leaf, train)?, visit.labels);
+                let losses = objective.inner(&self.model.forward_in(precision, &leaf, train)?, visit.labels);
                 let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
                 let at = (&losses.detach(), &gradient);
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
@@ -218,13 +234,40 @@ impl Training {
         }
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
-        let losses = cross_entropy(&logits, visit.labels);
+        let losses = objective.outer(&logits, visit.labels);
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
         if let Some(sampler) = &self.sampler {
-            sampler.finish(visit, &losses.detach(), &draws.step(sampler.steps + 1), &mut self.watch)?;
+            let losses = objective.inner(&logits.detach(), visit.labels);
+            sampler.finish(visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
         }
         Ok(())
+    }
+
+    /// Both players' losses in this minibatch. TRADES needs the logits at the natural examples:
+    /// they are computed once for all particles of a point, and for both players unless the
+    /// sampler's gradient is of another mode of the model.
+    fn losses(&self, visit: &Visit) -> Result<Losses> {
+        let Train { precision, objective, trades_beta: beta, particles: copies, .. } = self.experiment.train;
+        if objective == Objective::CrossEntropy {
+            return Ok(Losses::CrossEntropy);
+        }
+        self.seed_forward(0xfffe);
+        let points = visit.natural.slice(0, None, None, copies as i64);
+        let natural = repeat_rows(&self.model.forward_in(precision, &points, true)?, copies);
+        let target = match self.inner_target_is_apart() {
+            true => repeat_rows(&self.model.forward_in(precision, &points, false)?, copies).detach(),
+            false => natural.detach(),
+        };
+        Ok(Losses::Trades { beta, natural, target })
+    }
+
+    /// Whether the prediction from which the sampler diverges is not the one that is trained.
+    fn inner_target_is_apart(&self) -> bool {
+        let Train { objective, .. } = self.experiment.train;
+        objective.has_its_own_inner_loss()
+            && self.experiment.train.sampler_gradient() == ModelMode::Eval
+            && self.model.train_differs
     }
 
     /// One backward for both players: the weights descend at the particles, and the particles
@@ -266,10 +309,10 @@ impl Training {
         tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number));
     }
 
-    /// Where this minibatch's chains begin, and within which ball they move.
+    /// Where this minibatch's chains go on or begin, and within which ball they move.
     fn begin_visit<'a>(
         &self,
-        indices: &Tensor,
+        stored: Option<Stored>,
         natural: &'a Tensor,
         labels: &'a Tensor,
         points: &'a [i64],
@@ -279,13 +322,12 @@ impl Training {
         let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
         let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);
         threat.epsilon *= risen.min(1.0);
-        let (particles, state) = match (&self.sampler, &self.store) {
+        let (particles, state) = match (&self.sampler, stored) {
             // Draws from the whole ball may lie outside one that is still growing.
-            (_, Some(store)) if risen < 1.0 => {
-                let (particles, state) = store.load(indices, natural);
+            (_, Some(Stored { particles, state })) if risen < 1.0 => {
                 (threat.project(&particles, natural), state)
             }
-            (_, Some(store)) => store.load(indices, natural),
+            (_, Some(Stored { particles, state })) => (particles, state),
             (Some(sampler), None) => {
                 (fresh_start(self.start, natural, &threat, draws)?, sampler.fresh_state(natural))
             }
@@ -376,12 +418,15 @@ impl Training {
     }
 
     /// Passes of each training point in an epoch, for each of its K particles: in mode
-    /// faithful T for the particles' steps and 1 for the weights, in mode fused 1 a replay.
+    /// faithful T for the particles' steps and 1 for the weights, in mode fused 1 a replay. And
+    /// those of the natural examples that the objective needs, once for all K (a forward alone
+    /// counts as a whole one).
     fn passes_per_epoch(&self) -> u64 {
-        let Train { mode, replay, particles, .. } = self.experiment.train;
+        let Train { mode, replay, particles, objective, .. } = self.experiment.train;
         let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
         let passes = if mode == Mode::Fused { replay } else { steps + 1 };
-        (passes * particles) as u64
+        let natural = objective.natural_passes() + usize::from(self.inner_target_is_apart());
+        (passes * particles + natural) as u64
     }
 
     fn stop_clock(&mut self) {

@@ -10,6 +10,20 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, 0.0)
 }
 
+/// Kullback-Leibler divergence of the second prediction of each row from the first: with
+/// p = softmax(`reference`) and q = softmax(`logits`), both `[N, classes]` (floats), the sum over
+/// classes of p (log p - log q), `[N]`. Zero where both are the same. It is what TRADES (Zhang et
+/// al., 2019) climbs, with the prediction at the natural example as the reference. Gradients
+/// flow to both; detach what is to be a constant.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn kl_divergence(reference: &Tensor, logits: &Tensor) -> Tensor {
+    let kind = logits.kind();
+    let (log_p, log_q) = (reference.log_softmax(1, kind), logits.log_softmax(1, kind));
+    (log_p.exp() * (log_p - log_q)).sum_dim_intlist(1, false, kind)
+}
+
 /// How far each row is from being misclassified: the label's logit less the largest other
 /// one, `[N]`; zero or below means fooled. Two classes or more.
 ///
@@ -46,6 +60,27 @@ mod tests {
         let by_hand = (1f64.exp() + 3f64.exp() + 2f64.exp()).ln() - 3.0;
         assert!((loss[0] - by_hand).abs() < 1e-12);
         assert!((loss[1] - 3f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn kl_divergence_by_hand() {
+        // p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log 3/2 + 1/4 log 1/2, and towards the logits of q,
+        // whose gradient is q - p; the other way round 1/2 log 2/3 + 1/2 log 2.
+        let p = Tensor::from_slice(&[3f64.ln(), 0.0, 0.0, 0.0]).reshape([2, 2]);
+        let q = Tensor::from_slice(&[5.0f64, 5.0, 3f64.ln(), 0.0]).reshape([2, 2]).set_requires_grad(true);
+        let divergence = kl_divergence(&p, &q);
+        let gradient = Tensor::run_backward(&[divergence.sum(Kind::Double)], &[&q], false, false).remove(0);
+        let by_hand = [0.75 * 1.5f64.ln() - 0.25 * 2f64.ln(), 0.5 * (2f64 / 3.0).ln() + 0.5 * 2f64.ln()];
+        let values: Vec<f64> = Vec::try_from(&divergence.detach()).expect("f64");
+        let slopes: Vec<f64> = Vec::try_from(gradient.flatten(0, -1)).expect("f64");
+        let expected = by_hand.into_iter().chain([-0.25, 0.25, 0.25, -0.25]);
+        for (got, expected) in values.into_iter().chain(slopes).zip(expected) {
+            assert!((got - expected).abs() < 1e-12, "got {got}, by hand {expected}");
+        }
+        // However sure both are, the divergence stays a number.
+        let sure = Tensor::from_slice(&[1000.0f64, -1000.0]).reshape([1, 2]);
+        assert_eq!(kl_divergence(&sure, &sure).double_value(&[0]), 0.0);
+        assert_eq!(kl_divergence(&sure, &-&sure).double_value(&[0]), 2000.0);
     }
 
     #[test]

@@ -70,6 +70,7 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
         data: DataRecord {
             name: dataset.name,
             checksums: dataset.checksums,
+            class_names: dataset.class_names,
             train_points,
             validation_points,
         },

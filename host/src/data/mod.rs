@@ -1,9 +1,10 @@
-//! Data sets of images with labels: MNIST, Fashion-MNIST, CIFAR-10, or any folder in the
-//! layout of one of them (IDX files, or the binary version of CIFAR-10).
+//! Data sets of images with labels: MNIST, Fashion-MNIST, CIFAR-10, any folder in the layout of
+//! one of them (IDX files, or the binary version of CIFAR-10), or a tree of image files.
 
 mod cifar;
 mod fetch;
 mod idx;
+mod images;
 
 pub use fetch::fetch;
 
@@ -21,7 +22,7 @@ pub const NAMES: [&str; 3] = ["mnist", "fashion-mnist", "cifar-10"];
 /// Every data set in [`NAMES`] has this many classes.
 const KNOWN_CLASSES: usize = 10;
 
-/// Labels are stored as one byte.
+/// IDX files and CIFAR-10 store labels as one byte.
 const MOST_CLASSES: usize = 256;
 
 /// Images and labels of one split, on the CPU.
@@ -43,9 +44,13 @@ pub struct Dataset {
     pub train: Split,
     /// What models are evaluated on.
     pub test: Split,
-    /// 10 for the known data sets, else the largest label plus one, and at least 2.
+    /// 10 for the known data sets, the number of class folders in a tree of images, else the
+    /// largest label plus one, and at least 2.
     pub classes: i64,
-    /// MD5 of each file's uncompressed contents, by its canonical name (without `.gz`).
+    /// The names of the classes, if they are known: those of the folders in a tree of images.
+    pub class_names: Vec<String>,
+    /// MD5 of each file's uncompressed contents, by its canonical name (without `.gz`). Of a tree
+    /// of images, the MD5 of what `md5sum` writes for each split's files, by the split's name.
     pub checksums: BTreeMap<String, String>,
 }
 
@@ -70,7 +75,9 @@ impl Dataset {
 /// * IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`,
 ///   `t10k-labels-idx1-ubyte`, also spelled `train-images.idx3-ubyte`, plain or with `.gz`;
 /// * the binary version of CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and
-///   `test_batch.bin`, in the folder or in `cifar-10-batches-bin` below it.
+///   `test_batch.bin`, in the folder or in `cifar-10-batches-bin` below it;
+/// * a tree of images: PNG and JPEG files in `train/CLASS/` and `test/CLASS/` (`val/CLASS/` where
+///   there is no `test`).
 ///
 /// The files of a known data set need not be the original ones (a subset will do):
 /// [`Dataset::checksums`] tells.
@@ -105,16 +112,16 @@ fn load_folder(folder: &Path) -> Result<Dataset> {
         let message = format!("{} is neither a known data set nor a folder: {found}", folder.display());
         return Err(Error::new(message)
             .note("known", NAMES.join(", "))
-            .fix("give a known name, or the path of a folder with IDX files or CIFAR-10's binary version"));
+            .fix(format!("give a known name, or the path of a folder with {LAYOUTS}")));
     }
-    let layout = Layout::detect(folder)?;
+    let path = fs::canonicalize(folder).map_err(|why| Error::file("find", folder, why))?;
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let Some(layout) = Layout::detect(folder)? else { return images::load(folder, &name) };
     let read = || {
         let files = layout.read(folder)?;
         let [train, test] = layout.decode(&files, MOST_CLASSES)?;
         let highest_label = train.labels.iter().chain(&test.labels).max().copied().unwrap_or(0);
         let classes = (usize::from(highest_label) + 1).max(2);
-        let path = fs::canonicalize(folder).map_err(|why| Error::file("find", folder, why))?;
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         dataset(&name, &files, classes, &train, &test)
     };
     let fix = format!("get the files from their source again: {}", layout.names().join(", "));
@@ -140,11 +147,15 @@ fn dataset(
         train: train.tensors()?,
         test: test.tensors()?,
         classes: classes as i64,
+        class_names: Vec::new(),
         checksums: files.iter().map(|file| (file.name.to_owned(), file.md5())).collect(),
     })
 }
 
-/// How a folder's files are named and what they hold.
+/// What a folder may hold.
+const LAYOUTS: &str = "IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
+
+/// How the files of a folder of a few large ones are named and what they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Idx,
@@ -152,22 +163,22 @@ enum Layout {
 }
 
 impl Layout {
-    /// Tells the layout by the names of the files.
-    fn detect(folder: &Path) -> Result<Self> {
+    /// Tells the layout by the names of the files; none is a tree of images.
+    fn detect(folder: &Path) -> Result<Option<Self>> {
         let idx = idx::NAMES.into_iter().any(|name| idx::find(folder, name).is_some());
         let cifar = cifar::NAMES.into_iter().any(|name| cifar::find(folder, name).is_some());
-        let found = match (idx, cifar) {
-            (true, false) => return Ok(Self::Idx),
-            (false, true) => return Ok(Self::Cifar),
-            (true, true) => {
-                "files of two data sets: expected IDX files or CIFAR-10's binary version, not both"
-            }
-            (false, false) => "no data set: expected IDX files or CIFAR-10's binary version",
+        let found = match (idx, cifar, images::found(folder)) {
+            (true, false, false) => return Ok(Some(Self::Idx)),
+            (false, true, false) => return Ok(Some(Self::Cifar)),
+            (false, false, true) => return Ok(None),
+            (false, false, false) => "no data set",
+            _ => "more than one data set",
         };
-        Err(Error::new(format!("{} holds {found}", folder.display()))
+        Err(Error::new(format!("{} holds {found}: expected {LAYOUTS}", folder.display()))
             .note("IDX", idx::NAMES.join(", "))
             .note("CIFAR-10", cifar::NAMES.join(", "))
-            .fix("give a folder with all files of one of the two, under these names"))
+            .note("images", "train/CLASS/*.png, *.jpg or *.jpeg, and the same in test or val")
+            .fix("give a folder with all files of one of these, under these names"))
     }
 
     /// The canonical names of the files.
@@ -386,12 +397,12 @@ mod tests {
         let both = folder_with(&[idx_files(), cifar_files()].concat());
         assert_eq!(
             first_line(load_path(&both), both.path()),
-            "DIR holds files of two data sets: expected IDX files or CIFAR-10's binary version, not both"
+            "DIR holds more than one data set: expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS"
         );
         let neither = folder_with(&[("notes.txt", Vec::new())]);
         assert_eq!(
             first_line(load_path(&neither), neither.path()),
-            "DIR holds no data set: expected IDX files or CIFAR-10's binary version"
+            "DIR holds no data set: expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS"
         );
         let path = neither.path().join("notes.txt");
         assert_eq!(

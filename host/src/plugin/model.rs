@@ -13,6 +13,8 @@ pub struct Model {
     name: String,
     classes: i64,
     state: Vec<(String, Tensor)>,
+    /// Whether its logits in training may differ from those in evaluation.
+    pub train_differs: bool,
     /// Which it is.
     pub record: Record,
 }
@@ -54,7 +56,9 @@ impl Model {
         let instance = call(&name, "new", || tch::with_grad(build)).map_err(|error| spec.error(error))?;
         let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
         lay_channels_last(&state)?;
-        let model = Self { instance, name, classes, state, record };
+        let declaration = instance.declaration().map_err(|error| refused(error.to_string()))?;
+        let train_differs = declaration.train_differs.unwrap_or(true);
+        let model = Self { instance, name, classes, state, train_differs, record };
         if model.trainable().is_empty() {
             return Err(spec.error(format!("{}: the model has no parameter that can be trained", model.name)));
         }

@@ -1,6 +1,6 @@
 //! Bad input: a clear error (what, both values, what to do), and nothing lost.
 
-use crate::data::{Samples, idx, write};
+use crate::data::{Samples, idx, write, write_pictures};
 use crate::harness::{Outcome, Place, built, edit, patch};
 use libc::SIGINT;
 use std::fs;
@@ -254,6 +254,53 @@ fn a_cifar_file_of_a_wrong_size() {
     place.host(&format!("{train} good")).succeeds();
     edit(&folder.join("data_batch_3.bin"), |contents| contents.truncate(3000));
     place.refuses(&format!("{train} run"), &["data_batch_3.bin", "multiple of 3073 bytes", "got 3000"]);
+}
+
+#[test]
+fn trees_of_images_that_are_damaged() {
+    let place = Place::empty();
+    let train = format!("train --data pictures --threads 1 {LINEAR} --epochs 1 --out run");
+    let fresh = || {
+        let _ = fs::remove_dir_all(place.path("pictures"));
+        write_pictures(&place.path("pictures"), 8, 20);
+    };
+    let save = |file: &str, width: u32, height: u32, colour: image::ExtendedColorType| {
+        let bytes = vec![100; (width * height) as usize * usize::from(colour.channel_count())];
+        image::save_buffer(place.path(file), &bytes, width, height, colour).expect("saved");
+    };
+    let (grey, transparent) = (image::ExtendedColorType::L8, image::ExtendedColorType::La8);
+
+    fresh();
+    edit(&place.path("pictures/train/digit-3/3.png"), |contents| contents.truncate(60));
+    place.refuses(&train, &["cannot decode", "pictures/train/digit-3/3.png"]).explains(&["fix"]);
+    edit(&place.path("pictures/train/digit-3/3.png"), |contents| *contents = b"remember the milk".into());
+    place.refuses(&train, &["cannot decode", "pictures/train/digit-3/3.png"]).explains(&["fix"]);
+    save("pictures/train/digit-3/3.png", 9, 8, grey);
+    place.refuses(
+        &train,
+        &["pictures/train/digit-3/3.png", "8 x 9 pixels", "expected 8 x 8", "pictures/train/"],
+    );
+    save("pictures/train/digit-3/3.png", 8, 8, transparent);
+    place.refuses(&train, &["pictures/train/digit-3/3.png has transparent parts"]).explains(&["fix"]);
+
+    fresh();
+    fs::remove_dir_all(place.path("pictures/test/digit-7")).expect("removed");
+    place
+        .refuses(&train, &["class digit-7 is in", "pictures/train only", "pictures/test"])
+        .explains(&["fix"]);
+    fs::create_dir(place.path("pictures/test/digit-7")).expect("made");
+    place.refuses(&train, &["pictures/test/digit-7 holds no images"]);
+    save("pictures/test/stray.png", 8, 8, grey);
+    place
+        .refuses(&train, &["pictures/test/stray.png is in no class's folder"])
+        .explains(&["SPLIT/CLASS/IMAGE"]);
+    fs::remove_dir_all(place.path("pictures/test")).expect("removed");
+    place.refuses(&train, &["pictures has no folder test (nor val)"]);
+    fs::remove_dir_all(place.path("pictures/train")).expect("removed");
+    place.refuses(&train, &["pictures holds no data set", "images in train/CLASS"]);
+    fs::create_dir(place.path("pictures/train")).expect("made");
+    fs::create_dir(place.path("pictures/test")).expect("made");
+    place.refuses(&train, &["pictures/train has no classes to tell apart", "got 0"]);
 }
 
 #[test]

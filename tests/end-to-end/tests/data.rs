@@ -1,4 +1,4 @@
-//! Small data sets in the layout of MNIST.
+//! Small data sets in the layout of MNIST, and one as a tree of images.
 
 use std::fs;
 use std::path::Path;
@@ -75,6 +75,20 @@ pub fn write_wide_digits(folder: &Path, height: usize, train_points: usize) {
         Samples { pixels: rows.collect(), labels: square.labels }
     });
     write_rectangles(folder, [height, 2 * height], &train, &test);
+}
+
+/// The images of [`write_digits`] as PNG files, in a folder for each class.
+pub fn write_pictures(folder: &Path, side: usize, train_points: usize) {
+    for (split, points, seed) in [("train", train_points, 1), ("test", TEST_POINTS, 2)] {
+        let Samples { pixels, labels } = digits(side, points, 10, seed);
+        for (number, (pixels, label)) in pixels.chunks(side * side).zip(labels).enumerate() {
+            let class = folder.join(split).join(format!("digit-{label}"));
+            fs::create_dir_all(&class).expect("a folder");
+            let size = side as u32;
+            let file = class.join(format!("{number}.png"));
+            image::save_buffer(file, pixels, size, size, image::ExtendedColorType::L8).expect("saved");
+        }
+    }
 }
 
 fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {

@@ -43,6 +43,82 @@ fn fused_hands_the_sampler_the_gradient_that_faithful_does() {
     assert!(place.run("faithful").weights() != place.run("fused").weights());
 }
 
+/// softmax(W x + b) of the linear model.
+fn prediction(weights: &[f32], bias: &[f32], image: &[f64]) -> Vec<f64> {
+    let scores = weights.chunks(image.len()).zip(bias).map(|(row, bias)| {
+        let products = row.iter().zip(image).map(|(weight, pixel)| f64::from(*weight) * pixel);
+        (products.sum::<f64>() + f64::from(*bias)).exp()
+    });
+    let scores: Vec<f64> = scores.collect();
+    let sum: f64 = scores.iter().sum();
+    scores.into_iter().map(|score| score / sum).collect()
+}
+
+#[test]
+fn trades_descends_on_both_its_terms() {
+    const BETA: f64 = 3.0;
+    let place = Place::empty();
+    write_digits(&place.path("digits"), 8, 20);
+    // One update of all points. A learning rate that changes nothing shows the weights before it.
+    let [before, after] = [("1e-30", "before"), ("1", "after")].map(|(rate, out)| {
+        let model = "--model bad_plugins.so,plugin=linear";
+        let descent = format!("--learning-rate {rate} --momentum 0 --schedule constant");
+        let trades = format!("--objective trades --trades-beta {BETA}");
+        place.host(&format!("{TRAIN} {model} {descent} {trades} --epochs 1 --out {out}")).ended_with(0);
+        place.run(out)
+    });
+    let particles = &before.tensors("particles.safetensors")["particles"].1;
+    assert_eq!(particles, &after.tensors("particles.safetensors")["particles"].1);
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    let images: Vec<f64> = images[16..].iter().map(|pixel| f64::from(*pixel) / 255.0).collect();
+    let labels = fs::read(place.path("digits/train-labels-idx1-ubyte")).expect("readable");
+    let (weights, bias) = (&before.weights()["linear.weight"].1, &before.weights()["linear.bias"].1);
+    let mut expected = vec![0.0; 10 * 64];
+    let mut loss = 0.0;
+    for (point, label) in labels[8..].iter().enumerate() {
+        let natural = &images[64 * point..][..64];
+        let particle: Vec<f64> =
+            particles[64 * point..][..64].iter().map(|value| f64::from(*value)).collect();
+        let p = prediction(weights, bias, natural);
+        let q = prediction(weights, bias, &particle);
+        let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        loss += (BETA * divergence - p[usize::from(*label)].ln()) / 20.0;
+        for class in 0..10 {
+            // By hand: the gradients of CE and KL towards the logits at the natural example and
+            // at the particle, each times its image.
+            let hit = if class == usize::from(*label) { 1.0 } else { 0.0 };
+            let at_natural = p[class] - hit + BETA * p[class] * ((p[class] / q[class]).ln() - divergence);
+            let at_particle = BETA * (q[class] - p[class]);
+            for pixel in 0..64 {
+                expected[64 * class + pixel] +=
+                    (at_natural * natural[pixel] + at_particle * particle[pixel]) / 20.0;
+            }
+        }
+    }
+    for ((before, after), expected) in weights.iter().zip(&after.weights()["linear.weight"].1).zip(expected) {
+        let gradient = f64::from(before - after);
+        assert!((gradient - expected).abs() < 2e-6, "got {gradient}, by hand {expected}");
+    }
+    let metrics = &before.metrics()[0];
+    let printed = metrics["train_loss"].as_f64().expect("a number");
+    assert!((printed - loss).abs() < 1e-5, "got {printed}, by hand {loss}");
+    assert_eq!(metrics["passes_per_sample"], 3, "a step, the natural example, the particle");
+}
+
+#[test]
+fn trades_counts_its_passes_and_moves_particles() {
+    let place = Place::with_digits(8, 60);
+    let train = |flags: &str, out: &str| {
+        place.host(&format!("{TRAIN} --objective trades --epochs 2 {flags} --out {out}")).ended_with(0);
+        place.run(out).metrics()[1]["passes_per_sample"].as_u64().expect("a number")
+    };
+    // Two epochs of three steps for two particles, the weights at both, and one natural example.
+    assert_eq!(train("--particles 2 --sampler langevin.so,steps=3", "two"), 2 * (4 * 2 + 1));
+    assert_eq!(train("--sampler pgd.so,steps=2 --start uniform", "pgd"), 2 * (2 + 1 + 1));
+    train("--sampler langevin.so,noise=0 --start uniform-store", "moved");
+    assert!(distances(&place, "moved").iter().any(|distance| *distance > 0.09));
+}
+
 #[test]
 fn without_a_sampler_fused_is_ordinary_training() {
     let place = Place::with_digits(8, 60);
@@ -55,14 +131,11 @@ fn without_a_sampler_fused_is_ordinary_training() {
 #[test]
 fn chains_begin_where_they_are_told() {
     let place = Place::with_digits(8, 20);
-    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
     let distances = |start: &str, flags: &str| -> Vec<f32> {
         let sampler = "--sampler langevin.so,step_size=0,noise=0";
         let out = format!("{start}{}", flags.len());
         place.host(&format!("{TRAIN} {sampler} --epochs 1 --start {start} {flags} --out {out}")).succeeds();
-        let particles = place.run(&out).tensors("particles.safetensors");
-        let pixels = images[16..].iter().map(|pixel| f32::from(*pixel) / 255.0);
-        pixels.zip(&particles["particles"].1).map(|(pixel, value)| (pixel - value).abs()).collect()
+        distances(&place, &out)
     };
     assert!(distances("store", "").into_iter().all(|distance| distance < 1e-6));
     let uniform = distances("uniform-store", "");
@@ -80,6 +153,60 @@ fn chains_begin_where_they_are_told() {
         assert!(!place.run(start).newest("particles.safetensors").exists(), "nothing is kept");
     }
     assert!(place.run("natural").weights() != place.run("uniform").weights());
+}
+
+/// Each particle's distance from its natural example, pixel by pixel.
+fn distances(place: &Place, run: &str) -> Vec<f32> {
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    let particles = place.run(run).tensors("particles.safetensors");
+    let pixels = images[16..].iter().map(|pixel| f32::from(*pixel) / 255.0);
+    pixels.zip(&particles["particles"].1).map(|(pixel, value)| (pixel - value).abs()).collect()
+}
+
+#[test]
+fn particles_stay_with_their_images_under_crops_and_flips() {
+    let place = Place::with_digits(8, 60);
+    let train_in = |ball: &str, flags: &str, out: &str| {
+        let train = TRAIN.replace("--epsilon 0.1", ball);
+        place.host(&format!("{train} --epochs 4 --crop 3 --flip {flags} --out {out}")).ended_with(0);
+        distances(&place, out)
+    };
+    let train = |flags: &str, out: &str| train_in("--epsilon 0.1", flags, out);
+    // The way there and back is exact: particles that do not move are where they were.
+    let still = train("--sampler langevin.so,step_size=0,noise=0", "still");
+    assert!(still.iter().all(|distance| *distance < 1e-7));
+    for (flags, out) in [
+        ("", "plain"),
+        ("--mode fused --replay 2", "fused"),
+        ("--start uniform-store --warmup-epsilon 2", "growing"),
+    ] {
+        let moved = train(flags, out);
+        assert!(moved.iter().all(|distance| *distance <= 0.1 + 1e-6), "{flags}");
+        assert!(moved.iter().filter(|distance| **distance > 0.05).count() > moved.len() / 2, "{flags}");
+    }
+    let moved =
+        train_in("--norm l2 --epsilon 1", "--sampler pgd.so,step_size=0.5,steps=4 --start store", "l2");
+    let lengths = moved.chunks(64).map(|row| row.iter().map(|d| d * d).sum::<f32>().sqrt());
+    let longest = lengths.fold(0.0, f32::max);
+    assert!((0.9..=1.0 + 1e-5).contains(&longest), "{longest}");
+}
+
+#[test]
+fn crops_and_flips_change_what_is_learnt_and_are_off_unless_asked_for() {
+    let place = Place::with_digits(8, 60);
+    let weights = |flags: &str, out: &str| {
+        place.host(&format!("{TRAIN} --epochs 1 {flags} --out {out}")).succeeds();
+        place.run(out).weights()
+    };
+    let plain = weights("", "plain");
+    assert!(weights("--crop 0 --flip false", "off") == plain);
+    for (flags, out) in [("--crop 1", "crop"), ("--flip", "flip"), ("--flip true --sampler none", "clean")] {
+        assert!(weights(flags, out) != plain, "{flags}");
+    }
+    place.refuses(
+        &format!("{TRAIN} --crop 8"),
+        &["train.crop: expected 0 to 7 (windows that show something of these images), got 8"],
+    );
 }
 
 #[test]
@@ -127,6 +254,18 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
     place.refuses(
         &format!("{fused} --sampler bad_plugins.so,plugin=metropolis"),
         &["judges its last proposal", "fused never computes"],
+    );
+    place.refuses(
+        &format!("{fused} --objective trades"),
+        &["train.objective: expected cross-entropy (mode fused", "inner loss of its own", "got trades"],
+    );
+    place.refuses(
+        &format!("{TRAIN} --objective trades --sampler none"),
+        &["train.objective: expected cross-entropy (without a sampler", "got trades"],
+    );
+    place.refuses(
+        &format!("{TRAIN} --trades-beta=-1"),
+        &["train.trades_beta: expected a number of at least 0, got -1"],
     );
     place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
     place.refuses(&format!("{TRAIN} --replay 2"), &["train.replay: expected 1 (mode fused alone", "got 2"]);

@@ -81,6 +81,22 @@ fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
 }
 
 #[test]
+fn after_a_kill_with_crops_flips_and_particles_that_remember() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --particles 2 --crop 2 --flip --sampler bad_plugins.so,plugin=momentum,steps=2",
+    );
+}
+
+#[test]
+fn after_a_kill_with_trades_and_dropout() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --particles 2 --objective trades --sampler pgd.so,steps=2 --start uniform-store",
+    );
+}
+
+#[test]
 fn after_a_kill_with_a_sampler_that_judges() {
     goes_on_after_a_kill(
         8,

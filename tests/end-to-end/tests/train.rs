@@ -1,6 +1,6 @@
 //! `host train`: what a run leaves behind.
 
-use crate::data::Noise;
+use crate::data::{Noise, write_pictures};
 use crate::harness::{Place, built, edit, hexadecimal, repository, sha256};
 use md5::{Digest, Md5};
 use serde_json::json;
@@ -227,4 +227,27 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
     // The table names the epoch whose weights are evaluated.
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
     assert!(table.contains(&format!("trained for {first_best} epochs")), "{scores:?} {table}");
+}
+
+#[test]
+fn a_tree_of_images_is_a_data_set() {
+    let place = Place::empty();
+    write_pictures(&place.path("pictures"), 8, 400);
+    let train = "train --data pictures --threads 1 --batch 20 --sampler none --epochs 4 --optimizer adam \
+                 --learning-rate 0.002 --validation-points 50 --out run";
+    place.host(train).succeeds();
+    let run = place.run("run");
+    // The last points are a mix of all classes, and are classified as those trained on.
+    let last = run.metrics().pop().expect("four epochs");
+    assert!(last["validation_accuracy"].as_f64().is_some_and(|accuracy| accuracy > 0.9), "{last}");
+    let data = &run.record()["data"];
+    let names: Vec<_> = (0..10).map(|label| format!("digit-{label}")).collect();
+    assert_eq!(data["class_names"], serde_json::json!(names));
+    assert_eq!(data["checksums"].as_object().map(|sums| sums.len()), Some(2));
+    let evaluation = place.host("eval run --json --attack fgsm.so").ended_with(0).json();
+    assert!(evaluation["clean"].as_f64().is_some_and(|clean| clean > 0.9), "{evaluation}");
+    // A file that is gone or has another name is another data set.
+    fs::rename(place.path("pictures/test/digit-1/1.png"), place.path("pictures/test/digit-2/1.png"))
+        .expect("renamed");
+    place.refuses("eval run --attack fgsm.so", &["data file test has changed since the run began"]);
 }

@@ -1,0 +1,497 @@
+//! Folder trees of images: `train/CLASS/*` and `test/CLASS/*` (or `val/CLASS/*`), PNG and JPEG.
+//!
+//! Classes are numbered in the order of their names. Within a split, images lie in the order of
+//! the MD5 of `CLASS/FILE`: the same everywhere, and the first or last N are a mix of all classes.
+//! All images are of one size. If all are grey they have one channel, else all have three.
+
+use super::{Dataset, Split, md5};
+use crate::{Error, Result, files};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Cursor;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::thread;
+use tch::{Device, Kind, Tensor};
+
+/// The folder of the images that models are trained on.
+pub(super) const TRAIN: &str = "train";
+
+/// Those that models are evaluated on; the second is used where the first is absent.
+pub(super) const TEST: [&str; 2] = ["test", "val"];
+
+/// Endings of names, in lower case, that images have.
+const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// Images decoded between two copies into the split's tensor.
+const IMAGES_AT_A_TIME: usize = 1024;
+
+/// Whether a folder looks like a tree of images.
+pub(super) fn found(folder: &Path) -> bool {
+    folder.join(TRAIN).is_dir()
+}
+
+/// One image's file.
+struct Picture {
+    path: PathBuf,
+    /// `CLASS/FILE`.
+    name: String,
+    class: usize,
+}
+
+/// What can be said of a picture before it is decoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Header {
+    height: u32,
+    width: u32,
+    grey: bool,
+}
+
+/// Reads a tree of images.
+///
+/// # Errors
+/// If there are no classes, one is empty or in one split only, or an image is damaged, has
+/// transparent parts or is of another size.
+pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
+    let test = TEST.into_iter().find(|test| folder.join(test).is_dir()).ok_or_else(|| {
+        Error::new(format!("{} has no folder {} (nor {})", folder.display(), TEST[0], TEST[1]))
+            .fix("put the images that models are evaluated on into test/CLASS/")
+    })?;
+    let [train_folder, test_folder] = [TRAIN, test].map(|split| folder.join(split));
+    let classes = class_names(&train_folder)?;
+    same_classes(&train_folder, &classes, &test_folder, &class_names(&test_folder)?)?;
+    let splits = [pictures(&train_folder, &classes)?, pictures(&test_folder, &classes)?];
+
+    let mut checksums = BTreeMap::new();
+    let mut headers = Vec::new();
+    for (split, pictures) in [TRAIN, test].into_iter().zip(&splits) {
+        let (digests, found): (Vec<_>, Vec<_>) = in_parallel(pictures, inspect)?.into_iter().unzip();
+        checksums.insert(split.to_owned(), digest_of_all(pictures, &digests));
+        headers.extend(found);
+    }
+    let [first, ..] = headers[..] else { return Err(Error::new("no images")) };
+    let all_pictures = splits.iter().flatten();
+    if let Some((picture, other)) = all_pictures
+        .zip(&headers)
+        .find(|(_, other)| (other.height, other.width) != (first.height, first.width))
+    {
+        return Err(Error::new(format!(
+            "{} is {} x {} pixels (height x width): expected {} x {}, as {} is",
+            picture.path.display(),
+            other.height,
+            other.width,
+            first.height,
+            first.width,
+            splits[0][0].path.display()
+        ))
+        .fix("scale or crop all images to one size"));
+    }
+    let channels = if headers.iter().all(|header| header.grey) { 1 } else { 3 };
+    let [train, test] = splits.map(|pictures| decode(&pictures, channels, first));
+    Ok(Dataset {
+        name: name.to_owned(),
+        train: train?,
+        test: test?,
+        classes: classes.len() as i64,
+        class_names: classes,
+        checksums,
+    })
+}
+
+/// The names of a split's classes, in order.
+fn class_names(split: &Path) -> Result<Vec<String>> {
+    let mut classes = Vec::new();
+    for (path, name) in entries(split)? {
+        if path.is_dir() {
+            classes.push(name);
+        } else if is_image(&name) {
+            return Err(Error::new(format!("{} is in no class's folder", path.display()))
+                .fix("expected SPLIT/CLASS/IMAGE: move it into the folder of its class"));
+        }
+    }
+    classes.sort();
+    match classes.len() {
+        0 | 1 => Err(Error::new(format!(
+            "{} has no classes to tell apart: expected a folder for each of two or more, got {}",
+            split.display(),
+            classes.len()
+        ))),
+        _ => Ok(classes),
+    }
+}
+
+/// Refuses splits with different classes.
+fn same_classes(train: &Path, of_train: &[String], test: &Path, of_test: &[String]) -> Result<()> {
+    for (here, classes, there, others) in [(train, of_train, test, of_test), (test, of_test, train, of_train)]
+    {
+        if let Some(class) = classes.iter().find(|class| !others.contains(class)) {
+            return Err(Error::new(format!(
+                "class {class} is in {} only: {} has no folder of that name",
+                here.display(),
+                there.display()
+            ))
+            .fix("give both splits the same classes"));
+        }
+    }
+    Ok(())
+}
+
+/// A split's images, in order.
+fn pictures(split: &Path, classes: &[String]) -> Result<Vec<Picture>> {
+    let mut pictures = Vec::new();
+    for (class, class_name) in classes.iter().enumerate() {
+        let folder = split.join(class_name);
+        let before = pictures.len();
+        for (path, name) in entries(&folder)? {
+            if path.is_dir() || !is_image(&name) {
+                return Err(Error::new(format!(
+                    "{} is no image: expected PNG or JPEG files",
+                    path.display()
+                ))
+                .note("endings", ENDINGS.join(", "))
+                .fix("convert it, or move it out of the folder"));
+            }
+            pictures.push(Picture { path, name: format!("{class_name}/{name}"), class });
+        }
+        if pictures.len() == before {
+            return Err(Error::new(format!(
+                "{} holds no images: expected PNG or JPEG files",
+                folder.display()
+            ))
+            .note("endings", ENDINGS.join(", ")));
+        }
+    }
+    pictures.sort_by_cached_key(|picture| md5(picture.name.as_bytes()));
+    Ok(pictures)
+}
+
+/// What lies in a folder, with names; hidden entries are passed over.
+fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let failed = |why| Error::file("list", folder, why);
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some(name) if name.starts_with('.') => {}
+            Some(name) => entries.push((path.clone(), name.to_owned())),
+            None => return Err(Error::new(format!("the name of {} is not UTF-8", path.display()))),
+        }
+    }
+    Ok(entries)
+}
+
+fn is_image(name: &str) -> bool {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
+}
+
+/// The MD5 of a split: that of the lines which `md5sum` writes for its files, in the order of
+/// their names.
+fn digest_of_all(pictures: &[Picture], digests: &[String]) -> String {
+    let mut lines: Vec<_> = pictures.iter().map(|picture| &picture.name).zip(digests).collect();
+    lines.sort();
+    let lines: String = lines.into_iter().map(|(name, digest)| format!("{digest}  {name}\n")).collect();
+    md5(lines.as_bytes())
+}
+
+/// The MD5 of a picture's file, and its header.
+fn inspect(picture: &Picture) -> Result<(String, Header)> {
+    let bytes = files::read(&picture.path)?;
+    let decoder = decoder(&bytes).map_err(|why| damaged(picture, why))?;
+    let (width, height) = decoder.dimensions();
+    let grey = match decoder.color_type() {
+        ColorType::L8 | ColorType::La8 => true,
+        ColorType::Rgb8 | ColorType::Rgba8 => false,
+        other => {
+            let bits = 8 * u32::from(other.bytes_per_pixel()) / u32::from(other.channel_count());
+            return Err(Error::new(format!(
+                "{} has {bits} bits a channel: expected 8, grey or RGB",
+                picture.path.display()
+            ))
+            .fix("convert it to 8 bits a channel"));
+        }
+    };
+    Ok((md5(&bytes), Header { height, width, grey }))
+}
+
+/// A split's images and labels.
+fn decode(pictures: &[Picture], channels: i64, Header { height, width, .. }: Header) -> Result<Split> {
+    let (height, width) = (i64::from(height), i64::from(width));
+    let count = pictures.len() as i64;
+    let images = Tensor::f_zeros([count, channels, height, width], (Kind::Uint8, Device::Cpu))?;
+    for (number, some) in pictures.chunks(IMAGES_AT_A_TIME).enumerate() {
+        let planes = in_parallel(some, |picture| planes(picture, channels))?.concat();
+        let first = (number * IMAGES_AT_A_TIME) as i64;
+        let planes = Tensor::f_from_slice(&planes)?.f_view([-1, channels, height, width])?;
+        images.f_narrow(0, first, some.len() as i64)?.f_copy_(&planes)?;
+    }
+    let labels: Vec<_> = pictures.iter().map(|picture| picture.class as i64).collect();
+    Ok(Split { images, labels: Tensor::f_from_slice(&labels)? })
+}
+
+/// A picture's pixels, plane by plane.
+fn planes(picture: &Picture, channels: i64) -> Result<Vec<u8>> {
+    let bytes = files::read(&picture.path)?;
+    let decoded =
+        decoder(&bytes).and_then(DynamicImage::from_decoder).map_err(|why| damaged(picture, why))?;
+    if !is_whole(&bytes) {
+        return Err(damaged(picture, "it is truncated: the end of the JPEG is missing"));
+    }
+    let opaque = match &decoded {
+        DynamicImage::ImageLumaA8(image) => image.pixels().all(|pixel| pixel[1] == u8::MAX),
+        DynamicImage::ImageRgba8(image) => image.pixels().all(|pixel| pixel[3] == u8::MAX),
+        _ => true,
+    };
+    if !opaque {
+        return Err(Error::new(format!(
+            "{} has transparent parts: expected grey or RGB",
+            picture.path.display()
+        ))
+        .fix("put it on a background of your choice"));
+    }
+    if channels == 1 {
+        return Ok(decoded.into_luma8().into_raw());
+    }
+    let interleaved = decoded.into_rgb8().into_raw();
+    let plane = |channel: usize| interleaved[channel..].iter().step_by(3).copied();
+    Ok((0..3).flat_map(plane).collect())
+}
+
+/// A decoder of what the bytes are, whatever the file is called.
+fn decoder(bytes: &[u8]) -> image::ImageResult<impl ImageDecoder + '_> {
+    ImageReader::new(Cursor::new(bytes)).with_guessed_format()?.into_decoder()
+}
+
+/// Whether the bytes of a JPEG have an end: decoders fill up what is missing. Markers cannot
+/// occur in the data of a scan, so that the last start of a scan has an end of image behind it.
+fn is_whole(bytes: &[u8]) -> bool {
+    const JPEG: [u8; 2] = [0xff, 0xd8];
+    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
+    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
+    let last = |marker| bytes.windows(2).rposition(|window| window == marker);
+    !bytes.starts_with(&JPEG) || last(END_OF_IMAGE) > last(START_OF_SCAN)
+}
+
+fn damaged(picture: &Picture, why: impl std::fmt::Display) -> Error {
+    let why = why.to_string();
+    Error::file("decode", &picture.path, why.lines().next().unwrap_or_default())
+        .fix("get the file from its source again, or remove it")
+}
+
+/// Does some work for each item on all cores; the results are in the items' order.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let work = &work;
+    let parts: Vec<Result<Vec<R>>> = thread::scope(|scope| {
+        let share = items.len().div_ceil(cores).max(1);
+        let parts: Vec<_> = items
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Result<Vec<R>>>()))
+            .collect();
+        let panicked = |_| Err(Error::new("a thread that reads images panicked"));
+        parts.into_iter().map(|part| part.join().unwrap_or_else(panicked)).collect()
+    });
+    let mut results = Vec::with_capacity(items.len());
+    for part in parts {
+        results.extend(part?);
+    }
+    Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::load as load_any;
+    use crate::data::tests::first_line;
+    use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+    use tempfile::TempDir;
+
+    fn put(folder: &TempDir, name: &str, image: impl Into<DynamicImage>) {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        image.into().save(path).expect("saved");
+    }
+
+    /// Two rows of three pixels: 0 to 5 on top of a value.
+    fn grey(value: u8) -> GrayImage {
+        GrayImage::from_fn(3, 2, |x, y| Luma([value + x as u8 + 3 * y as u8]))
+    }
+
+    fn colour(value: u8) -> RgbImage {
+        RgbImage::from_fn(3, 2, |x, y| {
+            let pixel = value + x as u8 + 3 * y as u8;
+            Rgb([pixel, pixel + 50, pixel + 100])
+        })
+    }
+
+    /// Three training and two test images of the classes cat and dog.
+    fn tree() -> TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, value) in [
+            ("train/dog/a.png", 10),
+            ("train/cat/b.png", 20),
+            ("train/cat/c.PNG", 30),
+            ("test/cat/d.png", 40),
+            ("test/dog/e.png", 50),
+        ] {
+            put(&folder, name, grey(value));
+        }
+        folder
+    }
+
+    fn load_tree(folder: &TempDir) -> Result<Dataset> {
+        load_any(folder.path().to_str().expect("UTF-8"), Path::new("unused"))
+    }
+
+    fn refusal(folder: &TempDir) -> String {
+        first_line(load_tree(folder), folder.path())
+    }
+
+    #[test]
+    fn folders_are_classes() {
+        let folder = tree();
+        fs::write(folder.path().join("train/cat/.hidden"), "").expect("written");
+        let dataset = load_tree(&folder).expect("a data set");
+        assert_eq!(dataset.class_names, ["cat", "dog"]);
+        assert_eq!((dataset.classes, dataset.train.count(), dataset.test.count()), (2, 3, 2));
+        assert_eq!(dataset.train.images.size(), [3, 1, 2, 3]);
+        // Images lie in the order of their names' MD5.
+        let mut order = ["dog/a.png", "cat/b.png", "cat/c.PNG"];
+        order.sort_by_key(|name| md5(name.as_bytes()));
+        for (row, name) in order.into_iter().enumerate() {
+            let (value, label) = match name {
+                "dog/a.png" => (10, 1),
+                "cat/b.png" => (20, 0),
+                _ => (30, 0),
+            };
+            let pixels: Vec<u8> =
+                Vec::try_from(dataset.train.images.get(row as i64).flatten(0, -1)).expect("u8");
+            assert_eq!(pixels, [value, value + 1, value + 2, value + 3, value + 4, value + 5]);
+            assert_eq!(dataset.train.labels.int64_value(&[row as i64]), label);
+        }
+        assert_eq!(dataset.checksums.keys().collect::<Vec<_>>(), ["test", "train"]);
+        let lines: String = ["cat/b.png", "cat/c.PNG", "dog/a.png"]
+            .map(|name| {
+                let bytes = fs::read(folder.path().join("train").join(name)).expect("readable");
+                format!("{}  {name}\n", md5(&bytes))
+            })
+            .concat();
+        assert_eq!(dataset.checksums["train"], md5(lines.as_bytes()));
+    }
+
+    #[test]
+    fn one_image_in_colour_makes_three_channels_of_all() {
+        let folder = tree();
+        put(&folder, "train/dog/a.png", colour(10));
+        let mut opaque = RgbaImage::new(3, 2);
+        opaque.pixels_mut().for_each(|pixel| *pixel = Rgba([1, 2, 3, 255]));
+        put(&folder, "test/dog/e.png", opaque);
+        let dataset = load_tree(&folder).expect("a data set");
+        let task = dataset.task();
+        assert_eq!([task.channels, task.height, task.width], [3, 2, 3]);
+        let of = |split: &Split, label: i64| {
+            let row = (0..split.count()).find(|row| split.labels.int64_value(&[*row]) == label).expect("one");
+            Vec::<u8>::try_from(split.images.get(row).flatten(0, -1)).expect("u8")
+        };
+        let dog: Vec<u8> = [10, 60, 110].into_iter().flat_map(|first| first..first + 6).collect();
+        assert_eq!(of(&dataset.train, 1), dog);
+        assert_eq!(of(&dataset.test, 0), (40..46).collect::<Vec<u8>>().repeat(3));
+        assert_eq!(of(&dataset.test, 1), [[1; 6], [2; 6], [3; 6]].concat());
+    }
+
+    #[test]
+    fn jpeg_and_a_validation_folder_serve() {
+        let folder = tree();
+        fs::rename(folder.path().join("test"), folder.path().join("val")).expect("renamed");
+        let mut flat = RgbImage::new(3, 2);
+        flat.pixels_mut().for_each(|pixel| *pixel = Rgb([200, 100, 50]));
+        put(&folder, "val/dog/f.JPEG", flat);
+        let dataset = load_tree(&folder).expect("a data set");
+        assert_eq!(dataset.test.images.size(), [3, 3, 2, 3]);
+        assert_eq!(dataset.checksums.keys().collect::<Vec<_>>(), ["train", "val"]);
+        // JPEG keeps a flat image to within a few grey values.
+        let off = (dataset.test.images.to_kind(Kind::Float)
+            - Tensor::from_slice(&[200f32, 100.0, 50.0]).reshape([1, 3, 1, 1]))
+        .abs()
+        .amax([1, 2, 3], false)
+        .min();
+        assert!(off.double_value(&[]) < 4.0, "{off}");
+    }
+
+    #[test]
+    fn more_classes_than_a_byte_counts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for class in 0..300 {
+            for split in ["train", "test"] {
+                put(&folder, &format!("{split}/{class:03}/a.png"), grey(0));
+            }
+        }
+        let dataset = load_tree(&folder).expect("a data set");
+        assert_eq!((dataset.classes, dataset.train.labels.max().int64_value(&[])), (300, 299));
+    }
+
+    #[test]
+    fn damaged_images_are_named() {
+        let folder = tree();
+        let path = folder.path().join("train/cat/b.png");
+        let whole = fs::read(&path).expect("readable");
+        fs::write(&path, &whole[..whole.len() / 2]).expect("written");
+        assert!(refusal(&folder).starts_with("cannot decode DIR/train/cat/b.png: "), "{}", refusal(&folder));
+        fs::write(&path, "no picture").expect("written");
+        assert!(refusal(&folder).starts_with("cannot decode DIR/train/cat/b.png: "), "{}", refusal(&folder));
+        fs::write(&path, "").expect("written");
+        assert!(refusal(&folder).starts_with("cannot decode DIR/train/cat/b.png: "), "{}", refusal(&folder));
+        let mut jpeg = Cursor::new(Vec::new());
+        DynamicImage::from(grey(3)).write_to(&mut jpeg, ImageFormat::Jpeg).expect("encoded");
+        let jpeg = jpeg.into_inner();
+        fs::write(&path, &jpeg).expect("written");
+        assert!(load_tree(&folder).is_ok(), "the contents count, not the name");
+        fs::write(&path, &jpeg[..jpeg.len() - 6]).expect("written");
+        assert!(refusal(&folder).starts_with("cannot decode DIR/train/cat/b.png: "), "{}", refusal(&folder));
+    }
+
+    #[test]
+    fn images_that_do_not_fit_together() {
+        let folder = tree();
+        put(&folder, "test/cat/d.png", GrayImage::new(2, 3));
+        let message = refusal(&folder);
+        assert!(
+            message.starts_with(
+                "DIR/test/cat/d.png is 3 x 2 pixels (height x width): expected 2 x 3, as DIR/train/"
+            ),
+            "{message}"
+        );
+        put(&folder, "test/cat/d.png", RgbaImage::new(3, 2));
+        assert_eq!(refusal(&folder), "DIR/test/cat/d.png has transparent parts: expected grey or RGB");
+        let deep = DynamicImage::new_luma16(3, 2);
+        put(&folder, "test/cat/d.png", deep);
+        assert_eq!(refusal(&folder), "DIR/test/cat/d.png has 16 bits a channel: expected 8, grey or RGB");
+    }
+
+    #[test]
+    fn classes_that_do_not_fit_together() {
+        let folder = tree();
+        put(&folder, "train/bird/a.png", grey(0));
+        assert_eq!(refusal(&folder), "class bird is in DIR/train only: DIR/test has no folder of that name");
+        fs::create_dir(folder.path().join("test/bird")).expect("made");
+        assert_eq!(refusal(&folder), "DIR/test/bird holds no images: expected PNG or JPEG files");
+        put(&folder, "test/bird/a.png", grey(0));
+        assert!(load_tree(&folder).is_ok());
+        fs::write(folder.path().join("test/bird/a.webp"), "").expect("written");
+        assert_eq!(refusal(&folder), "DIR/test/bird/a.webp is no image: expected PNG or JPEG files");
+
+        let folder = tree();
+        put(&folder, "train/stray.png", grey(0));
+        assert_eq!(refusal(&folder), "DIR/train/stray.png is in no class's folder");
+        let folder = tree();
+        fs::remove_dir_all(folder.path().join("test")).expect("removed");
+        assert_eq!(refusal(&folder), "DIR has no folder test (nor val)");
+        let folder = tree();
+        fs::remove_dir_all(folder.path().join("train/dog")).expect("removed");
+        assert_eq!(
+            refusal(&folder),
+            "DIR/train has no classes to tell apart: expected a folder for each of two or more, got 1"
+        );
+    }
+}
