@@ -166,9 +166,18 @@ pub struct ExperimentFlags {
     /// Its weight decay
     #[arg(long, value_name = "RATE")]
     weight_decay: Option<f64>,
-    /// How the learning rate falls
+    /// How the learning rate changes
     #[arg(long)]
     schedule: Option<schedule::Shape>,
+    /// Shares of the run at which the step schedule falls [default: 0.5,0.75]
+    #[arg(long, value_name = "SHARE,...", value_delimiter = ',')]
+    milestones: Option<Vec<f64>>,
+    /// What the step schedule multiplies the learning rate by there [default: 0.1]
+    #[arg(long, value_name = "FACTOR")]
+    step_factor: Option<f64>,
+    /// Share of the run at which the one-cycle schedule is at its peak [default: 0.4]
+    #[arg(long, value_name = "SHARE")]
+    peak_at: Option<f64>,
     /// Epochs over which the learning rate rises from 0
     #[arg(long, value_name = "N")]
     warmup_epochs: Option<f64>,
@@ -232,6 +241,9 @@ impl TrainArguments {
         set(&mut train.momentum, &flags.momentum);
         set(&mut train.weight_decay, &flags.weight_decay);
         set(&mut train.schedule, &flags.schedule);
+        train.milestones = flags.milestones.clone().or(train.milestones.take());
+        train.step_factor = flags.step_factor.or(train.step_factor);
+        train.peak_at = flags.peak_at.or(train.peak_at);
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
         set(&mut train.warmup_epsilon, &flags.warmup_epsilon);
         set(&mut train.average, &flags.average);

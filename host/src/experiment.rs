@@ -3,8 +3,9 @@
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
+use crate::schedule::{self, Schedule, Shape};
 use crate::store::Format;
-use crate::{Error, Result, data, device, schedule};
+use crate::{Error, Result, data, device};
 use clap::ValueEnum;
 use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
@@ -140,9 +141,19 @@ pub struct Train {
     pub momentum: f64,
     /// Its weight decay, at least 0.
     pub weight_decay: f64,
-    /// How the learning rate falls.
-    pub schedule: schedule::Shape,
-    /// Epochs over which the learning rate rises from 0; may be a fraction.
+    /// How the learning rate changes.
+    pub schedule: Shape,
+    /// Shares of the run at which the step schedule falls, rising, between 0 and 1; one half and
+    /// three quarters if not given.
+    pub milestones: Option<Vec<f64>>,
+    /// What the step schedule multiplies the learning rate by there, between 0 and 1; 0.1 if
+    /// not given.
+    pub step_factor: Option<f64>,
+    /// Share of the run at which the one-cycle schedule is at its peak, between 0 and 1; 0.4 if
+    /// not given.
+    pub peak_at: Option<f64>,
+    /// Epochs over which the learning rate rises from 0; may be a fraction. The one-cycle
+    /// schedule rises by itself.
     pub warmup_epochs: f64,
     /// Epochs over which epsilon rises from 0 while training; may be a fraction.
     pub warmup_epsilon: f64,
@@ -218,7 +229,10 @@ impl Default for Train {
             learning_rate: 0.02,
             momentum: 0.9,
             weight_decay: 0.0,
-            schedule: schedule::Shape::Cosine,
+            schedule: Shape::Cosine,
+            milestones: None,
+            step_factor: None,
+            peak_at: None,
             warmup_epochs: 0.0,
             warmup_epsilon: 0.0,
             average: 0.0,
@@ -391,6 +405,7 @@ impl Experiment {
         if let Some((_, key, expected, got)) = checks.into_iter().find(|(good, ..)| !good) {
             return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
         }
+        self.validate_schedule()?;
         let device =
             device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         if train.store_file.is_some() && device != tch::Device::Cpu {
@@ -400,6 +415,73 @@ impl Experiment {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses settings of the learning rate's schedule that cannot work, or that another
+    /// schedule would use.
+    fn validate_schedule(&self) -> Result<()> {
+        let Train { schedule, ref milestones, step_factor, peak_at, warmup_epochs, .. } = self.train;
+        let within = |share: f64| share > 0.0 && share < 1.0;
+        let milestones = milestones.as_deref();
+        let rising = |shares: &[f64]| {
+            !shares.is_empty()
+                && shares.iter().copied().all(within)
+                && shares.is_sorted_by(|one, next| one < next)
+        };
+        let unused = |key: &str, shape: &str| {
+            Err(Error::new(format!("train.{key}: only the {shape} schedule uses it"))
+                .fix(format!("set train.schedule = \"{shape}\", or leave train.{key} away")))
+        };
+        if schedule != Shape::Step && milestones.is_some() {
+            return unused("milestones", "step");
+        }
+        if schedule != Shape::Step && step_factor.is_some() {
+            return unused("step_factor", "step");
+        }
+        if schedule != Shape::OneCycle && peak_at.is_some() {
+            return unused("peak_at", "one-cycle");
+        }
+        if schedule == Shape::OneCycle && warmup_epochs > 0.0 {
+            return Err(Error::new("train.warmup_epochs: the one-cycle schedule rises from 0 by itself")
+                .fix("set train.peak_at, the share of the run over which it rises, instead"));
+        }
+        let expected = |key: &str, expected: &str, got: String| {
+            Err(Error::new(format!("train.{key}: expected {expected}, got {got}")))
+        };
+        if let Some(shares) = milestones.filter(|shares| !rising(shares)) {
+            let shares_of_the_run = "shares of the run above 0 and below 1, each above the one before it";
+            return expected("milestones", shares_of_the_run, format!("{shares:?}"));
+        }
+        if let Some(factor) = step_factor.filter(|factor| !within(*factor)) {
+            return expected("step_factor", "a number above 0 and below 1", factor.to_string());
+        }
+        if let Some(share) = peak_at.filter(|share| !within(*share)) {
+            return expected("peak_at", "a share of the run above 0 and below 1", share.to_string());
+        }
+        Ok(())
+    }
+
+    /// The learning rate at every update of a run of so many an epoch.
+    pub fn schedule(&self, updates_per_epoch: usize) -> Schedule {
+        let Train {
+            epochs,
+            learning_rate,
+            schedule,
+            ref milestones,
+            step_factor,
+            peak_at,
+            warmup_epochs,
+            ..
+        } = self.train;
+        Schedule {
+            shape: schedule,
+            peak: learning_rate,
+            milestones: milestones.clone().unwrap_or_else(|| schedule::MILESTONES.into()),
+            step_factor: step_factor.unwrap_or(schedule::STEP_FACTOR),
+            peak_at: peak_at.unwrap_or(schedule::PEAK_AT),
+            warmup_updates: (warmup_epochs * updates_per_epoch as f64).round() as u64,
+            updates: (epochs * updates_per_epoch) as u64,
+        }
     }
 
     /// Makes paths independent of the working directory, so that a run can be resumed and
@@ -624,5 +706,51 @@ mod tests {
         let refused = Experiment { train, ..Experiment::default() }.validate().expect_err("refused");
         assert!(refused.to_string().starts_with("train.sampler_gradient: expected train (in mode fused"));
         assert!(read("[train]\nsampler_gradient = \"eval\"\n").is_ok());
+    }
+
+    #[test]
+    fn what_another_schedule_would_use_is_refused() {
+        let refusal = |written: &str| {
+            let experiment = read(&format!("[train]\n{written}\n")).expect("TOML");
+            experiment
+                .validate()
+                .expect_err("refused")
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let rising =
+            "train.milestones: expected shares of the run above 0 and below 1, each above the one before it";
+        for (written, expected) in [
+            ("milestones = [0.5]", "train.milestones: only the step schedule uses it".to_owned()),
+            (
+                "schedule = \"one-cycle\"\nstep_factor = 0.5",
+                "train.step_factor: only the step schedule uses it".to_owned(),
+            ),
+            (
+                "schedule = \"step\"\npeak_at = 0.5",
+                "train.peak_at: only the one-cycle schedule uses it".to_owned(),
+            ),
+            (
+                "schedule = \"one-cycle\"\nwarmup_epochs = 1",
+                "train.warmup_epochs: the one-cycle schedule rises from 0 by itself".to_owned(),
+            ),
+            (
+                "schedule = \"one-cycle\"\npeak_at = 1.0",
+                "train.peak_at: expected a share of the run above 0 and below 1, got 1".to_owned(),
+            ),
+            (
+                "schedule = \"step\"\nstep_factor = nan",
+                "train.step_factor: expected a number above 0 and below 1, got NaN".to_owned(),
+            ),
+            ("schedule = \"step\"\nmilestones = []", format!("{rising}, got []")),
+            ("schedule = \"step\"\nmilestones = [0.0, 0.5]", format!("{rising}, got [0.0, 0.5]")),
+            ("schedule = \"step\"\nmilestones = [0.5, 0.5]", format!("{rising}, got [0.5, 0.5]")),
+            ("schedule = \"step\"\nmilestones = [0.8, 0.5]", format!("{rising}, got [0.8, 0.5]")),
+        ] {
+            assert_eq!(refusal(written), expected);
+        }
     }
 }

@@ -103,13 +103,7 @@ impl Training {
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
             store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
         }
-        let updates_per_epoch = count.div_ceil(experiment.train.batch);
-        let schedule = Schedule {
-            shape: experiment.train.schedule,
-            peak: experiment.train.learning_rate,
-            warmup_updates: (experiment.train.warmup_epochs * updates_per_epoch as f64).round() as u64,
-            updates: (experiment.train.epochs * updates_per_epoch) as u64,
-        };
+        let schedule = experiment.schedule(count.div_ceil(experiment.train.batch));
         Ok(Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
             average: (experiment.train.average > 0.0).then(|| Average::new(experiment.train.average, &model)),

@@ -228,3 +228,27 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
     assert!(table.contains(&format!("trained for {first_best} epochs")), "{scores:?} {table}");
 }
+
+#[test]
+fn the_learning_rate_follows_its_schedule() {
+    let place = Place::with_digits(8, 60);
+    // Three updates in each of four epochs; the metrics have the rate of each epoch's last.
+    for (schedule, expected) in [
+        ("step", [0.4, 0.4, 0.04, 0.004]),
+        ("step --milestones 0.25,0.5 --step-factor 0.5", [0.4, 0.2, 0.1, 0.1]),
+        // Shares 3, 6, 9 and 12 of 13: up to the peak at 0.5, then down.
+        (
+            "one-cycle --peak-at 0.5",
+            [0.4 * 6.0 / 13.0, 0.4 * 12.0 / 13.0, 0.4 * 8.0 / 13.0, 0.4 * 2.0 / 13.0],
+        ),
+    ] {
+        let out = format!("run{}", schedule.len());
+        let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 4 --learning-rate 0.4";
+        place.host(&format!("{TRAIN} {flags} --schedule {schedule} --out {out}")).succeeds();
+        let metrics = place.run(&out).metrics();
+        for (line, expected) in metrics.iter().zip(expected) {
+            let got = line["learning_rate"].as_f64().expect("a number");
+            assert!((got - expected).abs() < 1e-12, "{schedule}: got {got}, expected {expected}");
+        }
+    }
+}
