@@ -63,6 +63,7 @@ mod tests {
             validation_accuracy: None,
             probe_accuracy,
             probe_passes: None,
+            statistics_passes: None,
             passes_per_sample: 1,
             seconds: 1.0,
         }

@@ -184,9 +184,14 @@ pub struct ExperimentFlags {
     /// Epochs over which epsilon rises from 0
     #[arg(long, value_name = "N")]
     warmup_epsilon: Option<f64>,
-    /// Evaluate a moving average of the weights, of which every step keeps this share
+    /// Evaluate an exponential moving average of the weights, of which every step keeps this
+    /// share
     #[arg(long, value_name = "SHARE")]
     average: Option<f64>,
+    /// Evaluate the equal mean of the weights from this share of the run on (stochastic weight
+    /// averaging)
+    #[arg(long, value_name = "SHARE")]
+    swa_from: Option<f64>,
     /// Attack or sampler plugin to try on the validation points after every epoch
     #[arg(long, value_name = "PLUGIN")]
     probe: Option<PluginSpec>,
@@ -247,6 +252,7 @@ impl TrainArguments {
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
         set(&mut train.warmup_epsilon, &flags.warmup_epsilon);
         set(&mut train.average, &flags.average);
+        train.swa_from = flags.swa_from.or(train.swa_from);
         train.probe = flags.probe.clone().or(train.probe.take());
         set(&mut train.select, &flags.select);
         set(&mut train.seed, &flags.seed);

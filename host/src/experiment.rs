@@ -160,6 +160,9 @@ pub struct Train {
     /// Evaluate an exponential moving average of the weights, of which every step keeps this
     /// share; 0 evaluates the weights themselves.
     pub average: f64,
+    /// Evaluate the equal mean of the weights after every step from this share of the run on,
+    /// from 0 to below 1 (stochastic weight averaging); not together with `average`.
+    pub swa_from: Option<f64>,
     /// An attack or sampler plugin to try on the validation points after every epoch.
     pub probe: Option<PluginSpec>,
     /// Which weights are evaluated in the end.
@@ -236,6 +239,7 @@ impl Default for Train {
             warmup_epochs: 0.0,
             warmup_epsilon: 0.0,
             average: 0.0,
+            swa_from: None,
             probe: None,
             select: Select::Last,
             seed: 0,
@@ -406,6 +410,20 @@ impl Experiment {
             return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
         }
         self.validate_schedule()?;
+        match train.swa_from {
+            Some(share) if !(0.0..1.0).contains(&share) => {
+                return Err(Error::new(format!(
+                    "train.swa_from: expected a share of the run from 0 to below 1, got {share}"
+                )));
+            }
+            Some(_) if average > 0.0 => {
+                return Err(Error::new(
+                    "train.swa_from and train.average: weights are averaged equally or exponentially, not both",
+                )
+                .fix("leave one of the two away"));
+            }
+            _ => {}
+        }
         let device =
             device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         if train.store_file.is_some() && device != tch::Device::Cpu {

@@ -40,6 +40,10 @@ pub struct EpochMetrics {
     /// Passes that this epoch's probe took, all points together; not part of training's cost.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_passes: Option<f64>,
+    /// Passes that the epoch's last look of the averaged weights at training particles took, for
+    /// their batch normalisation's statistics; not part of training's cost. Absent if none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub statistics_passes: Option<f64>,
     /// Passes (one forward and backward of one sample) per training point since the run began.
     pub passes_per_sample: u64,
     /// Seconds of training since the run began.

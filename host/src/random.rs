@@ -34,6 +34,8 @@ pub enum Purpose {
     Start = 8,
     /// The settings that a sweep tries.
     Sweep = 9,
+    /// The training points that averaged weights take their statistics from.
+    Statistics = 10,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.

@@ -1,17 +1,18 @@
 //! The min-max loop.
 
+mod measuring;
+
 use crate::alarm;
-use crate::average::Average;
+use crate::average::{Average, Averaging};
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
-use crate::evaluation::{Evaluator, Order};
-use crate::experiment::{Experiment, Mode, ModelMode, Select, Start as StartChoice, Train};
+use crate::experiment::{Experiment, Mode, ModelMode, Start as StartChoice, Train};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::report::{Reporter, Style};
+use crate::report::Reporter;
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};
@@ -106,7 +107,7 @@ impl Training {
         let schedule = experiment.schedule(count.div_ceil(experiment.train.batch));
         Ok(Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
-            average: (experiment.train.average > 0.0).then(|| Average::new(experiment.train.average, &model)),
+            average: averaging(&experiment.train, schedule.updates).map(|kind| Average::new(kind, &model)),
             start,
             tally: Tally::new((0.0, 0.0, 0.0), device),
             watch: Watch::new("update", device),
@@ -180,9 +181,7 @@ impl Training {
         let update = self.progress.update;
         // People count from 1, as checkpoints do: the first update is number 1.
         self.watch.at(update + 1);
-        let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
-        let (natural, labels) = self.examples.batch(indices);
-        let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
+        let (points, natural, labels) = self.minibatch(points, indices);
         let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
         let mut visit = self.begin_visit(indices, &natural, &labels, &points, &draws)?;
         match mode {
@@ -193,6 +192,14 @@ impl Training {
             store.save(indices, &natural, &visit.particles, &visit.state);
         }
         Ok(())
+    }
+
+    /// The point, natural example and label of each of the K particles of these points.
+    fn minibatch(&self, points: &[i64], indices: &Tensor) -> (Vec<i64>, Tensor, Tensor) {
+        let copies = self.experiment.train.particles;
+        let points = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
+        let (natural, labels) = self.examples.batch(indices);
+        (points, repeat_rows(&natural, copies), repeat_rows(&labels, copies))
     }
 
     /// Algorithm 1: the particles take T steps up the loss, and the weights descend at the new
@@ -302,6 +309,7 @@ impl Training {
             validation_accuracy: None,
             probe_accuracy: None,
             probe_passes: None,
+            statistics_passes: self.statistics_passes(),
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
         };
@@ -316,52 +324,6 @@ impl Training {
             reporter.alarm(&finding);
         }
         self.clock = Instant::now();
-        Ok(())
-    }
-
-    /// Scores the last epoch on the validation points, if it is not yet, and keeps its weights
-    /// if they are to be selected. The checkpoint comes first: a probe may be long, or fail.
-    fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
-        let (Some(held_out), Some((last, before))) =
-            (&self.validation, self.progress.epochs.split_last_mut())
-        else {
-            return Ok(());
-        };
-        if last.validation_accuracy.is_some() {
-            return Ok(());
-        }
-        let evaluator = Evaluator {
-            model: &self.model,
-            source: &self.model,
-            order: Order::Separate,
-            stop: &AtomicBool::new(false),
-            examples: held_out,
-            purpose: Purpose::Probe,
-            threat: self.experiment.threat,
-            restarts: 1,
-            batch: self.experiment.eval.batch,
-            seed: self.experiment.train.seed,
-            device: self.device,
-            style: Style::Json,
-        };
-        let score = || evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?, None, None);
-        let (validation, failure) = match &self.average {
-            Some(average) => average.in_place_of(&self.model, score)?,
-            None => score()?,
-        };
-        failure.map_or(Ok(()), Err)?;
-        last.validation_accuracy = Some(validation.clean);
-        if let Some(probe) = validation.attacks.first() {
-            last.probe_accuracy = Some(probe.robust);
-            last.probe_passes = Some(probe.cost.passes());
-        }
-        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
-        if self.experiment.train.select == Select::Best && last.score() > best_before {
-            let weights =
-                self.average.as_ref().map_or_else(|| named_clones(self.model.state()), Average::state);
-            let weights = [("weights".to_owned(), weights)].into();
-            checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
-        }
         Ok(())
     }
 
@@ -410,6 +372,7 @@ impl Training {
     fn checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
         self.refuse_trouble()?;
         self.stop_clock();
+        self.renew_statistics()?;
         self.progress.tally = self.tally.read();
         self.progress.optimizer_steps = self.optimizer.steps();
         let mut groups: Groups = [
@@ -420,7 +383,7 @@ impl Training {
         if let Some(store) = &self.store {
             groups.insert("particles".to_owned(), store.state());
         }
-        if let Some(average) = &self.average {
+        if let Some(average) = self.averaged() {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
         checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)?;
@@ -461,6 +424,14 @@ impl Training {
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
+}
+
+/// How the weights of a run of so many updates are averaged, if at all.
+fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
+    let Train { average, swa_from, replay, .. } = *train;
+    let first = |share: f64| ((share * updates as f64).round() as u64).min(updates - 1);
+    let equal = swa_from.map(|share| Averaging::EqualFrom(first(share) * replay as u64));
+    equal.or((average > 0.0).then_some(Averaging::Exponential(average)))
 }
 
 /// How many points are trained on, and how many of the last are held out.

@@ -381,18 +381,7 @@ impl Run {
 
     /// The tensors (f32) in a file of the newest checkpoint.
     pub fn tensors(&self, file: &str) -> Tensors {
-        let bytes = fs::read(self.newest(file)).expect("readable");
-        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
-        let values = |bytes: &[u8]| {
-            let (words, rest) = bytes.as_chunks::<4>();
-            assert!(rest.is_empty());
-            words.iter().map(|word| f32::from_le_bytes(*word)).collect()
-        };
-        let tensors = tensors.iter().map(|(name, view)| {
-            assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
-            (name.to_owned(), (view.shape().to_vec(), values(view.data())))
-        });
-        tensors.collect()
+        read_tensors(&self.newest(file))
     }
 
     /// The weights of the newest checkpoint.
@@ -418,6 +407,22 @@ impl Run {
         };
         assert_eq!(timeless(self), timeless(other));
     }
+}
+
+/// The tensors (f32) in a file.
+pub fn read_tensors(path: &Path) -> Tensors {
+    let bytes = fs::read(path).expect("readable");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let values = |bytes: &[u8]| {
+        let (words, rest) = bytes.as_chunks::<4>();
+        assert!(rest.is_empty());
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    };
+    let tensors = tensors.iter().map(|(name, view)| {
+        assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+        (name.to_owned(), (view.shape().to_vec(), values(view.data())))
+    });
+    tensors.collect()
 }
 
 fn json_file(path: &Path) -> Value {

@@ -81,6 +81,15 @@ fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
 }
 
 #[test]
+fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
+    goes_on_after_a_kill(
+        8,
+        "--model bad_plugins.so,plugin=normalised --mode fused --replay 2 --swa-from 0.35 --schedule step \
+         --validation-points 50",
+    );
+}
+
+#[test]
 fn after_a_kill_with_a_sampler_that_judges() {
     goes_on_after_a_kill(
         8,

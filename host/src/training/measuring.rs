@@ -1,0 +1,111 @@
+//! What a run measures on the way, without disturbing what comes after.
+
+use super::{Training, named_clones};
+use crate::Result;
+use crate::average::Average;
+use crate::checkpoint;
+use crate::evaluation::{Evaluation, Evaluator, Order};
+use crate::experiment::{Select, Train};
+use crate::plugin::Attack;
+use crate::progress::EpochMetrics;
+use crate::random::{Draws, Purpose, permutation, seed_for};
+use crate::report::Style;
+use crate::run::RunFolder;
+use crate::store::Examples;
+use std::sync::atomic::AtomicBool;
+use tch::Tensor;
+
+/// Minibatches from which averaged weights take the statistics of batch normalisation. With the
+/// usual momentum of 0.1, all but 0.003 % of a running statistic comes from them.
+const STATISTICS_BATCHES: usize = 100;
+
+impl Training {
+    /// The averaged weights, if there are any yet: they are evaluated in the weights' place.
+    pub(super) fn averaged(&self) -> Option<&Average> {
+        self.average.as_ref().filter(|average| average.has_begun())
+    }
+
+    /// Gives averaged weights the statistics of batch normalisation that are theirs, where these
+    /// are not averaged too: of some minibatches of training particles, where visits begin.
+    /// They depend on the state of training alone, not on when they were last renewed.
+    pub(super) fn renew_statistics(&mut self) -> Result<()> {
+        let Some(mut average) = self.average.take_if(|average| average.has_stale_buffers(&self.model)) else {
+            return Ok(());
+        };
+        let renewed = average.renew_buffers(&self.model, || self.show_particles());
+        self.average = Some(average);
+        renewed
+    }
+
+    fn show_particles(&self) -> Result<()> {
+        let Train { seed, batch, particles, precision, .. } = self.experiment.train;
+        let update = self.progress.update;
+        let order = permutation(seed, Purpose::Statistics, update, self.examples.len());
+        for (number, points) in order.chunks(batch).take(STATISTICS_BATCHES).enumerate() {
+            let indices = Tensor::from_slice(points).to_device(self.device);
+            let (points, natural, labels) = self.minibatch(points, &indices);
+            let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
+            let visit = self.begin_visit(&indices, &natural, &labels, &points, &draws)?;
+            tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
+            self.model.forward_in(precision, &visit.particles)?;
+        }
+        Ok(())
+    }
+
+    /// Passes that renewing the statistics takes, all points together: forwards alone, half a
+    /// pass each. None if there is nothing to renew.
+    pub(super) fn statistics_passes(&self) -> Option<f64> {
+        let Train { batch, particles, .. } = self.experiment.train;
+        let forwards = self.examples.len().min(STATISTICS_BATCHES * batch) * particles;
+        let stale = self.average.as_ref().is_some_and(|average| average.has_stale_buffers(&self.model));
+        stale.then_some(forwards as f64 / 2.0)
+    }
+
+    /// What the weights that are evaluated (averaged ones if there are any) make of examples.
+    fn evaluate(&self, attacks: &[Attack], examples: &Examples, purpose: Purpose) -> Result<Evaluation> {
+        let evaluator = Evaluator {
+            model: &self.model,
+            source: &self.model,
+            order: Order::Separate,
+            stop: &AtomicBool::new(false),
+            examples,
+            purpose,
+            threat: self.experiment.threat,
+            restarts: 1,
+            batch: self.experiment.eval.batch,
+            seed: self.experiment.train.seed,
+            device: self.device,
+            style: Style::Json,
+        };
+        let work = || evaluator.run(attacks, evaluator.choose_points(None)?, None, None);
+        let (evaluation, failure) = match self.averaged() {
+            Some(average) => average.in_place_of(&self.model, work)?,
+            None => work()?,
+        };
+        failure.map_or(Ok(evaluation), Err)
+    }
+
+    /// Scores the last epoch on the validation points, if it is not yet, and keeps its weights
+    /// if they are to be selected. The checkpoint comes first: a probe may be long, or fail.
+    pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
+        let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
+        let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
+        else {
+            return Ok(());
+        };
+        let validation = self.evaluate(self.probe.as_slice(), held_out, Purpose::Probe)?;
+        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(()) };
+        last.validation_accuracy = Some(validation.clean);
+        if let Some(probe) = validation.attacks.first() {
+            last.probe_accuracy = Some(probe.robust);
+            last.probe_passes = Some(probe.cost.passes());
+        }
+        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
+        if self.experiment.train.select == Select::Best && last.score() > best_before {
+            let weights = self.averaged().map_or_else(|| named_clones(self.model.state()), Average::state);
+            let weights = [("weights".to_owned(), weights)].into();
+            checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
+        }
+        Ok(())
+    }
+}
