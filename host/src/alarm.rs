@@ -64,6 +64,7 @@ mod tests {
             probe_accuracy,
             probe_passes: None,
             statistics_passes: None,
+            stopped_early: false,
             passes_per_sample: 1,
             seconds: 1.0,
         }

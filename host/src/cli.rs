@@ -199,6 +199,9 @@ pub struct ExperimentFlags {
     /// on the validation points
     #[arg(long)]
     select: Option<Select>,
+    /// End the run once N epochs in a row have not scored better on the validation points
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
     /// Seed of all randomness
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -255,6 +258,7 @@ impl TrainArguments {
         train.swa_from = flags.swa_from.or(train.swa_from);
         train.probe = flags.probe.clone().or(train.probe.take());
         set(&mut train.select, &flags.select);
+        train.patience = flags.patience.or(train.patience);
         set(&mut train.seed, &flags.seed);
         set(&mut train.device, &flags.device);
         data.train_points = flags.train_points.or(data.train_points);

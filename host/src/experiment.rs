@@ -167,6 +167,9 @@ pub struct Train {
     pub probe: Option<PluginSpec>,
     /// Which weights are evaluated in the end.
     pub select: Select,
+    /// End the run once so many epochs in a row have not scored better on the validation points;
+    /// needs a score (`probe`, or `select` of the best).
+    pub patience: Option<usize>,
     /// Seed of all randomness.
     pub seed: u64,
     /// Save a checkpoint every N updates too, not only after each epoch.
@@ -242,6 +245,7 @@ impl Default for Train {
             swa_from: None,
             probe: None,
             select: Select::Last,
+            patience: None,
             seed: 0,
             checkpoint_every: None,
             device: "cpu".to_owned(),
@@ -396,7 +400,7 @@ impl Experiment {
                 "eval".to_owned(),
             ),
             (
-                self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
+                self.validation_points() > 0 || !self.is_scored(),
                 "data.validation_points",
                 "at least 1, since a score on them is asked for (train.probe, train.select)",
                 "0".to_owned(),
@@ -421,6 +425,16 @@ impl Experiment {
                     "train.swa_from and train.average: weights are averaged equally or exponentially, not both",
                 )
                 .fix("leave one of the two away"));
+            }
+            _ => {}
+        }
+        match train.patience {
+            Some(0) => {
+                return Err(Error::new("train.patience: expected at least 1, got 0"));
+            }
+            Some(_) if !self.is_scored() => {
+                return Err(Error::new("train.patience: there is no score to wait for")
+                    .fix("set train.probe, an attack to score every epoch by, or train.select = \"best\""));
             }
             _ => {}
         }
@@ -517,8 +531,12 @@ impl Experiment {
 
     /// How many of the last training points are held out.
     pub fn validation_points(&self) -> usize {
-        let scored = self.train.probe.is_some() || self.train.select == Select::Best;
-        self.data.validation_points.unwrap_or(if scored { DEFAULT_VALIDATION_POINTS } else { 0 })
+        self.data.validation_points.unwrap_or(if self.is_scored() { DEFAULT_VALIDATION_POINTS } else { 0 })
+    }
+
+    /// Whether a score on validation points is asked for.
+    fn is_scored(&self) -> bool {
+        self.train.probe.is_some() || self.train.select == Select::Best
     }
 
     /// The optimiser's settings.

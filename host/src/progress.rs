@@ -18,6 +18,18 @@ pub struct Progress {
     pub epochs: Vec<EpochMetrics>,
 }
 
+impl Progress {
+    /// Whether the run has ended before its last epoch, for want of a better score.
+    pub fn stopped_early(&self) -> bool {
+        self.epochs.last().is_some_and(|epoch| epoch.stopped_early)
+    }
+}
+
+/// The epoch that scored best; the first of equals.
+pub fn best_epoch(epochs: &[EpochMetrics]) -> Option<&EpochMetrics> {
+    epochs.iter().reduce(|best, epoch| if epoch.score() > best.score() { epoch } else { best })
+}
+
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EpochMetrics {
@@ -44,6 +56,10 @@ pub struct EpochMetrics {
     /// their batch normalisation's statistics; not part of training's cost. Absent if none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub statistics_passes: Option<f64>,
+    /// The run ends here, before its last epoch: no epoch scored better for as long as
+    /// `train.patience` says. Absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stopped_early: bool,
     /// Passes (one forward and backward of one sample) per training point since the run began.
     pub passes_per_sample: u64,
     /// Seconds of training since the run began.

@@ -50,7 +50,7 @@ pub struct Training {
 /// How training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All epochs are done.
+    /// All epochs are done, or as many as patience allows.
     Finished,
     /// The user asked to stop; a checkpoint is written.
     Interrupted,
@@ -125,7 +125,7 @@ impl Training {
         })
     }
 
-    /// Trains until the last epoch is done or `stop` is set, and keeps the run's folder up to
+    /// Trains until the last epoch is done, patience is at its end or `stop` is set, and keeps the run's folder up to
     /// date.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Training {
         self.validate_epoch(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
         self.clock = Instant::now();
-        while self.progress.update < self.schedule.updates {
+        while !self.is_over() {
             let epoch = self.progress.update / updates_per_epoch;
             let order = permutation(seed, Purpose::Shuffle, epoch, self.examples.len());
             let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
@@ -161,12 +161,16 @@ impl Training {
                 {
                     self.checkpoint(folder)?;
                 }
-                if stopping && self.progress.update < self.schedule.updates {
+                if stopping && !self.is_over() {
                     return Ok(Ending::Interrupted);
                 }
             }
         }
         Ok(Ending::Finished)
+    }
+
+    fn is_over(&self) -> bool {
+        self.progress.update == self.schedule.updates || self.progress.stopped_early()
     }
 
     /// One update: the particles of a minibatch are taken out of the store, particles and
@@ -310,6 +314,7 @@ impl Training {
             probe_accuracy: None,
             probe_passes: None,
             statistics_passes: self.statistics_passes(),
+            stopped_early: false,
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
         };

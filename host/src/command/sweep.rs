@@ -262,7 +262,9 @@ impl SweepFolder {
     }
 
     fn is_trained(&self, setting: &Setting) -> Result<bool> {
-        Ok(self.epochs(setting)?.len() == setting.experiment.train.epochs)
+        let epochs = self.epochs(setting)?;
+        let stopped_early = epochs.last().is_some_and(|epoch| epoch.stopped_early);
+        Ok(stopped_early || epochs.len() == setting.experiment.train.epochs)
     }
 
     /// The evaluations that a run does not have yet, with their attacks.

@@ -3,6 +3,7 @@ use crate::cli::{TrainArguments, style};
 use crate::data::{self, Dataset};
 use crate::experiment::{Experiment, Mode, Train};
 use crate::plugin::{Attack, Model, PluginSpec, Sampler};
+use crate::progress::best_epoch;
 use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
@@ -30,11 +31,23 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let (update, seconds) = (training.progress().update, training.progress().seconds);
     let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
     let name = if ending == Ending::Finished { "finished" } else { "interrupted" };
+    let epochs = &training.progress().epochs;
+    let best = best_epoch(epochs).filter(|best| best.validation_accuracy.is_some());
+    let stopped_early = training.progress().stopped_early();
     reporter.event(&json!({
-        "event": name, "run": path, "update": update, "passes_per_sample": passes, "seconds": seconds
+        "event": name, "run": path, "update": update, "passes_per_sample": passes, "seconds": seconds,
+        "epochs": epochs.len(), "best_epoch": best.map(|best| best.epoch), "stopped_early": stopped_early
     }));
     match ending {
         Ending::Finished => {
+            if let Some(best) = best.filter(|_| stopped_early) {
+                reporter.note(&format!(
+                    "stopped early after epoch {}: none has scored better since epoch {} with {:.2} %",
+                    epochs.len(),
+                    best.epoch,
+                    100.0 * best.score()
+                ));
+            }
             reporter.note(&format!(
                 "trained: {passes} passes per sample in {seconds:.1} s; evaluate with `host eval {path}`"
             ));

@@ -7,7 +7,7 @@ use crate::checkpoint;
 use crate::evaluation::{Evaluation, Evaluator, Order};
 use crate::experiment::{Select, Train};
 use crate::plugin::Attack;
-use crate::progress::EpochMetrics;
+use crate::progress::{EpochMetrics, best_epoch};
 use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::Style;
 use crate::run::RunFolder;
@@ -85,8 +85,10 @@ impl Training {
         failure.map_or(Ok(evaluation), Err)
     }
 
-    /// Scores the last epoch on the validation points, if it is not yet, and keeps its weights
-    /// if they are to be selected. The checkpoint comes first: a probe may be long, or fail.
+    /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
+    /// they are to be selected, and ends the run if no epoch has scored better for as long as
+    /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, and is
+    /// told the score.
     pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
@@ -100,12 +102,19 @@ impl Training {
             last.probe_accuracy = Some(probe.robust);
             last.probe_passes = Some(probe.cost.passes());
         }
+        let Train { epochs, patience, select, .. } = self.experiment.train;
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
-        if self.experiment.train.select == Select::Best && last.score() > best_before {
+        if select == Select::Best && last.score() > best_before {
             let weights = self.averaged().map_or_else(|| named_clones(self.model.state()), Average::state);
             let weights = [("weights".to_owned(), weights)].into();
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
-        Ok(())
+        let best = best_epoch(&self.progress.epochs).map_or(0, |best| best.epoch);
+        if let Some(last) = self.progress.epochs.last_mut() {
+            let without_a_better = last.epoch - best;
+            last.stopped_early =
+                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+        }
+        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)
     }
 }

@@ -297,6 +297,8 @@ fn values_that_cannot_work() {
         ("--milestones 0.5", &["train.milestones", "only the step schedule"]),
         ("--schedule step --milestones 0.5,0.2", &["train.milestones", "got [0.5, 0.2]"]),
         ("--schedule one-cycle --warmup-epochs 1", &["train.warmup_epochs", "one-cycle", "by itself"]),
+        ("--patience 3", &["train.patience", "no score to wait for"]),
+        ("--patience 0 --select best", &["train.patience", "at least 1", "got 0"]),
         ("--particles 0", &["train.particles", "1 to 65535", "got 0"]),
         ("--checkpoint-every 0", &["train.checkpoint_every", "at least 1", "got 0"]),
         ("--optimizer lion", &["--optimizer", "'lion'"]),

@@ -230,6 +230,41 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
 }
 
 #[test]
+fn a_run_ends_early_when_no_epoch_scores_better() {
+    let place = Place::with_digits(8, 100);
+    // A learning rate that changes nothing: the first epoch stays the best.
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 9 --learning-rate 1e-9";
+    let selection = "--validation-points 40 --probe fgsm.so --epsilon 0.05 --select best --patience 2";
+    let command = format!("{TRAIN} {flags} {selection}");
+    let lines = place.host(&format!("{command} --out run --json")).succeeds().json_lines();
+    let finished = lines.last().expect("lines");
+    assert_eq!(finished["event"], "finished");
+    assert_eq!(finished["stopped_early"], true);
+    assert_eq!((&finished["epochs"], &finished["best_epoch"]), (&json!(3), &json!(1)));
+    let run = place.run("run");
+    let metrics = run.metrics();
+    assert_eq!(metrics.len(), 3);
+    assert!(metrics[1].get("stopped_early").is_none() && metrics[2]["stopped_early"] == true);
+
+    let before = place.contents();
+    let words = place.host("train --resume run").succeeds().words();
+    assert!(words.contains("stopped early after epoch 3: none has scored better since epoch 1"), "{words}");
+    assert!(place.contents() == before, "nothing is done again");
+    let table = place.host("eval run --attack fgsm.so").succeeds().words();
+    assert!(table.contains("trained for 1 epochs"), "{table}");
+
+    // The last epoch's weights are evaluated without a word about an unfinished run; and a run
+    // whose patience and epochs end together is not early.
+    let command = command.replace("--select best", "");
+    place.host(&format!("{command} --out last")).ended_with(0);
+    let table = place.host("eval last --attack fgsm.so").succeeds().words();
+    assert!(table.contains("trained for 3 epochs"), "{table}");
+    let whole = command.replace("--epochs 9", "--epochs 3");
+    place.host(&format!("{whole} --out whole")).ended_with(0);
+    assert!(place.run("whole").metrics()[2].get("stopped_early").is_none());
+}
+
+#[test]
 fn the_learning_rate_follows_its_schedule() {
     let place = Place::with_digits(8, 60);
     // Three updates in each of four epochs; the metrics have the rate of each epoch's last.
