@@ -195,6 +195,15 @@ pub struct ExperimentFlags {
     /// Attack or sampler plugin to try on the validation points after every epoch
     #[arg(long, value_name = "PLUGIN")]
     probe: Option<PluginSpec>,
+    /// Attack or sampler plugin to try on test points while training goes on
+    #[arg(long, value_name = "PLUGIN")]
+    trace: Option<PluginSpec>,
+    /// How many test points, those of `host eval --points` [default: 1000]
+    #[arg(long, value_name = "N")]
+    trace_points: Option<usize>,
+    /// After how many passes per sample [default: 1, 2, 5, 10, ... times one update's, and the end]
+    #[arg(long, value_name = "PASSES,...", value_delimiter = ',')]
+    trace_at: Option<Vec<f64>>,
     /// Which weights are evaluated in the end: the last epoch's, or those that scored best
     /// on the validation points
     #[arg(long)]
@@ -257,6 +266,9 @@ impl TrainArguments {
         set(&mut train.average, &flags.average);
         train.swa_from = flags.swa_from.or(train.swa_from);
         train.probe = flags.probe.clone().or(train.probe.take());
+        train.trace = flags.trace.clone().or(train.trace.take());
+        train.trace_points = flags.trace_points.or(train.trace_points);
+        train.trace_at = flags.trace_at.clone().or(train.trace_at.take());
         set(&mut train.select, &flags.select);
         train.patience = flags.patience.or(train.patience);
         set(&mut train.seed, &flags.seed);

@@ -165,6 +165,14 @@ pub struct Train {
     pub swa_from: Option<f64>,
     /// An attack or sampler plugin to try on the validation points after every epoch.
     pub probe: Option<PluginSpec>,
+    /// An attack or sampler plugin to try on test points while training goes on.
+    pub trace: Option<PluginSpec>,
+    /// How many test points: the same as those of `eval.points`; 1,000 if not given, or all if
+    /// there are fewer.
+    pub trace_points: Option<usize>,
+    /// After how many passes per sample, rising, above 0; 1, 2, 5 times the powers of ten and
+    /// the end of the run if not given.
+    pub trace_at: Option<Vec<f64>>,
     /// Which weights are evaluated in the end.
     pub select: Select,
     /// End the run once so many epochs in a row have not scored better on the validation points;
@@ -244,6 +252,9 @@ impl Default for Train {
             average: 0.0,
             swa_from: None,
             probe: None,
+            trace: None,
+            trace_points: None,
+            trace_at: None,
             select: Select::Last,
             patience: None,
             seed: 0,
@@ -294,8 +305,11 @@ impl Experiment {
         if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
             sampler.origin = origin(place);
         }
-        if let (Some(probe), Some(place)) = (&mut experiment.train.probe, &places.train.probe) {
-            probe.origin = origin(place);
+        let Train { probe, trace, .. } = &mut experiment.train;
+        for (spec, place) in [(probe, &places.train.probe), (trace, &places.train.trace)] {
+            if let (Some(spec), Some(place)) = (spec, place) {
+                spec.origin = origin(place);
+            }
         }
         for (attack, place) in experiment.eval.attacks.iter_mut().zip(&places.eval.attacks) {
             attack.origin = origin(place);
@@ -414,6 +428,7 @@ impl Experiment {
             return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
         }
         self.validate_schedule()?;
+        self.validate_trace()?;
         match train.swa_from {
             Some(share) if !(0.0..1.0).contains(&share) => {
                 return Err(Error::new(format!(
@@ -493,6 +508,29 @@ impl Experiment {
         Ok(())
     }
 
+    fn validate_trace(&self) -> Result<()> {
+        let Train { ref trace, trace_points, ref trace_at, .. } = self.train;
+        let set = [("trace_points", trace_points.is_some()), ("trace_at", trace_at.is_some())];
+        if let Some((key, _)) = set.into_iter().find(|(_, set)| *set && trace.is_none()) {
+            return Err(Error::new(format!("train.{key}: there is nothing to trace"))
+                .fix(format!("set train.trace, the attack to try, or leave train.{key} away")));
+        }
+        if trace_points == Some(0) {
+            return Err(Error::new("train.trace_points: expected at least 1, got 0"));
+        }
+        let rising = |at: &[f64]| {
+            at.first().is_some_and(|first| *first > 0.0)
+                && at.is_sorted_by(|one, next| one < next)
+                && at.iter().all(|passes| passes.is_finite())
+        };
+        match trace_at {
+            Some(at) if !rising(at) => Err(Error::new(format!(
+                "train.trace_at: expected passes per sample above 0, each above the one before it, got {at:?}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The learning rate at every update of a run of so many an epoch.
     pub fn schedule(&self, updates_per_epoch: usize) -> Schedule {
         let Train {
@@ -525,7 +563,8 @@ impl Experiment {
         if !data::NAMES.contains(&self.data.name.as_str()) {
             self.data.name = absolute(Path::new(&self.data.name)).display().to_string();
         }
-        let plugins = self.sampler.0.iter_mut().chain(&mut self.train.probe).chain(&mut self.eval.attacks);
+        let Train { probe, trace, .. } = &mut self.train;
+        let plugins = self.sampler.0.iter_mut().chain(probe).chain(trace).chain(&mut self.eval.attacks);
         plugins.chain(std::iter::once(&mut self.model)).for_each(PluginSpec::make_absolute);
     }
 
@@ -560,6 +599,7 @@ struct Places {
 #[serde(default)]
 struct TrainPlaces {
     probe: Option<toml::Spanned<toml::Value>>,
+    trace: Option<toml::Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize, Default)]

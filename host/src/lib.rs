@@ -28,6 +28,7 @@ pub mod store;
 pub mod suite;
 pub mod sweep;
 pub mod tensors;
+pub mod trace;
 pub mod training;
 pub mod watch;
 

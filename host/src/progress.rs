@@ -16,6 +16,31 @@ pub struct Progress {
     pub tally: (f64, f64, f64),
     /// The finished epochs.
     pub epochs: Vec<EpochMetrics>,
+    /// What was traced.
+    #[serde(default)]
+    pub trace: Vec<TracePoint>,
+}
+
+/// One line of `trace.jsonl`: what the weights were worth in the middle of training, and what
+/// they had cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TracePoint {
+    /// Updates since the run began: minibatches, however often each is replayed.
+    pub updates: u64,
+    /// Steps the optimiser took: backward passes of a minibatch through the weights.
+    pub optimizer_steps: u64,
+    /// Passes (one forward and backward of one sample) per training point; training's alone.
+    pub passes_per_sample: f64,
+    /// Seconds of training; the trace's own are not counted.
+    pub seconds: f64,
+    /// Accuracy on the natural test points.
+    pub clean_accuracy: f64,
+    /// Accuracy on the test points against the attack.
+    pub attack_accuracy: f64,
+    /// The attack, as written.
+    pub attack: String,
+    /// Number of test points.
+    pub points: usize,
 }
 
 impl Progress {

@@ -16,6 +16,7 @@ use crate::report::Reporter;
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::trace::Trace;
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
@@ -35,6 +36,7 @@ pub struct Training {
     examples: Examples,
     validation: Option<Examples>,
     probe: Option<Attack>,
+    trace: Option<Trace>,
     start: Start,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
@@ -58,15 +60,17 @@ pub enum Ending {
 
 impl Training {
     /// A run that has done nothing yet. `sampler` is none for ordinary training; `probe` is
-    /// tried on the validation points.
+    /// tried on the validation points, `trace` on the test set.
     ///
     /// # Errors
-    /// If there are no training points left, or the device has no room.
+    /// If there are no training points left, the run is over before the trace begins, or the
+    /// device has no room.
     pub fn new(
         experiment: Experiment,
         model: Model,
         sampler: Option<Sampler>,
         probe: Option<Attack>,
+        trace: Option<Trace>,
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {
@@ -105,7 +109,7 @@ impl Training {
             store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
         }
         let schedule = experiment.schedule(count.div_ceil(experiment.train.batch));
-        Ok(Self {
+        let mut training = Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
             average: averaging(&experiment.train, schedule.updates).map(|kind| Average::new(kind, &model)),
             start,
@@ -119,10 +123,13 @@ impl Training {
             examples,
             validation,
             probe,
+            trace: None,
             store,
             schedule,
             device,
-        })
+        };
+        training.plan_trace(trace)?;
+        Ok(training)
     }
 
     /// Trains until the last epoch is done, patience is at its end or `stop` is set, and keeps the run's folder up to
@@ -139,6 +146,7 @@ impl Training {
         // behind epochs that were written.
         self.validate_epoch(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
+        self.write_trace(folder)?;
         self.clock = Instant::now();
         while !self.is_over() {
             let epoch = self.progress.update / updates_per_epoch;
@@ -153,6 +161,9 @@ impl Training {
                 if self.progress.update.is_multiple_of(UPDATES_PER_LOOK) {
                     self.watch.read()?;
                     reporter.update(self.progress.update, self.tally.read());
+                }
+                if self.trace_is_due() {
+                    self.add_to_trace(folder, reporter)?;
                 }
                 if self.progress.update.is_multiple_of(updates_per_epoch) {
                     self.end_epoch(epoch, folder, reporter)?;
@@ -343,6 +354,13 @@ impl Training {
         let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
         let passes = if mode == Mode::Fused { replay } else { steps + 1 };
         (passes * particles) as u64
+    }
+
+    /// The same after so many updates, of all epochs together.
+    fn passes_per_sample(&self, updates: u64) -> f64 {
+        let (epochs, within) = (updates / self.updates_per_epoch(), updates % self.updates_per_epoch());
+        let share = within as f64 * self.experiment.train.batch as f64 / self.examples.len() as f64;
+        (epochs as f64 + share) * self.passes_per_epoch() as f64
     }
 
     fn stop_clock(&mut self) {

@@ -11,6 +11,7 @@ use crate::run::RunFolder;
 use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary, figures};
 use crate::sweep::{Setting, Sweep, short};
+use crate::trace::Trace;
 use crate::training::split;
 use crate::{Error, INTERRUPTED, Result, checkpoint, files, suite};
 use comfy_table::{Table, presets};
@@ -110,6 +111,7 @@ fn check(sweep: &Sweep) -> Result<()> {
             if let Some(probe) = &experiment.train.probe {
                 Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
             }
+            Trace::make(experiment, dataset, Device::Cpu)?;
             for evaluation in &sweep.evaluations {
                 check_points(experiment.eval.points, dataset.test.count() as usize)?;
                 let specs = match evaluation {

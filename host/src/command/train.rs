@@ -7,6 +7,7 @@ use crate::progress::best_epoch;
 use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
+use crate::trace::Trace;
 use crate::training::{Ending, Training, split};
 use crate::{Error, INTERRUPTED, Result, device, store};
 use serde_json::json;
@@ -103,8 +104,13 @@ fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Resul
     }
     set_threads(experiment.train.threads)?;
     experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
-    if let (Some(spec), Some(recorded)) = (&mut experiment.train.probe, &record.plugins.probe) {
-        *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+    for (spec, recorded) in [
+        (&mut experiment.train.probe, &record.plugins.probe),
+        (&mut experiment.train.trace, &record.plugins.trace),
+    ] {
+        if let (Some(spec), Some(recorded)) = (spec, recorded) {
+            *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+        }
     }
     if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
         *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
@@ -133,12 +139,14 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
     }
+    let trace = Trace::make(experiment, dataset, device)?;
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
         probe: probe.as_ref().map(|probe| probe.record.clone()),
+        trace: trace.as_ref().map(|trace| trace.attack.record.clone()),
     };
-    Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
+    Ok((Training::new(experiment.clone(), model, sampler, probe, trace, dataset, device)?, plugins))
 }
 
 /// A sampler that suits the training mode.

@@ -7,12 +7,14 @@ use crate::checkpoint;
 use crate::evaluation::{Evaluation, Evaluator, Order};
 use crate::experiment::{Select, Train};
 use crate::plugin::Attack;
-use crate::progress::{EpochMetrics, best_epoch};
+use crate::progress::{EpochMetrics, TracePoint, best_epoch};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::report::Style;
+use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::store::Examples;
+use crate::trace::Trace;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 use tch::Tensor;
 
 /// Minibatches from which averaged weights take the statistics of batch normalisation. With the
@@ -47,7 +49,7 @@ impl Training {
             let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
             let visit = self.begin_visit(&indices, &natural, &labels, &points, &draws)?;
             tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
-            self.model.forward_in(precision, &visit.particles)?;
+            drop(self.model.forward_in(precision, &visit.particles)?);
         }
         Ok(())
     }
@@ -62,7 +64,12 @@ impl Training {
     }
 
     /// What the weights that are evaluated (averaged ones if there are any) make of examples.
-    fn evaluate(&self, attacks: &[Attack], examples: &Examples, purpose: Purpose) -> Result<Evaluation> {
+    fn evaluate(
+        &self,
+        attacks: &[Attack],
+        (examples, points): (&Examples, Option<usize>),
+        purpose: Purpose,
+    ) -> Result<Evaluation> {
         let evaluator = Evaluator {
             model: &self.model,
             source: &self.model,
@@ -77,12 +84,61 @@ impl Training {
             device: self.device,
             style: Style::Json,
         };
-        let work = || evaluator.run(attacks, evaluator.choose_points(None)?, None, None);
+        let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
         let (evaluation, failure) = match self.averaged() {
             Some(average) => average.in_place_of(&self.model, work)?,
             None => work()?,
         };
         failure.map_or(Ok(evaluation), Err)
+    }
+
+    /// Takes over what is to be traced, and sees after which updates.
+    pub(super) fn plan_trace(&mut self, trace: Option<Trace>) -> Result<()> {
+        let Some(mut trace) = trace else { return Ok(()) };
+        let at = self.experiment.train.trace_at.as_deref();
+        trace.plan(at, self.schedule.updates, |updates| self.passes_per_sample(updates))?;
+        self.trace = Some(trace);
+        Ok(())
+    }
+
+    pub(super) fn trace_is_due(&self) -> bool {
+        let due = |trace: &Trace| trace.updates.binary_search(&self.progress.update).is_ok();
+        self.trace.as_ref().is_some_and(due)
+    }
+
+    /// Adds the present weights to the trace. The random numbers are those of `host eval`; the
+    /// clock stands still meanwhile.
+    pub(super) fn add_to_trace(&mut self, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+        // What is still to come from the device belongs to training's time.
+        self.watch.read()?;
+        self.stop_clock();
+        self.renew_statistics()?;
+        let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(()) };
+        let found =
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack)?;
+        let point = TracePoint {
+            updates: self.progress.update,
+            optimizer_steps: self.optimizer.steps(),
+            passes_per_sample: self.passes_per_sample(self.progress.update),
+            seconds: self.progress.seconds,
+            clean_accuracy: found.clean,
+            attack_accuracy: found.worst_case,
+            attack: attack.record.spec.clone(),
+            points: found.points,
+        };
+        reporter.trace(&point);
+        self.progress.trace.push(point);
+        self.write_trace(folder)?;
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Rewrites `trace.jsonl`: a resumed run may go back behind points that were written.
+    pub(super) fn write_trace(&self, folder: &RunFolder) -> Result<()> {
+        match self.trace {
+            Some(_) => folder.write_trace(&self.progress.trace),
+            None => Ok(()),
+        }
     }
 
     /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
@@ -95,7 +151,7 @@ impl Training {
         else {
             return Ok(());
         };
-        let validation = self.evaluate(self.probe.as_slice(), held_out, Purpose::Probe)?;
+        let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe)?;
         let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(()) };
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {

@@ -357,8 +357,17 @@ impl Run {
 
     /// The lines of `metrics.jsonl`.
     pub fn metrics(&self) -> Vec<Value> {
-        let lines = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics.jsonl");
-        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        self.json_lines("metrics.jsonl").expect("metrics.jsonl")
+    }
+
+    /// The lines of `trace.jsonl`; none if there is no such file.
+    pub fn trace(&self) -> Option<Vec<Value>> {
+        self.json_lines("trace.jsonl")
+    }
+
+    fn json_lines(&self, file: &str) -> Option<Vec<Value>> {
+        let lines = fs::read_to_string(self.folder.join(file)).ok()?;
+        Some(lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect())
     }
 
     /// Folders of the checkpoints, by the number of their update.
@@ -400,12 +409,12 @@ impl Run {
             let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(&file)).ok());
             assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
         }
-        let timeless = |run: &Self| {
-            let mut lines = run.metrics();
+        let timeless = |mut lines: Vec<Value>| {
             lines.iter_mut().for_each(|line| line["seconds"] = Value::Null);
             lines
         };
-        assert_eq!(timeless(self), timeless(other));
+        assert_eq!(timeless(self.metrics()), timeless(other.metrics()));
+        assert_eq!(self.trace().map(timeless), other.trace().map(timeless));
     }
 }
 

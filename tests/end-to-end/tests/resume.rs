@@ -85,7 +85,7 @@ fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
     goes_on_after_a_kill(
         8,
         "--model bad_plugins.so,plugin=normalised --mode fused --replay 2 --swa-from 0.35 --schedule step \
-         --validation-points 50",
+         --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5",
     );
 }
 

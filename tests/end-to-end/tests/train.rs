@@ -230,6 +230,62 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
 }
 
 #[test]
+fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
+    let place = Place::with_digits(9, 60);
+    let trace = "--trace pgd.so,steps=2 --trace-points 50 --trace-at 0.5,2,3,4,9 --json";
+    for (number, model) in
+        ["cnn.so,arch=A --average 0.5", "bad_plugins.so,plugin=normalised --swa-from 0.3"].iter().enumerate()
+    {
+        let train = |more: &str, out: &str| {
+            let flags = format!("--model {model} --sampler langevin.so --epsilon 0.1 --epochs 2 {more}");
+            let lines = place.host(&format!("{TRAIN} {flags} --out {out}")).succeeds();
+            (place.run(out), lines)
+        };
+        let (plain, _) = train("", &format!("plain{number}"));
+        assert!(plain.trace().is_none());
+        let out = format!("traced{number}");
+        let (traced, outcome) = train(trace, &out);
+        let events = outcome.json_lines().into_iter().filter(|line| line["event"] == "trace").count();
+        let points = traced.trace().expect("a trace");
+        assert_eq!((points.len(), events), (4, 4));
+        // Three updates an epoch, of two passes each.
+        for (point, updates) in points.iter().zip([1.0, 3.0, 5.0, 6.0]) {
+            assert_eq!(
+                (&point["updates"], &point["optimizer_steps"]),
+                (&json!(updates as u64), &json!(updates as u64))
+            );
+            let passes = point["passes_per_sample"].as_f64().expect("a number");
+            assert!((passes - updates * 2.0 / 3.0).abs() < 1e-12, "{point}");
+            assert_eq!((&point["attack"], &point["points"]), (&json!("pgd.so,steps=2"), &json!(50)));
+        }
+        let evaluation = place
+            .host(&format!("eval {out} --attack pgd.so,steps=2 --points 50 --json"))
+            .ended_with(0)
+            .json();
+        assert_eq!(points[3]["clean_accuracy"], evaluation["clean"]);
+        assert_eq!(points[3]["attack_accuracy"], evaluation["attacks"][0]["robust"]);
+
+        fs::remove_file(place.path(&format!("{out}/trace.jsonl"))).expect("removed");
+        traced.assert_same_as(&plain);
+    }
+}
+
+#[test]
+fn a_trace_goes_from_the_first_update_to_the_end_unless_told_otherwise() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model bad_plugins.so,plugin=linear --epsilon 0.1 --epochs 2 --mode fused --replay 3";
+    place.host(&format!("{TRAIN} {flags} --trace fgsm.so --out run")).succeeds();
+    let points = place.run("run").trace().expect("a trace");
+    // A pass an update: 1, 2, 5 and the end, on all 100 test points, since there are no 1,000.
+    let numbers: Vec<_> = points
+        .iter()
+        .map(|point| ["updates", "optimizer_steps", "points"].map(|name| point[name].as_u64()))
+        .map(|numbers| numbers.map(Option::unwrap_or_default))
+        .collect();
+    assert_eq!(numbers, [[1, 3, 100], [2, 6, 100], [5, 15, 100], [6, 18, 100]]);
+}
+
+#[test]
 fn a_run_ends_early_when_no_epoch_scores_better() {
     let place = Place::with_digits(8, 100);
     // A learning rate that changes nothing: the first epoch stays the best.
