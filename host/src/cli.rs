@@ -214,6 +214,9 @@ pub struct ExperimentFlags {
     /// Seed of all randomness
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Write event files for TensorBoard into the run's folder
+    #[arg(long)]
+    tensorboard: bool,
     /// Save a checkpoint every N updates too
     #[arg(long, value_name = "N")]
     checkpoint_every: Option<u64>,
@@ -274,6 +277,7 @@ impl TrainArguments {
         set(&mut train.seed, &flags.seed);
         set(&mut train.device, &flags.device);
         data.train_points = flags.train_points.or(data.train_points);
+        train.tensorboard |= flags.tensorboard;
         train.checkpoint_every = flags.checkpoint_every.or(train.checkpoint_every);
         train.threads = flags.threads.or(train.threads);
         experiment.validate()?;

@@ -180,6 +180,8 @@ pub struct Train {
     pub patience: Option<usize>,
     /// Seed of all randomness.
     pub seed: u64,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
     /// Save a checkpoint every N updates too, not only after each epoch.
     pub checkpoint_every: Option<u64>,
     /// cpu, cuda or cuda:N.
@@ -258,6 +260,7 @@ impl Default for Train {
             select: Select::Last,
             patience: None,
             seed: 0,
+            tensorboard: false,
             checkpoint_every: None,
             device: "cpu".to_owned(),
             threads: None,

@@ -16,6 +16,7 @@ use crate::report::Reporter;
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::tensorboard::EventFile;
 use crate::trace::Trace;
 use crate::watch::Watch;
 use crate::{Error, Result};
@@ -37,6 +38,7 @@ pub struct Training {
     validation: Option<Examples>,
     probe: Option<Attack>,
     trace: Option<Trace>,
+    events: Option<EventFile>,
     start: Start,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
@@ -124,6 +126,7 @@ impl Training {
             validation,
             probe,
             trace: None,
+            events: None,
             store,
             schedule,
             device,
@@ -132,8 +135,8 @@ impl Training {
         Ok(training)
     }
 
-    /// Trains until the last epoch is done, patience is at its end or `stop` is set, and keeps the run's folder up to
-    /// date.
+    /// Trains until the last epoch is done, patience is at its end or `stop` is set, and keeps
+    /// the run's folder up to date.
     ///
     /// # Errors
     /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
@@ -144,9 +147,12 @@ impl Training {
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
         // A resumed run may have been stopped before its last epoch was scored, and may go back
         // behind epochs that were written.
-        self.validate_epoch(folder)?;
+        let scored = self.validate_epoch(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
         self.write_trace(folder)?;
+        if scored || !self.is_over() {
+            self.begin_events(folder)?;
+        }
         self.clock = Instant::now();
         while !self.is_over() {
             let epoch = self.progress.update / updates_per_epoch;
@@ -335,6 +341,7 @@ impl Training {
         folder.write_metrics(&self.progress.epochs)?;
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);
+            self.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))?;
         }
         for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), self.sampler.is_some()) {
             reporter.alarm(&finding);

@@ -7,11 +7,12 @@ use crate::checkpoint;
 use crate::evaluation::{Evaluation, Evaluator, Order};
 use crate::experiment::{Select, Train};
 use crate::plugin::Attack;
-use crate::progress::{EpochMetrics, TracePoint, best_epoch};
+use crate::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
 use crate::random::{Draws, Purpose, permutation, seed_for};
 use crate::report::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::store::Examples;
+use crate::tensorboard::EventFile;
 use crate::trace::Trace;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -127,6 +128,7 @@ impl Training {
             points: found.points,
         };
         reporter.trace(&point);
+        self.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
         self.progress.trace.push(point);
         self.write_trace(folder)?;
         self.clock = Instant::now();
@@ -144,15 +146,15 @@ impl Training {
     /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
     /// they are to be selected, and ends the run if no epoch has scored better for as long as
     /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, and is
-    /// told the score.
-    pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
+    /// told the score. Says whether there was anything to score.
+    pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<bool> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
         else {
-            return Ok(());
+            return Ok(false);
         };
         let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe)?;
-        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(()) };
+        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(false) };
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {
             last.probe_accuracy = Some(probe.robust);
@@ -171,6 +173,25 @@ impl Training {
             last.stopped_early =
                 last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
         }
-        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)
+        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
+        Ok(true)
+    }
+
+    /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this
+    /// update: the sitting before may not have got to write it.
+    pub(super) fn begin_events(&mut self, folder: &RunFolder) -> Result<()> {
+        if !self.experiment.train.tensorboard {
+            return Ok(());
+        }
+        let Progress { update, ref epochs, ref trace, .. } = self.progress;
+        let mut events = EventFile::new(folder.path(), update);
+        if let Some(point) = trace.last().filter(|point| point.updates == update) {
+            events.trace(point)?;
+        }
+        if let Some(metrics) = epochs.last().filter(|epoch| epoch.updates == update) {
+            events.epoch(metrics)?;
+        }
+        self.events = Some(events);
+        Ok(())
     }
 }

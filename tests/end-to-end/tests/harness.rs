@@ -365,6 +365,15 @@ impl Run {
         self.json_lines("trace.jsonl")
     }
 
+    /// The events in each event file for TensorBoard, in the order of their names.
+    pub fn event_files(&self) -> Vec<Vec<Vec<u8>>> {
+        let entries = fs::read_dir(&self.folder).expect("a folder").flatten().map(|entry| entry.path());
+        let mut files: Vec<_> =
+            entries.filter(|path| path.to_string_lossy().contains("/events.out.tfevents.")).collect();
+        files.sort();
+        files.iter().map(|path| records(&fs::read(path).expect("readable"))).collect()
+    }
+
     fn json_lines(&self, file: &str) -> Option<Vec<Value>> {
         let lines = fs::read_to_string(self.folder.join(file)).ok()?;
         Some(lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect())
@@ -416,6 +425,19 @@ impl Run {
         assert_eq!(timeless(self.metrics()), timeless(other.metrics()));
         assert_eq!(self.trace().map(timeless), other.trace().map(timeless));
     }
+}
+
+/// The contents of the records in a file: each between its length, of eight bytes, and
+/// checksums of four.
+fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<8>() {
+        let end = 4 + u64::from_le_bytes(*length) as usize;
+        records.push(rest[4..end].to_vec());
+        bytes = &rest[end + 4..];
+    }
+    assert!(bytes.is_empty(), "whole records");
+    records
 }
 
 /// The tensors (f32) in a file.
