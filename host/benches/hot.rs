@@ -123,7 +123,7 @@ fn update(criterion: &mut Criterion) {
         let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
         let mut training =
-            Training::new(experiment, model, sampler, None, &dataset, Device::Cpu).expect("room");
+            Training::new(experiment, model, sampler, None, None, &dataset, Device::Cpu).expect("room");
         group.bench_function(name, |bench| {
             bench.iter(|| training.update(&points, &indices).expect("an update"))
         });

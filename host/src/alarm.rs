@@ -70,6 +70,8 @@ mod tests {
             validation_accuracy: None,
             probe_accuracy,
             probe_passes: None,
+            statistics_passes: None,
+            stopped_early: false,
             passes_per_sample: 1,
             seconds: 1.0,
         }

@@ -1,37 +1,93 @@
-//! A moving average of the weights, which is evaluated in their place.
+//! An average of the weights, which is evaluated in their place.
 
 use crate::plugin::Model;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use tch::Tensor;
 
-/// An exponential moving average of a model's parameters and buffers.
+/// How the weights after each of the optimiser's steps are averaged.
+#[derive(Debug, Clone, Copy)]
+pub enum Averaging {
+    /// Exponentially: every step keeps this share of the average; buffers are averaged with the
+    /// parameters.
+    Exponential(f64),
+    /// All alike, from this step on, counted from 0 (stochastic weight averaging, Izmailov et
+    /// al. 2018). Buffers are not averaged but renewed: see [`Average::renew_buffers`].
+    EqualFrom(u64),
+}
+
+/// An average of a model's parameters, and the buffers that go with it.
 pub struct Average {
-    decay: f64,
+    averaging: Averaging,
     steps: u64,
     tensors: Vec<(String, Tensor)>,
 }
 
 impl Average {
-    /// An average that begins at the model's weights and keeps `decay` of itself at every step.
-    pub fn new(decay: f64, model: &Model) -> Self {
-        let copy = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.detach().copy());
-        Self { decay, steps: 0, tensors: model.state().iter().map(copy).collect() }
+    /// An average that begins at the model's weights.
+    pub fn new(averaging: Averaging, model: &Model) -> Self {
+        Self { averaging, steps: 0, tensors: copies(model) }
     }
 
-    /// Takes the model's weights in. The first steps keep less, so that the start is forgotten:
-    /// (1 + t) / (10 + t) of the average at step t.
+    /// Whether any weights are in it yet.
+    pub fn has_begun(&self) -> bool {
+        match self.averaging {
+            Averaging::Exponential(_) => true,
+            Averaging::EqualFrom(first) => self.steps > first,
+        }
+    }
+
+    /// Whether it needs [`Average::renew_buffers`] before it is evaluated.
+    pub fn has_stale_buffers(&self, model: &Model) -> bool {
+        matches!(self.averaging, Averaging::EqualFrom(_))
+            && self.has_begun()
+            && model.state().iter().any(|(_, tensor)| !tensor.requires_grad())
+    }
+
+    /// Takes the model's weights in, after another step of the optimiser. The first steps of an
+    /// exponential average keep less, so that the start is forgotten: (1 + t) / (10 + t) of the
+    /// average at step t.
     pub fn update(&mut self, model: &Model) {
         let _guard = tch::no_grad_guard();
-        let keep = self.decay.min((1.0 + self.steps as f64) / (10.0 + self.steps as f64));
+        let step = self.steps;
         self.steps += 1;
+        let keep = match self.averaging {
+            Averaging::Exponential(decay) => decay.min((1.0 + step as f64) / (10.0 + step as f64)),
+            Averaging::EqualFrom(first) if step < first => return,
+            Averaging::EqualFrom(first) => (step - first) as f64 / (step - first + 1) as f64,
+        };
+        let with_buffers = matches!(self.averaging, Averaging::Exponential(_));
         for ((_, average), (_, weights)) in self.tensors.iter_mut().zip(model.state()) {
+            if !with_buffers && !weights.requires_grad() {
+                continue;
+            }
             if average.is_floating_point() {
                 let _ = average.lerp_(weights, 1.0 - keep);
             } else {
                 average.copy_(weights);
             }
         }
+    }
+
+    /// Renews the buffers, the running statistics of batch normalisation: those of the model's
+    /// own weights are not the average's. `forwards` shows the model training examples in
+    /// training mode while the averaged parameters are in place; what the buffers, which begin
+    /// at the model's own, are then is kept.
+    ///
+    /// # Errors
+    /// Those of `forwards`.
+    pub fn renew_buffers(&mut self, model: &Model, forwards: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let take_buffers = |average: &mut Self, from: &[(String, Tensor)]| {
+            let pairs = average.tensors.iter_mut().zip(from).zip(model.state());
+            for (((_, ours), (_, theirs)), _) in pairs.filter(|(_, (_, own))| !own.requires_grad()) {
+                ours.copy_(theirs);
+            }
+        };
+        take_buffers(self, model.state());
+        let renewed = self.in_place_of(model, || forwards().map(|()| copies(model)))?;
+        take_buffers(self, &renewed);
+        Ok(())
     }
 
     /// Its tensors by name, as the model's.
@@ -45,13 +101,16 @@ impl Average {
     /// If a tensor is missing or has another shape.
     pub fn load(&mut self, saved: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
         let _guard = tch::no_grad_guard();
+        self.steps = steps;
+        if !self.has_begun() {
+            return Ok(());
+        }
         for (name, tensor) in &mut self.tensors {
             match saved.get(name) {
                 Some(saved) if saved.size() == tensor.size() => tensor.copy_(saved),
                 _ => return Err(Error::new(format!("the checkpoint's average does not fit: `{name}`"))),
             }
         }
-        self.steps = steps;
         Ok(())
     }
 
@@ -61,15 +120,20 @@ impl Average {
     /// The work's own.
     pub fn in_place_of<T>(&self, model: &Model, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _guard = tch::no_grad_guard();
-        let weights: Vec<_> = model.state().iter().map(|(_, tensor)| tensor.detach().copy()).collect();
-        let put = |tensors: &mut dyn Iterator<Item = &Tensor>| {
-            for ((_, place), tensor) in model.state().iter().zip(tensors) {
+        let weights = copies(model);
+        let put = |tensors: &[(String, Tensor)]| {
+            for ((_, place), (_, tensor)) in model.state().iter().zip(tensors) {
                 place.shallow_clone().copy_(tensor);
             }
         };
-        put(&mut self.tensors.iter().map(|(_, tensor)| tensor));
+        put(&self.tensors);
         let outcome = work();
-        put(&mut weights.iter());
+        put(&weights);
         outcome
     }
+}
+
+fn copies(model: &Model) -> Vec<(String, Tensor)> {
+    let copy = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.detach().copy());
+    model.state().iter().map(copy).collect()
 }

@@ -90,6 +90,19 @@ pub fn save<Progress: Serialize>(
     Ok(())
 }
 
+/// Adds to what the checkpoint of update number `update` says of the run's progress.
+///
+/// # Errors
+/// If there is no such checkpoint, or the disk refuses; it is then untouched.
+pub fn save_progress<Progress: Serialize>(folder: &Path, update: u64, progress: &Progress) -> Result<()> {
+    let path = folder.join(format!("{update:09}")).join(PROGRESS);
+    let saved: Saved<serde::de::IgnoredAny> =
+        serde_json::from_slice(&files::read(&path)?).map_err(|why| Error::file("understand", &path, why))?;
+    let saved = serde_json::to_vec_pretty(&Saved { progress, files: saved.files })
+        .map_err(|why| Error::file("write", &path, why))?;
+    files::write_whole(&path, &saved)
+}
+
 /// What a process left behind that was killed while it wrote or removed a checkpoint.
 fn remove_leftovers(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -238,6 +251,16 @@ mod tests {
             fs::write(path.join(PROGRESS), "{").expect("truncated");
         }
         assert!(load::<u32>(folder.path(), &["weights"]).is_err());
+    }
+
+    #[test]
+    fn progress_is_added_to_and_the_tensors_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        save(folder.path(), 7, &groups(0.1), &42u32).expect("saved");
+        save_progress(folder.path(), 7, &43u32).expect("saved");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("whole").expect("present");
+        assert_eq!((loaded.progress, first_weight(&loaded)), (43, f64::from(0.1f32)));
+        assert!(save_progress(folder.path(), 8, &43u32).is_err(), "there is none");
     }
 
     #[test]

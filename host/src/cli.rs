@@ -184,28 +184,57 @@ pub struct ExperimentFlags {
     /// Its weight decay
     #[arg(long, value_name = "RATE")]
     weight_decay: Option<f64>,
-    /// How the learning rate falls
+    /// How the learning rate changes
     #[arg(long)]
     schedule: Option<schedule::Shape>,
+    /// Shares of the run at which the step schedule falls [default: 0.5,0.75]
+    #[arg(long, value_name = "SHARE,...", value_delimiter = ',')]
+    milestones: Option<Vec<f64>>,
+    /// What the step schedule multiplies the learning rate by there [default: 0.1]
+    #[arg(long, value_name = "FACTOR")]
+    step_factor: Option<f64>,
+    /// Share of the run at which the one-cycle schedule is at its peak [default: 0.4]
+    #[arg(long, value_name = "SHARE")]
+    peak_at: Option<f64>,
     /// Epochs over which the learning rate rises from 0
     #[arg(long, value_name = "N")]
     warmup_epochs: Option<f64>,
     /// Epochs over which epsilon rises from 0
     #[arg(long, value_name = "N")]
     warmup_epsilon: Option<f64>,
-    /// Evaluate a moving average of the weights, of which every step keeps this share
+    /// Evaluate an exponential moving average of the weights, of which every step keeps this
+    /// share
     #[arg(long, value_name = "SHARE")]
     average: Option<f64>,
+    /// Evaluate the equal mean of the weights from this share of the run on (stochastic weight
+    /// averaging)
+    #[arg(long, value_name = "SHARE")]
+    swa_from: Option<f64>,
     /// Attack or sampler plugin to try on the validation points after every epoch
     #[arg(long, value_name = "PLUGIN")]
     probe: Option<PluginSpec>,
+    /// Attack or sampler plugin to try on test points while training goes on
+    #[arg(long, value_name = "PLUGIN")]
+    trace: Option<PluginSpec>,
+    /// How many test points, those of `host eval --points` [default: 1000]
+    #[arg(long, value_name = "N")]
+    trace_points: Option<usize>,
+    /// After how many passes per sample [default: 1, 2, 5, 10, ... times one update's, and the end]
+    #[arg(long, value_name = "PASSES,...", value_delimiter = ',')]
+    trace_at: Option<Vec<f64>>,
     /// Which weights are evaluated in the end: the last epoch's, or those that scored best
     /// on the validation points
     #[arg(long)]
     select: Option<Select>,
+    /// End the run once N epochs in a row have not scored better on the validation points
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
     /// Seed of all randomness
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Write event files for TensorBoard into the run's folder
+    #[arg(long)]
+    tensorboard: bool,
     /// Save a checkpoint every N updates too
     #[arg(long, value_name = "N")]
     checkpoint_every: Option<u64>,
@@ -254,14 +283,23 @@ impl TrainArguments {
         set(&mut train.momentum, &flags.momentum);
         set(&mut train.weight_decay, &flags.weight_decay);
         set(&mut train.schedule, &flags.schedule);
+        train.milestones = flags.milestones.clone().or(train.milestones.take());
+        train.step_factor = flags.step_factor.or(train.step_factor);
+        train.peak_at = flags.peak_at.or(train.peak_at);
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
         set(&mut train.warmup_epsilon, &flags.warmup_epsilon);
         set(&mut train.average, &flags.average);
+        train.swa_from = flags.swa_from.or(train.swa_from);
         train.probe = flags.probe.clone().or(train.probe.take());
+        train.trace = flags.trace.clone().or(train.trace.take());
+        train.trace_points = flags.trace_points.or(train.trace_points);
+        train.trace_at = flags.trace_at.clone().or(train.trace_at.take());
         set(&mut train.select, &flags.select);
+        train.patience = flags.patience.or(train.patience);
         set(&mut train.seed, &flags.seed);
         set(&mut train.device, &flags.device);
         data.train_points = flags.train_points.or(data.train_points);
+        train.tensorboard |= flags.tensorboard;
         train.checkpoint_every = flags.checkpoint_every.or(train.checkpoint_every);
         train.threads = flags.threads.or(train.threads);
         experiment.validate()?;

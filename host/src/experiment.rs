@@ -4,8 +4,9 @@ use crate::objective::Objective;
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
+use crate::schedule::{self, Schedule, Shape};
 use crate::store::Format;
-use crate::{Error, Result, data, device, schedule};
+use crate::{Error, Result, data, device};
 use clap::ValueEnum;
 use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
@@ -150,21 +151,47 @@ pub struct Train {
     pub momentum: f64,
     /// Its weight decay, at least 0.
     pub weight_decay: f64,
-    /// How the learning rate falls.
-    pub schedule: schedule::Shape,
-    /// Epochs over which the learning rate rises from 0; may be a fraction.
+    /// How the learning rate changes.
+    pub schedule: Shape,
+    /// Shares of the run at which the step schedule falls, rising, between 0 and 1; one half and
+    /// three quarters if not given.
+    pub milestones: Option<Vec<f64>>,
+    /// What the step schedule multiplies the learning rate by there, between 0 and 1; 0.1 if
+    /// not given.
+    pub step_factor: Option<f64>,
+    /// Share of the run at which the one-cycle schedule is at its peak, between 0 and 1; 0.4 if
+    /// not given.
+    pub peak_at: Option<f64>,
+    /// Epochs over which the learning rate rises from 0; may be a fraction. The one-cycle
+    /// schedule rises by itself.
     pub warmup_epochs: f64,
     /// Epochs over which epsilon rises from 0 while training; may be a fraction.
     pub warmup_epsilon: f64,
     /// Evaluate an exponential moving average of the weights, of which every step keeps this
     /// share; 0 evaluates the weights themselves.
     pub average: f64,
+    /// Evaluate the equal mean of the weights after every step from this share of the run on,
+    /// from 0 to below 1 (stochastic weight averaging); not together with `average`.
+    pub swa_from: Option<f64>,
     /// An attack or sampler plugin to try on the validation points after every epoch.
     pub probe: Option<PluginSpec>,
+    /// An attack or sampler plugin to try on test points while training goes on.
+    pub trace: Option<PluginSpec>,
+    /// How many test points: the same as those of `eval.points`; 1,000 if not given, or all if
+    /// there are fewer.
+    pub trace_points: Option<usize>,
+    /// After how many passes per sample, rising, above 0; 1, 2, 5 times the powers of ten and
+    /// the end of the run if not given.
+    pub trace_at: Option<Vec<f64>>,
     /// Which weights are evaluated in the end.
     pub select: Select,
+    /// End the run once so many epochs in a row have not scored better on the validation points;
+    /// needs a score (`probe`, or `select` of the best).
+    pub patience: Option<usize>,
     /// Seed of all randomness.
     pub seed: u64,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
     /// Save a checkpoint every N updates too, not only after each epoch.
     pub checkpoint_every: Option<u64>,
     /// cpu, cuda or cuda:N.
@@ -232,13 +259,22 @@ impl Default for Train {
             learning_rate: 0.02,
             momentum: 0.9,
             weight_decay: 0.0,
-            schedule: schedule::Shape::Cosine,
+            schedule: Shape::Cosine,
+            milestones: None,
+            step_factor: None,
+            peak_at: None,
             warmup_epochs: 0.0,
             warmup_epsilon: 0.0,
             average: 0.0,
+            swa_from: None,
             probe: None,
+            trace: None,
+            trace_points: None,
+            trace_at: None,
             select: Select::Last,
+            patience: None,
             seed: 0,
+            tensorboard: false,
             checkpoint_every: None,
             device: "cpu".to_owned(),
             threads: None,
@@ -286,8 +322,11 @@ impl Experiment {
         if let (Some(sampler), Some(place)) = (&mut experiment.sampler.0, &places.sampler) {
             sampler.origin = origin(place);
         }
-        if let (Some(probe), Some(place)) = (&mut experiment.train.probe, &places.train.probe) {
-            probe.origin = origin(place);
+        let Train { probe, trace, .. } = &mut experiment.train;
+        for (spec, place) in [(probe, &places.train.probe), (trace, &places.train.trace)] {
+            if let (Some(spec), Some(place)) = (spec, place) {
+                spec.origin = origin(place);
+            }
         }
         for (attack, place) in experiment.eval.attacks.iter_mut().zip(&places.eval.attacks) {
             attack.origin = origin(place);
@@ -411,7 +450,7 @@ impl Experiment {
                 train.trades_beta.to_string(),
             ),
             (
-                self.validation_points() > 0 || (train.probe.is_none() && train.select == Select::Last),
+                self.validation_points() > 0 || !self.is_scored(),
                 "data.validation_points",
                 "at least 1, since a score on them is asked for (train.probe, train.select)",
                 "0".to_owned(),
@@ -424,6 +463,32 @@ impl Experiment {
         if let Some((_, key, expected, got)) = checks.into_iter().find(|(good, ..)| !good) {
             return Err(Error::new(format!("{key}: expected {expected}, got {got}")));
         }
+        self.validate_schedule()?;
+        self.validate_trace()?;
+        match train.swa_from {
+            Some(share) if !(0.0..1.0).contains(&share) => {
+                return Err(Error::new(format!(
+                    "train.swa_from: expected a share of the run from 0 to below 1, got {share}"
+                )));
+            }
+            Some(_) if average > 0.0 => {
+                return Err(Error::new(
+                    "train.swa_from and train.average: weights are averaged equally or exponentially, not both",
+                )
+                .fix("leave one of the two away"));
+            }
+            _ => {}
+        }
+        match train.patience {
+            Some(0) => {
+                return Err(Error::new("train.patience: expected at least 1, got 0"));
+            }
+            Some(_) if !self.is_scored() => {
+                return Err(Error::new("train.patience: there is no score to wait for")
+                    .fix("set train.probe, an attack to score every epoch by, or train.select = \"best\""));
+            }
+            _ => {}
+        }
         let device =
             device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         if train.store_file.is_some() && device != tch::Device::Cpu {
@@ -435,6 +500,96 @@ impl Experiment {
         Ok(())
     }
 
+    /// Refuses settings of the learning rate's schedule that cannot work, or that another
+    /// schedule would use.
+    fn validate_schedule(&self) -> Result<()> {
+        let Train { schedule, ref milestones, step_factor, peak_at, warmup_epochs, .. } = self.train;
+        let within = |share: f64| share > 0.0 && share < 1.0;
+        let milestones = milestones.as_deref();
+        let rising = |shares: &[f64]| {
+            !shares.is_empty()
+                && shares.iter().copied().all(within)
+                && shares.is_sorted_by(|one, next| one < next)
+        };
+        let unused = |key: &str, shape: &str| {
+            Err(Error::new(format!("train.{key}: only the {shape} schedule uses it"))
+                .fix(format!("set train.schedule = \"{shape}\", or leave train.{key} away")))
+        };
+        if schedule != Shape::Step && milestones.is_some() {
+            return unused("milestones", "step");
+        }
+        if schedule != Shape::Step && step_factor.is_some() {
+            return unused("step_factor", "step");
+        }
+        if schedule != Shape::OneCycle && peak_at.is_some() {
+            return unused("peak_at", "one-cycle");
+        }
+        if schedule == Shape::OneCycle && warmup_epochs > 0.0 {
+            return Err(Error::new("train.warmup_epochs: the one-cycle schedule rises from 0 by itself")
+                .fix("set train.peak_at, the share of the run over which it rises, instead"));
+        }
+        let expected = |key: &str, expected: &str, got: String| {
+            Err(Error::new(format!("train.{key}: expected {expected}, got {got}")))
+        };
+        if let Some(shares) = milestones.filter(|shares| !rising(shares)) {
+            let shares_of_the_run = "shares of the run above 0 and below 1, each above the one before it";
+            return expected("milestones", shares_of_the_run, format!("{shares:?}"));
+        }
+        if let Some(factor) = step_factor.filter(|factor| !within(*factor)) {
+            return expected("step_factor", "a number above 0 and below 1", factor.to_string());
+        }
+        if let Some(share) = peak_at.filter(|share| !within(*share)) {
+            return expected("peak_at", "a share of the run above 0 and below 1", share.to_string());
+        }
+        Ok(())
+    }
+
+    fn validate_trace(&self) -> Result<()> {
+        let Train { ref trace, trace_points, ref trace_at, .. } = self.train;
+        let set = [("trace_points", trace_points.is_some()), ("trace_at", trace_at.is_some())];
+        if let Some((key, _)) = set.into_iter().find(|(_, set)| *set && trace.is_none()) {
+            return Err(Error::new(format!("train.{key}: there is nothing to trace"))
+                .fix(format!("set train.trace, the attack to try, or leave train.{key} away")));
+        }
+        if trace_points == Some(0) {
+            return Err(Error::new("train.trace_points: expected at least 1, got 0"));
+        }
+        let rising = |at: &[f64]| {
+            at.first().is_some_and(|first| *first > 0.0)
+                && at.is_sorted_by(|one, next| one < next)
+                && at.iter().all(|passes| passes.is_finite())
+        };
+        match trace_at {
+            Some(at) if !rising(at) => Err(Error::new(format!(
+                "train.trace_at: expected passes per sample above 0, each above the one before it, got {at:?}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The learning rate at every update of a run of so many an epoch.
+    pub fn schedule(&self, updates_per_epoch: usize) -> Schedule {
+        let Train {
+            epochs,
+            learning_rate,
+            schedule,
+            ref milestones,
+            step_factor,
+            peak_at,
+            warmup_epochs,
+            ..
+        } = self.train;
+        Schedule {
+            shape: schedule,
+            peak: learning_rate,
+            milestones: milestones.clone().unwrap_or_else(|| schedule::MILESTONES.into()),
+            step_factor: step_factor.unwrap_or(schedule::STEP_FACTOR),
+            peak_at: peak_at.unwrap_or(schedule::PEAK_AT),
+            warmup_updates: (warmup_epochs * updates_per_epoch as f64).round() as u64,
+            updates: (epochs * updates_per_epoch) as u64,
+        }
+    }
+
     /// Makes paths independent of the working directory, so that a run can be resumed and
     /// evaluated from anywhere.
     pub fn make_paths_absolute(&mut self) {
@@ -444,14 +599,19 @@ impl Experiment {
         if !data::NAMES.contains(&self.data.name.as_str()) {
             self.data.name = absolute(Path::new(&self.data.name)).display().to_string();
         }
-        let plugins = self.sampler.0.iter_mut().chain(&mut self.train.probe).chain(&mut self.eval.attacks);
+        let Train { probe, trace, .. } = &mut self.train;
+        let plugins = self.sampler.0.iter_mut().chain(probe).chain(trace).chain(&mut self.eval.attacks);
         plugins.chain(std::iter::once(&mut self.model)).for_each(PluginSpec::make_absolute);
     }
 
     /// How many of the last training points are held out.
     pub fn validation_points(&self) -> usize {
-        let scored = self.train.probe.is_some() || self.train.select == Select::Best;
-        self.data.validation_points.unwrap_or(if scored { DEFAULT_VALIDATION_POINTS } else { 0 })
+        self.data.validation_points.unwrap_or(if self.is_scored() { DEFAULT_VALIDATION_POINTS } else { 0 })
+    }
+
+    /// Whether a score on validation points is asked for.
+    fn is_scored(&self) -> bool {
+        self.train.probe.is_some() || self.train.select == Select::Best
     }
 
     /// The optimiser's settings.
@@ -475,6 +635,7 @@ struct Places {
 #[serde(default)]
 struct TrainPlaces {
     probe: Option<toml::Spanned<toml::Value>>,
+    trace: Option<toml::Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -657,5 +818,51 @@ mod tests {
         let refused = Experiment { train, ..Experiment::default() }.validate().expect_err("refused");
         assert!(refused.to_string().starts_with("train.sampler_gradient: expected train (in mode fused"));
         assert!(read("[train]\nsampler_gradient = \"eval\"\n").is_ok());
+    }
+
+    #[test]
+    fn what_another_schedule_would_use_is_refused() {
+        let refusal = |written: &str| {
+            let experiment = read(&format!("[train]\n{written}\n")).expect("TOML");
+            experiment
+                .validate()
+                .expect_err("refused")
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let rising =
+            "train.milestones: expected shares of the run above 0 and below 1, each above the one before it";
+        for (written, expected) in [
+            ("milestones = [0.5]", "train.milestones: only the step schedule uses it".to_owned()),
+            (
+                "schedule = \"one-cycle\"\nstep_factor = 0.5",
+                "train.step_factor: only the step schedule uses it".to_owned(),
+            ),
+            (
+                "schedule = \"step\"\npeak_at = 0.5",
+                "train.peak_at: only the one-cycle schedule uses it".to_owned(),
+            ),
+            (
+                "schedule = \"one-cycle\"\nwarmup_epochs = 1",
+                "train.warmup_epochs: the one-cycle schedule rises from 0 by itself".to_owned(),
+            ),
+            (
+                "schedule = \"one-cycle\"\npeak_at = 1.0",
+                "train.peak_at: expected a share of the run above 0 and below 1, got 1".to_owned(),
+            ),
+            (
+                "schedule = \"step\"\nstep_factor = nan",
+                "train.step_factor: expected a number above 0 and below 1, got NaN".to_owned(),
+            ),
+            ("schedule = \"step\"\nmilestones = []", format!("{rising}, got []")),
+            ("schedule = \"step\"\nmilestones = [0.0, 0.5]", format!("{rising}, got [0.0, 0.5]")),
+            ("schedule = \"step\"\nmilestones = [0.5, 0.5]", format!("{rising}, got [0.5, 0.5]")),
+            ("schedule = \"step\"\nmilestones = [0.8, 0.5]", format!("{rising}, got [0.8, 0.5]")),
+        ] {
+            assert_eq!(refusal(written), expected);
+        }
     }
 }

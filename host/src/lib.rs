@@ -29,7 +29,9 @@ pub mod schedule;
 pub mod store;
 pub mod suite;
 pub mod sweep;
+pub mod tensorboard;
 pub mod tensors;
+pub mod trace;
 pub mod training;
 pub mod watch;
 

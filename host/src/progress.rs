@@ -16,6 +16,43 @@ pub struct Progress {
     pub tally: (f64, f64, f64),
     /// The finished epochs.
     pub epochs: Vec<EpochMetrics>,
+    /// What was traced.
+    #[serde(default)]
+    pub trace: Vec<TracePoint>,
+}
+
+/// One line of `trace.jsonl`: what the weights were worth in the middle of training, and what
+/// they had cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TracePoint {
+    /// Updates since the run began: minibatches, however often each is replayed.
+    pub updates: u64,
+    /// Steps the optimiser took: backward passes of a minibatch through the weights.
+    pub optimizer_steps: u64,
+    /// Passes (one forward and backward of one sample) per training point; training's alone.
+    pub passes_per_sample: f64,
+    /// Seconds of training; the trace's own are not counted.
+    pub seconds: f64,
+    /// Accuracy on the natural test points.
+    pub clean_accuracy: f64,
+    /// Accuracy on the test points against the attack.
+    pub attack_accuracy: f64,
+    /// The attack, as written.
+    pub attack: String,
+    /// Number of test points.
+    pub points: usize,
+}
+
+impl Progress {
+    /// Whether the run has ended before its last epoch, for want of a better score.
+    pub fn stopped_early(&self) -> bool {
+        self.epochs.last().is_some_and(|epoch| epoch.stopped_early)
+    }
+}
+
+/// The epoch that scored best; the first of equals.
+pub fn best_epoch(epochs: &[EpochMetrics]) -> Option<&EpochMetrics> {
+    epochs.iter().reduce(|best, epoch| if epoch.score() > best.score() { epoch } else { best })
 }
 
 /// One line of `metrics.jsonl`.
@@ -40,6 +77,14 @@ pub struct EpochMetrics {
     /// Passes that this epoch's probe took, all points together; not part of training's cost.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_passes: Option<f64>,
+    /// Passes that the epoch's last look of the averaged weights at training particles took, for
+    /// their batch normalisation's statistics; not part of training's cost. Absent if none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub statistics_passes: Option<f64>,
+    /// The run ends here, before its last epoch: no epoch scored better for as long as
+    /// `train.patience` says. Absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stopped_early: bool,
     /// Passes (one forward and backward of one sample) per training point since the run began.
     pub passes_per_sample: u64,
     /// Seconds of training since the run began.

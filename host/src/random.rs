@@ -36,6 +36,8 @@ pub enum Purpose {
     Sweep = 9,
     /// How an image is cropped and flipped at a visit.
     Augmentation = 10,
+    /// The training points that averaged weights take their statistics from.
+    Statistics = 11,
 }
 
 /// A seed for one purpose and step, for generators that keep their own state.

@@ -1,7 +1,7 @@
 //! What a user sees while the host works: bars on a terminal, plain lines otherwise, JSON
 //! lines for machines.
 
-use crate::progress::{EpochMetrics, Progress};
+use crate::progress::{EpochMetrics, Progress, TracePoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr};
@@ -91,6 +91,28 @@ impl Reporter {
             metrics.seconds,
         );
         self.bar.suspend(|| say(&line));
+    }
+
+    /// A point of the trace.
+    pub fn trace(&self, point: &TracePoint) {
+        match self.style {
+            Style::Json => {
+                let mut event = serde_json::json!(point);
+                event["event"] = "trace".into();
+                say(event);
+            }
+            Style::Human => {
+                let line = format!(
+                    "{:.4} passes per sample  clean {:.2} %  {} {:.2} %  {:.1} s",
+                    point.passes_per_sample,
+                    100.0 * point.clean_accuracy,
+                    point.attack,
+                    100.0 * point.attack_accuracy,
+                    point.seconds
+                );
+                self.bar.suspend(|| say(&line));
+            }
+        }
     }
 
     /// Training looks wrong.

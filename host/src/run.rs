@@ -39,6 +39,9 @@ pub struct Plugins {
     pub sampler: Option<Record>,
     /// What is tried on the validation points, if anything.
     pub probe: Option<Record>,
+    /// What is traced on the test set, if anything.
+    #[serde(default)]
+    pub trace: Option<Record>,
 }
 
 /// The data of a run.
@@ -207,13 +210,15 @@ impl RunFolder {
     /// # Errors
     /// If the disk refuses.
     pub fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
-        let path = self.metrics_path();
-        let mut lines = String::new();
-        for metrics in epochs {
-            lines += &serde_json::to_string(metrics).map_err(|why| Error::file("write", &path, why))?;
-            lines.push('\n');
-        }
-        files::write_whole(&path, lines.as_bytes())
+        write_lines(&self.metrics_path(), epochs)
+    }
+
+    /// Rewrites `trace.jsonl`: one line per point of the trace.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
+        write_lines(&self.path.join("trace.jsonl"), points)
     }
 
     /// The lines of `metrics.jsonl`, none if there is no such file.
@@ -265,6 +270,16 @@ impl RunFolder {
         text.push(b'\n');
         files::write_whole(path, &text)
     }
+}
+
+/// Writes a file of one JSON object a line.
+fn write_lines<Line: Serialize>(path: &Path, objects: &[Line]) -> Result<()> {
+    let mut lines = String::new();
+    for object in objects {
+        lines += &serde_json::to_string(object).map_err(|why| Error::file("write", path, why))?;
+        lines.push('\n');
+    }
+    files::write_whole(path, lines.as_bytes())
 }
 
 /// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.

@@ -3,26 +3,47 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls.
+/// Shares of the run after which the step schedule lowers the learning rate, unless told
+/// otherwise.
+pub const MILESTONES: [f64; 2] = [0.5, 0.75];
+
+/// What the step schedule multiplies the learning rate by at each milestone, unless told
+/// otherwise.
+pub const STEP_FACTOR: f64 = 0.1;
+
+/// Share of the run at which the one-cycle schedule is at its peak, unless told otherwise: that
+/// of Wong et al. (2020) on MNIST.
+pub const PEAK_AT: f64 = 0.4;
+
+/// How the learning rate changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
     /// Not at all.
     Constant,
-    /// By a factor of 10 after one half and after three quarters of the run.
+    /// Falls by a factor at each of some milestones.
     Step,
-    /// Along half a cosine, to zero at the end of the run.
+    /// Falls along half a cosine, to zero at the end of the run.
     Cosine,
+    /// Rises linearly from zero to its peak and falls linearly to zero: the cyclic schedule of
+    /// fast adversarial training (Wong et al. 2020).
+    OneCycle,
 }
 
 /// The learning rate at every update.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Schedule {
-    /// How it falls.
+    /// How it changes.
     pub shape: Shape,
-    /// The learning rate after warm-up and before it falls.
+    /// The highest learning rate.
     pub peak: f64,
-    /// Updates over which it rises linearly from 0.
+    /// Shares of the run, rising, at which [`Shape::Step`] falls.
+    pub milestones: Vec<f64>,
+    /// What it falls by there.
+    pub step_factor: f64,
+    /// Share of the run, above 0 and below 1, at which [`Shape::OneCycle`] is at its peak.
+    pub peak_at: f64,
+    /// Updates over which it rises linearly from 0 before it falls; 0 with [`Shape::OneCycle`].
     pub warmup_updates: u64,
     /// Updates of the whole run.
     pub updates: u64,
@@ -34,12 +55,16 @@ impl Schedule {
         let done = update as f64 / self.updates.max(1) as f64;
         let factor = match self.shape {
             Shape::Constant => 1.0,
-            Shape::Step => match done {
-                done if done >= 0.75 => 0.01,
-                done if done >= 0.5 => 0.1,
-                _ => 1.0,
-            },
+            Shape::Step => {
+                let passed = self.milestones.iter().filter(|milestone| done >= **milestone).count();
+                self.step_factor.powi(passed as i32)
+            }
             Shape::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+            // Zero would be before the first update and after the last: neither is lost.
+            Shape::OneCycle => {
+                let share = (update + 1) as f64 / (self.updates + 1) as f64;
+                (share / self.peak_at).min((1.0 - share) / (1.0 - self.peak_at))
+            }
         };
         let warmup = ((update + 1) as f64 / (self.warmup_updates + 1) as f64).min(1.0);
         self.peak * factor * warmup
@@ -50,24 +75,48 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn rates(shape: Shape, warmup_updates: u64) -> Vec<f64> {
-        let schedule = Schedule { shape, peak: 2.0, warmup_updates, updates: 4 };
-        (0..4).map(|update| schedule.learning_rate(update)).collect()
+    fn schedule(shape: Shape, updates: u64) -> Schedule {
+        Schedule {
+            shape,
+            peak: 2.0,
+            milestones: MILESTONES.into(),
+            step_factor: STEP_FACTOR,
+            peak_at: PEAK_AT,
+            warmup_updates: 0,
+            updates,
+        }
+    }
+
+    #[track_caller]
+    fn assert_rates(schedule: &Schedule, expected: &[f64]) {
+        let got: Vec<_> = (0..schedule.updates).map(|update| schedule.learning_rate(update)).collect();
+        assert_eq!(got.len(), expected.len());
+        let near = |(got, expected): (&f64, &f64)| (got - expected).abs() < 1e-12;
+        assert!(got.iter().zip(expected).all(near), "got {got:?}, expected {expected:?}");
     }
 
     #[test]
-    fn shapes_fall_as_described() {
-        assert_eq!(rates(Shape::Constant, 0), [2.0; 4]);
-        assert_eq!(rates(Shape::Step, 0), [2.0, 2.0, 0.2, 0.02]);
-        let cosine = rates(Shape::Cosine, 0);
+    fn shapes_change_as_described() {
+        assert_rates(&schedule(Shape::Constant, 4), &[2.0; 4]);
+        assert_rates(&schedule(Shape::Step, 4), &[2.0, 2.0, 0.2, 0.02]);
         let half = 0.5f64.sqrt();
-        for (got, expected) in cosine.iter().zip([2.0, 1.0 + half, 1.0, 1.0 - half]) {
-            assert!((got - expected).abs() < 1e-12, "got {got}, expected {expected}");
-        }
+        assert_rates(&schedule(Shape::Cosine, 4), &[2.0, 1.0 + half, 1.0, 1.0 - half]);
+        // Shares 0.2, 0.4 (the peak), 0.6 and 0.8: one half up, then two thirds and one third.
+        assert_rates(&schedule(Shape::OneCycle, 4), &[1.0, 2.0, 4.0 / 3.0, 2.0 / 3.0]);
+    }
+
+    #[test]
+    fn milestones_and_peaks_lie_where_they_are_put() {
+        let milestones = vec![0.1, 0.8];
+        let step = Schedule { milestones, step_factor: 0.5, ..schedule(Shape::Step, 10) };
+        assert_rates(&step, &[2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5]);
+        let late = Schedule { peak_at: 0.75, ..schedule(Shape::OneCycle, 3) };
+        assert_rates(&late, &[2.0 / 3.0, 4.0 / 3.0, 2.0]);
     }
 
     #[test]
     fn warm_up_rises_linearly() {
-        assert_eq!(rates(Shape::Constant, 3), [0.5, 1.0, 1.5, 2.0]);
+        let warm = Schedule { warmup_updates: 3, ..schedule(Shape::Constant, 4) };
+        assert_rates(&warm, &[0.5, 1.0, 1.5, 2.0]);
     }
 }

@@ -1,22 +1,25 @@
 //! The min-max loop.
 
+mod measuring;
+
 use crate::alarm;
 use crate::augmentation::Transformation;
-use crate::average::Average;
+use crate::average::{Average, Averaging};
 use crate::checkpoint::{self, Groups};
 use crate::data::Dataset;
 use crate::device::upload;
-use crate::evaluation::{Evaluator, Order};
-use crate::experiment::{Experiment, Mode, ModelMode, Select, Start as StartChoice, Train};
+use crate::experiment::{Experiment, Mode, ModelMode, Start as StartChoice, Train};
 use crate::objective::{Losses, Objective};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::report::{Reporter, Style};
+use crate::report::Reporter;
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, Stored, repeat_rows};
+use crate::tensorboard::EventFile;
+use crate::trace::Trace;
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
@@ -36,6 +39,8 @@ pub struct Training {
     examples: Examples,
     validation: Option<Examples>,
     probe: Option<Attack>,
+    trace: Option<Trace>,
+    events: Option<EventFile>,
     start: Start,
     store: Option<ParticleStore>,
     optimizer: Optimizer,
@@ -51,7 +56,7 @@ pub struct Training {
 /// How training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All epochs are done.
+    /// All epochs are done, or as many as patience allows.
     Finished,
     /// The user asked to stop; a checkpoint is written.
     Interrupted,
@@ -59,15 +64,17 @@ pub enum Ending {
 
 impl Training {
     /// A run that has done nothing yet. `sampler` is none for ordinary training; `probe` is
-    /// tried on the validation points.
+    /// tried on the validation points, `trace` on the test set.
     ///
     /// # Errors
-    /// If there are no training points left, or the device has no room.
+    /// If there are no training points left, the run is over before the trace begins, or the
+    /// device has no room.
     pub fn new(
         experiment: Experiment,
         model: Model,
         sampler: Option<Sampler>,
         probe: Option<Attack>,
+        trace: Option<Trace>,
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {
@@ -113,16 +120,10 @@ impl Training {
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
             store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
         }
-        let updates_per_epoch = count.div_ceil(experiment.train.batch);
-        let schedule = Schedule {
-            shape: experiment.train.schedule,
-            peak: experiment.train.learning_rate,
-            warmup_updates: (experiment.train.warmup_epochs * updates_per_epoch as f64).round() as u64,
-            updates: (experiment.train.epochs * updates_per_epoch) as u64,
-        };
-        Ok(Self {
+        let schedule = experiment.schedule(count.div_ceil(experiment.train.batch));
+        let mut training = Self {
             optimizer: Optimizer::new(experiment.optimizer(), &model.trainable()),
-            average: (experiment.train.average > 0.0).then(|| Average::new(experiment.train.average, &model)),
+            average: averaging(&experiment.train, schedule.updates).map(|kind| Average::new(kind, &model)),
             start,
             tally: Tally::new((0.0, 0.0, 0.0), device),
             watch: Watch::new("update", device),
@@ -134,14 +135,18 @@ impl Training {
             examples,
             validation,
             probe,
+            trace: None,
+            events: None,
             store,
             schedule,
             device,
-        })
+        };
+        training.plan_trace(trace)?;
+        Ok(training)
     }
 
-    /// Trains until the last epoch is done or `stop` is set, and keeps the run's folder up to
-    /// date.
+    /// Trains until the last epoch is done, patience is at its end or `stop` is set, and keeps
+    /// the run's folder up to date.
     ///
     /// # Errors
     /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
@@ -152,10 +157,14 @@ impl Training {
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
         // A resumed run may have been stopped before its last epoch was scored, and may go back
         // behind epochs that were written.
-        self.validate_epoch(folder)?;
+        let scored = self.validate_epoch(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
+        self.write_trace(folder)?;
+        if scored || !self.is_over() {
+            self.begin_events(folder)?;
+        }
         self.clock = Instant::now();
-        while self.progress.update < self.schedule.updates {
+        while !self.is_over() {
             let epoch = self.progress.update / updates_per_epoch;
             let order = permutation(seed, Purpose::Shuffle, epoch, self.examples.len());
             let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
@@ -169,6 +178,9 @@ impl Training {
                     self.watch.read()?;
                     reporter.update(self.progress.update, self.tally.read());
                 }
+                if self.trace_is_due() {
+                    self.add_to_trace(folder, reporter)?;
+                }
                 if self.progress.update.is_multiple_of(updates_per_epoch) {
                     self.end_epoch(epoch, folder, reporter)?;
                 } else if stopping
@@ -176,12 +188,16 @@ impl Training {
                 {
                     self.checkpoint(folder)?;
                 }
-                if stopping && self.progress.update < self.schedule.updates {
+                if stopping && !self.is_over() {
                     return Ok(Ending::Interrupted);
                 }
             }
         }
         Ok(Ending::Finished)
+    }
+
+    fn is_over(&self) -> bool {
+        self.progress.update == self.schedule.updates || self.progress.stopped_early()
     }
 
     /// One update: the particles of a minibatch are taken out of the store, particles and
@@ -196,9 +212,7 @@ impl Training {
         let update = self.progress.update;
         // People count from 1, as checkpoints do: the first update is number 1.
         self.watch.at(update + 1);
-        let points: Vec<i64> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
-        let (natural, labels) = self.examples.batch(indices);
-        let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
+        let (points, natural, labels) = self.minibatch(points, indices);
         let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
         // Chains move in the frame that the network sees; the store knows the data's own.
         let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
@@ -214,6 +228,14 @@ impl Training {
             store.save(indices, &natural, &transformation.carry_back(&visit, stored, &natural));
         }
         Ok(())
+    }
+
+    /// The point, natural example and label of each of the K particles of these points.
+    fn minibatch(&self, points: &[i64], indices: &Tensor) -> (Vec<i64>, Tensor, Tensor) {
+        let copies = self.experiment.train.particles;
+        let points = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
+        let (natural, labels) = self.examples.batch(indices);
+        (points, repeat_rows(&natural, copies), repeat_rows(&labels, copies))
     }
 
     /// Algorithm 1: the particles take T steps up their loss, and the weights descend at the new
@@ -350,6 +372,8 @@ impl Training {
             validation_accuracy: None,
             probe_accuracy: None,
             probe_passes: None,
+            statistics_passes: self.statistics_passes(),
+            stopped_early: false,
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
         };
@@ -359,57 +383,12 @@ impl Training {
         folder.write_metrics(&self.progress.epochs)?;
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);
+            self.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))?;
         }
         for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), self.sampler.is_some()) {
             reporter.alarm(&finding);
         }
         self.clock = Instant::now();
-        Ok(())
-    }
-
-    /// Scores the last epoch on the validation points, if it is not yet, and keeps its weights
-    /// if they are to be selected. The checkpoint comes first: a probe may be long, or fail.
-    fn validate_epoch(&mut self, folder: &RunFolder) -> Result<()> {
-        let (Some(held_out), Some((last, before))) =
-            (&self.validation, self.progress.epochs.split_last_mut())
-        else {
-            return Ok(());
-        };
-        if last.validation_accuracy.is_some() {
-            return Ok(());
-        }
-        let evaluator = Evaluator {
-            model: &self.model,
-            source: &self.model,
-            order: Order::Separate,
-            stop: &AtomicBool::new(false),
-            examples: held_out,
-            purpose: Purpose::Probe,
-            threat: self.experiment.threat,
-            restarts: 1,
-            batch: self.experiment.eval.batch,
-            seed: self.experiment.train.seed,
-            device: self.device,
-            style: Style::Json,
-        };
-        let score = || evaluator.run(self.probe.as_slice(), evaluator.choose_points(None)?, None, None);
-        let (validation, failure) = match &self.average {
-            Some(average) => average.in_place_of(&self.model, score)?,
-            None => score()?,
-        };
-        failure.map_or(Ok(()), Err)?;
-        last.validation_accuracy = Some(validation.clean);
-        if let Some(probe) = validation.attacks.first() {
-            last.probe_accuracy = Some(probe.robust);
-            last.probe_passes = Some(probe.cost.passes());
-        }
-        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
-        if self.experiment.train.select == Select::Best && last.score() > best_before {
-            let weights =
-                self.average.as_ref().map_or_else(|| named_clones(self.model.state()), Average::state);
-            let weights = [("weights".to_owned(), weights)].into();
-            checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
-        }
         Ok(())
     }
 
@@ -427,6 +406,13 @@ impl Training {
         let passes = if mode == Mode::Fused { replay } else { steps + 1 };
         let natural = objective.natural_passes() + usize::from(self.inner_target_is_apart());
         (passes * particles + natural) as u64
+    }
+
+    /// The same after so many updates, of all epochs together.
+    fn passes_per_sample(&self, updates: u64) -> f64 {
+        let (epochs, within) = (updates / self.updates_per_epoch(), updates % self.updates_per_epoch());
+        let share = within as f64 * self.experiment.train.batch as f64 / self.examples.len() as f64;
+        (epochs as f64 + share) * self.passes_per_epoch() as f64
     }
 
     fn stop_clock(&mut self) {
@@ -461,6 +447,7 @@ impl Training {
     fn checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
         self.refuse_trouble()?;
         self.stop_clock();
+        self.renew_statistics()?;
         self.progress.tally = self.tally.read();
         self.progress.optimizer_steps = self.optimizer.steps();
         let mut groups: Groups = [
@@ -471,7 +458,7 @@ impl Training {
         if let Some(store) = &self.store {
             groups.insert("particles".to_owned(), store.state());
         }
-        if let Some(average) = &self.average {
+        if let Some(average) = self.averaged() {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
         checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)?;
@@ -512,6 +499,14 @@ impl Training {
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
+}
+
+/// How the weights of a run of so many updates are averaged, if at all.
+fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
+    let Train { average, swa_from, replay, .. } = *train;
+    let first = |share: f64| ((share * updates as f64).round() as u64).min(updates - 1);
+    let equal = swa_from.map(|share| Averaging::EqualFrom(first(share) * replay as u64));
+    equal.or((average > 0.0).then_some(Averaging::Exponential(average)))
 }
 
 /// How many points are trained on, and how many of the last are held out.

@@ -189,7 +189,7 @@ fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result
         warn(format_args!("{what}; evaluating the checkpoint before it"));
     }
     let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && done < all {
+    if train.select == Select::Last && done < all && !saved.progress.stopped_early() {
         warn(format_args!("training is not finished: {done} of {all} epochs are done"));
     }
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));

@@ -11,6 +11,7 @@ use crate::run::RunFolder;
 use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary, figures};
 use crate::sweep::{Setting, Sweep, short};
+use crate::trace::Trace;
 use crate::training::split;
 use crate::{Error, INTERRUPTED, Result, checkpoint, files, suite};
 use comfy_table::{Table, presets};
@@ -110,6 +111,7 @@ fn check(sweep: &Sweep) -> Result<()> {
             if let Some(probe) = &experiment.train.probe {
                 Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
             }
+            Trace::make(experiment, dataset, Device::Cpu)?;
             for evaluation in &sweep.evaluations {
                 check_points(experiment.eval.points, dataset.test.count() as usize)?;
                 let specs = match evaluation {
@@ -262,7 +264,9 @@ impl SweepFolder {
     }
 
     fn is_trained(&self, setting: &Setting) -> Result<bool> {
-        Ok(self.epochs(setting)?.len() == setting.experiment.train.epochs)
+        let epochs = self.epochs(setting)?;
+        let stopped_early = epochs.last().is_some_and(|epoch| epoch.stopped_early);
+        Ok(stopped_early || epochs.len() == setting.experiment.train.epochs)
     }
 
     /// The evaluations that a run does not have yet, with their attacks.

@@ -3,9 +3,11 @@ use crate::cli::{TrainArguments, style};
 use crate::data::{self, Dataset};
 use crate::experiment::{Experiment, Mode, Train};
 use crate::plugin::{Attack, Model, PluginSpec, Sampler};
+use crate::progress::best_epoch;
 use crate::random::{Purpose, seed_for};
 use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
+use crate::trace::Trace;
 use crate::training::{Ending, Training, split};
 use crate::{Error, INTERRUPTED, Result, device, store};
 use serde_json::json;
@@ -30,11 +32,23 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let (update, seconds) = (training.progress().update, training.progress().seconds);
     let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
     let name = if ending == Ending::Finished { "finished" } else { "interrupted" };
+    let epochs = &training.progress().epochs;
+    let best = best_epoch(epochs).filter(|best| best.validation_accuracy.is_some());
+    let stopped_early = training.progress().stopped_early();
     reporter.event(&json!({
-        "event": name, "run": path, "update": update, "passes_per_sample": passes, "seconds": seconds
+        "event": name, "run": path, "update": update, "passes_per_sample": passes, "seconds": seconds,
+        "epochs": epochs.len(), "best_epoch": best.map(|best| best.epoch), "stopped_early": stopped_early
     }));
     match ending {
         Ending::Finished => {
+            if let Some(best) = best.filter(|_| stopped_early) {
+                reporter.note(&format!(
+                    "stopped early after epoch {}: none has scored better since epoch {} with {:.2} %",
+                    epochs.len(),
+                    best.epoch,
+                    100.0 * best.score()
+                ));
+            }
             reporter.note(&format!(
                 "trained: {passes} passes per sample in {seconds:.1} s; evaluate with `host eval {path}`"
             ));
@@ -91,8 +105,13 @@ fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Resul
     }
     set_threads(experiment.train.threads)?;
     experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
-    if let (Some(spec), Some(recorded)) = (&mut experiment.train.probe, &record.plugins.probe) {
-        *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+    for (spec, recorded) in [
+        (&mut experiment.train.probe, &record.plugins.probe),
+        (&mut experiment.train.trace, &record.plugins.trace),
+    ] {
+        if let (Some(spec), Some(recorded)) = (spec, recorded) {
+            *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+        }
     }
     if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
         *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
@@ -121,12 +140,14 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
     }
+    let trace = Trace::make(experiment, dataset, device)?;
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
         probe: probe.as_ref().map(|probe| probe.record.clone()),
+        trace: trace.as_ref().map(|trace| trace.attack.record.clone()),
     };
-    Ok((Training::new(experiment.clone(), model, sampler, probe, dataset, device)?, plugins))
+    Ok((Training::new(experiment.clone(), model, sampler, probe, trace, dataset, device)?, plugins))
 }
 
 /// A sampler that suits the training mode.

@@ -2,7 +2,7 @@
 
 use super::axis::text;
 use super::{SEED, Sweep, short};
-use crate::progress::EpochMetrics;
+use crate::progress::{self, EpochMetrics};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -89,10 +89,7 @@ const OF_TRAINING: [&str; 6] =
 pub fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[Evaluated]) -> Figures {
     let mut figures = Figures::new();
     if let Some(last) = epochs.last() {
-        // The first of equals, as training keeps it.
-        let best =
-            epochs.iter().reduce(|best, epoch| if epoch.score() > best.score() { epoch } else { best });
-        let evaluated = best.filter(|_| best_epoch).unwrap_or(last);
+        let evaluated = progress::best_epoch(epochs).filter(|_| best_epoch).unwrap_or(last);
         let (last, evaluated) = (json!(last), json!(evaluated));
         let of_training = OF_TRAINING.into_iter().filter_map(|name| {
             let epoch = if [PASSES, SECONDS].contains(&name) { &last } else { &evaluated };

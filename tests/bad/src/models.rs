@@ -1,7 +1,7 @@
-//! Models: a linear one, and two bad ones built on it.
+//! Models: a linear one, one with batch normalisation, and two bad ones built on it.
 
 use plugin_api::tch::Tensor;
-use plugin_api::tch::nn::{self, Module};
+use plugin_api::tch::nn::{self, Module, ModuleT};
 use plugin_api::{Model, NoOptions, Result, Task, export_model};
 use std::cell::Cell;
 
@@ -22,6 +22,28 @@ impl Model for Linear {
 
     fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
         Ok(self.layer.forward(&images.flatten(1, -1)))
+    }
+}
+
+export_model!("normalised", Normalised);
+
+/// Good: the linear one, and batch normalisation of its logits.
+struct Normalised {
+    linear: Linear,
+    normalisation: nn::BatchNorm,
+}
+
+impl Model for Normalised {
+    type Options = NoOptions;
+
+    fn new(options: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let normalisation = nn::batch_norm1d(path / "normalisation", task.classes, Default::default());
+        Ok(Self { linear: Linear::new(options, task, path)?, normalisation })
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let logits = self.linear.forward(images, train)?;
+        Ok(self.normalisation.forward_t(&logits, train))
     }
 }
 

@@ -357,8 +357,26 @@ impl Run {
 
     /// The lines of `metrics.jsonl`.
     pub fn metrics(&self) -> Vec<Value> {
-        let lines = fs::read_to_string(self.folder.join("metrics.jsonl")).expect("metrics.jsonl");
-        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        self.json_lines("metrics.jsonl").expect("metrics.jsonl")
+    }
+
+    /// The lines of `trace.jsonl`; none if there is no such file.
+    pub fn trace(&self) -> Option<Vec<Value>> {
+        self.json_lines("trace.jsonl")
+    }
+
+    /// The events in each event file for TensorBoard, in the order of their names.
+    pub fn event_files(&self) -> Vec<Vec<Vec<u8>>> {
+        let entries = fs::read_dir(&self.folder).expect("a folder").flatten().map(|entry| entry.path());
+        let mut files: Vec<_> =
+            entries.filter(|path| path.to_string_lossy().contains("/events.out.tfevents.")).collect();
+        files.sort();
+        files.iter().map(|path| records(&fs::read(path).expect("readable"))).collect()
+    }
+
+    fn json_lines(&self, file: &str) -> Option<Vec<Value>> {
+        let lines = fs::read_to_string(self.folder.join(file)).ok()?;
+        Some(lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect())
     }
 
     /// Folders of the checkpoints, by the number of their update.
@@ -381,18 +399,7 @@ impl Run {
 
     /// The tensors (f32) in a file of the newest checkpoint.
     pub fn tensors(&self, file: &str) -> Tensors {
-        let bytes = fs::read(self.newest(file)).expect("readable");
-        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
-        let values = |bytes: &[u8]| {
-            let (words, rest) = bytes.as_chunks::<4>();
-            assert!(rest.is_empty());
-            words.iter().map(|word| f32::from_le_bytes(*word)).collect()
-        };
-        let tensors = tensors.iter().map(|(name, view)| {
-            assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
-            (name.to_owned(), (view.shape().to_vec(), values(view.data())))
-        });
-        tensors.collect()
+        read_tensors(&self.newest(file))
     }
 
     /// The weights of the newest checkpoint.
@@ -411,13 +418,42 @@ impl Run {
             let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(&file)).ok());
             assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
         }
-        let timeless = |run: &Self| {
-            let mut lines = run.metrics();
+        let timeless = |mut lines: Vec<Value>| {
             lines.iter_mut().for_each(|line| line["seconds"] = Value::Null);
             lines
         };
-        assert_eq!(timeless(self), timeless(other));
+        assert_eq!(timeless(self.metrics()), timeless(other.metrics()));
+        assert_eq!(self.trace().map(timeless), other.trace().map(timeless));
     }
+}
+
+/// The contents of the records in a file: each between its length, of eight bytes, and
+/// checksums of four.
+fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<8>() {
+        let end = 4 + u64::from_le_bytes(*length) as usize;
+        records.push(rest[4..end].to_vec());
+        bytes = &rest[end + 4..];
+    }
+    assert!(bytes.is_empty(), "whole records");
+    records
+}
+
+/// The tensors (f32) in a file.
+pub fn read_tensors(path: &Path) -> Tensors {
+    let bytes = fs::read(path).expect("readable");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let values = |bytes: &[u8]| {
+        let (words, rest) = bytes.as_chunks::<4>();
+        assert!(rest.is_empty());
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    };
+    let tensors = tensors.iter().map(|(name, view)| {
+        assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+        (name.to_owned(), (view.shape().to_vec(), values(view.data())))
+    });
+    tensors.collect()
 }
 
 fn json_file(path: &Path) -> Value {

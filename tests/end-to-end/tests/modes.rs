@@ -1,7 +1,7 @@
 //! How the training loop shares passes between weights and particles, and where chains begin.
 
 use crate::data::write_digits;
-use crate::harness::{Place, Tensors};
+use crate::harness::{Place, Tensors, read_tensors};
 use std::fs;
 
 const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epsilon 0.1";
@@ -218,13 +218,7 @@ fn an_average_of_the_weights_is_evaluated_in_their_place() {
     let (average, weights) = (run.tensors("average.safetensors"), run.weights());
     // After the steps t = 0, 1, ..., the average keeps min(0.5, (1 + t) / (10 + t)) of itself.
     // The last two checkpoints are there: the last step can be worked out by hand.
-    let checkpoints = run.checkpoints();
-    let before = checkpoints[&4].join("average.safetensors");
-    let last = run.newest("average.safetensors");
-    let newest = fs::read(&last).expect("readable");
-    fs::copy(&before, &last).expect("copied");
-    let before = run.tensors("average.safetensors");
-    fs::write(&last, newest).expect("written");
+    let before = read_tensors(&run.checkpoints()[&4].join("average.safetensors"));
     let keep = 5.0 / 14.0;
     for (name, (_, values)) in &average {
         for ((got, before), weight) in values.iter().zip(&before[name].1).zip(&weights[name].1) {
@@ -244,6 +238,56 @@ fn an_average_of_the_weights_is_evaluated_in_their_place() {
     saved["files"].as_object_mut().expect("files").remove("average.safetensors");
     fs::write(&progress, saved.to_string()).expect("written");
     assert_ne!(loss_rise(&place), expected);
+}
+
+#[test]
+fn weights_are_averaged_equally_from_a_share_of_the_run_on() {
+    let place = Place::with_digits(8, 100);
+    let flags = "--sampler none --model bad_plugins.so,plugin=linear --epochs 1 --checkpoint-every 1";
+    // Five updates; the last two checkpoints are there.
+    for (share, first) in [("0.6", 3), ("0.99", 4)] {
+        place.host(&format!("{TRAIN} {flags} --swa-from {share} --out run{first}")).succeeds();
+        let run = place.run(&format!("run{first}"));
+        let weights =
+            [4, 5].map(|update| read_tensors(&run.checkpoints()[&update].join("weights.safetensors")));
+        assert_eq!(run.checkpoints()[&4].join("average.safetensors").exists(), first == 3);
+        for (name, (_, values)) in run.tensors("average.safetensors") {
+            for (position, got) in values.iter().enumerate() {
+                let [fourth, fifth] = [0, 1].map(|number: usize| weights[number][&name].1[position]);
+                let expected = if first == 3 { (fourth + fifth) / 2.0 } else { fifth };
+                assert!((got - expected).abs() < 1e-7, "{name}: {got}, by hand {expected}");
+            }
+        }
+        assert!(run.metrics()[0].get("statistics_passes").is_none(), "there are no statistics");
+    }
+}
+
+#[test]
+fn equally_averaged_weights_have_statistics_of_their_own() {
+    let place = Place::with_digits(8, 60);
+    // One update an epoch, of all points: their statistics can be worked out.
+    let flags = "--sampler none --model bad_plugins.so,plugin=normalised --epochs 3 --learning-rate 0.5";
+    let command = format!("{TRAIN} {flags} --swa-from 0 --out run").replace("--batch 20", "--batch 60");
+    place.host(&command).succeeds();
+    let run = place.run("run");
+    assert_eq!(run.metrics()[2]["statistics_passes"], 30.0, "a forward of 60 points");
+    let (average, weights) = (run.tensors("average.safetensors"), run.weights());
+    let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
+    let mut mean = [0.0; 64];
+    for (position, pixel) in images[16..].iter().enumerate() {
+        mean[position % 64] += f64::from(*pixel) / 255.0 / 60.0;
+    }
+    for class in 0..10 {
+        let row = &average["linear.weight"].1[64 * class..64 * (class + 1)];
+        let product: f64 = row.iter().zip(mean).map(|(weight, pixel)| f64::from(*weight) * pixel).sum();
+        let seen = product + f64::from(average["linear.bias"].1[class]);
+        let [got, own] =
+            [&average, &weights].map(|tensors| f64::from(tensors["normalisation.running_mean"].1[class]));
+        // Momentum 0.1, beginning at the weights' own.
+        let expected = 0.9 * own + 0.1 * seen;
+        assert!((got - expected).abs() < 1e-5, "class {class}: {got}, by hand {expected}");
+        assert!((got - own).abs() > 1e-4, "class {class}: not the weights' own");
+    }
 }
 
 #[test]
@@ -273,6 +317,11 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &format!("{TRAIN} --average 1"),
         &["train.average: expected a share from 0 to below 1, got 1"],
     );
+    place.refuses(
+        &format!("{TRAIN} --swa-from 1"),
+        &["train.swa_from: expected a share of the run from 0 to below 1, got 1"],
+    );
+    place.refuses(&format!("{TRAIN} --swa-from 0.5 --average 0.9"), &["train.swa_from and train.average"]);
     place.refuses(
         &format!("{TRAIN} --warmup-epsilon 9"),
         &["train.warmup_epsilon: expected a number from 0 to train.epochs, got 9"],

@@ -97,6 +97,16 @@ fn after_a_kill_with_trades_and_dropout() {
 }
 
 #[test]
+fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
+    goes_on_after_a_kill(
+        8,
+        "--model bad_plugins.so,plugin=normalised --mode fused --replay 2 --swa-from 0.35 --schedule step \
+         --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5 \
+         --tensorboard",
+    );
+}
+
+#[test]
 fn after_a_kill_with_a_sampler_that_judges() {
     goes_on_after_a_kill(
         8,
@@ -169,6 +179,41 @@ fn finished(place: &Place) -> Run {
     let plugins = "--model ./bad_plugins.so,plugin=linear --sampler ./langevin.so";
     place.host(&format!("train --data digits --threads 1 {plugins} --epochs 1 --out run")).succeeds();
     place.run("run")
+}
+
+#[test]
+fn with_event_files_that_take_back_what_was_not_kept() {
+    let place = place(8);
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --tensorboard";
+    let whole = uninterrupted(&place, flags);
+    let run = stop(&place, flags, SIGKILL);
+    let update = run.newest_update().expect("a checkpoint");
+    place.host("train --resume run").ended_with(0);
+    run.assert_same_as(&whole);
+    let [before, after] = run.event_files().try_into().expect("a file each");
+    // A session that starts (field 7, status 1) at the update that the run went on from.
+    let start = |update: u64| [0x10, update as u8, 0x3a, 2, 8, 1];
+    assert!(
+        before[1].ends_with(&[0x3a, 2, 8, 1]) && after[1].ends_with(&start(update)),
+        "{update}: {after:?}"
+    );
+    let curve: Vec<_> =
+        [&before, &after].into_iter().flatten().filter(|event| shows(event, "train_loss")).collect();
+    assert_eq!(curve.len(), 3, "an epoch each");
+    let [again] = whole.event_files().try_into().expect("one file");
+    let losses: Vec<_> = again.iter().filter(|event| shows(event, "train_loss")).collect();
+    for ((event, again), epoch) in curve.into_iter().zip(losses).zip(run.metrics()) {
+        let loss = (epoch["train_loss"].as_f64().expect("a number") as f32).to_le_bytes();
+        // A tag is followed by its value: field 2, four bytes.
+        let written = [b"train_loss\x15", loss.as_slice()].concat();
+        for event in [event, again] {
+            assert!(event.windows(written.len()).any(|window| window == written), "{loss:?} in {event:?}");
+        }
+    }
+}
+
+fn shows(event: &[u8], tag: &str) -> bool {
+    event.windows(tag.len()).any(|window| window == tag.as_bytes())
 }
 
 #[test]

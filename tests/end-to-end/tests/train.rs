@@ -251,3 +251,118 @@ fn a_tree_of_images_is_a_data_set() {
         .expect("renamed");
     place.refuses("eval run --attack fgsm.so", &["data file test has changed since the run began"]);
 }
+
+#[test]
+fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
+    let place = Place::with_digits(9, 60);
+    let trace = "--trace pgd.so,steps=2 --trace-points 50 --trace-at 0.5,2,3,4,9 --json";
+    for (number, model) in
+        ["cnn.so,arch=A --average 0.5", "bad_plugins.so,plugin=normalised --swa-from 0.3"].iter().enumerate()
+    {
+        let train = |more: &str, out: &str| {
+            let flags = format!("--model {model} --sampler langevin.so --epsilon 0.1 --epochs 2 {more}");
+            let lines = place.host(&format!("{TRAIN} {flags} --out {out}")).succeeds();
+            (place.run(out), lines)
+        };
+        let (plain, _) = train("", &format!("plain{number}"));
+        assert!(plain.trace().is_none());
+        let out = format!("traced{number}");
+        let (traced, outcome) = train(trace, &out);
+        let events = outcome.json_lines().into_iter().filter(|line| line["event"] == "trace").count();
+        let points = traced.trace().expect("a trace");
+        assert_eq!((points.len(), events), (4, 4));
+        // Three updates an epoch, of two passes each.
+        for (point, updates) in points.iter().zip([1.0, 3.0, 5.0, 6.0]) {
+            assert_eq!(
+                (&point["updates"], &point["optimizer_steps"]),
+                (&json!(updates as u64), &json!(updates as u64))
+            );
+            let passes = point["passes_per_sample"].as_f64().expect("a number");
+            assert!((passes - updates * 2.0 / 3.0).abs() < 1e-12, "{point}");
+            assert_eq!((&point["attack"], &point["points"]), (&json!("pgd.so,steps=2"), &json!(50)));
+        }
+        let evaluation = place
+            .host(&format!("eval {out} --attack pgd.so,steps=2 --points 50 --json"))
+            .ended_with(0)
+            .json();
+        assert_eq!(points[3]["clean_accuracy"], evaluation["clean"]);
+        assert_eq!(points[3]["attack_accuracy"], evaluation["attacks"][0]["robust"]);
+
+        fs::remove_file(place.path(&format!("{out}/trace.jsonl"))).expect("removed");
+        traced.assert_same_as(&plain);
+    }
+}
+
+#[test]
+fn a_trace_goes_from_the_first_update_to_the_end_unless_told_otherwise() {
+    let place = Place::with_digits(8, 60);
+    let flags = "--model bad_plugins.so,plugin=linear --epsilon 0.1 --epochs 2 --mode fused --replay 3";
+    place.host(&format!("{TRAIN} {flags} --trace fgsm.so --out run")).succeeds();
+    let points = place.run("run").trace().expect("a trace");
+    // A pass an update: 1, 2, 5 and the end, on all 100 test points, since there are no 1,000.
+    let numbers: Vec<_> = points
+        .iter()
+        .map(|point| ["updates", "optimizer_steps", "points"].map(|name| point[name].as_u64()))
+        .map(|numbers| numbers.map(Option::unwrap_or_default))
+        .collect();
+    assert_eq!(numbers, [[1, 3, 100], [2, 6, 100], [5, 15, 100], [6, 18, 100]]);
+}
+
+#[test]
+fn a_run_ends_early_when_no_epoch_scores_better() {
+    let place = Place::with_digits(8, 100);
+    // A learning rate that changes nothing: the first epoch stays the best.
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 9 --learning-rate 1e-9";
+    let selection = "--validation-points 40 --probe fgsm.so --epsilon 0.05 --select best --patience 2";
+    let command = format!("{TRAIN} {flags} {selection}");
+    let lines = place.host(&format!("{command} --out run --json")).succeeds().json_lines();
+    let finished = lines.last().expect("lines");
+    assert_eq!(finished["event"], "finished");
+    assert_eq!(finished["stopped_early"], true);
+    assert_eq!((&finished["epochs"], &finished["best_epoch"]), (&json!(3), &json!(1)));
+    let run = place.run("run");
+    let metrics = run.metrics();
+    assert_eq!(metrics.len(), 3);
+    assert!(metrics[1].get("stopped_early").is_none() && metrics[2]["stopped_early"] == true);
+
+    let before = place.contents();
+    let words = place.host("train --resume run").succeeds().words();
+    assert!(words.contains("stopped early after epoch 3: none has scored better since epoch 1"), "{words}");
+    assert!(place.contents() == before, "nothing is done again");
+    let table = place.host("eval run --attack fgsm.so").succeeds().words();
+    assert!(table.contains("trained for 1 epochs"), "{table}");
+
+    // The last epoch's weights are evaluated without a word about an unfinished run; and a run
+    // whose patience and epochs end together is not early.
+    let command = command.replace("--select best", "");
+    place.host(&format!("{command} --out last")).ended_with(0);
+    let table = place.host("eval last --attack fgsm.so").succeeds().words();
+    assert!(table.contains("trained for 3 epochs"), "{table}");
+    let whole = command.replace("--epochs 9", "--epochs 3");
+    place.host(&format!("{whole} --out whole")).ended_with(0);
+    assert!(place.run("whole").metrics()[2].get("stopped_early").is_none());
+}
+
+#[test]
+fn the_learning_rate_follows_its_schedule() {
+    let place = Place::with_digits(8, 60);
+    // Three updates in each of four epochs; the metrics have the rate of each epoch's last.
+    for (schedule, expected) in [
+        ("step", [0.4, 0.4, 0.04, 0.004]),
+        ("step --milestones 0.25,0.5 --step-factor 0.5", [0.4, 0.2, 0.1, 0.1]),
+        // Shares 3, 6, 9 and 12 of 13: up to the peak at 0.5, then down.
+        (
+            "one-cycle --peak-at 0.5",
+            [0.4 * 6.0 / 13.0, 0.4 * 12.0 / 13.0, 0.4 * 8.0 / 13.0, 0.4 * 2.0 / 13.0],
+        ),
+    ] {
+        let out = format!("run{}", schedule.len());
+        let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 4 --learning-rate 0.4";
+        place.host(&format!("{TRAIN} {flags} --schedule {schedule} --out {out}")).succeeds();
+        let metrics = place.run(&out).metrics();
+        for (line, expected) in metrics.iter().zip(expected) {
+            let got = line["learning_rate"].as_f64().expect("a number");
+            assert!((got - expected).abs() < 1e-12, "{schedule}: got {got}, expected {expected}");
+        }
+    }
+}

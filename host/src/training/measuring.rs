@@ -1,0 +1,202 @@
+//! What a run measures on the way, without disturbing what comes after.
+
+use super::{Training, named_clones};
+use crate::Result;
+use crate::augmentation::Transformation;
+use crate::average::Average;
+use crate::checkpoint;
+use crate::evaluation::{Evaluation, Evaluator, Order};
+use crate::experiment::{Select, Train};
+use crate::plugin::Attack;
+use crate::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
+use crate::random::{Draws, Purpose, permutation, seed_for};
+use crate::report::{Reporter, Style};
+use crate::run::RunFolder;
+use crate::store::Examples;
+use crate::tensorboard::EventFile;
+use crate::trace::Trace;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tch::Tensor;
+
+/// Minibatches from which averaged weights take the statistics of batch normalisation. With the
+/// usual momentum of 0.1, all but 0.003 % of a running statistic comes from them.
+const STATISTICS_BATCHES: usize = 100;
+
+impl Training {
+    /// The averaged weights, if there are any yet: they are evaluated in the weights' place.
+    pub(super) fn averaged(&self) -> Option<&Average> {
+        self.average.as_ref().filter(|average| average.has_begun())
+    }
+
+    /// Gives averaged weights the statistics of batch normalisation that are theirs, where these
+    /// are not averaged too: of some minibatches of training particles, where visits begin.
+    /// They depend on the state of training alone, not on when they were last renewed.
+    pub(super) fn renew_statistics(&mut self) -> Result<()> {
+        let Some(mut average) = self.average.take_if(|average| average.has_stale_buffers(&self.model)) else {
+            return Ok(());
+        };
+        let renewed = average.renew_buffers(&self.model, || self.show_particles());
+        self.average = Some(average);
+        renewed
+    }
+
+    fn show_particles(&self) -> Result<()> {
+        let Train { seed, batch, particles, precision, .. } = self.experiment.train;
+        let update = self.progress.update;
+        let order = permutation(seed, Purpose::Statistics, update, self.examples.len());
+        for (number, points) in order.chunks(batch).take(STATISTICS_BATCHES).enumerate() {
+            let indices = Tensor::from_slice(points).to_device(self.device);
+            let (points, natural, labels) = self.minibatch(points, &indices);
+            let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
+            let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
+            let seen = transformation.apply(&natural);
+            let stored = self.store.as_ref().map(|store| store.load(&indices, &natural));
+            let begun = stored.map(|stored| transformation.carry(&stored));
+            let visit = self.begin_visit(begun, &seen, &labels, &points, &draws)?;
+            tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
+            drop(self.model.forward_in(precision, &visit.particles, true)?);
+        }
+        Ok(())
+    }
+
+    /// Passes that renewing the statistics takes, all points together: forwards alone, half a
+    /// pass each. None if there is nothing to renew.
+    pub(super) fn statistics_passes(&self) -> Option<f64> {
+        let Train { batch, particles, .. } = self.experiment.train;
+        let forwards = self.examples.len().min(STATISTICS_BATCHES * batch) * particles;
+        let stale = self.average.as_ref().is_some_and(|average| average.has_stale_buffers(&self.model));
+        stale.then_some(forwards as f64 / 2.0)
+    }
+
+    /// What the weights that are evaluated (averaged ones if there are any) make of examples.
+    fn evaluate(
+        &self,
+        attacks: &[Attack],
+        (examples, points): (&Examples, Option<usize>),
+        purpose: Purpose,
+    ) -> Result<Evaluation> {
+        let evaluator = Evaluator {
+            model: &self.model,
+            source: &self.model,
+            order: Order::Separate,
+            stop: &AtomicBool::new(false),
+            examples,
+            purpose,
+            threat: self.experiment.threat,
+            restarts: 1,
+            batch: self.experiment.eval.batch,
+            seed: self.experiment.train.seed,
+            device: self.device,
+            style: Style::Json,
+        };
+        let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
+        let (evaluation, failure) = match self.averaged() {
+            Some(average) => average.in_place_of(&self.model, work)?,
+            None => work()?,
+        };
+        failure.map_or(Ok(evaluation), Err)
+    }
+
+    /// Takes over what is to be traced, and sees after which updates.
+    pub(super) fn plan_trace(&mut self, trace: Option<Trace>) -> Result<()> {
+        let Some(mut trace) = trace else { return Ok(()) };
+        let at = self.experiment.train.trace_at.as_deref();
+        trace.plan(at, self.schedule.updates, |updates| self.passes_per_sample(updates))?;
+        self.trace = Some(trace);
+        Ok(())
+    }
+
+    pub(super) fn trace_is_due(&self) -> bool {
+        let due = |trace: &Trace| trace.updates.binary_search(&self.progress.update).is_ok();
+        self.trace.as_ref().is_some_and(due)
+    }
+
+    /// Adds the present weights to the trace. The random numbers are those of `host eval`; the
+    /// clock stands still meanwhile.
+    pub(super) fn add_to_trace(&mut self, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+        // What is still to come from the device belongs to training's time.
+        self.watch.read()?;
+        self.stop_clock();
+        self.renew_statistics()?;
+        let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(()) };
+        let found =
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack)?;
+        let point = TracePoint {
+            updates: self.progress.update,
+            optimizer_steps: self.optimizer.steps(),
+            passes_per_sample: self.passes_per_sample(self.progress.update),
+            seconds: self.progress.seconds,
+            clean_accuracy: found.clean,
+            attack_accuracy: found.worst_case,
+            attack: attack.record.spec.clone(),
+            points: found.points,
+        };
+        reporter.trace(&point);
+        self.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
+        self.progress.trace.push(point);
+        self.write_trace(folder)?;
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Rewrites `trace.jsonl`: a resumed run may go back behind points that were written.
+    pub(super) fn write_trace(&self, folder: &RunFolder) -> Result<()> {
+        match self.trace {
+            Some(_) => folder.write_trace(&self.progress.trace),
+            None => Ok(()),
+        }
+    }
+
+    /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
+    /// they are to be selected, and ends the run if no epoch has scored better for as long as
+    /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, and is
+    /// told the score. Says whether there was anything to score.
+    pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<bool> {
+        let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
+        let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
+        else {
+            return Ok(false);
+        };
+        let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe)?;
+        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(false) };
+        last.validation_accuracy = Some(validation.clean);
+        if let Some(probe) = validation.attacks.first() {
+            last.probe_accuracy = Some(probe.robust);
+            last.probe_passes = Some(probe.cost.passes());
+        }
+        let Train { epochs, patience, select, .. } = self.experiment.train;
+        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
+        if select == Select::Best && last.score() > best_before {
+            let weights = self.averaged().map_or_else(|| named_clones(self.model.state()), Average::state);
+            let weights = [("weights".to_owned(), weights)].into();
+            checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
+        }
+        let best = best_epoch(&self.progress.epochs).map_or(0, |best| best.epoch);
+        if let Some(last) = self.progress.epochs.last_mut() {
+            let without_a_better = last.epoch - best;
+            last.stopped_early =
+                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+        }
+        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
+        Ok(true)
+    }
+
+    /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this
+    /// update: the sitting before may not have got to write it.
+    pub(super) fn begin_events(&mut self, folder: &RunFolder) -> Result<()> {
+        if !self.experiment.train.tensorboard {
+            return Ok(());
+        }
+        let Progress { update, ref epochs, ref trace, .. } = self.progress;
+        let mut events = EventFile::new(folder.path(), update);
+        if let Some(point) = trace.last().filter(|point| point.updates == update) {
+            events.trace(point)?;
+        }
+        if let Some(metrics) = epochs.last().filter(|epoch| epoch.updates == update) {
+            events.epoch(metrics)?;
+        }
+        self.events = Some(events);
+        Ok(())
+    }
+}
