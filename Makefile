@@ -14,7 +14,7 @@ help:
 	@echo "make check   formatting and lints"
 	@echo "make bench   benchmarks of the hot pieces"
 	@echo "make parity  attacks beside the authors' code: verdicts (an hour or more; POINTS=100 SEEDS=2 for less)"
-	@echo "make peers   speed beside PyTorch, the authors' AutoAttack, torchattacks and ART"
+	@echo "make peers   speed beside PyTorch, the authors' AutoAttack, torchattacks and ART; growth with n and K"
 	@echo "make setup   fetch libtorch (skipped if LIBTORCH or LIBTORCH_USE_PYTORCH is set)"
 
 setup: $(if $(LIBTORCH)$(LIBTORCH_USE_PYTORCH),,$(libtorch))
@@ -43,7 +43,8 @@ test: setup
 	cargo test --workspace
 
 bench: setup
-	cargo bench -p host
+	cargo build --release
+	cargo bench -p host --bench hot
 
 # Everything below compares with other people's code, in an environment of its own.
 $(python):
@@ -71,6 +72,7 @@ parity: classifiers $(python)
 
 peers: classifiers $(python)
 	$(python) tests/peers/training.py --out docs/peers-training.md
+	$(python) tests/peers/scaling.py --out docs/peers-scaling.md
 	$(python) tests/parity/speed.py runs/demo runs/weak-b --points 200 --out docs/peers-autoattack.md
 
 check: setup

@@ -11,10 +11,10 @@ fn main() {
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(libtorch.join("include"))
         .warnings(false)
-        .file("src/autocast.cpp")
-        .compile("autocast");
+        .file("src/libtorch.cpp")
+        .compile("host_libtorch");
     println!("cargo:rustc-env=HOST_LIBTORCH={}", libtorch.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{library_folder}");
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=src/autocast.cpp");
+    println!("cargo:rerun-if-changed=src/libtorch.cpp");
 }

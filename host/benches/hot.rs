@@ -1,13 +1,16 @@
 //! The hot pieces: a sampler step through the boundary and called directly, projection, the
-//! particle store, an update in every mode and precision.
+//! particle store, what else an update does beside its passes, an update in every mode and
+//! precision.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use host::data::{Dataset, Split};
 use host::device::keep_freed_memory;
 use host::experiment::{Experiment, Mode};
+use host::optimizer::{Algorithm, Optimizer, Settings};
 use host::plugin::library::open_sampler;
 use host::plugin::{Model, PluginSpec, Sampler, parse};
 use host::precision::Precision;
+use host::random::{Draws, Purpose};
 use host::store::{Examples, Format, ParticleStore};
 use host::training::Training;
 use langevin::{Langevin, Options};
@@ -53,15 +56,16 @@ fn dataset() -> Dataset {
     }
 }
 
-fn sampler_step(criterion: &mut Criterion) {
+/// Of a whole batch, and of one particle, where the boundary weighs most.
+fn sampler_step(criterion: &mut Criterion, particles: i64) {
     let _guard = plugin_api::tch::no_grad_guard();
-    let (natural, gradient) = (images(BATCH), images(BATCH) - 0.5);
+    let (natural, gradient) = (images(particles), images(particles) - 0.5);
     let (labels, loss) = (
-        Tensor::zeros([BATCH], (Kind::Int64, Device::Cpu)),
-        Tensor::zeros([BATCH], (Kind::Float, Device::Cpu)),
+        Tensor::zeros([particles], (Kind::Int64, Device::Cpu)),
+        Tensor::zeros([particles], (Kind::Float, Device::Cpu)),
     );
-    let points: Vec<i64> = (0..BATCH).collect();
-    let random = Drawn(images(BATCH).randn_like());
+    let points: Vec<i64> = (0..particles).collect();
+    let random = Drawn(images(particles).randn_like());
     let step = || Step {
         natural: &natural,
         labels: &labels,
@@ -76,7 +80,7 @@ fn sampler_step(criterion: &mut Criterion) {
         threat: ThreatModel::default(),
         random: Random::new(&random),
     };
-    let mut group = criterion.benchmark_group("langevin step");
+    let mut group = criterion.benchmark_group(format!("langevin step of {particles}"));
     let direct = Langevin::new(Options::default()).expect("default options");
     group.bench_function("called directly", |bench| bench.iter(|| direct.step(&step()).expect("a step")));
     let loaded = open_sampler(&plugin("liblangevin.so")).expect("built").plugin.create("{}").expect("made");
@@ -102,6 +106,47 @@ fn store(criterion: &mut Criterion) {
     let stored = store.load(&indices, &natural);
     criterion
         .bench_function("particles save", |bench| bench.iter(|| store.save(&indices, &natural, &stored)));
+}
+
+/// What an update of architecture B does beside its passes, and the optimisers on A's weights too.
+fn beside_the_passes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("beside the passes");
+    let split = Split {
+        images: Tensor::randint(256, [60_000, 1, 28, 28], (Kind::Uint8, Device::Cpu)),
+        labels: Tensor::zeros([60_000], (Kind::Int64, Device::Cpu)),
+    };
+    let examples = Examples::new(&split, 0, 60_000, Device::Cpu).expect("room");
+    let indices = Tensor::randperm(60_000, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
+    group.bench_function("batch of 60,000 points", |bench| bench.iter(|| examples.batch(&indices)));
+    let points: Vec<i64> = (0..BATCH).collect();
+    let like = images(BATCH);
+    let mut update = 0;
+    group.bench_function("noise", |bench| {
+        bench.iter(|| {
+            update += 1;
+            let draws = Draws::new(0, Purpose::Training, update, &points, 1);
+            draws.draw(Distribution::Normal, &like).expect("numbers")
+        });
+    });
+    for arch in ["A", "B"] {
+        let model =
+            Model::build(&plugin(&format!("libcnn.so,arch={arch}")), dataset().task(), Device::Cpu, 0)
+                .expect("built");
+        let trainable = model.trainable();
+        let gradients: Vec<_> = trainable.iter().map(|(_, weights)| weights.detach().ones_like()).collect();
+        for (name, algorithm, momentum) in [
+            ("sgd", Algorithm::Sgd, 0.0),
+            ("sgd with momentum", Algorithm::Sgd, 0.9),
+            ("adam", Algorithm::Adam, 0.0),
+        ] {
+            let settings = Settings { algorithm, momentum, weight_decay: 0.0 };
+            let mut optimizer = Optimizer::new(settings, &trainable);
+            group.bench_function(format!("{name}, {arch}"), |bench| {
+                bench.iter(|| optimizer.step(&gradients, 1e-9));
+            });
+        }
+    }
+    group.finish();
 }
 
 fn update(criterion: &mut Criterion) {
@@ -133,9 +178,11 @@ fn update(criterion: &mut Criterion) {
 
 fn all(criterion: &mut Criterion) {
     keep_freed_memory();
-    sampler_step(criterion);
+    sampler_step(criterion, BATCH);
+    sampler_step(criterion, 1);
     project(criterion);
     store(criterion);
+    beside_the_passes(criterion);
     update(criterion);
 }
 

@@ -122,8 +122,7 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
         let file_name = format!("{group}.safetensors");
         let path = partial.join(&file_name);
         tensors::write(&path, tensors)?;
-        let bytes = files::read(&path)?;
-        digests.insert(file_name, (bytes.len() as u64, files::sha256(&bytes)));
+        digests.insert(file_name, files::size_and_sha256(&path)?);
     }
     let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests })
         .map_err(|why| refused(partial, &why))?;
@@ -172,11 +171,10 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
         if !wanted.contains(&group) {
             continue;
         }
-        let bytes = files::read(&file)?;
-        if files::sha256(&bytes) != *digest {
+        if files::size_and_sha256(&file)?.1 != *digest {
             return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
         }
-        let tensors = tensors::from_bytes(&bytes).map_err(|why| damaged(why.to_string()))?;
+        let tensors = tensors::read(&file).map_err(|why| damaged(why.to_string()))?;
         groups.insert(group.to_owned(), tensors);
     }
     Ok((saved.progress, groups))

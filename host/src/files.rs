@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -53,6 +53,30 @@ pub fn lock(path: &Path) -> Result<Option<File>> {
 /// If it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|why| Error::file("read", path, why))
+}
+
+/// Length and SHA-256 (in hexadecimal) of a file, which need not fit into memory.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn size_and_sha256(path: &Path) -> Result<(u64, String)> {
+    const BYTES_AT_A_TIME: usize = 1 << 20;
+    let (mut digest, mut size) = (Sha256::new(), 0);
+    let mut read = || -> io::Result<()> {
+        let mut file = File::open(path)?;
+        let mut some = vec![0; BYTES_AT_A_TIME];
+        loop {
+            match file.read(&mut some)? {
+                0 => return Ok(()),
+                count => {
+                    digest.update(&some[..count]);
+                    size += count as u64;
+                }
+            }
+        }
+    };
+    read().map_err(|why| Error::file("read", path, why))?;
+    Ok((size, hexadecimal(&digest.finalize())))
 }
 
 /// SHA-256 of some bytes, in hexadecimal.

@@ -108,9 +108,7 @@ impl Journal {
         parts.sort();
         let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
         for part in &parts {
-            let tensors = tensors::from_bytes(&files::read(part)?)
-                .map_err(|why| Error::file("understand", part, why).on_the_way())?;
-            for (name, tensor) in tensors {
+            for (name, tensor) in tensors::read(part).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
             }
         }

@@ -72,6 +72,9 @@ pub enum Format {
     U8,
 }
 
+/// The store is filled bit by bit, so that it is in memory once.
+const POINTS_AT_A_TIME: i64 = 1000;
+
 /// Steps from the natural example to the surface of the ball in [`Format::U8`].
 const STEPS: f64 = 127.0;
 
@@ -128,9 +131,10 @@ impl ParticleStore {
         }
         match format {
             Format::F32 => {
-                let natural =
-                    examples.images.f_to_kind(Kind::Float)?.f_divide_scalar_(255.0)?.f_unsqueeze(1)?;
-                tensors[0].f_copy_(&natural)?;
+                let some = |tensor: &Tensor| tensor.f_split(POINTS_AT_A_TIME, 0);
+                for (mut particles, images) in some(&tensors[0])?.into_iter().zip(some(&examples.images)?) {
+                    particles.f_copy_(&scaled(&images).f_unsqueeze(1)?)?;
+                }
             }
             Format::F16 => {}
             Format::U8 => tensors[0] = tensors[0].f_fill_(STEPS)?,
@@ -148,7 +152,6 @@ impl ParticleStore {
         threat: &ThreatModel,
         seed: u64,
     ) -> Result<()> {
-        const POINTS_AT_A_TIME: i64 = 1000;
         let particles_per_point = self.tensors[0].size()[1] as usize;
         let all = Tensor::arange(examples.len() as i64, (Kind::Int64, self.tensors[0].device()));
         for indices in all.split(POINTS_AT_A_TIME, 0) {

@@ -1,12 +1,14 @@
 //! Tensors in files: safetensors.
 
 use crate::{Error, Result};
-use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Writes named tensors into a file and syncs it.
 ///
@@ -20,13 +22,45 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|why| refused(&why))
 }
 
-/// The named tensors of a file's contents, on the CPU.
+/// The named tensors of a file, on the CPU. Their numbers stay in the file, mapped into memory,
+/// which must not be changed while they are used; it may be removed.
 ///
 /// # Errors
-/// If they are not whole.
-pub fn from_bytes(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
-    let tensors = SafeTensors::deserialize(bytes).map_err(Error::new)?;
-    tensors.iter().map(|(name, view)| Ok((name.to_owned(), tensor(&view)?))).collect()
+/// If it cannot be read, or is not whole.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let not_whole = |why: String| Error::file("understand", path, why);
+    let mut file = File::open(path).map_err(|why| Error::file("read", path, why))?;
+    let length = file.metadata().map_err(|why| Error::file("read", path, why))?.len();
+    let mut header_length = [0; 8];
+    file.read_exact(&mut header_length).map_err(|why| not_whole(why.to_string()))?;
+    let header_length = u64::from_le_bytes(header_length);
+    let first = header_length.saturating_add(8);
+    if first > length {
+        return Err(not_whole(format!("expected a header of {header_length} bytes, got {length} in all")));
+    }
+    let mut header = vec![0; header_length as usize];
+    file.read_exact(&mut header).map_err(|why| not_whole(why.to_string()))?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|why| not_whole(why.to_string()))?;
+    let expected = first + header.data_len() as u64;
+    if length != expected {
+        return Err(not_whole(format!("expected {expected} bytes, got {length}")));
+    }
+    // By its descriptor, because libtorch takes no name that is not UTF-8.
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let bytes = Tensor::f_from_file(&opened, false, length as i64, (Kind::Uint8, Device::Cpu))?;
+    let tensor = |info: &TensorInfo| -> Result<Tensor> {
+        let (start, end) = info.data_offsets;
+        let shape: Vec<i64> = info.shape.iter().map(|&side| side as i64).collect();
+        let kind = DTYPES.iter().find(|(dtype, _)| *dtype == info.dtype).map(|(_, kind)| *kind);
+        let kind = kind.ok_or_else(|| not_whole(format!("dtype {:?} is not known here", info.dtype)))?;
+        let start = first as usize + start;
+        let bytes = bytes.f_narrow(0, start as i64, (end + first as usize - start) as i64)?;
+        // What was written elsewhere may begin between the places where such numbers can.
+        let aligned = start.is_multiple_of(kind.elt_size_in_bytes());
+        let bytes = if aligned { bytes } else { bytes.copy() };
+        Ok(bytes.f_view_dtype(kind)?.f_reshape(shape)?)
+    };
+    header.tensors().into_iter().map(|(name, info)| Ok((name, tensor(info)?))).collect()
 }
 
 /// The numbers of a tensor, row by row, as bytes of this machine.
@@ -40,22 +74,15 @@ pub fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn tensor(view: &TensorView) -> Result<Tensor> {
-    let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-    let kind = DTYPES.iter().find(|(dtype, _)| *dtype == view.dtype()).map(|(_, kind)| *kind);
-    let kind = kind.ok_or_else(|| Error::new(format!("dtype {:?} is not known here", view.dtype())))?;
-    Ok(Tensor::f_from_data_size(view.data(), &shape, kind)?)
-}
-
-const DTYPES: [(safetensors::Dtype, tch::Kind); 8] = [
-    (safetensors::Dtype::BOOL, tch::Kind::Bool),
-    (safetensors::Dtype::U8, tch::Kind::Uint8),
-    (safetensors::Dtype::I32, tch::Kind::Int),
-    (safetensors::Dtype::I64, tch::Kind::Int64),
-    (safetensors::Dtype::F16, tch::Kind::Half),
-    (safetensors::Dtype::BF16, tch::Kind::BFloat16),
-    (safetensors::Dtype::F32, tch::Kind::Float),
-    (safetensors::Dtype::F64, tch::Kind::Double),
+const DTYPES: [(safetensors::Dtype, Kind); 8] = [
+    (safetensors::Dtype::BOOL, Kind::Bool),
+    (safetensors::Dtype::U8, Kind::Uint8),
+    (safetensors::Dtype::I32, Kind::Int),
+    (safetensors::Dtype::I64, Kind::Int64),
+    (safetensors::Dtype::F16, Kind::Half),
+    (safetensors::Dtype::BF16, Kind::BFloat16),
+    (safetensors::Dtype::F32, Kind::Float),
+    (safetensors::Dtype::F64, Kind::Double),
 ];
 
 /// A tensor whose bytes can be written.
@@ -86,12 +113,74 @@ impl safetensors::View for OnCpu {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
-        bytes.into()
+        // An empty tensor has no memory.
+        if self.data_len() == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        // SAFETY: a contiguous tensor on the CPU, which this holds, has its numbers in one piece.
+        Cow::Borrowed(unsafe {
+            std::slice::from_raw_parts(self.tensor.data_ptr().cast_const().cast(), self.data_len())
+        })
     }
 
     fn data_len(&self) -> usize {
         self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(folder: &tempfile::TempDir, tensors: &[(String, Tensor)]) -> std::path::PathBuf {
+        let path = folder.path().join("tensors");
+        write(&path, tensors).expect("written");
+        path
+    }
+
+    #[test]
+    fn tensors_come_back_as_they_were() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let numbers = Tensor::arange(6, (Kind::Float, Device::Cpu)).reshape([2, 3]);
+        let tensors = [
+            ("turned".to_owned(), numbers.tr()),
+            ("none".to_owned(), Tensor::zeros([0, 3], (Kind::Double, Device::Cpu))),
+            ("bytes".to_owned(), numbers.to_kind(Kind::Uint8)),
+            ("half".to_owned(), numbers.to_kind(Kind::Half) - 0.25),
+            ("one".to_owned(), Tensor::from(0.1)),
+        ];
+        let path = written(&folder, &tensors);
+        let read = read(&path).expect("whole");
+        std::fs::remove_file(path).expect("removed");
+        assert_eq!(read.len(), tensors.len());
+        for (name, tensor) in &tensors {
+            assert_eq!((read[name].kind(), read[name].size()), (tensor.kind(), tensor.size()), "{name}");
+            assert_eq!(&read[name], tensor, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_begins_at_an_odd_byte_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("elsewhere");
+        let header = br#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let numbers = [1.5f32, -2.0].map(f32::to_le_bytes).concat();
+        assert_eq!(header.len() % 4, 2);
+        let contents = [&(header.len() as u64).to_le_bytes()[..], header, &numbers].concat();
+        std::fs::write(&path, contents).expect("written");
+        let read = read(&path).expect("whole");
+        assert_eq!(Vec::<f32>::try_from(&read["x"]).expect("f32"), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn half_a_file_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = written(&folder, &[("x".to_owned(), Tensor::from_slice(&[1i64, 2]))]);
+        let whole = std::fs::read(&path).expect("readable");
+        for length in [0, 7, 8, 20, whole.len() - 1] {
+            std::fs::write(&path, &whole[..length]).expect("truncated");
+            let refused = read(&path).err().unwrap_or_else(|| panic!("{length} bytes are refused"));
+            assert!(refused.to_string().contains("cannot understand"), "{refused}");
+        }
     }
 }

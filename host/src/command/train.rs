@@ -11,6 +11,7 @@ use crate::trace::Trace;
 use crate::training::{Ending, Training, split};
 use crate::{Error, INTERRUPTED, Result, device, store};
 use serde_json::json;
+use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -74,6 +75,18 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
         return Err(Error::new(format!("{} exists already", file.display()))
             .fix("give --store-file a name that is free, or remove the file"));
     }
+    let store_file = experiment.train.store_file.clone();
+    let training = begin_in(&mut folder, experiment).inspect_err(|_| {
+        // They were free above: whatever is there now was made for this run.
+        for file in store_file.iter().flat_map(|file| store::files(file)) {
+            let _ = fs::remove_file(file);
+        }
+    })?;
+    Ok((training, folder))
+}
+
+/// Makes everything of a new run, its folder last.
+fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> {
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let (training, plugins) = assemble(&experiment, &dataset)?;
@@ -91,7 +104,7 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
         versions: Versions::current(),
         experiment,
     })?;
-    Ok((training, folder))
+    Ok(training)
 }
 
 /// A run that was stopped: the same experiment, plugins and data, from its last checkpoint.

@@ -380,6 +380,12 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     assert_eq!(fs::metadata(place.path("one-byte")).expect("a file").len(), 60 * 64);
     assert!((whole - bytes).abs() < 0.02 * whole, "f32 {whole}, u8 {bytes}");
     place.refuses(&format!("{TRAIN} --store-file particles"), &["particles exists already"]);
+    // A run that cannot begin leaves no file behind: its folder is the last thing made.
+    place.refuses(
+        &format!("{TRAIN} --sampler langevin.so --store-file left --out particles/run"),
+        &["cannot create"],
+    );
+    assert!(!place.path("left").exists());
     place.refuses(
         &format!("{TRAIN} --store-file other --device cuda"),
         &["train.store_file: particles in a file are for the CPU; train.device is cuda"],
