@@ -1,6 +1,6 @@
 //! Bad input: a clear error (what, both values, what to do), and nothing lost.
 
-use crate::data::{Samples, idx, write, write_pictures};
+use crate::data::{Samples, idx, write, write_image_tree};
 use crate::harness::{Outcome, Place, built, edit, patch};
 use libc::SIGINT;
 use std::fs;
@@ -262,7 +262,7 @@ fn trees_of_images_that_are_damaged() {
     let train = format!("train --data pictures --threads 1 {LINEAR} --epochs 1 --out run");
     let fresh = || {
         let _ = fs::remove_dir_all(place.path("pictures"));
-        write_pictures(&place.path("pictures"), 8, 20);
+        write_image_tree(&place.path("pictures"), 8, 20);
     };
     let save = |file: &str, width: u32, height: u32, colour: image::ExtendedColorType| {
         let bytes = vec![100; (width * height) as usize * usize::from(colour.channel_count())];

@@ -1,6 +1,6 @@
 //! `host train`: what a run leaves behind.
 
-use crate::data::{Noise, write_pictures};
+use crate::data::{Noise, write_image_tree};
 use crate::harness::{Place, built, edit, hexadecimal, repository, sha256};
 use md5::{Digest, Md5};
 use serde_json::json;
@@ -232,7 +232,7 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
 #[test]
 fn a_tree_of_images_is_a_data_set() {
     let place = Place::empty();
-    write_pictures(&place.path("pictures"), 8, 400);
+    write_image_tree(&place.path("pictures"), 8, 400);
     let train = "train --data pictures --threads 1 --batch 20 --sampler none --epochs 4 --optimizer adam \
                  --learning-rate 0.002 --validation-points 50 --out run";
     place.host(train).succeeds();
