@@ -11,7 +11,7 @@ use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::report::{Reporter, Style};
+use crate::console::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};

@@ -6,7 +6,7 @@ use crate::evaluation::check_points;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Attack, Model};
 use crate::progress::EpochMetrics;
-use crate::report::{say, warn};
+use crate::console::{say, warn};
 use crate::run::RunFolder;
 use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary, figures};

@@ -4,7 +4,7 @@ use crate::data::{self, Dataset};
 use crate::experiment::{Experiment, Mode, Train};
 use crate::plugin::{Attack, Model, PluginSpec, Sampler};
 use crate::random::{Purpose, seed_for};
-use crate::report::{Reporter, warn};
+use crate::console::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::training::{Ending, Training, split};
 use crate::{Error, INTERRUPTED, Result, device, store};
