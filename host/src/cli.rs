@@ -1,10 +1,10 @@
 //! The command line.
 
+use crate::console::Style;
 use crate::experiment::{Experiment, Mode, SamplerChoice, Select, Start};
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
-use crate::console::Style;
 use crate::store::Format;
 use crate::sweep::Task;
 use crate::{Result, schedule};

@@ -1,7 +1,7 @@
 //! The folder of a run: what it was made with, what it measured, where it can go on.
 
-use crate::data::Dataset;
 use crate::console::warn;
+use crate::data::Dataset;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Model, PluginSpec, Record};
 use crate::progress::Progress;

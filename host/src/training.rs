@@ -3,6 +3,7 @@
 use crate::alarm;
 use crate::average::Average;
 use crate::checkpoint::{self, Groups};
+use crate::console::{Reporter, Style};
 use crate::data::Dataset;
 use crate::device::upload;
 use crate::evaluation::{Evaluator, Order};
@@ -11,7 +12,6 @@ use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
 use crate::random::{Draws, Purpose, permutation, seed_for};
-use crate::console::{Reporter, Style};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, repeat_rows};

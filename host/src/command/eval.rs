@@ -1,5 +1,6 @@
 use super::{set_threads, stop_on_signals};
 use crate::cli::{EvalArguments, style};
+use crate::console::{Style, say, warn};
 use crate::data::Dataset;
 use crate::doubt::{self, Doubt};
 use crate::evaluation::{Evaluation, Evaluator, Order, confidence_interval};
@@ -8,7 +9,6 @@ use crate::journal::Journal;
 use crate::plugin::{Attack, Model, PluginSpec};
 use crate::progress::Progress;
 use crate::random::Purpose;
-use crate::console::{Style, say, warn};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::Examples;
 use crate::{Error, INTERRUPTED, Result, data, device, files, suite, tensors};

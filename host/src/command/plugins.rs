@@ -1,7 +1,7 @@
 use crate::Result;
 use crate::cli::PluginsArguments;
-use crate::plugin::library::installed;
 use crate::console::say;
+use crate::plugin::library::installed;
 use serde_json::json;
 
 /// `host plugins`

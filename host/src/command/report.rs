@@ -15,13 +15,10 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let collection = collector.collect(&arguments.runs)?;
     let report = report::make(&collection, &place.folder_name())?;
     place.write(&report)?;
-    for (name, gap) in collection.runs.iter().flat_map(|run| run.gaps.iter().map(|gap| (&run.name, gap))) {
-        say(format_args!("{name}: {}\n  fix      {}", gap.what, gap.fix));
-    }
-    for sweep in &collection.sweeps {
-        if let Some(gap) = &sweep.gap {
-            say(format_args!("{}: {}\n  fix      {}", sweep.name, gap.what, gap.fix));
-        }
+    let of_runs = collection.runs.iter().flat_map(|run| &run.gaps);
+    let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gap)).count();
+    if gaps > 0 {
+        say(format_args!("{gaps} gaps are marked, each with what fills it"));
     }
     let runs = collection.runs.len();
     say(format_args!("report of {runs} runs: {}", place.page.display()));

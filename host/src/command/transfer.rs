@@ -1,8 +1,8 @@
 use super::eval::{Bench, Subject, look_at_models, tell};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
-use crate::doubt::Doubt;
 use crate::console::say;
+use crate::doubt::Doubt;
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;

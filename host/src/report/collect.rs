@@ -167,14 +167,22 @@ pub struct Example {
 }
 
 /// How far particles are from their natural examples.
-#[derive(Debug, Clone, PartialEq)]
 pub struct Distances {
-    /// Share of the particles in each of [`BARS`] equal steps from 0 to epsilon; what is at
-    /// epsilon is in the last.
-    pub shares: Vec<f64>,
     /// Number of particles.
     pub particles: usize,
-    /// Mean distance in units of epsilon.
+    /// In the threat model's norm, and in the other one.
+    pub measured: Vec<Measured>,
+}
+
+/// Distances of particles in one norm, as shares of the largest distance in the ball.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// Which distance in which unit.
+    pub name: String,
+    /// Share of the particles in each of [`BARS`] equal steps from 0 to 1; what is at 1 is in the
+    /// last.
+    pub shares: Vec<f64>,
+    /// Mean.
     pub mean: f64,
 }
 
@@ -273,7 +281,8 @@ impl<'a> Collector<'a> {
         // Every record is understood before any work is done.
         let opened: Vec<_> = found.iter().map(|path| RunFolder::open(path)).collect::<Result<_>>()?;
         let names = names(&found);
-        let runs = opened.into_iter().zip(names).map(|((folder, record), name)| self.run(folder, record, name));
+        let runs =
+            opened.into_iter().zip(names).map(|((folder, record), name)| self.run(folder, record, name));
         Ok(Collection { runs: runs.collect(), sweeps })
     }
 
@@ -341,9 +350,8 @@ impl<'a> Collector<'a> {
         let saved = tensors::from_bytes(&files::read(&file)?)
             .map_err(|why| Error::file("understand", &file, first_line(&why)))?;
         let damaged = |what: &str| Error::file("understand", &file, what);
-        let tensor = |name: &str| {
-            saved.get(name).ok_or_else(|| damaged(&format!("it has no tensor `{name}`")))
-        };
+        let tensor =
+            |name: &str| saved.get(name).ok_or_else(|| damaged(&format!("it has no tensor `{name}`")));
         let images = tensor("images")?.to_kind(Kind::Float);
         let numbers = |name: &str| -> Result<Vec<i64>> {
             let numbers = tensor(name)?.to_kind(Kind::Int64);
@@ -352,6 +360,9 @@ impl<'a> Collector<'a> {
                 false => Err(damaged(&format!("`{name}` does not fit `images`"))),
             }
         };
+        if images.dim() == 4 && images.size()[0] == 0 {
+            return Err(Error::new("none fooled the model"));
+        }
         let (labels, points, attacks) = (numbers("labels")?, numbers("points")?, numbers("attacks")?);
         let dataset = self.dataset(&run.record)?;
         let test = Examples::new(&dataset.test, 0, dataset.test.count() as usize, Device::Cpu)?;
@@ -393,7 +404,7 @@ impl<'a> Collector<'a> {
         self.read_distances(folder, run).map_err(|why| Gap {
             part: Part::Distances,
             what: format!("the particles' distances cannot be shown: {}", first_line(&why)),
-            fix: fix(&why).unwrap_or_else(|| format!("host train --resume {}", run.path.display())),
+            fix: fix(&why).unwrap_or_else(|| run.resume_command()),
         })
     }
 
@@ -408,8 +419,7 @@ impl<'a> Collector<'a> {
         let (points, _) = training::split(experiment, &dataset)?;
         let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
         let (format, threat) = (experiment.train.store, experiment.threat);
-        let mut store =
-            ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
+        let mut store = ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
         store.load_state(&saved)?;
         distances(&store, &examples, experiment.train.particles, threat).map(Some)
     }
@@ -428,7 +438,9 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
     let (summary, gap) = match read() {
         Ok(summary) => (Some(summary), None),
         Err(why) => {
-            let fix = format!("host sweep {} --out {}", path.join(SWEEP_FILE).display(), path.display());
+            let file = path.join(SWEEP_FILE);
+            let fix =
+                shell_words(["host", "sweep", &file.to_string_lossy(), "--out", &path.to_string_lossy()]);
             let what = format!("the sweep's summary cannot be shown: {}", first_line(&why));
             (None, Some(Gap { part: Part::Evaluations, what, fix }))
         }
@@ -465,8 +477,7 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
 impl Run {
     /// Reads the metrics, the trace and the evaluations.
     fn read_measurements(&mut self, folder: &RunFolder) {
-        let path = self.path.display().to_string();
-        let resume = format!("host train --resume {path}");
+        let resume = self.resume_command();
         let mut gaps = Vec::new();
         let mut gap = |part, what: String, fix: String| gaps.push(Gap { part, what, fix });
         match folder.metrics() {
@@ -505,14 +516,31 @@ impl Run {
         self.gaps = gaps;
     }
 
+    fn resume_command(&self) -> String {
+        shell_words(["host", "train", "--resume", &self.path.to_string_lossy()])
+    }
+
     fn eval_command(&self) -> String {
-        format!("host eval {}", self.path.display())
+        shell_words(["host", "eval", &self.path.to_string_lossy()])
     }
 
     /// Gaps of one part.
     pub fn gaps_of(&self, part: Part) -> impl Iterator<Item = &Gap> {
         self.gaps.iter().filter(move |gap| gap.part == part)
     }
+}
+
+/// A command as it is typed into a shell.
+pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    let is_plain = |word: &str| {
+        !word.is_empty()
+            && word.chars().all(|letter| letter.is_alphanumeric() || "-_./,=:+@%".contains(letter))
+    };
+    let quoted = words.into_iter().map(|word| match is_plain(word) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 /// Which rows to show: the first of each label, then the next ones.
@@ -532,6 +560,8 @@ fn guesses(model: &Model, images: &Tensor) -> Result<Vec<(i64, f64)>> {
     Ok(classes.into_iter().zip(probabilities).collect())
 }
 
+/// Distances in both norms. The largest in an linf ball are epsilon and, in l2, epsilon times the
+/// root of the number of pixels; in an l2 ball both are epsilon.
 fn distances(
     store: &ParticleStore,
     examples: &Examples,
@@ -539,24 +569,39 @@ fn distances(
     threat: ThreatModel,
 ) -> Result<Distances> {
     const POINTS_AT_A_TIME: i64 = 1000;
-    let mut counts = Tensor::zeros([BARS as i64], (Kind::Double, Device::Cpu));
-    let (mut sum, mut particles) = (0.0, 0);
-    for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0) {
+    let epsilon = threat.epsilon.max(f64::MIN_POSITIVE);
+    let mut tallies = [(); 2].map(|()| (Tensor::zeros([BARS as i64], (Kind::Double, Device::Cpu)), 0.0));
+    let (mut particles, mut pixels) = (0, 0);
+    for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
+    {
         let natural = repeat_rows(&examples.batch(&points).0, particles_per_point);
         let (moved, _) = store.load(&points, &natural);
         let difference = (moved - natural).flatten(1, -1).to_kind(Kind::Double);
-        let length = match threat.norm {
-            Norm::Linf => difference.abs().amax([1i64].as_slice(), false),
-            Norm::L2 => difference.norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
-        };
-        let length = length / threat.epsilon.max(f64::MIN_POSITIVE);
-        let bar = (&length * BARS as f64).floor().clamp(0.0, BARS as f64 - 1.0).to_kind(Kind::Int64);
-        counts += bar.bincount::<&Tensor>(None, BARS as i64).to_kind(Kind::Double);
-        sum += length.sum(Kind::Double).double_value(&[]);
-        particles += length.numel();
+        (particles, pixels) = (particles + difference.size()[0] as usize, difference.size()[1]);
+        let linf = difference.abs().amax([1i64].as_slice(), false) / epsilon;
+        let l2 = difference.norm_scalaropt_dim(2.0, [1i64].as_slice(), false) / epsilon;
+        let l2 = if threat.norm == Norm::Linf { l2 / (pixels as f64).sqrt() } else { l2 };
+        for ((counts, sum), shares) in tallies.iter_mut().zip([linf, l2]) {
+            let bar = (&shares * BARS as f64).floor().clamp(0.0, BARS as f64 - 1.0).to_kind(Kind::Int64);
+            *counts += bar.bincount::<&Tensor>(None, BARS as i64).to_kind(Kind::Double);
+            *sum += shares.sum(Kind::Double).double_value(&[]);
+        }
     }
-    let shares: Vec<f64> = Vec::try_from(counts / particles as f64)?;
-    Ok(Distances { shares, particles, mean: sum / particles as f64 })
+    let names = match threat.norm {
+        Norm::Linf => {
+            ["linf distance / epsilon".to_owned(), format!("l2 distance / (epsilon x root of {pixels})")]
+        }
+        Norm::L2 => ["linf distance / epsilon", "l2 distance / epsilon"].map(str::to_owned),
+    };
+    let measured = names.into_iter().zip(tallies).map(|(name, (counts, sum))| {
+        let shares = Vec::try_from(counts / particles as f64)?;
+        Ok(Measured { name, shares, mean: sum / particles as f64 })
+    });
+    let mut measured = measured.collect::<Result<Vec<_>>>()?;
+    if threat.norm == Norm::L2 {
+        measured.reverse();
+    }
+    Ok(Distances { particles, measured })
 }
 
 fn first_line(error: &Error) -> String {
@@ -584,6 +629,12 @@ mod tests {
     }
 
     #[test]
+    fn commands_can_be_pasted_into_a_shell() {
+        assert_eq!(shell_words(["host", "eval", "runs/a b"]), "host eval 'runs/a b'");
+        assert_eq!(shell_words(["it's", "", "pgd.so,steps=40"]), "'it'\\''s' '' pgd.so,steps=40");
+    }
+
+    #[test]
     fn paths_are_told_apart_by_as_little_as_can_be() {
         let paths = ["a/demo", "b/demo", "b/other"].map(PathBuf::from);
         assert_eq!(names(&paths), ["a/demo", "b/demo", "other"]);
@@ -597,11 +648,16 @@ mod tests {
         let examples = Examples::new(&split, 0, 4, Device::Cpu).expect("room");
         let points = Tensor::arange(4, (Kind::Int64, Device::Cpu));
         let (natural, _) = examples.batch(&points);
-        // Linf: 0, 0.27, 0.52 and 1 of epsilon. L2: 0, 0.27, sqrt(2) 0.52 and 0.92.
-        let moves = [[0.0f32, 0.0], [0.054, 0.0], [-0.104, 0.104], [0.2, 0.0]].concat();
-        for (norm, moves, bars, mean) in [
-            (Norm::Linf, moves.clone(), [0, 5, 10, 19], (0.27 + 0.52 + 1.0) / 4.0),
-            (Norm::L2, moves[..6].iter().copied().chain([0.184, 0.0]).collect(), [0, 5, 14, 18], (0.27 + 0.52 * 2f64.sqrt() + 0.92) / 4.0),
+        // One pixel moves, or both as far: by 0, 0.27, 0.52 and 0.94 of epsilon.
+        let moves = [[0.0f32, 0.0], [0.054, 0.0], [-0.104, 0.104], [0.188, 0.0]].concat();
+        let half = 0.5f64.sqrt();
+        let (linf, linf_mean) = ([0, 5, 10, 18], (0.27 + 0.52 + 0.94) / 4.0);
+        for (norm, bars, means) in [
+            // The largest l2 distance in the linf ball is epsilon times the root of 2: the shares
+            // are 0.27, 0.94 of the root of a half (0.19, 0.66), and 0.52.
+            (Norm::Linf, [linf, [0, 3, 10, 13]], [linf_mean, (0.27 * half + 0.52 + 0.94 * half) / 4.0]),
+            // In the l2 ball it is epsilon: 0.27, 0.52 times the root of 2 (0.735), 0.94.
+            (Norm::L2, [[0, 5, 14, 18], linf], [(0.27 + 0.52 / half + 0.94) / 4.0, linf_mean]),
         ] {
             let threat = ThreatModel { norm, epsilon: 0.2, domain: (0.0, 1.0) };
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
@@ -609,10 +665,12 @@ mod tests {
                 let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
                 store.save(&points, &natural, &moved, &[]);
                 let found = distances(&store, &examples, 1, threat).expect("distances");
-                let mut expected = [0.0; BARS];
-                bars.iter().for_each(|bar| expected[*bar] += 0.25);
-                assert_eq!(found.shares, expected, "{format:?}");
-                assert!((found.mean - mean).abs() < 0.005, "{format:?}: {} for {mean}", found.mean);
+                for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
+                    let mut expected = [0.0; BARS];
+                    bars.iter().for_each(|bar| expected[*bar] += 0.25);
+                    assert_eq!(measured.shares, expected, "{norm:?} {format:?} {}", measured.name);
+                    assert!((measured.mean - mean).abs() < 0.005, "{format:?}: {} for {mean}", measured.mean);
+                }
                 assert_eq!(found.particles, 4);
             }
         }

@@ -10,7 +10,12 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 /// The page; files lie in a folder of the name given beside it.
 pub fn page(document: &Document, folder: &str) -> String {
     let versions = Versions::current();
-    let style = [include_str!("style.css"), "@media screen and (prefers-color-scheme: dark){", &plots::dark_style(), "}"];
+    let style = [
+        include_str!("style.css"),
+        "@media screen and (prefers-color-scheme: dark){",
+        &plots::dark_style(),
+        "}",
+    ];
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -167,8 +172,9 @@ fn table(table: &Table, folder: &str) -> Markup {
 
 fn cell(cell: &Cell, table: &str) -> Markup {
     html! {
-        (cell.content.shown())
-        @if let Some(certainty) = cell.content.certainty() { " " small { (certainty) } }
+        // Specs of plugins have no spaces: lines may break after their commas.
+        @for part in cell.content.shown().split_inclusive(',') { (part) wbr; }
+        @for line in cell.content.certainty().iter().flatten() { " " small { (line) } }
         @for note in &cell.notes {
             sup { a href=(format!("#{table}-note-{note}")) { (note) } " " }
         }

@@ -106,9 +106,10 @@ impl<'a> Document<'a> {
     }
 
     fn figures(&self) -> impl Iterator<Item = &Figure> {
-        let of_runs = self.runs.iter().flat_map(|section| {
-            section.curves.iter().chain(&section.distances).chain(&section.examples)
-        });
+        let of_runs = self
+            .runs
+            .iter()
+            .flat_map(|section| section.curves.iter().chain(&section.distances).chain(&section.examples));
         self.traces.iter().chain(self.sweeps.iter().flat_map(|section| &section.figures)).chain(of_runs)
     }
 }
@@ -121,7 +122,8 @@ const CIFAR_CLASSES: [&str; 10] =
 fn file_name(name: &str, taken: &mut BTreeSet<String>) -> String {
     /// File systems allow 255 bytes; endings are to follow.
     const LONGEST: usize = 100;
-    let plain = |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '-' };
+    let plain =
+        |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '-' };
     let plain: String = name.chars().map(plain).take(LONGEST).collect();
     let numbered = (2..).map(|number| format!("{plain}-{number}"));
     let mut names = std::iter::once(plain.clone()).chain(numbered);

@@ -64,13 +64,15 @@ fn ink_of_series(number: usize) -> RGBColor {
 pub fn dark_style() -> String {
     let rule = |(RGBColor(red, green, blue), dark): &(RGBColor, &str)| {
         let light = format!("#{red:02X}{green:02X}{blue:02X}");
-        format!("figure svg [fill=\"{light}\"]{{fill:{dark}}}figure svg [stroke=\"{light}\"]{{stroke:{dark}}}")
+        format!(
+            "figure svg [fill=\"{light}\"]{{fill:{dark}}}figure svg [stroke=\"{light}\"]{{stroke:{dark}}}"
+        )
     };
     INKS.iter().map(rule).collect()
 }
 
 /// Width of a figure, and height of one of its panels.
-const SIZE: (u32, u32) = (480, 300);
+const SIZE: (u32, u32) = (480, 260);
 const TEXT: i32 = 16;
 const LEGEND_LINE: u32 = 20;
 
@@ -78,6 +80,8 @@ const LEGEND_LINE: u32 = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scale {
     Linear,
+    /// Values are whole numbers.
+    Whole,
     /// Values are above 0.
     Log,
 }
@@ -95,12 +99,16 @@ impl Scale {
     fn ticks(self, range: &Range<f64>) -> Vec<f64> {
         const AT_MOST: usize = 7;
         let linear = || RangedCoordf64::from(range.clone()).key_points(AT_MOST);
-        if self == Self::Linear {
-            return linear();
+        match self {
+            Self::Linear => return linear(),
+            Self::Whole => return linear().into_iter().filter(|tick| tick.fract() == 0.0).collect(),
+            Self::Log => {}
         }
         let decades = range.start.floor() as i32..=range.end.ceil() as i32;
         let within = |digits: &[f64]| -> Vec<f64> {
-            let ticks = decades.clone().flat_map(|decade| digits.iter().map(move |digit| digit.log10() + f64::from(decade)));
+            let ticks = decades
+                .clone()
+                .flat_map(|decade| digits.iter().map(move |digit| digit.log10() + f64::from(decade)));
             ticks.filter(|tick| (range.start - 1e-9..=range.end + 1e-9).contains(tick)).collect()
         };
         let choices = [within(&[1.0]), within(&[1.0, 2.0, 5.0])];
@@ -144,7 +152,8 @@ fn label(colour: RGBColor) -> TextStyle<'static> {
 
 /// Panels one below the other, each with its legend if it has more than one series.
 fn draw(panels: &[Panel]) -> Result<String> {
-    let legend = |panel: &Panel| if panel.series.len() > 1 { panel.series.len() as u32 * LEGEND_LINE } else { 0 };
+    let legend =
+        |panel: &Panel| if panel.series.len() > 1 { panel.series.len() as u32 * LEGEND_LINE } else { 0 };
     let height: u32 = panels.iter().map(|panel| SIZE.1 + legend(panel)).sum();
     let mut svg = String::new();
     {
@@ -154,7 +163,7 @@ fn draw(panels: &[Panel]) -> Result<String> {
             let (area, legend_area) = here.split_vertically(SIZE.1);
             draw_panel(&area, panel)?;
             if panel.series.len() > 1 {
-                draw_legend(&legend_area, &panel.series)?;
+                draw_legend(&legend_area, panel.series.iter().map(|series| series.name.as_str()))?;
             }
             rest = below;
         }
@@ -165,12 +174,13 @@ fn draw(panels: &[Panel]) -> Result<String> {
 
 /// The ends of some values' places, apart from one another.
 fn extent(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let (low, high) = values
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     match high - low {
         width if !width.is_finite() => 0.0..1.0,
-        width if width < 1e-9 * high.abs().max(1e-9) => low - 0.5 * low.abs().max(1e-3)..high + 0.5 * high.abs().max(1e-3),
+        width if width < 1e-9 * high.abs().max(1e-9) => {
+            low - 0.5 * low.abs().max(1e-3)..high + 0.5 * high.abs().max(1e-3)
+        }
         width => low - 0.02 * width..high + 0.02 * width,
     }
 }
@@ -206,7 +216,8 @@ fn axes<'a, 'b>(
     (x, across): (&Axis, Range<f64>),
     (y, up): (&Axis, Range<f64>),
 ) -> Result<Chart<'a, 'b>> {
-    let places = |axis: &Axis, range: Range<f64>| Places { ticks: axis.scale.ticks(&range), linear: range.into() };
+    let places =
+        |axis: &Axis, range: Range<f64>| Places { ticks: axis.scale.ticks(&range), linear: range.into() };
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .margin_right(22)
@@ -250,14 +261,17 @@ fn draw_panel(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel) -> Result<()
     Ok(())
 }
 
-fn draw_legend(area: &DrawingArea<SVGBackend, Shift>, series: &[Series]) -> Result<()> {
-    for (number, series) in series.iter().enumerate() {
+fn draw_legend<'a>(
+    area: &DrawingArea<SVGBackend, Shift>,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    for (number, name) in names.enumerate() {
         let middle = number as i32 * LEGEND_LINE as i32 + LEGEND_LINE as i32 / 2;
         let ink = ink_of_series(number);
         area.draw(&PathElement::new([(20, middle), (44, middle)], ink.stroke_width(2))).map_err(defect)?;
         area.draw(&Circle::new((32, middle), 3, ink.filled())).map_err(defect)?;
         let style = label(INK).pos(Pos::new(HPos::Left, VPos::Center));
-        area.draw(&Text::new(series.name.clone(), (52, middle), style)).map_err(defect)?;
+        area.draw(&Text::new(name.to_owned(), (52, middle), style)).map_err(defect)?;
     }
     Ok(())
 }
@@ -282,7 +296,7 @@ pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
     };
     let panel = |title: &'static str, mut series: Vec<Series>| {
         series.retain(|series| !series.points.is_empty());
-        Panel { x: Axis::linear("epoch"), y: Axis::linear(title), series }
+        Panel { x: Axis { title: "epoch", scale: Scale::Whole }, y: Axis::linear(title), series }
     };
     let accuracies = vec![
         over_epochs("training particles", &|epoch| Some(100.0 * epoch.train_accuracy)),
@@ -304,9 +318,10 @@ pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
             last.train_loss,
             100.0 * last.train_accuracy
         ),
-        caption: "Mean loss and accuracy at the training particles; accuracy on held-out points where there are \
+        caption:
+            "Mean loss and accuracy at the training particles; accuracy on held-out points where there are \
                   some; learning rate of each epoch's last update."
-            .to_owned(),
+                .to_owned(),
         svg: draw(&panels)?,
     }))
 }
@@ -322,14 +337,26 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                     Some(first) => format!("{}: {}, {} points", run.name, first.attack, first.points),
                     None => run.name.clone(),
                 },
-                points: run.trace.iter().map(|point| (cost(run, point), 100.0 * (1.0 - point.attack_accuracy))).collect(),
+                points: run
+                    .trace
+                    .iter()
+                    .map(|point| (cost(run, point), 100.0 * (1.0 - point.attack_accuracy)))
+                    .collect(),
             };
             runs.iter().map(one).collect::<Vec<_>>()
         };
-        let ends: Vec<_> = runs.iter().filter_map(|run| {
-            let last = run.trace.last()?;
-            Some(format!("{} ends at {:.2} per cent after {} passes", run.name, 100.0 * (1.0 - last.attack_accuracy), last.passes_per_sample))
-        }).collect();
+        let ends: Vec<_> = runs
+            .iter()
+            .filter_map(|run| {
+                let last = run.trace.last()?;
+                Some(format!(
+                    "{} ends at {:.2} per cent after {} passes",
+                    run.name,
+                    100.0 * (1.0 - last.attack_accuracy),
+                    last.passes_per_sample
+                ))
+            })
+            .collect();
         let backprops = |run: &Run, point: &super::collect::TracePoint| {
             let batch = run.record.experiment.train.batch as f64;
             point.optimizer_steps as f64 * batch / run.record.data.train_points.max(1) as f64
@@ -371,47 +398,49 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
 
 /// How far particles are from their natural examples.
 pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
-    let norm = norm_name(threat.norm);
-    let x_title = format!("{norm} distance / epsilon");
+    let legend = found.measured.len() as u32 * LEGEND_LINE;
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        let highest = found.shares.iter().copied().fold(0.0, f64::max);
+        let whole = SVGBackend::with_string(&mut svg, (SIZE.0, SIZE.1 + legend)).into_drawing_area();
+        let (area, legend_area) = whole.split_vertically(SIZE.1);
+        let highest =
+            found.measured.iter().flat_map(|measured| &measured.shares).copied().fold(0.0, f64::max);
         let (across, up) = (0.0..1.0, 0.0..(105.0 * highest).max(1.0));
-        let mut chart = axes(&area, (&Axis::linear(&x_title), across), (&Axis::linear("particles, %"), up))?;
+        let mut chart = axes(
+            &area,
+            (&Axis::linear("share of the largest distance"), across),
+            (&Axis::linear("particles, %"), up),
+        )?;
         let width = 1.0 / BARS as f64;
-        let bars = found.shares.iter().enumerate().map(|(bar, share)| {
-            let left = bar as f64 * width;
-            Rectangle::new([(left + 0.1 * width, 0.0), (left + 0.9 * width, 100.0 * share)], ink_of_series(0).filled())
-        });
-        chart.draw_series(bars).map_err(defect)?;
-        area.present().map_err(defect)?;
+        let each = 0.9 * width / found.measured.len() as f64;
+        for (number, measured) in found.measured.iter().enumerate() {
+            let bars = measured.shares.iter().enumerate().map(|(bar, share)| {
+                let left = (bar as f64 + 0.05) * width + number as f64 * each;
+                let corners = [(left, 0.0), (left + each, 100.0 * share)];
+                Rectangle::new(corners, ink_of_series(number).filled())
+            });
+            chart.draw_series(bars).map_err(defect)?;
+        }
+        draw_legend(&legend_area, found.measured.iter().map(|measured| measured.name.as_str()))?;
+        whole.present().map_err(defect)?;
     }
-    let last = 100.0 * found.shares.last().copied().unwrap_or_default();
+    let means =
+        found.measured.iter().map(|measured| format!("{}: {:.3} on average", measured.name, measured.mean));
+    let means = means.collect::<Vec<_>>().join("; ");
     Ok(Figure {
         name: format!("{name}-distances"),
         title: "Distances of the particles".to_owned(),
         alternative: format!(
-            "Histogram of the {norm} distances of {} particles from their natural examples: {:.3} epsilon on \
-             average, {last:.1} per cent beyond {} epsilon.",
-            found.particles,
-            found.mean,
-            1.0 - 1.0 / BARS as f64
+            "Histogram of the distances of {} particles from their natural examples. {means}.",
+            found.particles
         ),
         caption: format!(
-            "Distances ({norm}) of the {} particles of the newest checkpoint from their natural examples, in units \
-             of epsilon = {}; {:.3} on average.",
-            found.particles, threat.epsilon, found.mean
+            "Distances of the {} particles of the newest checkpoint from their natural examples, each as a share of \
+             the largest that the ball has (epsilon = {}). {means}.",
+            found.particles, threat.epsilon
         ),
         svg,
     })
-}
-
-fn norm_name(norm: Norm) -> &'static str {
-    match norm {
-        Norm::Linf => "linf",
-        Norm::L2 => "l2",
-    }
 }
 
 /// A sweep's accuracies as curves over its one numeric axis, or as heat maps over its two; none
@@ -421,7 +450,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
     let settings = settings(summary);
     let keys: Vec<_> = settings.first().map(|(keys, _)| keys.keys().cloned().collect()).unwrap_or_default();
     let is_numeric = |key: &&String| {
-        let mut values: Vec<_> = settings.iter().map(|(settings, _)| settings.get(*key).and_then(Value::as_f64)).collect();
+        let mut values: Vec<_> =
+            settings.iter().map(|(settings, _)| settings.get(*key).and_then(Value::as_f64)).collect();
         values.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
         values.dedup();
         values.len() > 1 && values.iter().all(Option::is_some)
@@ -430,7 +460,9 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
     // A figure for each combination of what is no number.
     let mut parts: BTreeMap<String, Vec<&(Map<String, Value>, BTreeMap<String, f64>)>> = BTreeMap::new();
     for setting in &settings {
-        let texts = others.iter().filter_map(|key| Some(format!("{} = {}", short(key), setting_text(setting.0.get(*key)?))));
+        let texts = others
+            .iter()
+            .filter_map(|key| Some(format!("{} = {}", short(key), setting_text(setting.0.get(*key)?))));
         parts.entry(texts.collect::<Vec<_>>().join(", ")).or_default().push(setting);
     }
     let mut figures = Vec::new();
@@ -477,7 +509,8 @@ fn settings(summary: &Summary) -> Vec<Setting> {
 
 /// Names of the accuracies that people are shown.
 fn accuracies(settings: &[&Setting]) -> Vec<String> {
-    let names: std::collections::BTreeSet<_> = settings.iter().flat_map(|(_, figures)| figures.keys()).collect();
+    let names: std::collections::BTreeSet<_> =
+        settings.iter().flat_map(|(_, figures)| figures.keys()).collect();
     names.into_iter().filter(|name| is_shown(name) && !COSTS.contains(&name.as_str())).cloned().collect()
 }
 
@@ -490,14 +523,16 @@ fn sweep_curves(settings: &[&Setting], axis: &str, of_part: &str, name: &str) ->
     let series: Vec<_> = names
         .iter()
         .map(|figure| {
-            let point = |(values, figures): &&Setting| Some((value(values, axis), 100.0 * figures.get(figure)?));
+            let point =
+                |(values, figures): &&Setting| Some((value(values, axis), 100.0 * figures.get(figure)?));
             let mut points: Vec<_> = settings.iter().filter_map(point).collect();
             points.sort_by(|one, other| one.0.total_cmp(&other.0));
             Series { name: title(figure), points }
         })
         .collect();
     let places: Vec<_> = settings.iter().map(|(values, _)| value(values, axis)).collect();
-    let (low, high) = (places.iter().copied().fold(f64::INFINITY, f64::min), places.iter().copied().fold(0.0, f64::max));
+    let (low, high) =
+        (places.iter().copied().fold(f64::INFINITY, f64::min), places.iter().copied().fold(0.0, f64::max));
     let scale = if low > 0.0 && high >= 20.0 * low { Scale::Log } else { Scale::Linear };
     let title = format!("Accuracy against {}{of_part}", short(axis));
     let panels: Vec<_> = {
@@ -506,11 +541,7 @@ fn sweep_curves(settings: &[&Setting], axis: &str, of_part: &str, name: &str) ->
             series.peek()?;
             Some(series.by_ref().take(MOST_SERIES).collect::<Vec<_>>())
         })
-        .map(|series| Panel {
-            x: Axis { title: short(axis), scale },
-            y: Axis::linear("accuracy, %"),
-            series,
-        })
+        .map(|series| Panel { x: Axis { title: short(axis), scale }, y: Axis::linear("accuracy, %"), series })
         .collect()
     };
     Ok(Figure {
@@ -522,7 +553,13 @@ fn sweep_curves(settings: &[&Setting], axis: &str, of_part: &str, name: &str) ->
     })
 }
 
-fn heat_map(settings: &[&Setting], (across, up): (&str, &str), figure: &str, of_part: &str, name: &str) -> Result<Figure> {
+fn heat_map(
+    settings: &[&Setting],
+    (across, up): (&str, &str),
+    figure: &str,
+    of_part: &str,
+    name: &str,
+) -> Result<Figure> {
     const CELL: (i32, i32) = (64, 36);
     const LEFT: i32 = 90;
     const TOP: i32 = 12;
@@ -534,7 +571,8 @@ fn heat_map(settings: &[&Setting], (across, up): (&str, &str), figure: &str, of_
     };
     let (columns, rows) = (places(across), places(up));
     let shares: Vec<_> = settings.iter().filter_map(|(_, figures)| figures.get(figure).copied()).collect();
-    let (low, high) = (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
+    let (low, high) =
+        (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
     let (width, height) = (columns.len() as i32 * CELL.0, rows.len() as i32 * CELL.1);
     let mut svg = String::new();
     {
@@ -548,7 +586,8 @@ fn heat_map(settings: &[&Setting], (across, up): (&str, &str), figure: &str, of_
             let (left, top) = (LEFT + column * CELL.0, TOP + row * CELL.1);
             let strength = if high > low { (share - low) / (high - low) } else { 1.0 };
             let (ground, ink) = heat(strength);
-            area.draw(&Rectangle::new([(left, top), (left + CELL.0 - 2, top + CELL.1 - 2)], ground.filled())).map_err(defect)?;
+            area.draw(&Rectangle::new([(left, top), (left + CELL.0 - 2, top + CELL.1 - 2)], ground.filled()))
+                .map_err(defect)?;
             let middle = (left + CELL.0 / 2 - 1, top + CELL.1 / 2 - 1);
             area.draw(&Text::new(format!("{:.1}", 100.0 * share), middle, centred(ink))).map_err(defect)?;
         }
@@ -582,7 +621,8 @@ fn heat_map(settings: &[&Setting], (across, up): (&str, &str), figure: &str, of_
 fn heat(strength: f64) -> (RGBColor, RGBColor) {
     const LOW: [f64; 3] = [247.0, 228.0, 200.0];
     const HIGH: [f64; 3] = [0.0, 75.0, 125.0];
-    let [red, green, blue] = [0, 1, 2].map(|place| (LOW[place] + strength * (HIGH[place] - LOW[place])) as u8);
+    let [red, green, blue] =
+        [0, 1, 2].map(|place| (LOW[place] + strength * (HIGH[place] - LOW[place])) as u8);
     (RGBColor(red, green, blue), if strength < 0.5 { BLACK } else { WHITE })
 }
 
@@ -594,9 +634,13 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[&str], name: &str) 
     const GAP: usize = 6;
     const LINES: usize = 18;
     let class = |number: i64| {
-        usize::try_from(number).ok().and_then(|number| classes.get(number)).map_or(number.to_string(), |name| name.to_string())
+        usize::try_from(number)
+            .ok()
+            .and_then(|number| classes.get(number))
+            .map_or(number.to_string(), |name| name.to_string())
     };
-    let guess = |(number, probability): (i64, f64)| format!("{} {:.0} %", class(number), 100.0 * probability);
+    let guess =
+        |(number, probability): (i64, f64)| format!("{}: {:.0} %", class(number), 100.0 * probability);
     let scale = perturbation_scale(&strip.examples, threat);
     let row_height = SIDE + LINES + GAP;
     let (width, height) = (LEFT + strip.examples.len() * (SIDE + GAP), LINES + 3 * row_height);
@@ -635,7 +679,12 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[&str], name: &str) 
         }
     };
     let told = strip.examples.iter().map(|example| {
-        format!("label {}, taken for {} after {}", class(example.label), class(example.adversarial_guess.0), example.attack)
+        format!(
+            "label {}, taken for {} after {}",
+            class(example.label),
+            class(example.adversarial_guess.0),
+            example.attack
+        )
     });
     Ok(Figure {
         name: format!("{name}-examples"),
@@ -651,7 +700,8 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[&str], name: &str) 
 }
 
 fn attacks(examples: &[Example]) -> String {
-    let attacks: std::collections::BTreeSet<_> = examples.iter().map(|example| example.attack.as_str()).collect();
+    let attacks: std::collections::BTreeSet<_> =
+        examples.iter().map(|example| example.attack.as_str()).collect();
     attacks.into_iter().collect::<Vec<_>>().join("; ")
 }
 
@@ -659,7 +709,9 @@ fn attacks(examples: &[Example]) -> String {
 /// the largest there is.
 fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     let largest = || {
-        let changes = examples.iter().map(|example| (&example.adversarial - &example.natural).abs().max().double_value(&[]));
+        let changes = examples
+            .iter()
+            .map(|example| (&example.adversarial - &example.natural).abs().max().double_value(&[]));
         changes.fold(0.0, f64::max)
     };
     let scale = if threat.norm == Norm::Linf { threat.epsilon } else { largest() };
@@ -674,8 +726,13 @@ fn hex(RGBColor(red, green, blue): RGBColor) -> String {
 fn png_of_image(image: &Tensor) -> Result<Vec<u8>> {
     // Browsers and others smooth small images when they enlarge them: pixels are enlarged here.
     let enlarge = (2 * SIDE as i64 / image.size()[1].max(1)).max(1);
-    let image = if image.size()[0] == 3 { image.shallow_clone() } else { image.narrow(0, 0, 1).expand([3, -1, -1], true) };
-    let image = image.repeat_interleave_self_int(enlarge, 1, None).repeat_interleave_self_int(enlarge, 2, None);
+    let image = if image.size()[0] == 3 {
+        image.shallow_clone()
+    } else {
+        image.narrow(0, 0, 1).expand([3, -1, -1], true)
+    };
+    let image =
+        image.repeat_interleave_self_int(enlarge, 1, None).repeat_interleave_self_int(enlarge, 2, None);
     let bytes = (image.clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8).permute([1, 2, 0]).contiguous();
     let (height, width) = (bytes.size()[0] as u32, bytes.size()[1] as u32);
     let colours: Vec<u8> = Vec::try_from(bytes.flatten(0, -1))?;
@@ -701,7 +758,8 @@ impl Rasteriser {
         let mut options = usvg::Options::default();
         let fonts = options.fontdb_mut();
         fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
-        let family = fonts.faces().next().and_then(|face| face.families.first().map(|(name, _)| name.clone()));
+        let family =
+            fonts.faces().next().and_then(|face| face.families.first().map(|(name, _)| name.clone()));
         fonts.set_sans_serif_family(family.unwrap_or_default());
         Self { options }
     }
@@ -719,5 +777,90 @@ impl Rasteriser {
         let enlarge = tiny_skia::Transform::from_scale(Self::PIXELS, Self::PIXELS);
         resvg::render(&tree, enlarge, &mut pixmap.as_mut());
         pixmap.encode_png().map_err(defect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(points: Vec<(f64, f64)>, scale: Scale) -> String {
+        let series = ["one", "two"].map(|name| Series { name: name.to_owned(), points: points.clone() });
+        let panel =
+            Panel { x: Axis { title: "passes", scale }, y: Axis::linear("error"), series: series.into() };
+        draw(&[panel]).expect("drawn")
+    }
+
+    fn assert_ticks(scale: Scale, range: Range<f64>, expected: &[f64]) {
+        let ticks = scale.ticks(&range).into_iter().map(|tick| scale.value(tick)).collect::<Vec<_>>();
+        assert_eq!(ticks.len(), expected.len(), "{ticks:?}");
+        assert!(
+            ticks.iter().zip(expected).all(|(tick, expected)| (tick / expected - 1.0).abs() < 1e-9),
+            "{ticks:?}"
+        );
+    }
+
+    #[test]
+    fn logarithmic_axes_have_ticks_however_long_they_are() {
+        let range = |from: f64, to: f64| from.log10()..to.log10();
+        assert_ticks(Scale::Log, range(2.0, 10.0), &[2.0, 5.0, 10.0]);
+        assert_ticks(Scale::Log, range(0.9, 101.0), &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]);
+        let decades: Vec<f64> = (-3..=4).map(|decade| 10f64.powi(decade)).collect();
+        assert_ticks(Scale::Log, range(1e-3, 1e4), &decades);
+        assert_ticks(Scale::Log, range(2.2, 4.4), &[2.2, 4.4]);
+        assert_ticks(Scale::Whole, 1.0..2.0, &[1.0, 2.0]);
+    }
+
+    #[test]
+    fn what_cannot_be_placed_is_left_out() {
+        // 0 has no place on a logarithmic axis, and NaN has none anywhere.
+        let svg = line(vec![(0.0, 1.0), (1.0, 0.5), (f64::NAN, 0.5), (10.0, 0.25)], Scale::Log);
+        // Two points for each of two series, and one in each line of the legend.
+        assert_eq!(svg.matches("<circle").count(), 6, "{svg}");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        for nothing in [vec![], vec![(1.0, 1.0)]] {
+            assert!(line(nothing, Scale::Linear).contains("</svg>"));
+        }
+    }
+
+    #[test]
+    fn every_colour_has_a_dark_counterpart() {
+        let svg = line(vec![(1.0, 0.5), (10.0, 0.25)], Scale::Linear);
+        let style = dark_style();
+        let colours = svg.match_indices("=\"#").map(|(at, _)| &svg[at + 2..at + 9]);
+        let colours: std::collections::BTreeSet<_> = colours.collect();
+        assert!(colours.len() >= 4, "{colours:?}");
+        for colour in colours {
+            assert!(style.contains(&format!("[fill=\"{colour}\"]")), "{colour} is not restyled");
+        }
+    }
+
+    #[test]
+    fn words_are_drawn_without_any_font_of_the_machine() {
+        let picture = |word: &str| {
+            let svg = format!(
+                "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"100\" height=\"30\">\
+                 <text x=\"5\" y=\"20\" font-family=\"sans-serif\" font-size=\"16\">{word}</text></svg>"
+            );
+            let png = Rasteriser::new().png(&svg).expect("a picture");
+            tiny_skia::Pixmap::decode_png(&png).expect("PNG")
+        };
+        let dark = |word: &str| picture(word).pixels().iter().filter(|pixel| pixel.red() < 100).count();
+        assert_eq!(dark(""), 0);
+        assert!(dark("epsilon") > 500, "{}", dark("epsilon"));
+        assert!(dark("epsilon epsilon") > dark("epsilon"));
+    }
+
+    #[test]
+    fn pictures_have_the_colours_of_their_pixels() {
+        let pixels = |image: Tensor| {
+            let picture = tiny_skia::Pixmap::decode_png(&png_of_image(&image).expect("PNG")).expect("PNG");
+            let pixel = |x: u32| picture.pixel(x, 0).map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]);
+            [pixel(0), pixel(picture.width() - 1)].map(|pixel| pixel.expect("a pixel"))
+        };
+        // Two pixels, `[C, 1, 2]`: red and half-bright blue; then grey ones.
+        let colours = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.0, 0.0, 0.5]).reshape([3, 1, 2]);
+        assert_eq!(pixels(colours), [[255, 0, 0], [0, 0, 128]]);
+        assert_eq!(pixels(Tensor::from_slice(&[0.2f32, 1.0]).reshape([1, 1, 2])), [[51; 3], [255; 3]]);
     }
 }

@@ -1,11 +1,11 @@
 //! The tables of a report, once for every format.
 
-use super::collect::{Collection, Evaluated, Run, Summary, Sweep};
+use super::collect::{Evaluated, Part, Run, Summary, Sweep, shell_words};
 use super::paper::{self, Column};
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
 use crate::plugin::Record;
-use crate::sweep::summary::{COSTS, SECONDS, csv, is_shown, title};
+use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
 use crate::sweep::{axis, short};
 use serde_json::Value;
 use std::fmt::Write;
@@ -84,11 +84,11 @@ impl Content {
         }
     }
 
-    /// How sure an accuracy is, for people.
-    pub fn certainty(&self) -> Option<String> {
+    /// How sure an accuracy is, for people: its interval, and the number of points.
+    pub fn certainty(&self) -> Option<[String; 2]> {
         let Self::Share(share, Some(points)) = self else { return None };
         let (low, high) = confidence_interval(*share, *points);
-        Some(format!("{:.1} to {:.1}; {points} points", 100.0 * low, 100.0 * high))
+        Some([format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high), format!("{points} points")])
     }
 
     /// Whether it is to be set flush right.
@@ -100,7 +100,13 @@ impl Content {
 impl Table {
     fn new<Name: ToString>(name: &str, caption: &str, header: impl IntoIterator<Item = Name>) -> Self {
         let header = header.into_iter().map(|name| name.to_string()).collect();
-        Self { name: name.to_owned(), caption: caption.to_owned(), header, rows: Vec::new(), notes: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            caption: caption.to_owned(),
+            header,
+            rows: Vec::new(),
+            notes: Vec::new(),
+        }
     }
 
     fn add(&mut self, cells: Vec<Cell>) {
@@ -129,7 +135,7 @@ impl Table {
             let cell = |Cell { content, notes }: &Cell| {
                 let mut cell = escape(&content.shown());
                 if let Some(certainty) = content.certainty() {
-                    let _ = write!(cell, " ({certainty})");
+                    let _ = write!(cell, " ({})", certainty.join("; "));
                 }
                 notes.iter().for_each(|note| cell += &format!(" [{note}]"));
                 cell
@@ -194,7 +200,8 @@ impl Table {
 #[derive(Debug, Clone, PartialEq)]
 struct Measure {
     name: String,
-    is_suite: bool,
+    /// The attack's plugin and its steps; none for a suite.
+    attack: Option<(String, Option<usize>)>,
     /// What the paper calls it.
     in_paper: Option<&'static str>,
 }
@@ -209,20 +216,21 @@ struct Found<'a> {
 /// What an evaluation found, by measure.
 fn found(evaluation: &Evaluated) -> Vec<Found<'_>> {
     let Evaluated { result, suite, source, restarts, plugins, .. } = evaluation;
-    let elsewhere =
-        source.as_ref().map_or(String::new(), |source| format!(", made on {}", source.display()));
+    let elsewhere = source.as_ref().map_or(String::new(), |source| format!(", made on {}", source.display()));
     let often = if *restarts > 1 { format!(", {restarts} restarts") } else { String::new() };
     let own = elsewhere.is_empty() && often.is_empty();
     if let Some(suite) = suite {
         let in_paper = (own && suite == "autoattack").then_some("autoattack");
-        let measure = Measure { name: format!("{suite}{often}{elsewhere}"), is_suite: true, in_paper };
+        let name = format!("{suite}{often}{elsewhere}");
+        let measure = Measure { name, attack: None, in_paper };
         return vec![Found { measure, share: result.worst_case, evaluation }];
     }
     let measures = result.attacks.iter().enumerate().map(|(number, attack)| {
         let steps = attack.attack.parse::<crate::plugin::PluginSpec>().ok().and_then(|spec| spec.steps());
         let plugin = plugins.get(number).map_or("", |record| &record.manifest.name);
         let in_paper = paper::attack_name(plugin, steps).filter(|_| own);
-        let measure = Measure { name: format!("{}{often}{elsewhere}", attack.attack), is_suite: false, in_paper };
+        let name = format!("{}{often}{elsewhere}", attack.attack);
+        let measure = Measure { name, attack: Some((plugin.to_owned(), steps)), in_paper };
         Found { measure, share: attack.robust, evaluation }
     });
     measures.collect()
@@ -246,7 +254,13 @@ fn measures(runs: &[Run]) -> Vec<Measure> {
             measures.push(found.measure);
         }
     }
-    measures.sort_by_key(|measure| measure.is_suite);
+    // From the weakest, as tables of papers have them: FGSM, PGD by its steps, others, suites.
+    measures.sort_by_key(|measure| match &measure.attack {
+        Some((plugin, _)) if plugin == "fgsm" => (0, None),
+        Some((plugin, steps)) if plugin == "pgd" => (1, *steps),
+        Some(_) => (2, None),
+        None => (3, None),
+    });
     measures
 }
 
@@ -264,7 +278,8 @@ pub fn summary(runs: &[Run]) -> Table {
         "clean",
     ];
     let measures = measures(runs);
-    let header = FIXED.into_iter().map(str::to_owned).chain(measures.iter().map(|measure| measure.name.clone()));
+    let header =
+        FIXED.into_iter().map(str::to_owned).chain(measures.iter().map(|measure| measure.name.clone()));
     let caption = "Accuracies in per cent, with their 95 % intervals (Wilson) and the number of points. Training \
                    adversary: accuracy on the training particles in the last epoch; passes and seconds: of training.";
     let mut table = Table::new("summary", caption, header);
@@ -287,7 +302,7 @@ fn summary_row(table: &mut Table, run: &Run, measures: &[Measure]) -> Vec<Cell> 
     let mut name = text(&run.name);
     for gap in &run.gaps {
         // The rest is told where it is missing.
-        if matches!(gap.part, super::collect::Part::Curves | super::collect::Part::Evaluations) {
+        if matches!(gap.part, Part::Curves | Part::Evaluations) {
             name.notes.push(table.note(&format!("{}: {}", run.name, gap.what)));
         }
     }
@@ -341,7 +356,8 @@ fn measured(table: &mut Table, run: &Run, best: Option<(&Evaluated, f64, usize)>
 }
 
 fn paper_row(table: &mut Table, column: &Column, measures: &[Measure]) -> Vec<Cell> {
-    let share = |figure: &str| column.share(figure).map_or(empty(), |share| Content::Share(share, None).into());
+    let share =
+        |figure: &str| column.share(figure).map_or(empty(), |share| Content::Share(share, None).into());
     let mut cells = vec![
         text(format!("paper, {}", column.table)),
         text(format!("{}, {} epochs", column.sampler, column.epochs)),
@@ -401,7 +417,16 @@ fn norm(norm: plugin_api::Norm) -> &'static str {
 /// Every attack of every evaluation.
 pub fn evaluations(runs: &[Run]) -> Table {
     let header = [
-        "run", "attack", "suite", "robust", "worst case", "passes per point", "seconds", "restarts", "seed", "update",
+        "run",
+        "attack",
+        "suite",
+        "robust",
+        "worst case",
+        "passes per point",
+        "seconds",
+        "restarts",
+        "seed",
+        "update",
     ];
     let caption = "Every evaluation, oldest first. In a suite, what still stands after each attack in turn; worst \
                    case: what stands after all attacks of the evaluation.";
@@ -440,15 +465,31 @@ pub fn evaluations(runs: &[Run]) -> Table {
 
 /// How every run was made.
 pub fn provenance(runs: &[Run]) -> Table {
-    let header = ["run", "command", "started", "seed", "threads", "device", "host", "contract", "libtorch", "data (MD5)"];
-    let mut table = Table::new("provenance", "The commands that started the runs, and the software and data they used.", header);
+    let header = [
+        "run",
+        "command",
+        "started",
+        "seed",
+        "threads",
+        "device",
+        "host",
+        "contract",
+        "libtorch",
+        "data (MD5)",
+    ];
+    let mut table = Table::new(
+        "provenance",
+        "The commands that started the runs, and the software and data they used.",
+        header,
+    );
     for run in runs {
         let record = &run.record;
         let train = &record.experiment.train;
-        let checksums: Vec<_> = record.data.checksums.iter().map(|(file, md5)| format!("{file} {md5}")).collect();
+        let checksums: Vec<_> =
+            record.data.checksums.iter().map(|(file, md5)| format!("{file} {md5}")).collect();
         table.add(vec![
             text(&run.name),
-            text(shell_words(&record.command)),
+            text(shell_words(record.command.iter().map(String::as_str))),
             text(&record.started),
             text(train.seed),
             text(train.threads.map_or("all cores".to_owned(), |threads| threads.to_string())),
@@ -469,7 +510,9 @@ pub fn plugins(runs: &[Run]) -> Table {
     for run in runs {
         let of_run = &run.record.plugins;
         let probe = of_run.probe.iter().map(|record| ("probe", record));
-        let used = [("model", &of_run.model)].into_iter().chain(of_run.sampler.iter().map(|record| ("sampler", record)));
+        let used = [("model", &of_run.model)]
+            .into_iter()
+            .chain(of_run.sampler.iter().map(|record| ("sampler", record)));
         let attacks = run.evaluations.iter().flat_map(|evaluation| &evaluation.plugins);
         let mut listed: Vec<(&str, &Record)> = Vec::new();
         for (role, record) in used.chain(probe).chain(attacks.map(|record| ("attack", record))) {
@@ -495,18 +538,6 @@ pub fn plugins(runs: &[Run]) -> Table {
     table
 }
 
-/// A command as it is typed into a shell.
-fn shell_words(words: &[String]) -> String {
-    let is_plain = |word: &str| {
-        !word.is_empty() && word.chars().all(|letter| letter.is_alphanumeric() || "-_./,=:+@%".contains(letter))
-    };
-    let quoted = words.iter().map(|word| match is_plain(word) {
-        true => word.clone(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
 /// What a sweep's runs came to, and each setting over its seeds.
 pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
     let Some(summary) = &sweep.summary else { return Vec::new() };
@@ -517,6 +548,7 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
             figures.push(figure);
         }
     }
+    figures.sort_by_key(|name| OF_TRAINING.iter().position(|first| first == name).unwrap_or(usize::MAX));
     let axes = |settings: Option<&serde_json::Map<String, Value>>| -> Vec<String> {
         settings.map(|settings| settings.keys().cloned().collect()).unwrap_or_default()
     };
@@ -527,7 +559,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
     let values = |axes: &[String], settings: &serde_json::Map<String, Value>| {
         axes.iter().map(|key| text(settings.get(key).map_or(String::new(), setting_text))).collect::<Vec<_>>()
     };
-    let figure = |name: &String, value: Option<f64>| value.map_or(empty(), |value| cell_of_figure(name, value));
+    let figure =
+        |name: &String, value: Option<f64>| value.map_or(empty(), |value| cell_of_figure(name, value));
     let keys = axes(runs.first().map(|row| &row.settings));
     let names = figures.iter().map(|name| title(name)).collect();
     let caption = format!("Sweep {}: every run. Accuracies in per cent.", sweep.name);
@@ -540,7 +573,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
     }
     if let Some(groups) = groups {
         let keys = axes(groups.first().map(|group| &group.settings));
-        let names = figures.iter().flat_map(|name| ["median", "worst"].map(|of| format!("{} ({of})", title(name))));
+        let names =
+            figures.iter().flat_map(|name| ["median", "worst"].map(|of| format!("{} ({of})", title(name))));
         let caption = format!("Sweep {}: every setting over its seeds. Accuracies in per cent.", sweep.name);
         let header = header(&keys, "finished", names.collect());
         let mut table = Table::new(&format!("{name}-seeds"), &caption, header);
@@ -571,10 +605,4 @@ fn cell_of_figure(name: &str, value: f64) -> Cell {
         true => number(value, usize::from(name == SECONDS)),
         false => Content::Share(value, None).into(),
     }
-}
-
-/// All tables of a collection but those of its sweeps.
-pub fn of_runs(collection: &Collection) -> [Table; 4] {
-    let runs = &collection.runs;
-    [summary(runs), evaluations(runs), provenance(runs), plugins(runs)]
 }

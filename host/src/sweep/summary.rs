@@ -81,7 +81,7 @@ pub(crate) const SECONDS: &str = "seconds";
 const WORST_CASE: &str = "worst_case";
 
 /// Figures of training that come first, in this order.
-const OF_TRAINING: [&str; 6] =
+pub(crate) const OF_TRAINING: [&str; 6] =
     [EPOCH, PASSES, SECONDS, "train_accuracy", "validation_accuracy", "probe_accuracy"];
 
 /// The figures of a run: the cost of all its epochs; the accuracies of the epoch whose weights

@@ -8,6 +8,7 @@ mod eval;
 mod examples;
 mod harness;
 mod modes;
+mod report;
 mod resume;
 mod suites;
 mod sweep;
