@@ -8,6 +8,7 @@ mod eval;
 mod examples;
 mod harness;
 mod modes;
+mod pages;
 mod report;
 mod resume;
 mod suites;
