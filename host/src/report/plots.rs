@@ -111,8 +111,8 @@ impl Scale {
                 .flat_map(|decade| digits.iter().map(move |digit| digit.log10() + f64::from(decade)));
             ticks.filter(|tick| (range.start - 1e-9..=range.end + 1e-9).contains(tick)).collect()
         };
-        let choices = [within(&[1.0]), within(&[1.0, 2.0, 5.0])];
-        let fitting = choices.into_iter().rev().find(|ticks| (2..=2 * AT_MOST).contains(&ticks.len()));
+        let mut choices = [within(&[1.0, 2.0, 5.0]), within(&[1.0])].into_iter();
+        let fitting = choices.find(|ticks| (2..=AT_MOST + 2).contains(&ticks.len()));
         fitting.unwrap_or_else(|| vec![range.start, range.end])
     }
 }
