@@ -219,7 +219,7 @@ fn figures_show_what_is_there() {
     assert!(page.contains("other ends at 25.00 per cent after 6 passes"));
     let strip = read(&place, "report/run-other-examples.svg");
     let pictures = strip.matches("data:image/png;base64").count();
-    assert!(pictures >= 3 && pictures % 3 == 0, "{pictures} pictures in threes");
+    assert!(pictures >= 3 && pictures.is_multiple_of(3), "{pictures} pictures in threes");
     assert!(page.contains("white +0.1000, black -0.1000"), "the scale of the perturbation");
     // Two numeric axes make heat maps, of every accuracy.
     let map = read(&place, "report/sweep-grid-map-2.svg");
