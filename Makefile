@@ -6,11 +6,12 @@ host := cargo run --release --quiet -p host --
 
 python := .setup/oracle/bin/python
 
-.PHONY: help setup demo test check bench parity peers classifiers
+.PHONY: help setup demo test report-test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
 	@echo "make test    run every test"
+	@echo "make report-test  look at a report in Chromium, at several widths, light and dark"
 	@echo "make check   formatting and lints"
 	@echo "make bench   benchmarks of the hot pieces"
 	@echo "make parity  attacks beside the authors' code: verdicts (an hour or more; POINTS=100 SEEDS=2 for less)"
@@ -41,6 +42,11 @@ test: setup
 	cargo build --workspace
 	cargo run --quiet -p host -- data fetch mnist
 	cargo test --workspace
+
+# Debian: apt-get install chromium. Another browser of its family can be named by CHROMIUM.
+report-test: setup
+	cargo build --release --workspace
+	cargo test --release -p end-to-end pages:: -- --ignored
 
 bench: setup
 	cargo build --release

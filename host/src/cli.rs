@@ -1,11 +1,11 @@
 //! The command line.
 
+use crate::console::Style;
 use crate::experiment::{Experiment, Mode, ModelMode, SamplerChoice, Select, Start};
 use crate::objective::Objective;
 use crate::optimizer::Algorithm;
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
-use crate::report::Style;
 use crate::store::Format;
 use crate::sweep::Task;
 use crate::{Result, schedule};
@@ -55,6 +55,8 @@ pub enum Command {
     Eval(EvalArguments),
     /// Train and evaluate many experiments from one file
     Sweep(SweepArguments),
+    /// Make a page, tables and figures of runs and sweeps
+    Report(ReportArguments),
     /// Show what a plugin library holds: its plugins, their options, defaults and help
     Inspect(InspectArguments),
     /// Judge every plugin of a library by the checks that all plugins must pass
@@ -402,6 +404,33 @@ pub struct SweepArguments {
     /// List the runs and how far they are, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `host report`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The page needs no other file: robust accuracies beside the paper's, training curves, error against
+passes, sweeps, adversarial examples, distances of the particles, and how every run was made. In
+a folder beside it that is called the same lie the tables as CSV and Markdown and the figures as
+SVG and PNG. What is missing is marked, with the command that fills the gap: adversarial examples
+need `host eval --save-examples`. docs/report.md has the details."
+)]
+pub struct ReportArguments {
+    /// Folders of runs and of sweeps
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The page to write; its folder is called the same without .html
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    pub out: PathBuf,
+    /// Replace an earlier report of this name
+    #[arg(long)]
+    pub force: bool,
+    /// Where named data sets lie [default: as in each run]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_folder: Option<PathBuf>,
+    /// Use plugins and data even if they are not those recorded
+    #[arg(long)]
+    pub allow_changed: bool,
 }
 
 /// `host inspect`

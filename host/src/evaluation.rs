@@ -1,10 +1,10 @@
 //! What a classifier withstands.
 
+use crate::console::{Style, bar};
 use crate::doubt::{self, Doubt};
 use crate::journal::{AdversarialExamples, Journal};
 use crate::plugin::{Attack, CountedVictim, Model};
 use crate::random::{Draws, Purpose, permutation, step_of_name};
-use crate::report::{Style, bar};
 use crate::store::Examples;
 use crate::{Error, Result};
 use indicatif::ProgressBar;

@@ -9,6 +9,7 @@ mod average;
 pub mod checkpoint;
 pub mod cli;
 pub mod command;
+pub mod console;
 pub mod data;
 pub mod device;
 pub mod doubt;

@@ -1,9 +1,11 @@
 //! The folder of a run: what it was made with, what it measured, where it can go on.
 
+use crate::console::warn;
 use crate::data::Dataset;
-use crate::experiment::Experiment;
-use crate::plugin::{PluginSpec, Record};
-use crate::{Error, Result, files};
+use crate::experiment::{Experiment, Select};
+use crate::plugin::{Model, PluginSpec, Record};
+use crate::progress::Progress;
+use crate::{Error, Result, checkpoint, files};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use serde::de::DeserializeOwned;
@@ -84,7 +86,21 @@ pub struct Evaluations {
     evaluations: Vec<serde_json::Value>,
 }
 
+impl Evaluations {
+    /// Each of them, oldest first.
+    ///
+    /// # Errors
+    /// If one is not as this program writes them.
+    pub fn read<Evaluation: DeserializeOwned>(self, folder: &RunFolder) -> Result<Vec<Evaluation>> {
+        let each = self.evaluations.into_iter().map(serde_json::from_value);
+        each.collect::<std::result::Result<_, _>>()
+            .map_err(|why| Error::file("understand", &folder.path.join(EVALUATIONS), why))
+    }
+}
+
 const LOCK: &str = ".lock";
+
+const EVALUATIONS: &str = "eval.json";
 
 /// A run's folder.
 #[derive(Debug)]
@@ -226,10 +242,15 @@ impl RunFolder {
     /// # Errors
     /// If a line is not one of metrics.
     pub fn metrics<Metrics: DeserializeOwned>(&self) -> Result<Vec<Metrics>> {
-        let path = self.metrics_path();
-        let lines = if path.exists() { files::read(&path)? } else { Vec::new() };
-        let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
-        lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", &path, why))
+        lines(&self.metrics_path())
+    }
+
+    /// The lines of `trace.jsonl`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If a line is not one of a trace.
+    pub fn trace<Point: DeserializeOwned>(&self) -> Result<Vec<Point>> {
+        lines(&self.path.join("trace.jsonl"))
     }
 
     fn metrics_path(&self) -> PathBuf {
@@ -241,11 +262,11 @@ impl RunFolder {
     /// # Errors
     /// If the file is not one of evaluations.
     pub fn evaluations(&self) -> Result<Evaluations> {
-        let path = self.path.join("eval.json");
+        let path = self.path.join(EVALUATIONS);
         match path.exists() {
             false => Ok(Evaluations::default()),
             true => serde_json::from_slice(&files::read(&path)?)
-                .map_err(|why| Error::file("add to", &path, why).fix("move the file away")),
+                .map_err(|why| Error::file("understand", &path, why).fix("move the file away")),
         }
     }
 
@@ -260,7 +281,7 @@ impl RunFolder {
         lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
         let mut evaluations = self.evaluations()?;
         evaluations.evaluations.push(new);
-        let path = self.path.join("eval.json");
+        let path = self.path.join(EVALUATIONS);
         self.write_json(&path, &evaluations)?;
         Ok(path)
     }
@@ -280,6 +301,39 @@ fn write_lines<Line: Serialize>(path: &Path, objects: &[Line]) -> Result<()> {
         lines.push('\n');
     }
     files::write_whole(path, lines.as_bytes())
+}
+
+/// The JSON lines of a file, none if it does not exist.
+fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
+    let lines = if path.exists() { files::read(path)? } else { Vec::new() };
+    let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
+    lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
+}
+
+/// Loads into a model the weights that a run is evaluated with: those of its last checkpoint or
+/// its best, averaged if it averages. Returns what the run had got to then.
+///
+/// # Errors
+/// If there is no checkpoint that is whole, or its weights are not of this model.
+pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
+    let train = &record.experiment.train;
+    let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
+    let saved =
+        checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
+            let path = folder.path().display();
+            Error::new(format!("{path} has no checkpoint yet"))
+                .fix(format!("train it with `host train --resume {path}`"))
+        })?;
+    for what in &saved.damaged {
+        warn(format_args!("{what}; evaluating the checkpoint before it"));
+    }
+    let (done, all) = (saved.progress.epochs.len(), train.epochs);
+    if train.select == Select::Last && done < all && !saved.progress.stopped_early() {
+        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
+    }
+    let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
+    model.load(weights.unwrap_or(&Default::default()))?;
+    Ok(saved.progress)
 }
 
 /// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.
@@ -323,7 +377,7 @@ fn refuse_change(allowed: bool, what: &str, recorded: &str, found: &str) -> Resu
         return Ok(());
     }
     if allowed {
-        crate::report::warn(what);
+        warn(what);
         return Ok(());
     }
     Err(Error::new(what)

@@ -1,7 +1,7 @@
 use crate::cli::ConformArguments;
+use crate::console::say;
 use crate::plugin::library::{self, File, Kind, Manifest};
 use crate::plugin::{PluginSpec, parse};
-use crate::report::say;
 use crate::{Error, Result, device};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
 use glob_match::glob_match;

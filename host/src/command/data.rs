@@ -1,5 +1,5 @@
 use crate::cli::DataCommand;
-use crate::report::say;
+use crate::console::say;
 use crate::{Result, data};
 
 /// `host data`

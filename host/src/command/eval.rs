@@ -1,17 +1,17 @@
 use super::{set_threads, stop_on_signals};
 use crate::cli::{EvalArguments, style};
+use crate::console::{Style, say, warn};
 use crate::data::Dataset;
 use crate::doubt::{self, Doubt};
 use crate::evaluation::{Evaluation, Evaluator, Findings, Order, confidence_interval};
-use crate::experiment::{Experiment, Select};
+use crate::experiment::Experiment;
 use crate::journal::Journal;
 use crate::plugin::{Attack, Model, PluginSpec};
 use crate::progress::Progress;
 use crate::random::Purpose;
-use crate::report::{Style, say, warn};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::Examples;
-use crate::{Error, INTERRUPTED, Result, checkpoint, data, device, files, suite, tensors};
+use crate::{Error, INTERRUPTED, Result, data, device, files, suite, tensors};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -105,7 +105,7 @@ impl Bench {
         let spec = &record.experiment.model;
         let spec = run::recorded_plugin(spec, &record.plugins.model, arguments.allow_changed)?;
         let model = Model::build(&spec, self.dataset.task(), self.device, 0)?;
-        let progress = load_weights(&folder, &record, &model)?;
+        let progress = run::load_weights(&folder, &record, &model)?;
         Ok(Subject { folder, record, model, progress })
     }
 
@@ -184,27 +184,6 @@ impl Bench {
         let settings = settings(arguments, evaluator, &self.dataset, attacks, points)?;
         Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)
     }
-}
-
-fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
-    let train = &record.experiment.train;
-    let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
-    let saved =
-        checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
-            let path = folder.path().display();
-            Error::new(format!("{path} has no checkpoint yet"))
-                .fix(format!("train it with `host train --resume {path}`"))
-        })?;
-    for what in &saved.damaged {
-        warn(format_args!("{what}; evaluating the checkpoint before it"));
-    }
-    let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && done < all && !saved.progress.stopped_early() {
-        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
-    }
-    let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
-    model.load(weights.unwrap_or(&Default::default()))?;
-    Ok(saved.progress)
 }
 
 /// Looks at the model that is judged, and at the one that examples are made on.

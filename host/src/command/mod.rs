@@ -6,6 +6,7 @@ mod eval;
 mod inspect;
 mod new;
 mod plugins;
+mod report;
 mod sweep;
 mod train;
 mod transfer;
@@ -28,6 +29,7 @@ pub fn run(command: &Command) -> Result<u8> {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Sweep(arguments) => sweep::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Conform(arguments) => conform::run(arguments),
         Command::Plugins(arguments) => plugins::run(arguments),

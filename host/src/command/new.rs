@@ -1,5 +1,5 @@
 use crate::cli::{NewArguments, NewKind};
-use crate::report::say;
+use crate::console::say;
 use crate::{Error, Result, files};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 use crate::Result;
 use crate::cli::PluginsArguments;
+use crate::console::say;
 use crate::plugin::library::installed;
-use crate::report::say;
 use serde_json::json;
 
 /// `host plugins`

@@ -1,12 +1,12 @@
 use super::stop_on_signals;
 use super::train::make_sampler;
 use crate::cli::SweepArguments;
+use crate::console::{say, warn};
 use crate::data::{self, Dataset};
 use crate::evaluation::check_points;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Attack, Model};
 use crate::progress::EpochMetrics;
-use crate::report::{say, warn};
 use crate::run::RunFolder;
 use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary, figures};

@@ -1,11 +1,11 @@
 use super::{set_threads, stop_on_signals};
 use crate::cli::{TrainArguments, style};
+use crate::console::{Reporter, warn};
 use crate::data::{self, Dataset};
 use crate::experiment::{Experiment, Mode, Train};
 use crate::plugin::{Attack, Model, PluginSpec, Sampler};
 use crate::progress::best_epoch;
 use crate::random::{Purpose, seed_for};
-use crate::report::{Reporter, warn};
 use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::trace::Trace;
 use crate::training::{Ending, Training, split};

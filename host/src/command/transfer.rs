@@ -1,9 +1,9 @@
 use super::eval::{Bench, Subject, look_at_models, tell};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
+use crate::console::{Style, say};
 use crate::doubt::Doubt;
 use crate::journal::Journal;
-use crate::report::{Style, say};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;

@@ -73,15 +73,15 @@ impl Row {
 pub type Figures = Vec<(String, f64)>;
 
 /// Figures of cost: what is worse is more. Of all others, it is less.
-const COSTS: [&str; 3] = [EPOCH, PASSES, SECONDS];
+pub(crate) const COSTS: [&str; 3] = [EPOCH, PASSES, SECONDS];
 const EPOCH: &str = "epoch";
 const PASSES: &str = "passes_per_sample";
-const SECONDS: &str = "seconds";
+pub(crate) const SECONDS: &str = "seconds";
 
 const WORST_CASE: &str = "worst_case";
 
 /// Figures of training that come first, in this order.
-const OF_TRAINING: [&str; 6] =
+pub(crate) const OF_TRAINING: [&str; 6] =
     [EPOCH, PASSES, SECONDS, "train_accuracy", "validation_accuracy", "probe_accuracy"];
 
 /// The figures of a run: the cost of all its epochs; the accuracies of the epoch whose weights
@@ -318,12 +318,12 @@ fn new_table(header: Vec<String>) -> Table {
 }
 
 /// Whether a figure is shown to people: a suite's members are too many.
-fn is_shown(name: &str) -> bool {
+pub(crate) fn is_shown(name: &str) -> bool {
     !name.contains(MEMBER)
 }
 
 /// A figure's name for people.
-fn title(name: &str) -> String {
+pub(crate) fn title(name: &str) -> String {
     match name {
         PASSES => "passes".to_owned(),
         WORST_CASE => "worst case".to_owned(),
@@ -342,7 +342,7 @@ fn show(name: &str, value: f64) -> String {
 }
 
 /// Comma-separated values (RFC 4180, with line feeds).
-fn csv(lines: &[Vec<String>]) -> String {
+pub(crate) fn csv(lines: &[Vec<String>]) -> String {
     let field = |text: &String| match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
         false => text.clone(),

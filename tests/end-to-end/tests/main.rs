@@ -9,6 +9,8 @@ mod examples;
 mod harness;
 mod modes;
 mod networks;
+mod pages;
+mod report;
 mod resume;
 mod suites;
 mod sweep;

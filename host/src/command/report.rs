@@ -1,0 +1,96 @@
+use super::set_threads;
+use crate::cli::ReportArguments;
+use crate::console::say;
+use crate::report::collect::Collector;
+use crate::report::{self, ENDINGS, Report};
+use crate::{Error, Result, files};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// `host report`
+pub fn run(arguments: &ReportArguments) -> Result<u8> {
+    let place = Place::new(&arguments.out, arguments.force)?;
+    set_threads(None)?;
+    let mut collector = Collector::new(arguments.data_folder.as_deref(), arguments.allow_changed);
+    let collection = collector.collect(&arguments.runs)?;
+    let report = report::make(&collection, &place.folder_name())?;
+    place.write(&report)?;
+    let of_runs = collection.runs.iter().flat_map(|run| &run.gaps);
+    let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gap)).count();
+    if gaps > 0 {
+        say(format_args!("{gaps} gaps are marked, each with what fills it"));
+    }
+    let runs = collection.runs.len();
+    say(format_args!("report of {runs} runs: {}", place.page.display()));
+    say(format_args!("tables and figures: {}", place.folder.display()));
+    Ok(0)
+}
+
+/// Where a report is written: a page, and a folder beside it that is called the same.
+struct Place {
+    page: PathBuf,
+    folder: PathBuf,
+}
+
+impl Place {
+    /// Refuses to overwrite anything, or with `force` anything that no report wrote.
+    fn new(page: &Path, force: bool) -> Result<Self> {
+        if page.extension().is_none_or(|ending| ending != "html") {
+            return Err(Error::new(format!(
+                "--out: expected a file whose name ends in .html, got {}",
+                page.display()
+            )));
+        }
+        let place = Self { page: page.to_owned(), folder: page.with_extension("") };
+        for path in [&place.page, &place.folder] {
+            if path.exists() && !force {
+                return Err(Error::new(format!("{} already exists", path.display()))
+                    .fix("choose another name with --out, or replace an earlier report with --force"));
+            }
+        }
+        if place.page.exists() && !place.page.is_file() {
+            return Err(Error::new(format!("{} is not a file", place.page.display())));
+        }
+        if place.folder.exists() {
+            place.earlier_files()?;
+        }
+        Ok(place)
+    }
+
+    fn folder_name(&self) -> String {
+        self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// What an earlier report wrote into the folder.
+    fn earlier_files(&self) -> Result<Vec<PathBuf>> {
+        let entries =
+            fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
+        let files: Vec<_> = entries.map(|entry| entry.path()).collect();
+        let foreign = files.iter().find(|path| {
+            let ending = path.extension().unwrap_or_default();
+            !path.is_file() || !ENDINGS.iter().any(|known| *known == ending)
+        });
+        match foreign {
+            None => Ok(files),
+            Some(path) => Err(Error::new(format!("{} is from no report", path.display()))
+                .fix("move it away, or choose another name with --out")),
+        }
+    }
+
+    /// Writes the files, then the page; what is left of an earlier report goes.
+    fn write(&self, report: &Report) -> Result<()> {
+        fs::create_dir_all(&self.folder)
+            .map_err(|why| Error::file("create", &self.folder, why).on_the_way())?;
+        for (name, contents) in &report.files {
+            files::write_whole(&self.folder.join(name), contents)?;
+        }
+        files::write_whole(&self.page, report.page.as_bytes())?;
+        let is_new = |path: &PathBuf| {
+            report.files.iter().any(|(name, _)| path.file_name().is_some_and(|file| file == name.as_str()))
+        };
+        for path in self.earlier_files()?.iter().filter(|path| !is_new(path)) {
+            fs::remove_file(path).map_err(|why| Error::file("remove", path, why).on_the_way())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! The page of a report: one file that needs no other, no network and no script.
+
+use super::collect::{Gap, Part};
+use super::plots::{self, Figure};
+use super::tables::{Cell, Table};
+use super::{Document, RunSection, SweepSection};
+use crate::run::Versions;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+/// The page; files lie in a folder of the name given beside it.
+pub fn page(document: &Document, folder: &str) -> String {
+    let versions = Versions::current();
+    let style = [
+        include_str!("style.css"),
+        "@media screen and (prefers-color-scheme: dark){",
+        &plots::dark_style(),
+        "}",
+    ];
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { "Report" }
+                style { (PreEscaped(style.concat())) }
+            }
+            body {
+                header {
+                    h1 { "Report" }
+                    p {
+                        (document.runs.len()) " runs; made by host " (versions.host) " (contract " (versions.contract)
+                        ", libtorch " (versions.libtorch) "). Tables and figures lie in the folder " code { (folder) } "."
+                    }
+                    nav aria-label="Sections" {
+                        a href="#results" { "Results" }
+                        a href="#cost" { "Error against cost" }
+                        @if !document.sweeps.is_empty() { a href="#sweeps" { "Sweeps" } }
+                        a href="#runs" { "Runs" }
+                        a href="#evaluations-section" { "Evaluations" }
+                        a href="#provenance-section" { "How it was made" }
+                    }
+                }
+                main {
+                    section id="results" {
+                        h2 { "Results" }
+                        (table(&document.summary, folder))
+                    }
+                    section id="cost" {
+                        h2 { "Error against cost" }
+                        (traces(document, folder))
+                    }
+                    @if !document.sweeps.is_empty() {
+                        section id="sweeps" {
+                            h2 { "Sweeps" }
+                            @for section in &document.sweeps { (sweep(section, folder)) }
+                        }
+                    }
+                    section id="runs" {
+                        h2 { "Runs" }
+                        @for section in &document.runs { (run(section, folder)) }
+                    }
+                    section id="evaluations-section" {
+                        h2 { "Evaluations" }
+                        (table(&document.evaluations, folder))
+                    }
+                    section id="provenance-section" {
+                        h2 { "How it was made" }
+                        (table(&document.provenance, folder))
+                        (table(&document.plugins, folder))
+                    }
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+fn traces(document: &Document, folder: &str) -> Markup {
+    let gaps = document.runs.iter().flat_map(|section| section.run.gaps_of(Part::Trace));
+    html! {
+        div.figures { @for one in &document.traces { (figure(one, folder)) } }
+        @for one in gaps { (gap(one)) }
+        @if document.traces.is_empty() {
+            (gap(&Gap {
+                part: Part::Trace,
+                what: "no run measured its error while it trained".to_owned(),
+                fix: "set train.trace in the experiment and train it anew".to_owned(),
+            }))
+        }
+    }
+}
+
+fn sweep(section: &SweepSection, folder: &str) -> Markup {
+    html! {
+        section {
+            h3 { (section.sweep.name) }
+            div.figures { @for one in &section.figures { (figure(one, folder)) } }
+            @for one in &section.tables { (table(one, folder)) }
+            @if let Some(one) = &section.sweep.gap { (gap(one)) }
+        }
+    }
+}
+
+fn run(section: &RunSection, folder: &str) -> Markup {
+    let RunSection { run, curves, distances, examples } = section;
+    html! {
+        section {
+            h3 { (run.name) }
+            p { code { (run.path.display()) } }
+            div.figures {
+                @for one in curves.iter().chain(distances).chain(examples) { (figure(one, folder)) }
+            }
+            @for one in run.gaps.iter().filter(|gap| gap.part != Part::Trace) { (gap(one)) }
+        }
+    }
+}
+
+fn gap(gap: &Gap) -> Markup {
+    html! {
+        p.gap { strong { "Missing: " } (gap.what) "." br; "To fill the gap: " code { (gap.fix) } }
+    }
+}
+
+fn figure(figure: &Figure, folder: &str) -> Markup {
+    let Figure { name, title, alternative, caption, svg } = figure;
+    html! {
+        figure id=(name) {
+            div.scroll tabindex="0" role="img" aria-label=(alternative) { (PreEscaped(svg)) }
+            figcaption {
+                strong { (title) ". " } (caption) " "
+                (files(folder, name, &["svg", "png"]))
+            }
+        }
+    }
+}
+
+fn table(table: &Table, folder: &str) -> Markup {
+    let Table { name, caption, header, rows, notes } = table;
+    html! {
+        p id=(format!("{name}-caption")) { (caption) " " (files(folder, name, &["csv", "md"])) }
+        @if rows.is_empty() {
+            p.gap { "There is nothing to show." }
+        } @else {
+            div.scroll tabindex="0" role="region" aria-labelledby=(format!("{name}-caption")) {
+                table id=(name) aria-labelledby=(format!("{name}-caption")) {
+                    thead { tr { @for column in header { th scope="col" { (column) } } } }
+                    tbody {
+                        @for row in rows {
+                            tr.paper[row.of_paper] {
+                                @for (number, one) in row.cells.iter().enumerate() {
+                                    @if number == 0 {
+                                        th scope="row" { (cell(one, name)) }
+                                    } @else {
+                                        td.number[one.content.is_number()] { (cell(one, name)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        @if !notes.is_empty() {
+            ol.notes {
+                @for (number, note) in (1..).zip(notes) { li id=(format!("{name}-note-{number}")) { (note) } }
+            }
+        }
+    }
+}
+
+fn cell(cell: &Cell, table: &str) -> Markup {
+    html! {
+        // Specs of plugins have no spaces: lines may break after their commas.
+        @for part in cell.content.shown().split_inclusive(',') { (part) wbr; }
+        @for line in cell.content.certainty().iter().flatten() { " " small { (line) } }
+        @for note in &cell.notes {
+            sup { a href=(format!("#{table}-note-{note}")) { (note) } " " }
+        }
+    }
+}
+
+fn files(folder: &str, name: &str, endings: &[&str]) -> Markup {
+    html! {
+        span.files {
+            @for ending in endings {
+                a href=(format!("{folder}/{name}.{ending}")) { (ending.to_uppercase()) } " "
+            }
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! `host report`: what runs and sweeps came to, as one page to read, and as tables and figures
+//! for a paper.
+
+pub mod collect;
+mod html;
+mod paper;
+mod plots;
+mod tables;
+
+use crate::Result;
+use collect::{Collection, Run, Sweep};
+use plots::{Figure, Rasteriser};
+use std::collections::BTreeSet;
+use tables::Table;
+
+/// Endings of the files that a report writes into its folder.
+pub const ENDINGS: [&str; 4] = ["csv", "md", "png", "svg"];
+
+/// A report, ready to be written.
+pub struct Report {
+    /// The page, which needs no other file.
+    pub page: String,
+    /// Tables and figures by file name.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// The parts of a report.
+struct Document<'a> {
+    summary: Table,
+    evaluations: Table,
+    provenance: Table,
+    plugins: Table,
+    traces: Vec<Figure>,
+    sweeps: Vec<SweepSection<'a>>,
+    runs: Vec<RunSection<'a>>,
+}
+
+struct SweepSection<'a> {
+    sweep: &'a Sweep,
+    tables: Vec<Table>,
+    figures: Vec<Figure>,
+}
+
+struct RunSection<'a> {
+    run: &'a Run,
+    curves: Option<Figure>,
+    distances: Option<Figure>,
+    examples: Option<Figure>,
+}
+
+/// Makes the report; its page links to the files in a folder of the name given beside it.
+///
+/// # Errors
+/// If a figure cannot be drawn, which is a defect.
+pub fn make(collection: &Collection, folder: &str) -> Result<Report> {
+    let document = Document::new(collection)?;
+    let rasteriser = Rasteriser::new();
+    let mut files = Vec::new();
+    for table in document.tables() {
+        files.push((format!("{}.csv", table.name), table.csv().into_bytes()));
+        files.push((format!("{}.md", table.name), table.markdown().into_bytes()));
+    }
+    for figure in document.figures() {
+        files.push((format!("{}.svg", figure.name), figure.svg.clone().into_bytes()));
+        files.push((format!("{}.png", figure.name), rasteriser.png(&figure.svg)?));
+    }
+    Ok(Report { page: html::page(&document, folder), files })
+}
+
+impl<'a> Document<'a> {
+    fn new(collection: &'a Collection) -> Result<Self> {
+        let mut taken = BTreeSet::new();
+        let sweeps = collection.sweeps.iter().map(|sweep| {
+            let name = file_name(&format!("sweep-{}", sweep.name), &mut taken);
+            let (tables, figures) = (tables::sweep(sweep, &name), plots::sweep(sweep, &name)?);
+            Ok(SweepSection { sweep, tables, figures })
+        });
+        let sweeps = sweeps.collect::<Result<_>>()?;
+        let runs = collection.runs.iter().map(|run| {
+            let name = file_name(&format!("run-{}", run.name), &mut taken);
+            let threat = &run.record.experiment.threat;
+            let distances = run.distances.as_ref().map(|found| plots::distances(found, threat, &name));
+            let classes: &[&str] = if run.record.data.name == "cifar-10" { &CIFAR_CLASSES } else { &[] };
+            let examples = run.examples.as_ref().map(|strip| plots::strip(strip, threat, classes, &name));
+            Ok(RunSection {
+                run,
+                curves: plots::curves(run, &name)?,
+                distances: distances.transpose()?,
+                examples: examples.transpose()?,
+            })
+        });
+        Ok(Self {
+            runs: runs.collect::<Result<_>>()?,
+            sweeps,
+            traces: plots::traces(&collection.runs)?,
+            summary: tables::summary(&collection.runs),
+            evaluations: tables::evaluations(&collection.runs),
+            provenance: tables::provenance(&collection.runs),
+            plugins: tables::plugins(&collection.runs),
+        })
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        let of_runs = [&self.summary, &self.evaluations, &self.provenance, &self.plugins];
+        of_runs.into_iter().chain(self.sweeps.iter().flat_map(|section| &section.tables))
+    }
+
+    fn figures(&self) -> impl Iterator<Item = &Figure> {
+        let of_runs = self
+            .runs
+            .iter()
+            .flat_map(|section| section.curves.iter().chain(&section.distances).chain(&section.examples));
+        self.traces.iter().chain(self.sweeps.iter().flat_map(|section| &section.figures)).chain(of_runs)
+    }
+}
+
+/// Names of CIFAR-10's classes, in the order of their labels.
+const CIFAR_CLASSES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+/// A name that files and links can have, and that is not taken yet.
+fn file_name(name: &str, taken: &mut BTreeSet<String>) -> String {
+    /// File systems allow 255 bytes; endings are to follow.
+    const LONGEST: usize = 100;
+    let plain =
+        |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '-' };
+    let plain: String = name.chars().map(plain).take(LONGEST).collect();
+    let numbered = (2..).map(|number| format!("{plain}-{number}"));
+    let mut names = std::iter::once(plain.clone()).chain(numbered);
+    names.find(|name| taken.insert(name.clone())).unwrap_or(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_are_plain_and_differ() {
+        let mut taken = BTreeSet::new();
+        let mut name = |name: &str| file_name(name, &mut taken);
+        assert_eq!(name("run-a/b,c=1"), "run-a-b-c-1");
+        assert_eq!(name("run-a b,c=1"), "run-a-b-c-1-2");
+        assert_eq!(name("run-ä"), "run--");
+    }
+}

@@ -1,0 +1,139 @@
+//! The figures that the paper prints, and the runs that they belong beside.
+
+use crate::plugin::PluginSpec;
+use crate::run::RunRecord;
+use plugin_api::Norm;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// The paper's tables: the contents of `paper.toml`.
+static PAPER: LazyLock<Paper> = LazyLock::new(|| {
+    toml::from_str(include_str!("paper.toml")).unwrap_or_else(|why| unreachable!("paper.toml: {why}"))
+});
+
+/// Epsilons that differ by less are the same: 8/255 is written with few digits now and then.
+const SAME_EPSILON: f64 = 1e-4;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Paper {
+    source: String,
+    defaults: BTreeMap<String, Map<String, Value>>,
+    column: Vec<Column>,
+}
+
+/// A column of a table of the paper.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    /// What it is about.
+    pub name: String,
+    /// Where it is printed.
+    pub table: String,
+    data: String,
+    /// The model's plugin, and the options of it that matter.
+    model: String,
+    #[serde(default)]
+    options: Map<String, Value>,
+    /// The sampler's plugin.
+    pub sampler: String,
+    /// The threat model.
+    pub threat: Threat,
+    /// Epochs of training.
+    pub epochs: usize,
+    /// Seconds of training, where they are printed.
+    pub seconds: Option<f64>,
+    figures: BTreeMap<String, f64>,
+    /// Why its AutoAttack is not to be believed.
+    pub doubt: Option<String>,
+}
+
+/// A threat model without its domain.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threat {
+    /// Its norm.
+    pub norm: Norm,
+    /// Its radius.
+    pub epsilon: f64,
+}
+
+/// Title of the paper.
+pub fn source() -> &'static str {
+    &PAPER.source
+}
+
+/// The column that a run corresponds to: the same data, network, sampler and threat model.
+pub fn column_of(record: &RunRecord) -> Option<&'static Column> {
+    PAPER.column.iter().find(|column| column.is_of(record))
+}
+
+impl Column {
+    fn is_of(&self, record: &RunRecord) -> bool {
+        let sampler = record.plugins.sampler.as_ref();
+        let threat = record.experiment.threat;
+        let model = &record.plugins.model.manifest.name;
+        let option = |key| option(&record.experiment.model, model, key);
+        record.data.name == self.data
+            && *model == self.model
+            && self.options.iter().all(|(key, value)| option(key).as_ref() == Some(value))
+            && sampler.is_some_and(|sampler| sampler.manifest.name == self.sampler)
+            && threat.norm == self.threat.norm
+            && (threat.epsilon - self.threat.epsilon).abs() < SAME_EPSILON
+    }
+
+    /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`,
+    /// or that of an attack, see [`attack_name`].
+    pub fn share(&self, figure: &str) -> Option<f64> {
+        self.figures.get(figure).map(|percent| percent / 100.0)
+    }
+}
+
+/// An option of a model as a spec gives it, or else as its plugin takes it.
+fn option(spec: &PluginSpec, model: &str, key: &str) -> Option<Value> {
+    let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
+    options.get(key).or_else(|| PAPER.defaults.get(model)?.get(key)).cloned()
+}
+
+/// The paper's name for an attack that ran once: of a plugin called `plugin`, with so many steps.
+pub fn attack_name(plugin: &str, steps: Option<usize>) -> Option<&'static str> {
+    match (plugin, steps) {
+        ("fgsm", None | Some(1)) => Some("fgsm"),
+        ("pgd", None | Some(40)) => Some("pgd-40"),
+        ("pgd", Some(100)) => Some("pgd-100"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_says_what_a_table_needs() {
+        assert_eq!(PAPER.column.len(), 7);
+        for column in &PAPER.column {
+            let known = ["train", "clean", "fgsm", "pgd-40", "pgd-100"];
+            assert!(known.iter().all(|figure| column.share(figure).is_some()), "{}", column.name);
+            assert!(column.figures.values().all(|percent| (20.0..100.0).contains(percent)));
+            // More steps never help the classifier, and what AutoAttack leaves is the least.
+            let ladder: Vec<_> = ["clean", "fgsm", "pgd-40", "pgd-100", "autoattack"]
+                .iter()
+                .filter_map(|figure| column.share(figure))
+                .collect();
+            assert!(ladder.is_sorted_by(|one, other| one > other), "{}: {ladder:?}", column.name);
+            let unbelievable = column.share("autoattack").is_some_and(|left| left < 0.5);
+            assert_eq!(column.doubt.is_some(), unbelievable, "{}", column.name);
+        }
+    }
+
+    #[test]
+    fn what_a_spec_leaves_out_is_the_plugins_default() {
+        let arch = |spec: &str| option(&spec.parse().expect("a spec"), "cnn", "arch");
+        assert_eq!(arch("cnn.so"), Some("B".into()));
+        assert_eq!(arch("cnn.so,arch=A"), Some("A".into()));
+        assert_eq!(option(&"mine.so".parse().expect("a spec"), "mine", "arch"), None);
+    }
+}

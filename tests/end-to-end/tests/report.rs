@@ -1,0 +1,351 @@
+//! `host report`: pages, tables and figures of runs and sweeps, whole and not.
+
+use crate::eval::trained;
+use crate::harness::{Place, built, edit};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+
+fn read(place: &Place, file: &str) -> String {
+    fs::read_to_string(place.path(file)).unwrap_or_else(|why| panic!("{file}: {why}"))
+}
+
+/// The lines of a table's CSV file by the names of its columns.
+fn csv(place: &Place, file: &str) -> Vec<BTreeMap<String, String>> {
+    let text = read(place, file);
+    let mut lines = text.lines().map(fields);
+    let header = lines.next().expect("a header");
+    let named = |line: Vec<String>| {
+        assert_eq!(line.len(), header.len(), "{line:?}");
+        header.iter().cloned().zip(line).collect()
+    };
+    lines.map(named).collect()
+}
+
+/// The fields of a line of comma-separated values.
+fn fields(line: &str) -> Vec<String> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    for letter in line.chars() {
+        match letter {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            _ => fields.last_mut().expect("a field").push(letter),
+        }
+    }
+    fields
+}
+
+/// The page must be well-formed (every element that is opened is closed, in order), need nothing
+/// from elsewhere, run nothing, and have text for every figure.
+fn assert_well_formed(page: &str) {
+    const VOID: [&str; 6] = ["br", "meta", "wbr", "link", "img", "hr"];
+    assert!(page.starts_with("<!DOCTYPE html>"), "{}", &page[..100.min(page.len())]);
+    let (mut open, mut ids, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rest = page.trim_start_matches("<!DOCTYPE html>");
+    while let Some(start) = rest.find('<') {
+        let end =
+            start + rest[start..].find('>').unwrap_or_else(|| panic!("a tag has no end: {}", &rest[start..]));
+        let tag = &rest[start + 1..end];
+        rest = &rest[end + 1..];
+        let name = tag.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap_or_default();
+        assert!(!["script", "iframe", "object"].contains(&name), "<{tag}>");
+        let value = |attribute: &str| {
+            let (_, value) = tag.split_once(&format!(" {attribute}=\""))?;
+            Some(value.split('"').next().unwrap_or_default().to_owned())
+        };
+        ids.extend(value("id"));
+        for attribute in ["href", "src"] {
+            let address = value(attribute).unwrap_or_default();
+            assert!(!address.starts_with("http") && !address.starts_with("//"), "<{tag}>");
+            targets.extend(address.strip_prefix('#').map(str::to_owned));
+        }
+        if value("role").as_deref() == Some("img") {
+            assert!(value("aria-label").is_some_and(|text| text.len() > 20), "<{tag}>");
+        }
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "</{name}> closes something else");
+        } else if !tag.ends_with('/') && !VOID.contains(&name) {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "{open:?} are not closed");
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "an id is there twice");
+    for target in targets {
+        assert!(ids.contains(&target), "#{target} is nowhere");
+    }
+}
+
+/// Makes `report.html`, which must be a sound page with a folder of files beside it.
+fn report(place: &Place, arguments: &str) -> String {
+    place.host(&format!("report {arguments}")).succeeds();
+    let page = read(place, "report.html");
+    assert_well_formed(&page);
+    for entry in fs::read_dir(place.path("report")).expect("a folder").flatten() {
+        let bytes = fs::read(entry.path()).expect("readable");
+        match entry.path().extension().and_then(|ending| ending.to_str()).expect("an ending") {
+            "png" => assert!(bytes.starts_with(b"\x89PNG\r\n") && bytes.len() > 1000),
+            "svg" => assert!(
+                bytes.starts_with(b"<svg") && bytes.ends_with(b"</svg>") || bytes.ends_with(b"</svg>\n")
+            ),
+            "csv" | "md" => assert!(bytes.is_empty() || bytes.ends_with(b"\n")),
+            other => panic!("a file that ends in {other}"),
+        }
+    }
+    page
+}
+
+/// A report of everything: two runs, one with examples, a trace and particles; a suite; a sweep.
+/// Returns the arguments to make it with.
+pub fn everything(place: &Place) -> &'static str {
+    place.host("eval run --attack fgsm.so --attack pgd.so,steps=3 --points 60").succeeds();
+    let train = "train --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
+                 --learning-rate 0.002 --sampler langevin.so,step_size=0.04,noise=0.02 --out other \
+                 --validation-points 40 --probe fgsm.so";
+    place.host(train).succeeds();
+    place.host("eval other --attack pgd.so,steps=10,step_size=0.03 --save-examples").ended_with(0);
+    fs::write(place.path("mine.toml"), "attacks = [\"fgsm.so\", \"pgd.so,steps=3\"]").expect("written");
+    place.host("eval other --suite mine.toml --seed 9").ended_with(0);
+    let line = |steps: u64, passes: f64, accuracy: f64| {
+        json!({
+            "updates": steps, "optimizer_steps": steps, "passes_per_sample": passes, "seconds": 0.5,
+            "clean_accuracy": 0.9, "attack_accuracy": accuracy, "attack": "fgsm.so", "points": 50,
+        })
+        .to_string()
+    };
+    let trace = [line(0, 0.0, 0.1), line(2, 0.5, 0.3), line(18, 2.0, 0.6), line(54, 6.0, 0.75)];
+    fs::write(place.path("other/trace.jsonl"), trace.join("\n")).expect("written");
+    write_sweep(place, "grid", &["sampler.noise", "sampler.step_size"]);
+    "run other grid"
+}
+
+/// The folder of a sweep whose runs are gone, over two values of each axis: accuracies are 0.5,
+/// 0.6, 0.7 and, in a run that is not finished, none.
+fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
+    fs::create_dir_all(place.path(name)).expect("a folder");
+    fs::write(place.path(&format!("{name}/sweep.toml")), "").expect("written");
+    let run = |number: usize| {
+        let value = |place: usize| json!(0.1 * (1 + (number >> place & 1)) as f64);
+        let settings: serde_json::Map<_, _> =
+            axes.iter().enumerate().map(|(place, axis)| ((*axis).to_owned(), value(place))).collect();
+        let finished = number < 3;
+        let figures = match finished {
+            true => json!({"clean": 0.9, "worst_case": 0.5 + 0.1 * number as f64, "passes_per_sample": 4.0}),
+            false => json!({}),
+        };
+        json!({
+            "run": format!("run-{number}"), "settings": settings, "doubts": [], "reason": null,
+            "status": if finished { "finished" } else { "waiting" }, "figures": figures,
+        })
+    };
+    let summary = json!({"groups": null, "runs": (0..1 << axes.len()).map(run).collect::<Vec<_>>()});
+    fs::write(place.path(&format!("{name}/summary.json")), summary.to_string()).expect("written");
+}
+
+#[test]
+fn the_numbers_are_those_that_were_measured() {
+    let place = trained(0.06);
+    let page = report(&place, everything(&place));
+    let summary = csv(&place, "report/summary.csv");
+    let row = |run: &str| summary.iter().find(|row| row["run"] == run).expect("a row");
+    let markdown = read(&place, "report/summary.md");
+    let agree = |run: &str, column: &str, share: &Value, points: &str| {
+        let row = row(run);
+        assert_eq!(row[column].parse::<f64>().ok(), share.as_f64(), "{column}");
+        assert_eq!(row[&format!("{column}, points")], points);
+        let percent = format!("{:.2}", 100.0 * share.as_f64().expect("a share"));
+        assert!(page.contains(&percent) && markdown.contains(&percent), "{percent}");
+    };
+    let evaluations = place.run("run").evaluations();
+    let result = &evaluations[0]["result"];
+    agree("run", "clean", &result["clean"], "60");
+    agree("run", "fgsm.so", &result["attacks"][0]["robust"], "60");
+    agree("run", "pgd.so,steps=3", &result["attacks"][1]["robust"], "60");
+    let evaluations = place.run("other").evaluations();
+    agree(
+        "other",
+        "pgd.so,steps=10,step_size=0.03",
+        &evaluations[0]["result"]["attacks"][0]["robust"],
+        "100",
+    );
+    // A suite has one column, its worst case; its members are among the evaluations.
+    agree("other", "mine.toml", &evaluations[1]["result"]["worst_case"], "100");
+    assert_eq!(row("other")["fgsm.so"], "");
+    assert_eq!(csv(&place, "report/evaluations.csv").len(), 5);
+    assert!(row("other")["seed"].contains("attacks also 9"));
+
+    // Wilson's interval of 100 points.
+    let share = evaluations[1]["result"]["worst_case"].as_f64().expect("a share");
+    let (z, n) = (1.959963984540054f64, 100.0);
+    let low = (share + z * z / (2.0 * n) - z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt())
+        / (1.0 + z * z / n);
+    assert!((row("other")["mine.toml, low"].parse::<f64>().expect("a number") - low).abs() < 1e-12);
+
+    let last = place.run("other").metrics().pop().expect("an epoch");
+    assert_eq!(row("other")["passes per sample"], last["passes_per_sample"].to_string());
+    assert_eq!(row("other")["training adversary"], last["train_accuracy"].to_string());
+    assert!(row("other")["method"].contains("langevin.so,step_size=0.04,noise=0.02; faithful"));
+    assert_eq!(row("run")["method"], "ordinary training");
+
+    // How it was made.
+    let record = place.run("other").record();
+    let digest = record["plugins"]["sampler"]["sha256"].as_str().expect("a digest");
+    assert!(page.contains(digest) && page.contains("--learning-rate 0.002"));
+}
+
+#[test]
+fn figures_show_what_is_there() {
+    let place = trained(0.06);
+    let page = report(&place, everything(&place));
+    for figure in ["run-run-curves", "run-other-curves", "run-other-examples", "run-other-distances"] {
+        assert!(place.path(&format!("report/{figure}.png")).is_file(), "{figure}");
+        assert!(page.contains(&format!("id=\"{figure}\"")), "{figure}");
+    }
+    assert!(!place.path("report/run-run-distances.svg").exists(), "ordinary training has no particles");
+    // The probe's and the validation points' curves are there where they were measured alone.
+    assert!(read(&place, "report/run-other-curves.svg").contains("attacked by the probe"));
+    assert!(!read(&place, "report/run-run-curves.svg").contains("attacked by the probe"));
+    // Three of the trace's points have a place on a logarithmic axis, with axes of their own.
+    for (figure, axis) in
+        [("trace-passes", "passes per training point"), ("trace-backprops", "as the paper counts")]
+    {
+        let svg = read(&place, &format!("report/{figure}.svg"));
+        assert_eq!(svg.matches("<circle").count(), 3, "{figure}");
+        assert!(svg.contains(axis), "{figure}");
+    }
+    // 54 updates of 20 points are 1080 of 360 training points.
+    assert!(page.contains("other ends at 25.00 per cent after 6 passes"));
+    let strip = read(&place, "report/run-other-examples.svg");
+    let pictures = strip.matches("data:image/png;base64").count();
+    assert!(pictures >= 3 && pictures.is_multiple_of(3), "{pictures} pictures in threes");
+    assert!(page.contains("white +0.1000, black -0.1000"), "the scale of the perturbation");
+    // Two numeric axes make heat maps, of every accuracy.
+    let map = read(&place, "report/sweep-grid-map-2.svg");
+    for word in ["50.0", "60.0", "70.0", "sampler.noise", "sampler.step_size"] {
+        assert!(map.contains(word), "{word}");
+    }
+    assert!(!place.path("report/sweep-grid-map-3.svg").exists(), "costs are no accuracies");
+}
+
+#[test]
+fn a_sweep_over_numbers_is_a_curve_and_over_words_a_table() {
+    let place = Place::empty();
+    write_sweep(&place, "noise", &["sampler.noise"]);
+    report(&place, "noise");
+    let curve = read(&place, "report/sweep-noise-curves-1.svg");
+    assert!(curve.contains("worst case") && curve.contains("sampler.noise"));
+    // Two settings of two accuracies, and the legend's lines.
+    assert_eq!(curve.matches("<circle").count(), 6);
+    assert_eq!(csv(&place, "report/sweep-noise.csv")[1]["worst case"], "0.6");
+
+    let mut summary: Value = serde_json::from_str(&read(&place, "noise/summary.json")).expect("JSON");
+    for run in summary["runs"].as_array_mut().expect("a list") {
+        run["settings"] = json!({"sampler": run["run"]});
+    }
+    fs::write(place.path("noise/summary.json"), summary.to_string()).expect("written");
+    report(&place, "noise --force");
+    assert!(!place.path("report/sweep-noise-curves-1.svg").exists(), "what an earlier report drew is gone");
+    assert_eq!(csv(&place, "report/sweep-noise.csv").len(), 2);
+}
+
+#[test]
+fn gaps_are_marked_with_what_fills_them() {
+    let place = trained(0.06);
+    let page = report(&place, "run");
+    for words in ["there is no evaluation", "host eval run", "host eval run --save-examples", "train.trace"] {
+        assert!(page.contains(words), "{words}");
+    }
+    let said = place.host("report run --force").succeeds().words();
+    assert!(said.contains("2 gaps are marked"), "{said}");
+
+    // Damaged files leave gaps of their own, and the rest is shown.
+    fs::write(place.path("run/eval.json"), "{").expect("written");
+    fs::write(place.path("run/metrics.jsonl"), "{\"epoch\": 1}\n").expect("written");
+    fs::write(place.path("run/trace.jsonl"), "[1]\n").expect("written");
+    let page = report(&place, "run --force");
+    for file in ["run/eval.json", "run/metrics.jsonl", "run/trace.jsonl"] {
+        assert!(page.contains(&format!("cannot understand {file}")), "{file}");
+    }
+    fs::write(place.path("run/eval.json"), "{\"evaluations\": [{\"result\": 3}]}").expect("written");
+    assert!(report(&place, "run --force").contains("cannot understand run/eval.json"));
+}
+
+#[test]
+fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
+    let place = Place::with_digits(8, 400);
+    let model = place.copy_built("libcnn.so");
+    let train = format!(
+        "train --data digits --threads 1 --epochs 3 --batch 20 --optimizer adam --learning-rate 0.002 --epsilon 0.1 \
+         --sampler langevin.so,step_size=0.02,noise=0.02 --model {} --out run",
+        model.display()
+    );
+    place.host(&train).ended_with(0);
+    place.host("eval run --attack fgsm.so --save-examples --points 1").ended_with(0);
+    assert_eq!(place.run("run").evaluations()[0]["result"]["worst_case"], 1.0);
+    assert!(report(&place, "run").contains("none fooled the model"));
+    place.host("eval run --attack pgd.so,steps=10,step_size=0.1 --save-examples").ended_with(0);
+    let whole = report(&place, "run --force");
+    assert!(whole.contains("id=\"run-run-examples\"") && whole.contains("id=\"run-run-distances\""));
+
+    let gone = |what: &str, words: &[&str]| {
+        fs::rename(place.path(what), place.path("aside")).expect("renamed");
+        let page = report(&place, "run --force");
+        for word in words {
+            assert!(page.contains(word), "without {what} there is no word of {word}");
+        }
+        assert!(!page.contains("id=\"run-run-examples\""), "{what}");
+        fs::rename(place.path("aside"), place.path(what)).expect("renamed");
+    };
+    gone("digits", &["the adversarial examples cannot be shown", "distances cannot be shown", "digits"]);
+    gone("run/checkpoints", &["no checkpoint yet", "host train --resume run"]);
+    let examples =
+        fs::read_dir(place.path("run")).expect("a folder").flatten().map(|entry| entry.file_name());
+    let examples = examples.map(|name| name.into_string().expect("UTF-8"));
+    let examples = examples.into_iter().find(|name| name.starts_with("examples-")).expect("examples");
+    gone(&format!("run/{examples}"), &["the adversarial examples cannot be shown", "--save-examples"]);
+    // Another library than the recorded one is not run unasked.
+    fs::copy(built("liblangevin.so"), &model).expect("copied");
+    assert!(report(&place, "run --force").contains("has changed since the run began"));
+    fs::copy(built("libcnn.so"), &model).expect("copied");
+    edit(&place.path(&format!("run/{examples}")), |bytes| bytes.truncate(100));
+    assert!(report(&place, "run --force").contains("the adversarial examples cannot be shown"));
+}
+
+#[test]
+fn unfinished_runs_say_so() {
+    let place = Place::with_digits(8, 100);
+    let train = "train --data digits --threads 1 --epochs 1000 --batch 10 --checkpoint-every 1 --out run";
+    place.interrupt(train, "run", libc::SIGINT, |update| update > 12).was_interrupted(&[]);
+    let page = report(&place, "run");
+    assert!(page.contains("of 1000 epochs are done") && page.contains("host train --resume run"), "{page}");
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let place = Place::empty();
+    write_sweep(&place, "noise", &["sampler.noise"]);
+    place.refuses("report noise --out page", &["--out", ".html", "page"]);
+    place.host("report noise --out pages/first.html").succeeds();
+    assert!(place.path("pages/first/sweep-noise.csv").is_file());
+    place
+        .refuses("report noise --out pages/first.html", &["first.html already exists"])
+        .explains(&["--force"]);
+    fs::remove_file(place.path("pages/first.html")).expect("removed");
+    place.refuses("report noise --out pages/first.html", &["pages/first already exists"]);
+    place.host("report noise --out pages/first.html --force").succeeds();
+    fs::write(place.path("pages/first/thesis.tex"), "years of work").expect("written");
+    place.refuses("report noise --out pages/first.html --force", &["thesis.tex", "from no report"]);
+}
+
+#[test]
+fn folders_of_no_run_are_refused() {
+    let place = Place::with_digits(8, 20);
+    place.refuses("report nowhere", &["nowhere", "neither a run nor a sweep"]);
+    place.refuses("report digits", &["digits", "neither a run nor a sweep"]).explains(&["--out"]);
+    place.refuses("report", &["required arguments were not provided"]);
+    fs::create_dir(place.path("damaged")).expect("a folder");
+    fs::write(place.path("damaged/run.json"), "{\"command\": []}").expect("written");
+    place.refuses("report damaged", &["cannot understand damaged/run.json"]);
+}
