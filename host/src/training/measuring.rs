@@ -50,7 +50,7 @@ impl Training {
             let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
             let visit = self.begin_visit(&indices, &natural, &labels, &points, &draws)?;
             tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
-            drop(self.model.forward_in(precision, &visit.particles)?);
+            drop(self.model.forward_in(precision, &visit.particles, true)?);
         }
         Ok(())
     }
