@@ -1,7 +1,7 @@
 //! Helpers for tests of a plugin's arithmetic, without a host.
 
 use crate::{
-    Distribution, Error, Model, Next, Random, RandomSource, Result, Sampler, Step, Task, ThreatModel,
+    Distribution, Error, Model, Next, Norm, Random, RandomSource, Result, Sampler, Step, Task, ThreatModel,
     VictimCalls,
 };
 use std::cell::{Cell, RefCell};
@@ -84,14 +84,16 @@ pub fn read_tensors(path: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
 
 /// A small fixed network to attack: two 3x3 convolutions with padding 1, the second with stride
 /// 2, each followed by a ReLU, and a linear layer. It keeps a copy of every batch of images that
-/// it was asked about, so a test sees an attack's iterates, and counts passes as the host does.
+/// it was asked about, and of the gradients there, so a test sees an attack's iterates, and
+/// counts passes as the host does.
 #[derive(Debug)]
 pub struct SmallNet {
     convolution1: Layer,
     convolution2: Layer,
     output: Layer,
     queries: RefCell<Vec<Tensor>>,
-    backward_passes: Cell<u64>,
+    /// Images and the gradients towards them.
+    gradients: RefCell<Vec<(Tensor, Tensor)>>,
 }
 
 #[derive(Debug)]
@@ -127,7 +129,7 @@ impl SmallNet {
             convolution2: Layer::new(tensors, "conv2")?,
             output: Layer::new(tensors, "output")?,
             queries: RefCell::default(),
-            backward_passes: Cell::new(0),
+            gradients: RefCell::default(),
         })
     }
 
@@ -153,7 +155,33 @@ impl SmallNet {
 
     /// Backward passes of single images so far.
     pub fn backward_passes(&self) -> u64 {
-        self.backward_passes.get()
+        self.gradients.borrow().iter().map(|(images, _)| rows(images)).sum()
+    }
+
+    /// What may lead a replayed attack away from its recording at the step after `image`
+    /// (`[1, C, H, W]`), in words: how nearly zero a gradient there is, and how many pixels a
+    /// projection holds at a bound of the ball (linf) or the domain.
+    pub fn suspects(&self, image: &Tensor, natural: &Tensor, threat: &ThreatModel) -> String {
+        let number = |tensor: Tensor| tensor.to_kind(tch::Kind::Double).double_value(&[]);
+        let gradients = self.gradients.borrow();
+        let gradient = gradients.iter().rev().find_map(|(images, gradients)| {
+            let row = (0..images.size()[0]).find(|row| images.narrow(0, *row, 1) == *image)?;
+            Some(gradients.get(row).abs())
+        });
+        let gradient = gradient.map_or("no gradient was taken".to_owned(), |gradient| {
+            let (smallest, largest) = (number(gradient.min()), number(gradient.max()));
+            format!("gradients of {smallest:.1e} to {largest:.1e} (near zero a sign flips)")
+        });
+        let (low, high) = threat.domain;
+        let mut bound = image.le(low).logical_or(&image.ge(high));
+        if threat.norm == Norm::Linf {
+            bound = bound.logical_or(&(image - natural).abs().ge(threat.epsilon * (1.0 - 1e-9)));
+        }
+        format!(
+            "the step before had {gradient}, and {} of {} pixels at a bound (projection)",
+            number(bound.sum(tch::Kind::Int64)),
+            image.numel()
+        )
     }
 }
 
@@ -175,9 +203,10 @@ impl VictimCalls for SmallNet {
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
-        self.backward_passes.set(self.backward_passes.get() + rows(leaf));
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
-        Ok(Tensor::f_run_backward(&[total], &[leaf], true, false)?.remove(0))
+        let gradient = Tensor::f_run_backward(&[total], &[leaf], true, false)?.remove(0);
+        self.gradients.borrow_mut().push((leaf.detach(), gradient.copy()));
+        Ok(gradient)
     }
 }
 

@@ -94,6 +94,19 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
+/// After how many iterations of so many step sizes may halve: windows of 22 %, each 3 % shorter
+/// than the last, down to 6 %.
+fn checkpoints(steps: usize) -> Vec<usize> {
+    let share = |percent: usize| (percent * steps / 100).max(1);
+    let windows =
+        std::iter::successors(Some(share(22)), |window| Some(window.saturating_sub(share(3)).max(share(6))));
+    let ends = windows.scan(0, |end, window| {
+        *end += window;
+        Some(*end)
+    });
+    ends.take_while(|end| *end <= steps).collect()
+}
+
 /// Follows the queries of a replayed attack and compares each with the recording.
 fn assert_replays(recording: &Recording) {
     let (loss, options) = (recording.loss, recording.options());
@@ -111,6 +124,7 @@ fn assert_replays(recording: &Recording) {
     let expected_candidates = recording.tensor("images").copy();
     let mut highest_loss = vec![f64::NEG_INFINITY; points.len()];
     for run in 0..recording.of_loss("draws").size()[0] {
+        let mut before: HashMap<i64, Tensor> = HashMap::new();
         for iterate in 0..=options.steps as i64 {
             if standing.is_empty() {
                 break;
@@ -122,13 +136,35 @@ fn assert_replays(recording: &Recording) {
             let logits = net.forward(&images).expect("logits");
 
             let recorded = recording.of_loss("margins").get(run).get(iterate).index_select(0, &rows);
-            let apart = difference(&margin(&logits, &labels), &recorded);
-            assert!(apart < 1e-9, "{place}: margins differ by {apart}");
+            let margins = margin(&logits, &labels);
+            // The first divergence, and what may be its cause.
+            let why = |point: i64| {
+                let natural = recording.tensor("images").narrow(0, point, 1);
+                let suspects = before.get(&point).map_or("this is the start".to_owned(), |image| {
+                    net.suspects(image, &natural, &recording.threat())
+                });
+                format!("{suspects}; step sizes may halve after {:?}", checkpoints(options.steps))
+            };
+            for (row, &point) in standing.iter().enumerate() {
+                let [got, expected] = [&margins, &recorded].map(|all| all.double_value(&[row as i64]));
+                let close = (got - expected).abs() < 1e-9;
+                assert!(close, "{place}, point {point}: margin {got}, recorded {expected}; {}", why(point));
+            }
             if let Some(number) = places.iter().position(|known| *known == [run, iterate]) {
                 let recorded = recording.of_loss("snapshots").get(number as i64).index_select(0, &rows);
-                let apart = difference(&images, &recorded);
-                assert!(apart < 1e-9, "{place}: images differ by {apart}");
+                for (row, &point) in standing.iter().enumerate() {
+                    let [got, expected] = [&images, &recorded].map(|all| all.get(row as i64).flatten(0, -1));
+                    let pixel = (&got - &expected).abs().argmax(0, false).int64_value(&[]);
+                    let [got, expected] = [got, expected].map(|image| image.double_value(&[pixel]));
+                    let close = (got - expected).abs() < 1e-9;
+                    assert!(
+                        close,
+                        "{place}, point {point}, pixel {pixel}: {got}, recorded {expected}; {}",
+                        why(point)
+                    );
+                }
             }
+            before.extend((0..).zip(&standing).map(|(row, &point)| (point, images.narrow(0, row, 1))));
 
             // A point that falls is never asked about again.
             let stands: Vec<bool> = Vec::try_from(correct(&logits, &labels)).expect("bools");
@@ -159,6 +195,21 @@ fn assert_replays(recording: &Recording) {
     }
     let inside = recording.threat().contains(&candidates, recording.tensor("images"));
     assert!(bool::try_from(inside.all()).expect("a bool"));
+}
+
+#[test]
+#[should_panic(expected = "ce, run 0, iterate 30, point 4: margin ")]
+fn the_first_divergence_is_named() {
+    let recording = Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, "ce");
+    let margins = recording.of_loss("margins").narrow(1, 30, recording.options().steps as i64 - 29);
+    let mut margins = margins.select(2, 4);
+    margins += 1e-6;
+    assert_replays(&recording);
+}
+
+#[test]
+fn checkpoints_are_those_of_the_paper() {
+    assert_eq!(checkpoints(100), [22, 41, 57, 70, 80, 87, 93, 99]);
 }
 
 #[test]

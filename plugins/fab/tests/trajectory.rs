@@ -125,17 +125,25 @@ fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
             assert!(apart > 0.0 && apart <= threat.epsilon / 2.0 + TOLERANCE, "a start {apart} away");
         }
         let mut nearest: f64 = 1e10;
+        // Where the walk was linearised last.
+        let mut before = start.copy();
         for step in 0..options.steps as i64 {
             let place = format!("{}, {epsilon}, point {point}, walk {walk}, step {step}", recording.mode);
             let iterate = queries.next().unwrap_or_else(|| panic!("{place}: never judged"));
             let margin = margin_of(&iterate);
             let recorded = recording.of_mode("margins").double_value(&[walk, step, point]);
-            let apart = (margin - recorded).abs();
-            assert!(apart < TOLERANCE, "{place}: margins {margin} and {recorded}");
+            // The first divergence, and what may be its cause.
+            let why = || {
+                // The ball only judges here; what projects is the domain.
+                let threat = ThreatModel { epsilon: f64::INFINITY, ..threat };
+                net.suspects(&before, &natural, &threat)
+            };
+            let close = (margin - recorded).abs() < TOLERANCE;
+            assert!(close, "{place}: margin {margin}, recorded {recorded}; {}", why());
             if let Some(number) = places.iter().position(|known| *known == [walk, step]) {
                 let recorded = recording.of_mode("snapshots").get(number as i64).narrow(0, point, 1);
                 let apart = difference(&iterate, &recorded);
-                assert!(apart < TOLERANCE, "{place}: images differ by {apart}");
+                assert!(apart < TOLERANCE, "{place}: images differ by {apart}; {}", why());
             }
 
             let distance = threat.distance(&iterate, &natural).double_value(&[0]);
@@ -160,9 +168,11 @@ fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
                 let back = queries.next().expect("the point it moves back to");
                 let apart = difference(&back, &(&natural + (&iterate - &natural) * options.beta));
                 assert!(apart < 1e-12, "{place}: moved back elsewhere, {apart}");
+                before = back;
             } else {
                 // Passed once more, unless the graph was kept.
                 let _ = queries.next_if_eq(&iterate);
+                before = iterate;
             }
         }
         let recorded = recording.of_mode("nearest").double_value(&[walk, point]);
@@ -194,6 +204,15 @@ fn assert_walks_and_verdicts(name: &str, norm: Norm, mode: &'static str) {
         }
     }
     assert!(counts.iter().all(|count| *count > 3), "{name}, {mode}: verdicts {counts:?}");
+}
+
+#[test]
+#[should_panic(expected = "targeted, walked_epsilon, point 4, walk 0, step 30: margin ")]
+fn the_first_divergence_is_named() {
+    let recording = Recording::read("linf-1x10x10", Norm::Linf, "targeted");
+    let mut margins = recording.of_mode("margins").get(0).narrow(0, 30, 70).select(1, 4);
+    margins += 1e-6;
+    assert_replays(&recording, "walked_epsilon", 4);
 }
 
 #[test]

@@ -92,7 +92,15 @@ impl Recorded {
             let proposed = if flag("changed", query) { pass() } else { current.shallow_clone() };
             let proposed_margin = self.margin(net, &proposed, point);
             let accepted = proposed_margin < smallest;
-            assert_eq!(accepted, flag("accepted", query), "point {point}, query {query}");
+            let recorded = flag("accepted", query);
+            assert_eq!(
+                accepted,
+                recorded,
+                "point {point}, query {query}: margin {proposed_margin} after {smallest}, accepted here: \
+                 {accepted}, by the reference: {recorded} (margins that are nearly equal, or another square, \
+                 colour or projection: the image is {:.3e} from the one before)",
+                distance(&proposed, &current)
+            );
             smallest = smallest.min(proposed_margin);
             best.push(if accepted { proposed } else { current });
         }
