@@ -283,8 +283,7 @@ that still stand. A point that the model misclassifies anyway counts as fooled a
 attacked, nor is a point that an earlier restart fooled. A sampler's verdict is that of its final
 iterate. Verdicts of every point are added to RUN/eval.json.
 
-An evaluation that was interrupted goes on where it was when the same command is given again
-(but for --transfer, which keeps nothing).
+An evaluation that was interrupted goes on where it was when the same command is given again.
 docs/evaluation.md explains the warnings."
 )]
 pub struct EvalArguments {

@@ -1,7 +1,7 @@
 //! Why the verdict of an evaluation may not be trusted. Most follow the checks that come with
 //! AutoAttack (Croce and Hein 2020); `docs/evaluation.md` explains each.
 
-use crate::evaluation::{AttackResult, Verdicts};
+use crate::evaluation::{AttackResult, Order, Verdicts};
 use crate::plugin::{CountedVictim, Model};
 use crate::{Error, Result};
 use plugin_api::VictimCalls;
@@ -28,8 +28,11 @@ impl Doubt {
 /// Logits may differ this much, relative to their size, from one pass to the next.
 const ROUNDING: f64 = 1e-5;
 
-/// A black-box attack that breaks more than this share of all points after white-box ones.
+/// A black-box attack that breaks more than this share of all points after white-box ones, as in
+/// the reference, and at least so many of them: where 0.2 % fall to it by chance, one of 150
+/// points does in a quarter of all evaluations, two do in one of 27.
 const MASKED_SHARE: f64 = 0.002;
+const MASKED_POINTS: usize = 2;
 
 /// What the model itself gives cause for, judged on some natural examples (`[N, C, H, W]`,
 /// labels `[N]`): three forward passes and a backward pass of each.
@@ -72,25 +75,30 @@ pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<D
 }
 
 /// What the results of attacks on the model's own gradients give cause for.
-pub fn of_results(verdicts: &Verdicts, results: &[AttackResult]) -> Vec<Doubt> {
+pub fn of_results(order: Order, verdicts: &Verdicts, results: &[AttackResult]) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     // The points that the attacks so far leave, and whether any of them used gradients.
     let (mut left, mut white_box) = (verdicts.clean.clone(), false);
     for (result, robust) in results.iter().zip(&verdicts.attacks) {
         let uses_gradients = result.cost.backward_passes > 0;
         let broken = left.iter().zip(robust).filter(|(left, robust)| **left && !**robust).count();
-        let broken = broken as f64 / left.len().max(1) as f64;
-        if white_box && !uses_gradients && broken > MASKED_SHARE {
+        let share = broken as f64 / left.len().max(1) as f64;
+        if white_box && !uses_gradients && share > MASKED_SHARE && broken >= MASKED_POINTS {
             doubts.push(Doubt::new(
                 "black-box-wins",
                 format!(
-                    "{} uses no gradients and breaks {:.2} % of all points after attacks with gradients did what they could: gradients are masked",
+                    "{} uses no gradients and breaks {broken} of all {} points ({:.2} %) after attacks with gradients did what they could: gradients are masked",
                     result.attack,
-                    100.0 * broken
+                    left.len(),
+                    100.0 * share
                 ),
             ));
         }
-        if let Some(rise) = result.loss_rise.filter(|rise| uses_gradients && *rise <= 0.0) {
+        // On points that withstood others, one that looks for the nearest example (FAB) may find
+        // none within epsilon, and hands the natural ones back.
+        let may_find_none = order == Order::Cascade && white_box;
+        let not_raised = |rise: &f64| *rise < 0.0 || (*rise == 0.0 && !may_find_none);
+        if let Some(rise) = result.loss_rise.filter(|rise| uses_gradients && not_raised(rise)) {
             doubts.push(Doubt::new(
                 "loss-not-raised",
                 format!("{} changed the mean loss by {rise:.2e}: it does not rise", result.attack),
@@ -107,41 +115,63 @@ mod tests {
     use super::*;
     use crate::evaluation::Cost;
 
-    /// What an attack did to a thousand points, of which the first `fooled` fell to it.
+    /// What an attack did to some points, of which those numbered `fooled` fell to it.
     struct Did(&'static str, std::ops::Range<usize>, u64, f64);
 
-    fn names(attacks: &[Did]) -> Vec<&'static str> {
+    /// The doubts after a suite of these attacks on so many points.
+    fn names(points: usize, attacks: &[Did]) -> Vec<&'static str> {
+        names_in(Order::Cascade, points, attacks)
+    }
+
+    fn names_in(order: Order, points: usize, attacks: &[Did]) -> Vec<&'static str> {
         let result = |Did(attack, fooled, backward_passes, loss_rise): &Did| AttackResult {
             attack: (*attack).to_owned(),
-            robust: 1.0 - fooled.len() as f64 / 1000.0,
+            robust: 1.0 - fooled.len() as f64 / points as f64,
             cost: Cost { forward_passes: 1, backward_passes: *backward_passes, seconds: 0.0 },
             loss_rise: Some(*loss_rise),
         };
-        let robust = |Did(_, fooled, ..): &Did| (0..1000).map(|point| !fooled.contains(&point)).collect();
+        let robust = |Did(_, fooled, ..): &Did| (0..points).map(|point| !fooled.contains(&point)).collect();
         let verdicts = Verdicts {
-            indices: (0..1000).collect(),
-            clean: vec![true; 1000],
+            indices: (0..points as i64).collect(),
+            clean: vec![true; points],
             attacks: attacks.iter().map(robust).collect(),
         };
         let results: Vec<_> = attacks.iter().map(result).collect();
-        of_results(&verdicts, &results).into_iter().map(|doubt| doubt.name).collect()
+        of_results(order, &verdicts, &results).into_iter().map(|doubt| doubt.name).collect()
     }
 
     #[test]
     fn a_black_box_attack_that_breaks_much_after_white_box_ones_is_a_doubt() {
         let apgd = || Did("apgd", 0..500, 10, 1.0);
-        assert_eq!(names(&[apgd(), Did("square", 500..503, 0, 1.0)]), ["black-box-wins"]);
-        assert!(
-            names(&[apgd(), Did("square", 500..502, 0, 1.0)]).is_empty(),
-            "two of a thousand are forgiven"
-        );
-        assert!(names(&[apgd(), Did("square", 100..500, 0, 1.0)]).is_empty(), "those had fallen before");
-        assert!(names(&[Did("square", 0..900, 0, 1.0)]).is_empty(), "nothing came before");
+        let square = |fooled| Did("square", fooled, 0, 1.0);
+        assert_eq!(names(1000, &[apgd(), square(500..503)]), ["black-box-wins"]);
+        assert!(names(1000, &[apgd(), square(500..502)]).is_empty(), "two of a thousand are forgiven");
+        assert!(names(1000, &[apgd(), square(100..500)]).is_empty(), "those had fallen before");
+        assert!(names(1000, &[square(0..900)]).is_empty(), "nothing came before");
+    }
+
+    #[test]
+    fn one_point_alone_is_no_sign_of_masking_however_few_there_are() {
+        let apgd = || Did("apgd", 0..100, 10, 1.0);
+        for (points, fooled, doubts) in [
+            (150, 1, vec![]),
+            (150, 2, vec!["black-box-wins"]),
+            (999, 2, vec!["black-box-wins"]),
+            (10_000, 20, vec![]),
+            (10_000, 21, vec!["black-box-wins"]),
+        ] {
+            let square = Did("square", 100..100 + fooled, 0, 1.0);
+            assert_eq!(names(points, &[apgd(), square]), doubts, "{fooled} of {points}");
+        }
     }
 
     #[test]
     fn a_white_box_attack_that_does_not_raise_the_loss_is_a_doubt() {
-        assert_eq!(names(&[Did("apgd", 0..0, 10, 0.0)]), ["loss-not-raised"]);
-        assert!(names(&[Did("apgd", 0..0, 10, 1e-3)]).is_empty());
+        assert_eq!(names(1000, &[Did("apgd", 0..0, 10, 0.0)]), ["loss-not-raised"]);
+        assert!(names(1000, &[Did("apgd", 0..0, 10, 1e-3)]).is_empty());
+        let then_fab = |rise| [Did("apgd", 0..500, 10, 1.0), Did("fab", 0..0, 10, rise)];
+        assert!(names(1000, &then_fab(0.0)).is_empty(), "it may find none where others found none");
+        assert_eq!(names(1000, &then_fab(-1e-3)), ["loss-not-raised"]);
+        assert_eq!(names_in(Order::Separate, 1000, &then_fab(0.0)), ["loss-not-raised"]);
     }
 }

@@ -240,7 +240,7 @@ impl Evaluator<'_> {
             worst_case: share(&verdicts.worst_case()),
             // What attacks do with another model's gradients says nothing of this one's.
             doubts: match std::ptr::eq(self.model, self.source) {
-                true => doubt::of_results(&verdicts, &results),
+                true => doubt::of_results(self.order, &verdicts, &results),
                 false => Vec::new(),
             },
             attacks: results,
@@ -284,7 +284,11 @@ impl Evaluator<'_> {
             }
             if self.stop.load(Ordering::Relaxed) {
                 progress.finish_and_clear();
-                return Err(Error::new("interrupted").interrupted());
+                let what = match journal {
+                    Some(_) => "interrupted; the same command goes on from here",
+                    None => "interrupted",
+                };
+                return Err(Error::new(what).interrupted());
             }
         }
         progress.finish_and_clear();

@@ -2,7 +2,7 @@ use super::{set_threads, stop_on_signals};
 use crate::cli::{EvalArguments, style};
 use crate::data::Dataset;
 use crate::doubt::{self, Doubt};
-use crate::evaluation::{Evaluation, Evaluator, Order, confidence_interval};
+use crate::evaluation::{Evaluation, Evaluator, Findings, Order, confidence_interval};
 use crate::experiment::{Experiment, Select};
 use crate::journal::Journal;
 use crate::plugin::{Attack, Model, PluginSpec};
@@ -44,8 +44,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
     doubts.extend(look_at_models(&evaluator, &points)?);
 
-    let settings = settings(&evaluator, &bench.dataset, &attacks, &points, arguments.save_examples)?;
-    let (journal, found) = Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)?;
+    let (journal, found) = bench.journal(arguments, &evaluator, &target, &attacks, &points)?;
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
@@ -53,9 +52,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     doubts.append(&mut evaluation.doubts);
     evaluation.doubts = doubts;
     match &failure {
-        Some(error) if error.exit_code() == INTERRUPTED => {
-            return Err(Error::new("interrupted; the same command goes on from here").interrupted());
-        }
+        Some(error) if error.exit_code() == INTERRUPTED => return failure.map_or(Ok(0), Err),
         Some(_) if evaluation.attacks.is_empty() => {
             journal.discard()?;
             return failure.map_or(Ok(0), Err);
@@ -174,6 +171,19 @@ impl Bench {
             stop,
         }
     }
+
+    /// The journal of an evaluation of `target`, and what was found before an interruption.
+    pub fn journal(
+        &self,
+        arguments: &EvalArguments,
+        evaluator: &Evaluator,
+        target: &Subject,
+        attacks: &[Attack],
+        points: &[i64],
+    ) -> Result<(Journal, Option<Findings>)> {
+        let settings = settings(arguments, evaluator, &self.dataset, attacks, points)?;
+        Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)
+    }
 }
 
 fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
@@ -215,11 +225,11 @@ pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt
 
 /// Everything that decides the verdicts: what an interrupted evaluation is recognised by.
 fn settings(
+    arguments: &EvalArguments,
     evaluator: &Evaluator,
     dataset: &Dataset,
     attacks: &[Attack],
     points: &[i64],
-    save_examples: bool,
 ) -> Result<BTreeMap<String, Value>> {
     let weights = |model: &Model| -> Result<Value> {
         let bytes: Result<Vec<_>> = model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
@@ -239,7 +249,9 @@ fn settings(
         ("seed", evaluator.seed.into()),
         ("device", format!("{:?}", evaluator.device).into()),
         ("threads", tch::get_num_threads().into()),
-        ("save examples", save_examples.into()),
+        ("save examples", arguments.save_examples.into()),
+        // A matrix keeps its fields until it is whole: another's findings are not its own to take.
+        ("transfer", arguments.transfer.into()),
         ("versions", json!(Versions::current())),
     ];
     Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())

@@ -2,10 +2,12 @@ use super::eval::{Bench, Subject, look_at_models, tell};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
 use crate::doubt::Doubt;
-use crate::report::say;
+use crate::journal::Journal;
+use crate::report::{Style, say};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
+use std::path::PathBuf;
 
 /// `host eval A B C --transfer`: every model against the examples made on every model.
 pub fn run(arguments: &EvalArguments) -> Result<u8> {
@@ -15,6 +17,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             arguments.runs.len()
         )));
     }
+    refuse_repetition(&arguments.runs)?;
     let stop = stop_on_signals()?;
     let bench = Bench::open(&arguments.runs[0], arguments)?;
     let subjects: Vec<Subject> =
@@ -33,7 +36,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         }
     }
     let (attacks, mut doubts) = bench.attacks(arguments, &subjects[0].record)?;
-    let mut matrix = Vec::new();
+    // Each field has a journal, which stays until the matrix is whole.
+    let (mut matrix, mut journals, mut goes_on) = (Vec::new(), Vec::new(), false);
     for source in &subjects {
         let mut row = Vec::new();
         for target in &subjects {
@@ -44,8 +48,14 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
                 true => look_at_models(&evaluator, &points)?,
                 false => Vec::new(),
             };
-            let (evaluation, failure) = evaluator.run(&attacks, points, None, None)?;
+            let (journal, before) = bench.journal(arguments, &evaluator, target, &attacks, &points)?;
+            if before.is_some() && !goes_on && evaluator.style == Style::Human {
+                say("going on with this matrix, which was interrupted");
+            }
+            goes_on |= before.is_some();
+            let (evaluation, failure) = evaluator.run(&attacks, points, before, Some(&journal))?;
             failure.map_or(Ok(()), Err)?;
+            journals.push(journal);
             for doubt in found.iter().chain(&evaluation.doubts) {
                 let finding = format!("{}: {}", target.record.experiment.model, doubt.finding);
                 doubts.push(Doubt { finding, ..*doubt });
@@ -74,7 +84,19 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         ));
     }
     tell(&doubts);
+    journals.into_iter().try_for_each(Journal::discard)?;
     Ok(u8::from(arguments.strict && !doubts.is_empty()))
+}
+
+/// A run that is named twice would wait for itself.
+fn refuse_repetition(runs: &[PathBuf]) -> Result<()> {
+    let folders: Vec<_> = runs.iter().map(|path| path.canonicalize().unwrap_or(path.clone())).collect();
+    match (1..runs.len()).find(|run| folders[..*run].contains(&folders[*run])) {
+        Some(run) => {
+            Err(Error::new(format!("--transfer: expected different runs, got {} twice", runs[run].display())))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A row for each model that examples are made on, a column for each that is attacked.
