@@ -38,7 +38,10 @@ class Run:
         self.epsilon = threat["epsilon"]
         self.norm = {"linf": "Linf", "l2": "L2"}[threat["norm"]]
         newest = max(path for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
-        self.net = network(self.architecture, load_file(newest / "weights.safetensors"))
+        # What `host eval` evaluates: the average of the weights where the run keeps one.
+        average = newest / "average.safetensors"
+        weights = average if average.exists() else newest / "weights.safetensors"
+        self.net = network(self.architecture, load_file(weights))
         images, labels = test_set(Path(self.record["experiment"]["data"]["folder"]) / "mnist")
         self.images, self.labels = images, labels
 
@@ -97,13 +100,14 @@ class Host:
 
 
 def authors(run, members, seed, indices, batch):
-    """The authors' verdicts on these points after the members given, and the seconds it took."""
+    """The authors' verdicts on these points after the members given, their candidates, and the
+    seconds it took."""
     images, labels = run.points(indices)
     attack = AutoAttack(run.net, norm=run.norm, eps=run.epsilon, seed=seed, version="standard")
     attack.attacks_to_run = list(members)
     started = time.perf_counter()
-    _, classes = attack.run_standard_evaluation(images, labels, batch_size=batch)
-    return classes == labels, time.perf_counter() - started
+    candidates, classes = attack.run_standard_evaluation(images, labels, batch_size=batch)
+    return classes == labels, candidates, time.perf_counter() - started
 
 
 def arguments(parser):

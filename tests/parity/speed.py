@@ -31,7 +31,7 @@ def main():
             if len(left) == 0:
                 seconds.append(0.0)
                 continue
-            verdicts, took = authors(run, [member], 0, indices[left], chosen.batch)
+            verdicts, _, took = authors(run, [member], 0, indices[left], chosen.batch)
             stands[left] = verdicts
             seconds.append(took)
         mine = [attack["seconds"] for attack in saved["result"]["attacks"]]
