@@ -91,12 +91,30 @@ pub fn write_pictures(folder: &Path, side: usize, train_points: usize) {
     }
 }
 
+/// Writes a data set of ten classes in the layout of CIFAR-10's binary version: a label, then a
+/// red, a green and a blue plane of 32 x 32 pixels, whose patterns are three of the digits'.
+pub fn write_colour_batches(folder: &Path, points_per_batch: usize) {
+    fs::create_dir_all(folder).expect("a folder");
+    let names = (1..=5).map(|batch| (format!("data_batch_{batch}"), points_per_batch));
+    for (seed, (name, points)) in names.chain([("test_batch".to_owned(), TEST_POINTS)]).enumerate() {
+        // Three rows of planes are an image of 96 x 32 pixels.
+        let Samples { pixels, labels } = rectangles([3 * 32, 32], points, 10, 1 + seed as u64);
+        let records = labels.iter().zip(pixels.chunks(3 * 32 * 32));
+        let bytes = records.flat_map(|(label, planes)| std::iter::once(label).chain(planes).copied());
+        fs::write(folder.join(format!("{name}.bin")), bytes.collect::<Vec<_>>()).expect("written");
+    }
+}
+
 fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {
+    rectangles([side, side], points, classes, seed)
+}
+
+fn rectangles([height, width]: [usize; 2], points: usize, classes: usize, seed: u64) -> Samples {
     let mut noise = Noise(seed);
     let labels: Vec<u8> = (0..points).map(|point| (point % classes) as u8).collect();
     let pixels = labels.iter().flat_map(|label| {
         let mut pattern = Noise(1000 + u64::from(*label));
-        let image = (0..side * side)
+        let image = (0..height * width)
             .map(|_| 128.0 + 50.0 * pattern.uniform().signum() + 40.0 * noise.uniform())
             .map(|value| value as u8);
         image.collect::<Vec<_>>()
