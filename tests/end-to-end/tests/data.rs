@@ -93,7 +93,7 @@ pub fn write_image_tree(folder: &Path, side: usize, train_points: usize) {
 
 /// Writes a data set of ten classes in the layout of CIFAR-10's binary version: a label, then a
 /// red, a green and a blue plane of 32 x 32 pixels, whose patterns are three of the digits'.
-pub fn write_cifar(folder: &Path, points_per_batch: usize) {
+pub fn write_colour_batches(folder: &Path, points_per_batch: usize) {
     fs::create_dir_all(folder).expect("a folder");
     let names = (1..=5).map(|batch| (format!("data_batch_{batch}"), points_per_batch));
     for (seed, (name, points)) in names.chain([("test_batch".to_owned(), TEST_POINTS)]).enumerate() {

@@ -1,6 +1,6 @@
 //! `host eval --suite`, `--source`, `--transfer`: attacks in order, interrupted and resumed.
 
-use crate::data::{TEST_POINTS, write_cifar, write_wide_digits};
+use crate::data::{TEST_POINTS, write_colour_batches, write_wide_digits};
 use crate::eval::{numbers, passes, share, trained, trained_with, verdicts};
 use crate::harness::{Place, edit};
 use safetensors::SafeTensors;
@@ -380,7 +380,7 @@ fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance:
 #[test]
 fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
     let place = Place::empty();
-    write_cifar(&place.path("pictures"), 40);
+    write_colour_batches(&place.path("pictures"), 40);
     suite(
         &place,
         &["apgd.so,steps=5", "apgd.so,loss=dlr-targeted,steps=5", "fab.so,steps=5", "square.so,queries=20"],
