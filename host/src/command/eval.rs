@@ -4,7 +4,7 @@ use crate::console::{Style, say, warn};
 use crate::data::Dataset;
 use crate::doubt::{self, Doubt};
 use crate::evaluation::{Evaluation, Evaluator, Findings, Order, confidence_interval};
-use crate::experiment::{Experiment, Select};
+use crate::experiment::Experiment;
 use crate::journal::Journal;
 use crate::plugin::{Attack, Model, PluginSpec};
 use crate::progress::Progress;
@@ -171,20 +171,6 @@ impl Bench {
             stop,
         }
     }
-
-    /// The journal of an evaluation of `target`, and what was found before an interruption.
-    pub fn journal(
-        &self,
-        arguments: &EvalArguments,
-        evaluator: &Evaluator,
-        target: &Subject,
-        attacks: &[Attack],
-        points: &[i64],
-    ) -> Result<(Journal, Option<Findings>)> {
-        let settings = settings(arguments, evaluator, &self.dataset, attacks, points)?;
-        Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)
-    }
-}
 
     /// The journal of an evaluation of `target`, and what was found before an interruption.
     pub fn journal(

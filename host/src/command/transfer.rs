@@ -4,7 +4,6 @@ use crate::cli::EvalArguments;
 use crate::console::{Style, say};
 use crate::doubt::Doubt;
 use crate::journal::Journal;
-use crate::report::{Style, say};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;

@@ -574,7 +574,8 @@ fn distances(
     for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
     {
         let natural = repeat_rows(&examples.batch(&points).0, particles_per_point);
-        let difference = (store.load(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
+        let difference =
+            (store.load(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
         (particles, pixels) = (particles + difference.size()[0] as usize, difference.size()[1]);
         let linf = difference.abs().amax([1i64].as_slice(), false) / epsilon;
         let l2 = difference.norm_scalaropt_dim(2.0, [1i64].as_slice(), false) / epsilon;
