@@ -57,13 +57,14 @@ fn prediction(weights: &[f32], bias: &[f32], image: &[f64]) -> Vec<f64> {
 #[test]
 fn trades_descends_on_both_its_terms() {
     const BETA: f64 = 3.0;
+    const K: usize = 2;
     let place = Place::empty();
     write_digits(&place.path("digits"), 8, 20);
     // One update of all points. A learning rate that changes nothing shows the weights before it.
     let [before, after] = [("1e-30", "before"), ("1", "after")].map(|(rate, out)| {
         let model = "--model bad_plugins.so,plugin=linear";
         let descent = format!("--learning-rate {rate} --momentum 0 --schedule constant");
-        let trades = format!("--objective trades --trades-beta {BETA}");
+        let trades = format!("--objective trades --trades-beta {BETA} --particles {K}");
         place.host(&format!("{TRAIN} {model} {descent} {trades} --epochs 1 --out {out}")).ended_with(0);
         place.run(out)
     });
@@ -75,23 +76,24 @@ fn trades_descends_on_both_its_terms() {
     let (weights, bias) = (&before.weights()["linear.weight"].1, &before.weights()["linear.bias"].1);
     let mut expected = vec![0.0; 10 * 64];
     let mut loss = 0.0;
-    for (point, label) in labels[8..].iter().enumerate() {
+    for (number, particle) in particles.chunks(64).enumerate() {
+        let (point, share) = (number / K, 1.0 / (20 * K) as f64);
         let natural = &images[64 * point..][..64];
-        let particle: Vec<f64> =
-            particles[64 * point..][..64].iter().map(|value| f64::from(*value)).collect();
+        let particle: Vec<f64> = particle.iter().map(|value| f64::from(*value)).collect();
+        let label = usize::from(labels[8 + point]);
         let p = prediction(weights, bias, natural);
         let q = prediction(weights, bias, &particle);
         let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-        loss += (BETA * divergence - p[usize::from(*label)].ln()) / 20.0;
+        loss += share * (BETA * divergence - p[label].ln());
         for class in 0..10 {
             // By hand: the gradients of CE and KL towards the logits at the natural example and
             // at the particle, each times its image.
-            let hit = if class == usize::from(*label) { 1.0 } else { 0.0 };
+            let hit = if class == label { 1.0 } else { 0.0 };
             let at_natural = p[class] - hit + BETA * p[class] * ((p[class] / q[class]).ln() - divergence);
             let at_particle = BETA * (q[class] - p[class]);
             for pixel in 0..64 {
                 expected[64 * class + pixel] +=
-                    (at_natural * natural[pixel] + at_particle * particle[pixel]) / 20.0;
+                    share * (at_natural * natural[pixel] + at_particle * particle[pixel]);
             }
         }
     }
@@ -102,7 +104,10 @@ fn trades_descends_on_both_its_terms() {
     let metrics = &before.metrics()[0];
     let printed = metrics["train_loss"].as_f64().expect("a number");
     assert!((printed - loss).abs() < 1e-5, "got {printed}, by hand {loss}");
-    assert_eq!(metrics["passes_per_sample"], 3, "a step, the natural example, the particle");
+    assert_eq!(
+        metrics["passes_per_sample"], 5,
+        "a step and a descent of both particles, the natural example"
+    );
 }
 
 #[test]
