@@ -618,7 +618,7 @@ fn fix(error: &Error) -> Option<String> {
 mod tests {
     use super::*;
     use crate::data::Split;
-    use crate::store::Format;
+    use crate::store::{Format, Stored};
 
     #[test]
     fn each_class_is_shown_before_any_is_shown_twice() {
@@ -662,7 +662,7 @@ mod tests {
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
             for format in [Format::F32, Format::F16, Format::U8] {
                 let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
-                store.save(&points, &natural, &moved, &[]);
+                store.save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() });
                 let found = distances(&store, &examples, 1, threat).expect("distances");
                 for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
                     let mut expected = [0.0; BARS];
