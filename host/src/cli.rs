@@ -248,14 +248,31 @@ pub struct ExperimentFlags {
     threads: Option<usize>,
 }
 
+impl ExperimentFlags {
+    /// Whether they name a mode, an objective, or another sampler than that of the recipe.
+    fn ask_for_another_method(&self) -> bool {
+        let another = |SamplerChoice(spec): &SamplerChoice| {
+            let recipe = Experiment::recipe().sampler.0;
+            spec.as_ref()
+                .is_none_or(|spec| spec.steps().is_some() || recipe.is_none_or(|own| own.file != spec.file))
+        };
+        self.mode.is_some() || self.objective.is_some() || self.sampler.as_ref().is_some_and(another)
+    }
+}
+
 impl TrainArguments {
-    /// The experiment: defaults, overridden by the config file, overridden by flags.
+    /// The experiment: the config file, or else the recipe if nothing asks for another method,
+    /// or else Algorithm 1; overridden by flags.
     ///
     /// # Errors
     /// If the file or a value is not valid.
     pub fn experiment(&self) -> Result<Experiment> {
-        let mut experiment = self.config.as_deref().map(Experiment::read).transpose()?.unwrap_or_default();
         let flags = &self.experiment;
+        let mut experiment = match &self.config {
+            Some(file) => Experiment::read(file)?,
+            None if flags.ask_for_another_method() => Experiment::default(),
+            None => Experiment::recipe(),
+        };
         let Experiment { model, sampler, data, threat, train, .. } = &mut experiment;
         set(model, &flags.model);
         set(sampler, &flags.sampler);

@@ -227,6 +227,17 @@ impl Default for Experiment {
     }
 }
 
+impl Experiment {
+    /// What `host train` does unless told otherwise: the robust accuracy of MNIST classifiers
+    /// against AutoAttack that ten passes per sample buy (docs/study.md).
+    pub fn recipe() -> Self {
+        let mut recipe = Self::default();
+        let Train { mode, replay, epochs, warmup_epsilon, .. } = &mut recipe.train;
+        (*mode, *replay, *epochs, *warmup_epsilon) = (Mode::Fused, 10, 1, 0.4);
+        recipe
+    }
+}
+
 fn known(spec: &str) -> PluginSpec {
     spec.parse().unwrap_or_else(|error| unreachable!("a default plugin is well written: {error}"))
 }
@@ -762,7 +773,7 @@ mod tests {
     }
 
     #[test]
-    fn every_experiment_file_is_valid_and_the_demo_is_the_default() {
+    fn every_experiment_file_is_valid_and_the_demo_is_the_recipe() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
         let files = std::fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path());
         let files: Vec<_> =
@@ -772,13 +783,13 @@ mod tests {
             Experiment::read(&file).and_then(|experiment| experiment.validate()).expect("valid");
         }
         let demo = Experiment::read(&folder.join("mnist-demo.toml")).expect("valid");
-        let (mut demo, mut default) = (serde_json::json!(demo), serde_json::json!(Experiment::default()));
-        for experiment in [&mut demo, &mut default] {
+        let (mut demo, mut recipe) = (serde_json::json!(demo), serde_json::json!(Experiment::recipe()));
+        for experiment in [&mut demo, &mut recipe] {
             // The demo evaluates fewer points, and spells the sampler's defaults out.
             experiment["eval"]["points"] = serde_json::Value::Null;
             experiment["sampler"] = serde_json::Value::Null;
         }
-        assert_eq!(demo, default);
+        assert_eq!(demo, recipe);
     }
 
     #[test]

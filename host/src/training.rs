@@ -257,10 +257,15 @@ impl Training {
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
+        // The last proposal is judged by the function that was climbed, before the weights move.
+        let judged = match self.last_proposal_is_apart() {
+            true => self.model.forward_in(precision, &visit.particles, false)?.detach(),
+            false => logits.detach(),
+        };
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
         if let Some(sampler) = &self.sampler {
-            let losses = objective.inner(&logits.detach(), visit.labels);
+            let losses = objective.inner(&judged, visit.labels);
             sampler.finish(visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
         }
         Ok(())
@@ -284,12 +289,20 @@ impl Training {
         Ok(Losses::Trades { beta, natural, target })
     }
 
+    /// Whether the sampler climbs another function of the images than the weights descend on.
+    fn sampler_sees_another_model(&self) -> bool {
+        self.experiment.train.sampler_gradient() == ModelMode::Eval && self.model.train_differs
+    }
+
     /// Whether the prediction from which the sampler diverges is not the one that is trained.
     fn inner_target_is_apart(&self) -> bool {
-        let Train { objective, .. } = self.experiment.train;
-        objective.has_its_own_inner_loss()
-            && self.experiment.train.sampler_gradient() == ModelMode::Eval
-            && self.model.train_differs
+        self.experiment.train.objective.has_its_own_inner_loss() && self.sampler_sees_another_model()
+    }
+
+    /// Whether the loss at a sampler's last proposal takes a forward of its own.
+    fn last_proposal_is_apart(&self) -> bool {
+        let judges = |sampler: &Sampler| sampler.declaration().judges_last_proposal;
+        self.sampler.as_ref().is_some_and(judges) && self.sampler_sees_another_model()
     }
 
     /// One backward for both players: the weights descend at the particles, and the particles
@@ -403,7 +416,8 @@ impl Training {
     fn passes_per_epoch(&self) -> u64 {
         let Train { mode, replay, particles, objective, .. } = self.experiment.train;
         let steps = self.sampler.as_ref().map_or(0, |sampler| sampler.steps);
-        let passes = if mode == Mode::Fused { replay } else { steps + 1 };
+        let judging = usize::from(self.last_proposal_is_apart());
+        let passes = if mode == Mode::Fused { replay } else { steps + 1 + judging };
         let natural = objective.natural_passes() + usize::from(self.inner_target_is_apart());
         (passes * particles + natural) as u64
     }

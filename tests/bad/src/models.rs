@@ -41,6 +41,10 @@ impl Model for Normalised {
         Ok(Self { linear: Linear::new(options, task, path)?, normalisation })
     }
 
+    fn train_differs(&self) -> bool {
+        true
+    }
+
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         let logits = self.linear.forward(images, train)?;
         Ok(self.normalisation.forward_t(&logits, train))

@@ -304,7 +304,7 @@ const NONCONFORMING: [(&str, &[&str]); 53] = [
     ("writes-inputs", &["tensors-inputs failed"]),
 ];
 
-const BAD: [(&str, &[&str]); 15] = [
+const BAD: [(&str, &[&str]); 16] = [
     ("attack-panics", &["tensors-result failed"]),
     ("changes-grad-mode", &["hygiene-grad-mode failed", "sampler-ascent failed"]),
     ("changes-threads", &["hygiene-threads failed", "sampler-ascent failed"]),
@@ -315,6 +315,7 @@ const BAD: [(&str, &[&str]); 15] = [
     ("metropolis", &[]),
     ("momentum", &[]),
     ("nan", &["tensors-finite failed"]),
+    ("normalised", &[]),
     ("outside", &["attack-inside failed"]),
     ("panics", &["tensors-result failed"]),
     ("wrong-dtype", &["tensors-shape failed"]),

@@ -156,6 +156,14 @@ fn a_sampler_that_judges_its_last_proposal_costs_no_further_pass() {
     let particles = place.run("run").tensors("particles.safetensors");
     let shapes: Vec<_> = particles.values().map(|(shape, _)| shape.as_slice()).collect();
     assert_eq!(shapes, [[60, 2, 1, 8, 8]; 3], "the particles and their two state tensors");
+    // Unless the network that it climbs is another than the one that descends.
+    let normalised = flags.replace("linear", "normalised");
+    for (mode, passes) in [("eval", 10), ("train", 8)] {
+        let command =
+            format!("{TRAIN} {normalised} --sampler {sampler} --sampler-gradient {mode} --out {mode}");
+        place.host(&command).succeeds();
+        assert_eq!(place.run(mode).metrics()[0]["passes_per_sample"], passes, "{mode}");
+    }
 }
 
 #[test]
