@@ -3,7 +3,7 @@
 use crate::data::{self, Dataset};
 use crate::evaluation::{AttackResult, Order};
 use crate::plugin::{Model, Record};
-use crate::progress::{EpochMetrics, Progress};
+use crate::progress::{EpochMetrics, Progress, TracePoint};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::{Examples, ParticleStore, repeat_rows};
 use crate::{Error, Result, checkpoint, files, tensors, training};
@@ -75,21 +75,6 @@ pub enum Part {
     Examples,
     /// The histogram of distances.
     Distances,
-}
-
-/// A line of `trace.jsonl`.
-#[derive(Debug, Clone, Deserialize)]
-pub struct TracePoint {
-    /// Steps of the optimiser since the run began.
-    pub optimizer_steps: u64,
-    /// Passes per training point since the run began.
-    pub passes_per_sample: f64,
-    /// Accuracy on the points attacked.
-    pub attack_accuracy: f64,
-    /// The attack.
-    pub attack: String,
-    /// How many points were attacked.
-    pub points: usize,
 }
 
 /// An entry of `eval.json`.
@@ -488,7 +473,8 @@ impl Run {
             ),
         }
         let all = self.record.experiment.train.epochs;
-        if self.epochs.len() < all && gaps.is_empty() {
+        let stopped_early = self.epochs.last().is_some_and(|epoch| epoch.stopped_early);
+        if self.epochs.len() < all && !stopped_early && gaps.is_empty() {
             let what = format!("training is not finished: {} of {all} epochs are done", self.epochs.len());
             gaps.push(Gap { part: Part::Curves, what, fix: resume.clone() });
         }

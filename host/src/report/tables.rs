@@ -4,6 +4,7 @@ use super::collect::{Evaluated, Part, Run, Summary, Sweep, shell_words};
 use super::paper::{self, Column};
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
+use crate::objective::Objective;
 use crate::plugin::Record;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
 use crate::sweep::{axis, short};
@@ -401,8 +402,11 @@ fn method(experiment: &Experiment) -> String {
     if train.particles > 1 {
         let _ = write!(method, "; {} particles", train.particles);
     }
-    if train.average > 0.0 {
-        let _ = write!(method, "; average {}", train.average);
+    if train.objective == Objective::Trades {
+        let _ = write!(method, "; TRADES, beta {}", train.trades_beta);
+    }
+    if train.average > 0.0 || train.swa_from.is_some() {
+        method += "; averaged weights";
     }
     method
 }
