@@ -648,7 +648,8 @@ mod tests {
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
             for format in [Format::F32, Format::F16, Format::U8] {
                 let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
-                store.save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() });
+                let stored = Stored { particles: moved.shallow_clone(), state: Vec::new() };
+                store.save(&points, &natural, &stored);
                 let found = distances(&store, &examples, 1, threat).expect("distances");
                 for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
                     let mut expected = [0.0; BARS];
