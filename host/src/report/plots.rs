@@ -459,7 +459,7 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
     };
     let (numeric, others): (Vec<_>, Vec<_>) = keys.iter().partition(is_numeric);
     // A figure for each combination of what is no number.
-    let mut parts: BTreeMap<String, Vec<&(Map<String, Value>, BTreeMap<String, f64>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, Vec<&Setting>> = BTreeMap::new();
     for setting in &settings {
         let texts = others
             .iter()
