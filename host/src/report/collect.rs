@@ -31,7 +31,7 @@ pub struct Collection {
 
 /// A run, and what is missing of it.
 pub struct Run {
-    /// The last part of its path, or all of it where two would be called the same.
+    /// The last part of its path, or as many as tell it from the others.
     pub name: String,
     /// Its folder.
     pub path: PathBuf,
@@ -447,15 +447,22 @@ fn last_part(path: &Path) -> String {
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The last part of each path, or all of it where two would be the same.
+/// As few of the last parts of each path as tell it from all others.
 fn names(paths: &[PathBuf]) -> Vec<String> {
-    let short: Vec<_> = paths.iter().map(|path| last_part(path)).collect();
-    let unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
-    let name = |(path, name): (&PathBuf, &String)| match unique(name) {
-        true => name.clone(),
-        false => path.display().to_string(),
+    let whole: Vec<_> =
+        paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
+    let last = |path: &Path, parts: usize| -> PathBuf {
+        let all: Vec<_> = path.components().collect();
+        all[all.len().saturating_sub(parts)..].iter().collect()
     };
-    paths.iter().zip(&short).map(name).collect()
+    let name = |path: &PathBuf| {
+        let mut lengths = 1..=path.components().count();
+        let parts = lengths.find(|parts| {
+            whole.iter().filter(|other| last(other, *parts) == last(path, *parts)).count() == 1
+        });
+        last(path, parts.unwrap_or(1)).display().to_string()
+    };
+    whole.iter().map(name).collect()
 }
 
 impl Run {
@@ -621,8 +628,9 @@ mod tests {
 
     #[test]
     fn paths_are_told_apart_by_as_little_as_can_be() {
-        let paths = ["a/demo", "b/demo", "b/other"].map(PathBuf::from);
-        assert_eq!(names(&paths), ["a/demo", "b/demo", "other"]);
+        let paths = ["a/x/demo", "b/x/demo", "b/x/other"].map(PathBuf::from);
+        assert_eq!(names(&paths), ["a/x/demo", "b/x/demo", "other"]);
+        assert_eq!(names(&paths[1..]), ["demo", "other"]);
     }
 
     #[test]
