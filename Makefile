@@ -6,10 +6,11 @@ host := cargo run --release --quiet -p host --
 
 python := .setup/oracle/bin/python
 
-.PHONY: help setup demo test report-test check bench parity peers classifiers
+.PHONY: help setup demo paper test report-test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
+	@echo "make paper   the paper's tables and figures in small, and a report of them"
 	@echo "make test    run every test"
 	@echo "make report-test  look at a report in Chromium, at several widths, light and dark"
 	@echo "make check   formatting and lints"
@@ -37,6 +38,22 @@ demo: setup
 		else $(host) train --resume runs/demo || { echo "remove runs/demo to start over"; exit 1; }; fi
 	$(host) eval runs/demo --attack fgsm.so --attack pgd.so,steps=40 --attack pgd.so,steps=100 \
 		--attack apgd.so --points 1000
+
+# What is finished is skipped, what was stopped goes on. CIFAR-10's need its files (docs/training.md).
+paper: setup
+	cargo build --release --workspace
+	$(host) data fetch mnist
+	[ -d data/cifar-10 ] || $(host) data fetch cifar-10 || echo "CIFAR-10 cannot be had: its tables are left out"
+	for file in examples/paper/quick/*.toml; do \
+		name=$$(basename $$file .toml); \
+		if grep -q cifar-10 $$file && [ ! -d data/cifar-10 ]; then continue; fi; \
+		$(host) sweep $$file --out paper/runs/$$name || exit 1; \
+	done
+	for run in paper/runs/table-*/seed=0; do \
+		ls $$run/examples-*.safetensors > /dev/null 2>&1 \
+			|| $(host) eval $$run --attack pgd.so,steps=20 --points 100 --save-examples || exit 1; \
+	done
+	$(host) report paper/runs/* --out paper/report.html --force
 
 test: setup
 	cargo build --workspace

@@ -3,7 +3,7 @@
 use crate::data::{self, Dataset};
 use crate::evaluation::{AttackResult, Order};
 use crate::plugin::{Model, Record};
-use crate::progress::{EpochMetrics, Progress};
+use crate::progress::{EpochMetrics, Progress, TracePoint};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::{Examples, ParticleStore, repeat_rows};
 use crate::{Error, Result, checkpoint, files, tensors, training};
@@ -31,7 +31,7 @@ pub struct Collection {
 
 /// A run, and what is missing of it.
 pub struct Run {
-    /// The last part of its path, or all of it where two would be called the same.
+    /// The last part of its path, or as many as tell it from the others.
     pub name: String,
     /// Its folder.
     pub path: PathBuf,
@@ -75,21 +75,6 @@ pub enum Part {
     Examples,
     /// The histogram of distances.
     Distances,
-}
-
-/// A line of `trace.jsonl`.
-#[derive(Debug, Clone, Deserialize)]
-pub struct TracePoint {
-    /// Steps of the optimiser since the run began.
-    pub optimizer_steps: u64,
-    /// Passes per training point since the run began.
-    pub passes_per_sample: f64,
-    /// Accuracy on the points attacked.
-    pub attack_accuracy: f64,
-    /// The attack.
-    pub attack: String,
-    /// How many points were attacked.
-    pub points: usize,
 }
 
 /// An entry of `eval.json`.
@@ -462,15 +447,22 @@ fn last_part(path: &Path) -> String {
     absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The last part of each path, or all of it where two would be the same.
+/// As few of the last parts of each path as tell it from all others.
 fn names(paths: &[PathBuf]) -> Vec<String> {
-    let short: Vec<_> = paths.iter().map(|path| last_part(path)).collect();
-    let unique = |name: &String| short.iter().filter(|other| *other == name).count() == 1;
-    let name = |(path, name): (&PathBuf, &String)| match unique(name) {
-        true => name.clone(),
-        false => path.display().to_string(),
+    let whole: Vec<_> =
+        paths.iter().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone())).collect();
+    let last = |path: &Path, parts: usize| -> PathBuf {
+        let all: Vec<_> = path.components().collect();
+        all[all.len().saturating_sub(parts)..].iter().collect()
     };
-    paths.iter().zip(&short).map(name).collect()
+    let name = |path: &PathBuf| {
+        let mut lengths = 1..=path.components().count();
+        let parts = lengths.find(|parts| {
+            whole.iter().filter(|other| last(other, *parts) == last(path, *parts)).count() == 1
+        });
+        last(path, parts.unwrap_or(1)).display().to_string()
+    };
+    whole.iter().map(name).collect()
 }
 
 impl Run {
@@ -488,7 +480,8 @@ impl Run {
             ),
         }
         let all = self.record.experiment.train.epochs;
-        if self.epochs.len() < all && gaps.is_empty() {
+        let stopped_early = self.epochs.last().is_some_and(|epoch| epoch.stopped_early);
+        if self.epochs.len() < all && !stopped_early && gaps.is_empty() {
             let what = format!("training is not finished: {} of {all} epochs are done", self.epochs.len());
             gaps.push(Gap { part: Part::Curves, what, fix: resume.clone() });
         }
@@ -635,8 +628,9 @@ mod tests {
 
     #[test]
     fn paths_are_told_apart_by_as_little_as_can_be() {
-        let paths = ["a/demo", "b/demo", "b/other"].map(PathBuf::from);
-        assert_eq!(names(&paths), ["a/demo", "b/demo", "other"]);
+        let paths = ["a/x/demo", "b/x/demo", "b/x/other"].map(PathBuf::from);
+        assert_eq!(names(&paths), ["a/x/demo", "b/x/demo", "other"]);
+        assert_eq!(names(&paths[1..]), ["demo", "other"]);
     }
 
     #[test]
@@ -662,11 +656,8 @@ mod tests {
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
             for format in [Format::F32, Format::F16, Format::U8] {
                 let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
-                store.save(
-                    &points,
-                    &natural,
-                    &Stored { particles: moved.shallow_clone(), state: Vec::new() },
-                );
+                let stored = Stored { particles: moved.shallow_clone(), state: Vec::new() };
+                store.save(&points, &natural, &stored);
                 let found = distances(&store, &examples, 1, threat).expect("distances");
                 for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
                     let mut expected = [0.0; BARS];

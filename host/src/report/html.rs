@@ -86,7 +86,7 @@ fn traces(document: &Document, folder: &str) -> Markup {
             (gap(&Gap {
                 part: Part::Trace,
                 what: "no run measured its error while it trained".to_owned(),
-                fix: "set train.trace in the experiment and train it anew".to_owned(),
+                fix: "host train --trace fgsm.so (it cannot be measured afterwards)".to_owned(),
             }))
         }
     }

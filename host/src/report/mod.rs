@@ -80,7 +80,10 @@ impl<'a> Document<'a> {
             let name = file_name(&format!("run-{}", run.name), &mut taken);
             let threat = &run.record.experiment.threat;
             let distances = run.distances.as_ref().map(|found| plots::distances(found, threat, &name));
-            let classes: &[&str] = if run.record.data.name == "cifar-10" { &CIFAR_CLASSES } else { &[] };
+            let classes = match run.record.data.name.as_str() {
+                "cifar-10" => &CIFAR_CLASSES.map(str::to_owned),
+                _ => run.record.data.class_names.as_slice(),
+            };
             let examples = run.examples.as_ref().map(|strip| plots::strip(strip, threat, classes, &name));
             Ok(RunSection {
                 run,

@@ -5,6 +5,7 @@
 
 use super::collect::{BARS, Distances, Example, Run, Strip, Summary, Sweep};
 use super::tables::setting_text;
+use crate::progress::TracePoint;
 use crate::sweep::short;
 use crate::sweep::summary::{COSTS, is_shown, title};
 use crate::{Error, Result};
@@ -331,7 +332,7 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     let traced: Vec<_> = runs.iter().filter(|run| !run.trace.is_empty()).collect();
     let mut figures = Vec::new();
     for (number, runs) in traced.chunks(MOST_SERIES).enumerate() {
-        let series = |cost: &dyn Fn(&Run, &super::collect::TracePoint) -> f64| {
+        let series = |cost: &dyn Fn(&Run, &TracePoint) -> f64| {
             let one = |run: &&Run| Series {
                 name: match run.trace.first() {
                     Some(first) => format!("{}: {}, {} points", run.name, first.attack, first.points),
@@ -357,7 +358,7 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 ))
             })
             .collect();
-        let backprops = |run: &Run, point: &super::collect::TracePoint| {
+        let backprops = |run: &Run, point: &TracePoint| {
             let batch = run.record.experiment.train.batch as f64;
             point.optimizer_steps as f64 * batch / run.record.data.train_points.max(1) as f64
         };
@@ -458,7 +459,7 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
     };
     let (numeric, others): (Vec<_>, Vec<_>) = keys.iter().partition(is_numeric);
     // A figure for each combination of what is no number.
-    let mut parts: BTreeMap<String, Vec<&(Map<String, Value>, BTreeMap<String, f64>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<String, Vec<&Setting>> = BTreeMap::new();
     for setting in &settings {
         let texts = others
             .iter()
@@ -629,7 +630,7 @@ fn heat(strength: f64) -> (RGBColor, RGBColor) {
 const SIDE: usize = 88;
 
 /// Natural examples, adversarial ones, and the perturbation between them.
-pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[&str], name: &str) -> Result<Figure> {
+pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str) -> Result<Figure> {
     const LEFT: usize = 100;
     const GAP: usize = 6;
     const LINES: usize = 18;

@@ -4,9 +4,11 @@ use super::collect::{Evaluated, Part, Run, Summary, Sweep, shell_words};
 use super::paper::{self, Column};
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
+use crate::objective::Objective;
 use crate::plugin::Record;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
 use crate::sweep::{axis, short};
+use plugin_api::Norm;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -298,7 +300,7 @@ pub fn summary(runs: &[Run]) -> Table {
 }
 
 fn summary_row(table: &mut Table, run: &Run, measures: &[Measure]) -> Vec<Cell> {
-    let Experiment { model, data, threat, train, .. } = &run.record.experiment;
+    let Experiment { model, threat, train, .. } = &run.record.experiment;
     let mut name = text(&run.name);
     for gap in &run.gaps {
         // The rest is told where it is missing.
@@ -319,7 +321,7 @@ fn summary_row(table: &mut Table, run: &Run, measures: &[Measure]) -> Vec<Cell> 
         name,
         text(method(&run.record.experiment)),
         text(model),
-        text(format!("{}, {} {}", data.name, norm(threat.norm), threat.epsilon)),
+        text(format!("{}, {}", run.record.data.name, ball(threat.norm, threat.epsilon))),
         of_last(&|epoch| number(epoch.passes_per_sample as f64, 0)),
         of_last(&|epoch| number(epoch.seconds, 1)),
         text(seed),
@@ -362,7 +364,7 @@ fn paper_row(table: &mut Table, column: &Column, measures: &[Measure]) -> Vec<Ce
         text(format!("paper, {}", column.table)),
         text(format!("{}, {} epochs", column.sampler, column.epochs)),
         text(&column.name),
-        text(format!("{} {}", norm(column.threat.norm), column.threat.epsilon)),
+        text(ball(column.threat.norm, column.threat.epsilon)),
         empty(),
         column.seconds.map_or(empty(), |seconds| number(seconds, 0)),
         empty(),
@@ -401,16 +403,27 @@ fn method(experiment: &Experiment) -> String {
     if train.particles > 1 {
         let _ = write!(method, "; {} particles", train.particles);
     }
-    if train.average > 0.0 {
-        let _ = write!(method, "; average {}", train.average);
+    if train.objective == Objective::Trades {
+        let _ = write!(method, "; TRADES, beta {}", train.trades_beta);
+    }
+    if train.average > 0.0 || train.swa_from.is_some() {
+        method += "; averaged weights";
     }
     method
 }
 
-fn norm(norm: plugin_api::Norm) -> &'static str {
-    match norm {
-        plugin_api::Norm::Linf => "linf",
-        plugin_api::Norm::L2 => "l2",
+/// A ball as the field writes it: `linf 0.3`, `linf 8/255`.
+fn ball(norm: Norm, epsilon: f64) -> String {
+    const SHORT: usize = 6;
+    let norm = match norm {
+        Norm::Linf => "linf",
+        Norm::L2 => "l2",
+    };
+    let levels = 255.0 * epsilon;
+    match epsilon.to_string() {
+        short if short.len() <= SHORT => format!("{norm} {short}"),
+        _ if (levels - levels.round()).abs() < 1e-6 => format!("{norm} {levels:.0}/255"),
+        long => format!("{norm} {long}"),
     }
 }
 
@@ -604,5 +617,38 @@ fn cell_of_figure(name: &str, value: f64) -> Cell {
     match COSTS.contains(&name) {
         true => number(value, usize::from(name == SECONDS)),
         false => Content::Share(value, None).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn balls_are_written_as_the_field_does() {
+        assert_eq!(ball(Norm::Linf, 0.3), "linf 0.3");
+        assert_eq!(ball(Norm::Linf, 8.0 / 255.0), "linf 8/255");
+        assert_eq!(ball(Norm::L2, 0.123_456_789), "l2 0.123456789");
+    }
+
+    #[test]
+    fn tables_say_the_same_in_every_format() {
+        let mut table = Table::new("t", "A table.", ["run", "clean"]);
+        let note = table.note("Why not.");
+        assert_eq!((note, table.note("Another."), table.note("Why not.")), (1, 2, 1));
+        table.add(vec![text("a|b, c"), Cell { content: Content::Share(0.92, Some(100)), notes: vec![note] }]);
+        table.add(vec![text("d"), empty()]);
+        // Wilson's interval for 92 of 100: see the test of `confidence_interval`.
+        assert_eq!(
+            table.markdown(),
+            "**A table.**\n\n| run | clean |\n| --- | ---: |\n| a\\|b, c | 92.00 (85.0 to 95.9; 100 points) [1] |\n\
+             | d |  |\n\n[1] Why not.\n\n[2] Another.\n"
+        );
+        let csv = table.csv();
+        let mut lines = csv.lines();
+        assert_eq!(lines.next(), Some("run,clean,\"clean, low\",\"clean, high\",\"clean, points\",notes"));
+        let line = lines.next().expect("a line");
+        assert!(line.starts_with("\"a|b, c\",0.92,0.85") && line.ends_with(",100,Why not."), "{line}");
+        assert_eq!(lines.next(), Some("d,,,,,"));
     }
 }

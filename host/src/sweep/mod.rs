@@ -721,4 +721,27 @@ mod tests {
             assert!(Sweep::read(&file.path()).expect("valid").settings.len() > 1);
         }
     }
+
+    #[test]
+    fn every_table_and_figure_of_the_paper_has_a_file_and_a_quick_one_like_it() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/paper");
+        let files = |folder: &Path| {
+            let files = std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path());
+            let mut files: Vec<_> = files.filter(|path| path.is_file()).collect();
+            files.sort();
+            files
+        };
+        let (full, quick) = (files(&folder), files(&folder.join("quick")));
+        assert_eq!(full.len(), 9);
+        assert!(full.iter().map(|path| path.file_name()).eq(quick.iter().map(|path| path.file_name())));
+        for (full, quick) in full.iter().zip(&quick) {
+            let [full, quick] = [full, quick].map(|file| Sweep::read(file).expect("valid"));
+            assert_eq!(full.axes, quick.axes);
+            let setting = |sweep: &Sweep| sweep.settings[0].experiment.clone();
+            let (full, quick) = (setting(&full), setting(&quick));
+            assert_eq!((full.data.name, full.threat.epsilon), (quick.data.name, quick.threat.epsilon));
+            assert_eq!(full.train.trace.is_some(), quick.train.trace.is_some());
+            assert!(full.train.epochs > quick.train.epochs && full.eval.points.is_none());
+        }
+    }
 }

@@ -98,3 +98,27 @@ fn a_new_plugin_builds_conforms_and_trains() {
         fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
     }
 }
+
+#[test]
+fn the_papers_files_name_plugins_and_options_that_there_are() {
+    let place = Place::with_digits(28, 20);
+    let folder = repository().join("examples/paper");
+    let files = [folder.clone(), folder.join("quick")].into_iter().flat_map(|folder| {
+        fs::read_dir(folder)
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file())
+    });
+    for file in files {
+        // As they are, but for the data, which need not be here.
+        let text = fs::read_to_string(&file).expect("readable");
+        let lines = text.lines().filter(|line| !line.contains("points = ")).map(|line| match line {
+            _ if line.starts_with("name = ") => "name = \"digits\"",
+            line => line,
+        });
+        fs::write(place.path("paper.toml"), lines.collect::<Vec<_>>().join("\n")).expect("written");
+        let listed = place.host("sweep paper.toml --dry-run").succeeds().words();
+        assert!(listed.contains("waiting"), "{}: {listed}", file.display());
+    }
+}

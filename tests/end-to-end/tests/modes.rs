@@ -137,7 +137,7 @@ fn without_a_sampler_fused_is_ordinary_training() {
 fn chains_begin_where_they_are_told() {
     let place = Place::with_digits(8, 20);
     let distances = |start: &str, flags: &str| -> Vec<f32> {
-        let sampler = "--sampler langevin.so,step_size=0,noise=0";
+        let sampler = "--mode faithful --sampler langevin.so,step_size=0,noise=0";
         let out = format!("{start}{}", flags.len());
         place.host(&format!("{TRAIN} {sampler} --epochs 1 --start {start} {flags} --out {out}")).succeeds();
         distances(&place, &out)
@@ -317,7 +317,7 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &["train.trades_beta: expected a number of at least 0, got -1"],
     );
     place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
-    place.refuses(&format!("{TRAIN} --replay 2"), &["train.replay: expected 1 (mode fused alone", "got 2"]);
+    place.refuses(&format!("{TRAIN} --mode faithful --replay 2"), &["train.replay: expected 1 (mode fused alone", "got 2"]);
     place.refuses(
         &format!("{TRAIN} --average 1"),
         &["train.average: expected a share from 0 to below 1, got 1"],

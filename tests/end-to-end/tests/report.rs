@@ -254,7 +254,9 @@ fn a_sweep_over_numbers_is_a_curve_and_over_words_a_table() {
 fn gaps_are_marked_with_what_fills_them() {
     let place = trained(0.06);
     let page = report(&place, "run");
-    for words in ["there is no evaluation", "host eval run", "host eval run --save-examples", "train.trace"] {
+    for words in
+        ["there is no evaluation", "host eval run", "host eval run --save-examples", "--trace fgsm.so"]
+    {
         assert!(page.contains(words), "{words}");
     }
     let said = place.host("report run --force").succeeds().words();
