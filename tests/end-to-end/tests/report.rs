@@ -101,7 +101,7 @@ fn report(place: &Place, arguments: &str) -> String {
 /// Returns the arguments to make it with.
 pub fn everything(place: &Place) -> &'static str {
     place.host("eval run --attack fgsm.so --attack pgd.so,steps=3 --points 60").succeeds();
-    let train = "train --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
+    let train = "train --data digits --threads 1 --mode faithful --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
                  --learning-rate 0.002 --sampler langevin.so,step_size=0.04,noise=0.02 --out other \
                  --validation-points 40 --probe fgsm.so";
     place.host(train).succeeds();
