@@ -317,7 +317,10 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &["train.trades_beta: expected a number of at least 0, got -1"],
     );
     place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
-    place.refuses(&format!("{TRAIN} --mode faithful --replay 2"), &["train.replay: expected 1 (mode fused alone", "got 2"]);
+    place.refuses(
+        &format!("{TRAIN} --mode faithful --replay 2"),
+        &["train.replay: expected 1 (mode fused alone", "got 2"],
+    );
     place.refuses(
         &format!("{TRAIN} --average 1"),
         &["train.average: expected a share from 0 to below 1, got 1"],

@@ -268,8 +268,9 @@ fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
         ["cnn.so,arch=A --average 0.5", "bad_plugins.so,plugin=normalised --swa-from 0.3"].iter().enumerate()
     {
         let train = |more: &str, out: &str| {
-            let flags =
-                format!("--mode faithful --model {model} --sampler langevin.so --epsilon 0.1 --epochs 2 {more}");
+            let flags = format!(
+                "--mode faithful --model {model} --sampler langevin.so --epsilon 0.1 --epochs 2 {more}"
+            );
             let lines = place.host(&format!("{TRAIN} {flags} --out {out}")).succeeds();
             (place.run(out), lines)
         };
