@@ -76,10 +76,13 @@ of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or
 
 /// `host train`
 #[derive(Debug, Args)]
-#[command(after_help = "Without a flag or a config file, every option has the default of the MNIST demo:
-architecture B, linf 0.3, Langevin with step size and noise 0.2, 5 epochs, batch 100, SGD with
-learning rate 0.02 and momentum 0.9 falling along a cosine. Stopped with Ctrl-C, a run saves a
-checkpoint and goes on later with --resume, bit for bit as if it had never been stopped.")]
+#[command(
+    after_help = "By itself, host train does what examples/mnist-demo.toml says: MNIST, architecture B, linf 0.3,
+mode fused with 10 replays and Langevin, one epoch. With --sampler, --mode, --objective or
+--sampler-gradient, what is not said is that of Algorithm 1 in five epochs
+(examples/mnist-algorithm-1.toml); so it is in a config file. Stopped with Ctrl-C, a run saves a
+checkpoint and goes on later with --resume, bit for bit as if it had never been stopped."
+)]
 pub struct TrainArguments {
     /// Experiment file (TOML); flags override it
     #[arg(long, value_name = "FILE")]
@@ -221,7 +224,7 @@ pub struct ExperimentFlags {
     /// How many test points, those of `host eval --points` [default: 1000]
     #[arg(long, value_name = "N")]
     trace_points: Option<usize>,
-    /// After how many passes per sample [default: 1, 2, 5, 10, ... times one update's, and the end]
+    /// After how many passes per sample [default: 1, 2, 5 times the powers of ten from one update's on, and the end]
     #[arg(long, value_name = "PASSES,...", value_delimiter = ',')]
     trace_at: Option<Vec<f64>>,
     /// Which weights are evaluated in the end: the last epoch's, or those that scored best
@@ -249,20 +252,18 @@ pub struct ExperimentFlags {
 }
 
 impl ExperimentFlags {
-    /// Whether they name a mode, an objective, or another sampler than that of the recipe.
-    fn ask_for_another_method(&self) -> bool {
-        let another = |SamplerChoice(spec): &SamplerChoice| {
-            let recipe = Experiment::recipe().sampler.0;
-            spec.as_ref()
-                .is_none_or(|spec| spec.steps().is_some() || recipe.is_none_or(|own| own.file != spec.file))
-        };
-        self.mode.is_some() || self.objective.is_some() || self.sampler.as_ref().is_some_and(another)
+    /// Whether they choose a method: then it is not the recipe that they change, but Algorithm 1.
+    fn choose_a_method(&self) -> bool {
+        self.sampler.is_some()
+            || self.mode.is_some()
+            || self.objective.is_some()
+            || self.sampler_gradient.is_some()
     }
 }
 
 impl TrainArguments {
-    /// The experiment: the config file, or else the recipe if nothing asks for another method,
-    /// or else Algorithm 1; overridden by flags.
+    /// The experiment: the config file; without one Algorithm 1 if a flag chooses a method, or
+    /// else the recipe. Flags override it.
     ///
     /// # Errors
     /// If the file or a value is not valid.
@@ -270,7 +271,7 @@ impl TrainArguments {
         let flags = &self.experiment;
         let mut experiment = match &self.config {
             Some(file) => Experiment::read(file)?,
-            None if flags.ask_for_another_method() => Experiment::default(),
+            None if flags.choose_a_method() => Experiment::default(),
             None => Experiment::recipe(),
         };
         let Experiment { model, sampler, data, threat, train, .. } = &mut experiment;
@@ -286,7 +287,7 @@ impl TrainArguments {
         set(&mut train.mode, &flags.mode);
         set(&mut train.replay, &flags.replay);
         set(&mut train.objective, &flags.objective);
-        set(&mut train.trades_beta, &flags.trades_beta);
+        train.trades_beta = flags.trades_beta.or(train.trades_beta);
         set(&mut train.start, &flags.start);
         train.sampler_gradient = flags.sampler_gradient.or(train.sampler_gradient);
         set(&mut train.precision, &flags.precision);

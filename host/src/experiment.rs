@@ -100,6 +100,9 @@ pub enum Select {
     Best,
 }
 
+/// What the authors of TRADES take.
+const DEFAULT_TRADES_BETA: f64 = 6.0;
+
 const MOST_EPOCHS: usize = 1_000_000;
 
 /// A visit's steps are numbered in 16 bits.
@@ -119,8 +122,8 @@ pub struct Train {
     pub replay: usize,
     /// What the weights descend on, and with it what the sampler climbs.
     pub objective: Objective,
-    /// In objective trades, the weight of the divergence, at least 0.
-    pub trades_beta: f64,
+    /// In objective trades, the weight of the divergence, at least 0; 6 if not given.
+    pub trades_beta: Option<f64>,
     /// Where chains begin.
     pub start: Start,
     /// Which mode the model is in while the sampler's gradient is taken; if not given, eval in
@@ -255,7 +258,7 @@ impl Default for Train {
             mode: Mode::Faithful,
             replay: 1,
             objective: Objective::CrossEntropy,
-            trades_beta: 6.0,
+            trades_beta: None,
             start: Start::Sampler,
             sampler_gradient: None,
             precision: Precision::F32,
@@ -301,6 +304,11 @@ impl Default for Eval {
 }
 
 impl Train {
+    /// In objective trades, the weight of the divergence.
+    pub fn trades_beta(&self) -> f64 {
+        self.trades_beta.unwrap_or(DEFAULT_TRADES_BETA)
+    }
+
     /// Which mode the model is in while the sampler's gradient is taken.
     pub fn sampler_gradient(&self) -> ModelMode {
         match self.mode {
@@ -354,7 +362,7 @@ impl Experiment {
             self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 21] = [
+        let checks: [(bool, &str, &str, String); 23] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -455,10 +463,22 @@ impl Experiment {
                 "trades".to_owned(),
             ),
             (
-                train.trades_beta >= 0.0 && train.trades_beta.is_finite(),
+                train.trades_beta.is_none_or(|beta| beta >= 0.0 && beta.is_finite()),
                 "train.trades_beta",
                 "a number of at least 0",
-                train.trades_beta.to_string(),
+                train.trades_beta().to_string(),
+            ),
+            (
+                train.trades_beta.is_none() || train.objective == Objective::Trades,
+                "train.trades_beta",
+                "nothing (only objective trades has a divergence to weigh)",
+                train.trades_beta().to_string(),
+            ),
+            (
+                self.sampler.0.is_some() || train.particles == 1,
+                "train.particles",
+                "1 (without a sampler a point has one particle, its natural example)",
+                train.particles.to_string(),
             ),
             (
                 self.validation_points() > 0 || !self.is_scored(),

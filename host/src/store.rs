@@ -93,6 +93,8 @@ pub struct ParticleStore {
     threat: ThreatModel,
     /// The particles, then their state tensors: `[n, K, C, H, W]`.
     tensors: Vec<Tensor>,
+    /// The files that they lie in, locked for as long as they do.
+    _locked: Vec<File>,
 }
 
 impl ParticleStore {
@@ -113,10 +115,15 @@ impl ParticleStore {
         let mut shape = examples.images.size();
         shape.insert(1, particles_per_point as i64);
         let device = examples.images.device();
-        let make = |number: usize, kind: Kind| -> Result<Tensor> {
+        let mut locked = Vec::new();
+        let mut make = |number: usize, kind: Kind| -> Result<Tensor> {
             let path = file.and_then(|file| files(file).nth(number));
             match path {
-                Some(path) => map_file(&path, &shape, kind),
+                Some(path) => {
+                    let (tensor, file) = map_file(&path, &shape, kind)?;
+                    locked.push(file);
+                    Ok(tensor)
+                }
                 None => Ok(Tensor::f_zeros(&shape, (kind, device))?),
             }
         };
@@ -139,7 +146,7 @@ impl ParticleStore {
             Format::F16 => {}
             Format::U8 => tensors[0] = tensors[0].f_fill_(STEPS)?,
         }
-        Ok(Self { format, threat, tensors })
+        Ok(Self { format, threat, tensors, _locked: locked })
     }
 
     /// Moves every particle to a uniform draw from its point's ball.
@@ -235,18 +242,22 @@ pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
     std::iter::once(file.to_owned()).chain(numbered)
 }
 
-/// A tensor of zeros whose memory is a file, which it makes or makes anew.
-fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<Tensor> {
+/// A tensor of zeros whose memory is a file, which it makes or makes anew; and the file, locked
+/// while it is open.
+fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     let numbers: i64 = shape.iter().product();
     let bytes = numbers as u64 * kind.elt_size_in_bytes() as u64;
     let refused = |why: &dyn std::fmt::Display| Error::file("keep particles in", path, why);
     // Blocks are claimed now: a disk that fills up later would kill the process.
-    let file = File::create(path).map_err(|why| refused(&why))?;
-    claim(&file, bytes).map_err(|why| refused(&why))?;
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let file = options.map_err(|why| refused(&why))?;
+    file.try_lock().map_err(|_| refused(&"another run keeps its particles there"))?;
+    file.set_len(0).and_then(|()| claim(&file, bytes)).map_err(|why| refused(&why))?;
     let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
     let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));
     mapped
         .and_then(|mapped| mapped.f_reshape(shape))
+        .map(|mapped| (mapped, file))
         .map_err(|why| refused(&plugin_api::first_line(&why.to_string())))
 }
 
@@ -358,6 +369,11 @@ mod tests {
         // Four points of two particles: a byte each, and two for each number of their state.
         assert_eq!(std::fs::metadata(&path).expect("a file").len(), 8);
         assert_eq!(std::fs::metadata(folder.path().join("particles.1")).expect("a file").len(), 16);
+        // While particles lie in it, nobody else's can.
+        let held = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&path)).expect("room");
+        let second = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&path));
+        assert!(second.is_err_and(|why| why.to_string().contains("another run keeps its particles there")));
+        drop(held);
         let nowhere = folder.path().join("nowhere/particles");
         let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&nowhere));
         assert!(refused.is_err_and(|why| why.to_string().contains("cannot keep particles in")));

@@ -81,7 +81,7 @@ impl Training {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
         let smallest_side = dataset.task().height.min(dataset.task().width);
-        if experiment.train.crop as i64 >= smallest_side {
+        if experiment.train.crop as u64 >= smallest_side as u64 {
             return Err(Error::new(format!(
                 "train.crop: expected 0 to {} (windows that show something of these images), got {}",
                 smallest_side - 1,
@@ -179,10 +179,15 @@ impl Training {
                     reporter.update(self.progress.update, self.tally.read());
                 }
                 if self.trace_is_due() {
+                    if stopping {
+                        // Whoever is in a hurry loses nothing by a second Ctrl-C.
+                        self.checkpoint(folder)?;
+                    }
                     self.add_to_trace(folder, reporter)?;
                 }
                 if self.progress.update.is_multiple_of(updates_per_epoch) {
                     self.end_epoch(epoch, folder, reporter)?;
+                    self.end_trace(folder, reporter)?;
                 } else if stopping
                     || checkpoint_every.is_some_and(|every| self.progress.update.is_multiple_of(every))
                 {
@@ -254,14 +259,16 @@ impl Training {
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
             }
         }
+        // The last proposal is judged by the function that was climbed: before the weights, and the
+        // moments of batch normalisation, move.
+        let judged = match self.last_proposal_is_apart() {
+            true => Some(self.model.forward_in(precision, &visit.particles, false)?.detach()),
+            false => None,
+        };
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
-        // The last proposal is judged by the function that was climbed, before the weights move.
-        let judged = match self.last_proposal_is_apart() {
-            true => self.model.forward_in(precision, &visit.particles, false)?.detach(),
-            false => logits.detach(),
-        };
+        let judged = judged.unwrap_or_else(|| logits.detach());
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
         if let Some(sampler) = &self.sampler {
@@ -275,7 +282,7 @@ impl Training {
     /// they are computed once for all particles of a point, and for both players unless the
     /// sampler's gradient is of another mode of the model.
     fn losses(&self, visit: &Visit) -> Result<Losses> {
-        let Train { precision, objective, trades_beta: beta, particles: copies, .. } = self.experiment.train;
+        let Train { precision, objective, particles: copies, .. } = self.experiment.train;
         if objective == Objective::CrossEntropy {
             return Ok(Losses::CrossEntropy);
         }
@@ -286,7 +293,7 @@ impl Training {
             true => repeat_rows(&self.model.forward_in(precision, &points, false)?, copies).detach(),
             false => natural.detach(),
         };
-        Ok(Losses::Trades { beta, natural, target })
+        Ok(Losses::Trades { beta: self.experiment.train.trades_beta(), natural, target })
     }
 
     /// Whether the sampler climbs another function of the images than the weights descend on.
@@ -502,6 +509,18 @@ impl Training {
         self.tally = Tally::new(saved.progress.tally, self.device);
         self.progress = saved.progress;
         Ok((self.progress.update, saved.damaged))
+    }
+
+    /// What is done, for people: "mode fused, 10 replays; 1 epoch, 10 passes per sample".
+    pub fn method(&self) -> String {
+        let Train { mode, replay, epochs, .. } = self.experiment.train;
+        let mode = match (mode, &self.sampler) {
+            (_, None) => "ordinary training".to_owned(),
+            (Mode::Faithful, Some(sampler)) => format!("mode faithful, steps {}", sampler.steps),
+            (Mode::Fused, Some(_)) => format!("mode fused, replay {replay}"),
+        };
+        let passes = epochs as u64 * self.passes_per_epoch();
+        format!("{mode}; epochs {epochs}, {passes} passes per sample")
     }
 
     /// Updates of the whole run.

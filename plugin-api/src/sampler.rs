@@ -102,8 +102,9 @@ pub struct Step<'a> {
     pub particles: &'a Tensor,
     /// The loss of each particle, `[N]`.
     pub loss: &'a Tensor,
-    /// The gradient of each particle's own loss towards it, `[N, C, H, W]`: it depends
-    /// neither on the batch nor on K.
+    /// The gradient of the sum of the losses towards each particle, `[N, C, H, W]`: that of the
+    /// particle's own loss, which depends neither on the batch nor on K, unless the network
+    /// couples a batch by its statistics and is climbed in mode train.
     pub gradient: &'a Tensor,
     /// What each particle remembers: [`Sampler::state_tensors`] tensors, `[N, C, H, W]`.
     pub state: &'a [Tensor],

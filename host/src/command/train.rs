@@ -24,6 +24,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     };
     let path = folder.path().display().to_string();
     reporter.note(&format!("run folder {path}"));
+    reporter.note(&training.method());
     reporter.event(&json!({"event": "run", "run": path, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))

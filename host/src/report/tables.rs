@@ -404,7 +404,7 @@ fn method(experiment: &Experiment) -> String {
         let _ = write!(method, "; {} particles", train.particles);
     }
     if train.objective == Objective::Trades {
-        let _ = write!(method, "; TRADES, beta {}", train.trades_beta);
+        let _ = write!(method, "; TRADES, beta {}", train.trades_beta());
     }
     if train.average > 0.0 || train.swa_from.is_some() {
         method += "; averaged weights";

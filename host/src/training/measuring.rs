@@ -45,7 +45,7 @@ impl Training {
         let Train { seed, batch, particles, precision, .. } = self.experiment.train;
         let update = self.progress.update;
         let order = permutation(seed, Purpose::Statistics, update, self.examples.len());
-        for (number, points) in order.chunks(batch).take(STATISTICS_BATCHES).enumerate() {
+        for (number, points) in order.chunks(batch).cycle().take(STATISTICS_BATCHES).enumerate() {
             let indices = Tensor::from_slice(points).to_device(self.device);
             let (points, natural, labels) = self.minibatch(points, &indices);
             let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
@@ -64,7 +64,9 @@ impl Training {
     /// pass each. None if there is nothing to renew.
     pub(super) fn statistics_passes(&self) -> Option<f64> {
         let Train { batch, particles, .. } = self.experiment.train;
-        let forwards = self.examples.len().min(STATISTICS_BATCHES * batch) * particles;
+        let (points, minibatches) = (self.examples.len(), self.examples.len().div_ceil(batch));
+        let rest = (STATISTICS_BATCHES % minibatches * batch).min(points);
+        let forwards = (STATISTICS_BATCHES / minibatches * points + rest) * particles;
         let stale = self.average.as_ref().is_some_and(|average| average.has_stale_buffers(&self.model));
         stale.then_some(forwards as f64 / 2.0)
     }
@@ -140,6 +142,16 @@ impl Training {
         Ok(())
     }
 
+    /// Adds the last weights of a run that patience has ended before its time.
+    pub(super) fn end_trace(&mut self, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+        let traced = self.progress.trace.last().is_some_and(|point| point.updates == self.progress.update);
+        if traced || self.trace.is_none() || !self.progress.stopped_early() {
+            return Ok(());
+        }
+        self.add_to_trace(folder, reporter)?;
+        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)
+    }
+
     /// Rewrites `trace.jsonl`: a resumed run may go back behind points that were written.
     pub(super) fn write_trace(&self, folder: &RunFolder) -> Result<()> {
         match self.trace {
@@ -173,10 +185,12 @@ impl Training {
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
         let best = best_epoch(&self.progress.epochs).map_or(0, |best| best.epoch);
+        // What is averaged from some epoch on has not been scored before.
+        let begun = self.average.as_ref().is_none_or(Average::has_begun);
         if let Some(last) = self.progress.epochs.last_mut() {
             let without_a_better = last.epoch - best;
             last.stopped_early =
-                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+                begun && last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
         }
         checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
         Ok(true)

@@ -181,9 +181,9 @@ fn particles_stay_with_their_images_under_crops_and_flips() {
     let still = train("--sampler langevin.so,step_size=0,noise=0", "still");
     assert!(still.iter().all(|distance| *distance < 1e-7));
     for (flags, out) in [
-        ("", "plain"),
+        ("--mode faithful", "plain"),
         ("--mode fused --replay 2", "fused"),
-        ("--start uniform-store --warmup-epsilon 2", "growing"),
+        ("--mode faithful --start uniform-store --warmup-epsilon 2", "growing"),
     ] {
         let moved = train(flags, out);
         assert!(moved.iter().all(|distance| *distance <= 0.1 + 1e-6), "{flags}");
@@ -203,9 +203,13 @@ fn crops_and_flips_change_what_is_learnt_and_are_off_unless_asked_for() {
         place.host(&format!("{TRAIN} --epochs 1 {flags} --out {out}")).succeeds();
         place.run(out).weights()
     };
-    let plain = weights("", "plain");
-    assert!(weights("--crop 0 --flip false", "off") == plain);
-    for (flags, out) in [("--crop 1", "crop"), ("--flip", "flip"), ("--flip true --sampler none", "clean")] {
+    let plain = weights("--mode faithful", "plain");
+    assert!(weights("--mode faithful --crop 0 --flip false", "off") == plain);
+    for (flags, out) in [
+        ("--mode faithful --crop 1", "crop"),
+        ("--mode faithful --flip", "flip"),
+        ("--flip true --sampler none", "clean"),
+    ] {
         assert!(weights(flags, out) != plain, "{flags}");
     }
     place.refuses(
