@@ -2,7 +2,7 @@ use super::set_threads;
 use crate::cli::ReportArguments;
 use crate::console::say;
 use crate::report::collect::Collector;
-use crate::report::{self, ENDINGS, Report};
+use crate::report::{self, Report};
 use crate::{Error, Result, files};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,9 @@ impl Place {
         if place.page.exists() && !place.page.is_file() {
             return Err(Error::new(format!("{} is not a file", place.page.display())));
         }
+        if place.page.exists() && !report::is_page_of_report(&files::read(&place.page)?) {
+            return Err(foreign(&place.page));
+        }
         if place.folder.exists() {
             place.earlier_files()?;
         }
@@ -66,14 +69,13 @@ impl Place {
         let entries =
             fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
         let files: Vec<_> = entries.map(|entry| entry.path()).collect();
-        let foreign = files.iter().find(|path| {
-            let ending = path.extension().unwrap_or_default();
-            !path.is_file() || !ENDINGS.iter().any(|known| *known == ending)
-        });
-        match foreign {
+        let is_of_report = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            path.is_file() && name.is_some_and(report::is_file_of_report)
+        };
+        match files.iter().find(|path| !is_of_report(path)) {
             None => Ok(files),
-            Some(path) => Err(Error::new(format!("{} is from no report", path.display()))
-                .fix("move it away, or choose another name with --out")),
+            Some(path) => Err(foreign(path)),
         }
     }
 
@@ -93,4 +95,9 @@ impl Place {
         }
         Ok(())
     }
+}
+
+fn foreign(path: &Path) -> Error {
+    Error::new(format!("{} is from no report", path.display()))
+        .fix("move it away, or choose another name with --out")
 }

@@ -3,7 +3,7 @@
 use super::collect::{Gap, Part};
 use super::plots::{self, Figure};
 use super::tables::{Cell, Table};
-use super::{Document, RunSection, SweepSection};
+use super::{Document, GENERATOR, RunSection, SweepSection};
 use crate::run::Versions;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -21,6 +21,7 @@ pub fn page(document: &Document, folder: &str) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
+                meta name="generator" content=(GENERATOR);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { "Report" }
@@ -185,8 +186,28 @@ fn files(folder: &str, name: &str, endings: &[&str]) -> Markup {
     html! {
         span.files {
             @for ending in endings {
-                a href=(format!("{folder}/{name}.{ending}")) { (ending.to_uppercase()) } " "
+                a href=(format!("{}/{name}.{ending}", percent_encoded(folder))) { (ending.to_uppercase()) } " "
             }
         }
+    }
+}
+
+/// A name as a link writes it (RFC 3986): all but unreserved characters as `%XX`.
+fn percent_encoded(name: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_any_name_can_be_linked_to() {
+        assert_eq!(percent_encoded("report-1.a_b~"), "report-1.a_b~");
+        assert_eq!(percent_encoded("50 %#?ä"), "50%20%25%23%3F%C3%A4");
     }
 }

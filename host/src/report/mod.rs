@@ -13,8 +13,32 @@ use plots::{Figure, Rasteriser};
 use std::collections::BTreeSet;
 use tables::Table;
 
-/// Endings of the files that a report writes into its folder.
-pub const ENDINGS: [&str; 4] = ["csv", "md", "png", "svg"];
+/// Whether a file of this name is one that a report writes into its folder.
+pub fn is_file_of_report(name: &str) -> bool {
+    const OF_TABLES: [&str; 2] = ["csv", "md"];
+    const OF_FIGURES: [&str; 2] = ["png", "svg"];
+    let Some((name, ending)) = name.rsplit_once('.') else { return false };
+    if OF_TABLES.contains(&ending) {
+        let fixed = ["summary", "evaluations", "provenance", "plugins"];
+        return fixed.contains(&name) || name.starts_with("sweep-");
+    }
+    let unnumbered = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    let unnumbered = if unnumbered == name { name } else { unnumbered.trim_end_matches('-') };
+    let ends_in = |parts: &[&str]| parts.iter().any(|part| unnumbered.ends_with(part));
+    OF_FIGURES.contains(&ending)
+        && (["trace-passes", "trace-backprops"].contains(&unnumbered)
+            || (name.starts_with("sweep-") && ends_in(&["-curves", "-map"]))
+            || (name.starts_with("run-") && ends_in(&["-curves", "-distances", "-examples"])))
+}
+
+/// Whether the contents of a file are a page that a report wrote.
+pub fn is_page_of_report(contents: &[u8]) -> bool {
+    let marker = format!("<meta name=\"generator\" content=\"{GENERATOR}\">");
+    contents.windows(marker.len()).any(|window| window == marker.as_bytes())
+}
+
+/// What a page says that it was made by.
+const GENERATOR: &str = "host report";
 
 /// A report, ready to be written.
 pub struct Report {
@@ -144,5 +168,49 @@ mod tests {
         assert_eq!(name("run-a/b,c=1"), "run-a-b-c-1");
         assert_eq!(name("run-a b,c=1"), "run-a-b-c-1-2");
         assert_eq!(name("run-ä"), "run--");
+    }
+
+    #[test]
+    fn files_of_reports_are_told_from_others() {
+        for name in [
+            "summary.csv",
+            "plugins.md",
+            "trace-passes.svg",
+            "trace-backprops-2.png",
+            "sweep-grid.csv",
+            "sweep-grid-seeds.md",
+            "sweep-grid-curves-1.svg",
+            "sweep-grid-map-12.png",
+            "run-a-b-c-1-2-curves.svg",
+            "run-demo-examples.png",
+        ] {
+            assert!(is_file_of_report(name), "{name}");
+        }
+        for name in [
+            "thesis.md",
+            "photo.png",
+            "summary.txt",
+            "summary.png",
+            "summary",
+            "summary.csv.bak",
+            "trace-passes.csv",
+            "trace-passes-mine.svg",
+            "run-demo.png",
+            "run-demo-curves.csv",
+            "sweep-grid.png",
+            ".summary.csv",
+        ] {
+            assert!(!is_file_of_report(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn pages_of_reports_are_told_from_others() {
+        let nothing = Collection { runs: Vec::new(), sweeps: Vec::new() };
+        let report = make(&nothing, "report").expect("a report");
+        assert!(is_page_of_report(report.page.as_bytes()));
+        assert!(report.files.iter().all(|(name, _)| is_file_of_report(name)));
+        assert!(!is_page_of_report(b"<!DOCTYPE html><title>Report</title>"));
+        assert!(!is_page_of_report(b""));
     }
 }
