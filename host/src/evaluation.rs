@@ -404,13 +404,18 @@ fn share(verdicts: &[bool]) -> f64 {
     verdicts.iter().filter(|verdict| **verdict).count() as f64 / verdicts.len().max(1) as f64
 }
 
-/// The 95 % interval of a share measured on `points` points (Wilson's, for a binomial).
+/// The 95 % interval of a share measured on `points` points (Wilson's, for a binomial), within
+/// 0 to 1; all of it if there are no points.
 pub fn confidence_interval(share: f64, points: usize) -> (f64, f64) {
+    if points == 0 {
+        return (0.0, 1.0);
+    }
     let (n, z) = (points as f64, 1.959_963_984_540_054_f64);
     let centre = share + z * z / (2.0 * n);
     let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    ((centre - spread) / scale, (centre + spread) / scale)
+    // The ends are within 0 and 1, but for rounding.
+    (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
 }
 
 #[cfg(test)]
@@ -425,5 +430,9 @@ mod tests {
         assert!((low - 0.85).abs() < 1e-3 && (high - 0.959).abs() < 1e-3, "{low} {high}");
         let (low, high) = confidence_interval(1.0, 10);
         assert!(low < 0.73 && low > 0.72 && (high - 1.0).abs() < 1e-12);
+        for points in 1..1000 {
+            assert!(confidence_interval(1.0, points).1 <= 1.0 && confidence_interval(0.0, points).0 >= 0.0);
+        }
+        assert_eq!(confidence_interval(0.0, 0), (0.0, 1.0));
     }
 }

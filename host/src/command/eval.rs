@@ -44,7 +44,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
     doubts.extend(look_at_models(&evaluator, &points)?);
 
-    let (journal, found) = bench.journal(arguments, &evaluator, &target, &attacks, &points)?;
+    let (journal, found) = bench.journal(arguments, &evaluator, &target, None, &attacks, &points)?;
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
@@ -172,16 +172,25 @@ impl Bench {
         }
     }
 
-    /// The journal of an evaluation of `target`, and what was found before an interruption.
+    /// The journal of an evaluation of `target`, and what was found before an interruption. A
+    /// field of a matrix has one for each run `row` that examples are made on.
     pub fn journal(
         &self,
         arguments: &EvalArguments,
         evaluator: &Evaluator,
         target: &Subject,
+        row: Option<&Subject>,
         attacks: &[Attack],
         points: &[i64],
     ) -> Result<(Journal, Option<Findings>)> {
-        let settings = settings(arguments, evaluator, &self.dataset, attacks, points)?;
+        let mut settings = settings(arguments, evaluator, &self.dataset, attacks, points)?;
+        // A matrix keeps its fields until it is whole: another's findings are not its own to take,
+        // nor are another field's, even if both fields' models have the same weights.
+        let row = row.map(|source| {
+            let path = source.folder.path();
+            path.canonicalize().unwrap_or_else(|_| path.to_owned())
+        });
+        settings.insert("transfer from".to_owned(), json!(row));
         Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)
     }
 }
@@ -229,8 +238,6 @@ fn settings(
         ("device", format!("{:?}", evaluator.device).into()),
         ("threads", tch::get_num_threads().into()),
         ("save examples", arguments.save_examples.into()),
-        // A matrix keeps its fields until it is whole: another's findings are not its own to take.
-        ("transfer", arguments.transfer.into()),
         ("versions", json!(Versions::current())),
     ];
     Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())

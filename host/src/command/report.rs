@@ -16,7 +16,7 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let report = report::make(&collection, &place.folder_name())?;
     place.write(&report)?;
     let of_runs = collection.runs.iter().flat_map(|run| &run.gaps);
-    let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gap)).count();
+    let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gaps)).count();
     if gaps > 0 {
         say(format_args!("{gaps} gaps are marked, each with what fills it"));
     }

@@ -48,7 +48,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
                 true => look_at_models(&evaluator, &points)?,
                 false => Vec::new(),
             };
-            let (journal, before) = bench.journal(arguments, &evaluator, target, &attacks, &points)?;
+            let (journal, before) =
+                bench.journal(arguments, &evaluator, target, Some(source), &attacks, &points)?;
             if before.is_some() && !goes_on && evaluator.style == Style::Human {
                 say("going on with this matrix, which was interrupted");
             }

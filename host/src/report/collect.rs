@@ -2,13 +2,15 @@
 
 use crate::data::{self, Dataset};
 use crate::evaluation::{AttackResult, Order};
+use crate::experiment::Select;
 use crate::plugin::{Model, Record};
 use crate::progress::{EpochMetrics, Progress, TracePoint};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::{Examples, ParticleStore, repeat_rows};
-use crate::{Error, Result, checkpoint, files, tensors, training};
+use crate::sweep::summary::{self, Row, Status};
+use crate::{Error, Result, checkpoint, files, sweep, tensors, training};
 use plugin_api::{Norm, ThreatModel};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -119,7 +121,7 @@ pub struct Outcome {
 }
 
 /// A doubt as it was recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doubt {
     /// Its name: a section of `docs/evaluation.md`.
     pub name: String,
@@ -179,8 +181,8 @@ pub struct Sweep {
     pub path: PathBuf,
     /// The contents of `summary.json`; none if that cannot be read.
     pub summary: Option<Summary>,
-    /// Why there is none.
-    pub gap: Option<Gap>,
+    /// What cannot be shown of it, or not as its summary says.
+    pub gaps: Vec<Gap>,
 }
 
 /// The contents of a sweep's `summary.json`.
@@ -200,7 +202,13 @@ pub struct SummaryRow {
     /// Its value on every axis.
     pub settings: Map<String, Value>,
     /// How far it is.
-    pub status: crate::sweep::summary::Status,
+    pub status: Status,
+    /// Why it failed.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Why its evaluations may not be trusted.
+    #[serde(default)]
+    pub doubts: Vec<Doubt>,
     /// What it measured; accuracies are shares.
     pub figures: BTreeMap<String, f64>,
 }
@@ -210,6 +218,8 @@ pub struct SummaryRow {
 pub struct SummaryGroup {
     /// Its value on every axis but the seed's.
     pub settings: Map<String, Value>,
+    /// All its runs.
+    pub runs: usize,
     /// Runs that are finished.
     pub finished: usize,
     /// What they measured.
@@ -251,12 +261,12 @@ impl<'a> Collector<'a> {
                 let (sweep, runs) = read_sweep(path)?;
                 sweeps.push(sweep);
                 found.extend(runs);
-            } else if path.join("run.json").is_file() {
+            } else if path.join(RUN_FILE).is_file() {
                 found.push(path.clone());
             } else {
                 let path = path.display();
                 return Err(Error::new(format!(
-                    "{path} holds neither a run nor a sweep: both run.json and {SWEEP_FILE} are missing"
+                    "{path} holds neither a run nor a sweep: both {RUN_FILE} and {SWEEP_FILE} are missing"
                 ))
                 .fix("give the folders that `host train` or `host sweep` wrote (their --out)"));
             }
@@ -315,7 +325,7 @@ impl<'a> Collector<'a> {
             return Err(Gap {
                 part: Part::Examples,
                 what: "no adversarial examples were saved".to_owned(),
-                fix: format!("{} --save-examples", run.eval_command()),
+                fix: run.save_examples_command(),
             });
         };
         self.read_examples(folder, run, evaluation).map_err(|why| Gap {
@@ -323,7 +333,7 @@ impl<'a> Collector<'a> {
             what: format!("the adversarial examples cannot be shown: {}", first_line(&why)),
             fix: match fix(&why) {
                 Some(fix) => fix,
-                None => format!("{} --save-examples", run.eval_command()),
+                None => run.save_examples_command(),
             },
         })
     }
@@ -358,7 +368,13 @@ impl<'a> Collector<'a> {
         let spec = &run.record.experiment.model;
         let spec = run::recorded_plugin(spec, &run.record.plugins.model, self.allow_changed)?;
         let model = Model::build(&spec, dataset.task(), Device::Cpu, 0)?;
-        run::load_weights(folder, &run.record, &model)?;
+        let progress = run::load_weights(folder, &run.record, &model)?;
+        if progress.update != evaluation.update {
+            return Err(Error::new(format!(
+                "they were made on the weights of update {}, and the run has those of update {}",
+                evaluation.update, progress.update
+            )));
+        }
         let chosen = one_of_each_class_first(&labels, MOST_EXAMPLES);
         let rows = Tensor::from_slice(&chosen);
         let adversarial = images.index_select(0, &rows);
@@ -409,6 +425,9 @@ impl<'a> Collector<'a> {
     }
 }
 
+/// A run's record, which it begins with.
+const RUN_FILE: &str = "run.json";
+
 /// A sweep's copy of its file, which it begins with.
 const SWEEP_FILE: &str = "sweep.toml";
 
@@ -419,14 +438,41 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
         serde_json::from_slice(&files::read(&summary_path)?)
             .map_err(|why| Error::file("understand", &summary_path, why))
     };
-    let (summary, gap) = match read() {
-        Ok(summary) => (Some(summary), None),
+    let mut gaps = Vec::new();
+    let mut gap = |what| gaps.push(Gap { part: Part::Evaluations, what, fix: sweep_command(path) });
+    let summary = match read() {
+        Ok(mut summary) => {
+            match newer_than(&summary, path) {
+                Ok(None) => {}
+                Ok(Some((newer, stale))) => {
+                    summary = newer;
+                    gap(format!(
+                        "the sweep's summary.json is old: shown is what the runs' folders say of {}",
+                        stale.join("; ")
+                    ));
+                }
+                Err(why) => gap(format!(
+                    "the sweep's summary.json may be old, and cannot be compared with its runs: {}",
+                    first_line(&why)
+                )),
+            }
+            for row in &summary.runs {
+                if row.status != Status::Waiting
+                    && row.status != Status::Failed
+                    && !path.join(&row.run).join(RUN_FILE).is_file()
+                {
+                    gap(format!(
+                        "{} is {} by the sweep's summary.json, but its folder is gone: there is no more to show of it",
+                        row.run,
+                        row.status.name()
+                    ));
+                }
+            }
+            Some(summary)
+        }
         Err(why) => {
-            let file = path.join(SWEEP_FILE);
-            let fix =
-                shell_words(["host", "sweep", &file.to_string_lossy(), "--out", &path.to_string_lossy()]);
-            let what = format!("the sweep's summary cannot be shown: {}", first_line(&why));
-            (None, Some(Gap { part: Part::Evaluations, what, fix }))
+            gap(format!("the sweep's summary cannot be shown: {}", first_line(&why)));
+            None
         }
     };
     let runs: Vec<_> = match &summary {
@@ -438,8 +484,96 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
             folders
         }
     };
-    let begun = runs.into_iter().filter(|run| run.join("run.json").is_file()).collect();
-    Ok((Sweep { name: last_part(path), path: path.to_owned(), summary, gap }, begun))
+    let begun = runs.into_iter().filter(|run| run.join(RUN_FILE).is_file()).collect();
+    Ok((Sweep { name: last_part(path), path: path.to_owned(), summary, gaps }, begun))
+}
+
+/// What goes on with a sweep, and rewrites its summary.
+fn sweep_command(folder: &Path) -> String {
+    let file = folder.join(SWEEP_FILE);
+    shell_words(["host", "sweep", &file.to_string_lossy(), "--out", &folder.to_string_lossy()])
+}
+
+/// What the runs' folders say, if that is not what the summary says, and of which runs it is not.
+/// (A sweep that was killed, or whose runs were gone on with by hand, has an old summary.) Runs
+/// without a folder keep what the summary says of them.
+fn newer_than(summary: &Summary, folder: &Path) -> Result<Option<(Summary, Vec<String>)>> {
+    if !summary.runs.iter().any(|row| folder.join(&row.run).join(RUN_FILE).is_file()) {
+        return Ok(None);
+    }
+    let sweep = sweep::Sweep::read(&folder.join(SWEEP_FILE))?;
+    let (mut stale, mut rows) = (Vec::new(), Vec::new());
+    for setting in &sweep.settings {
+        let known = summary.runs.iter().find(|row| row.run == setting.name);
+        let row = match folder.join(&setting.name).join(RUN_FILE).is_file() {
+            true => row_of_folder(folder, &setting.name, &sweep.evaluations)?,
+            false => known.map_or_else(SummaryRow::waiting, SummaryRow::row),
+        };
+        if !known.is_some_and(|known| known.says(&row)) {
+            stale.push(setting.name.clone());
+        }
+        rows.push(row);
+    }
+    if stale.is_empty() {
+        return Ok(None);
+    }
+    let newer = serde_json::from_value(summary::Summary::new(&sweep, rows).json());
+    Ok(Some((newer.map_err(Error::new)?, stale)))
+}
+
+/// A run of a sweep that has these evaluations follow training, by what its folder says.
+fn row_of_folder(sweep: &Path, name: &str, evaluations: &[Option<String>]) -> Result<Row> {
+    let (folder, record) = RunFolder::open(&sweep.join(name))?;
+    let train = &record.experiment.train;
+    let epochs: Vec<EpochMetrics> = folder.metrics()?;
+    let file = folder.path().join("sweep.json");
+    let mut done: Vec<summary::Evaluated> = match file.is_file() {
+        true => serde_json::from_slice(&files::read(&file)?)
+            .map_err(|why| Error::file("understand", &file, why))?,
+        false => Vec::new(),
+    };
+    done.retain(|one| evaluations.contains(&one.suite));
+    let is_trained = epochs.len() == train.epochs || epochs.last().is_some_and(|epoch| epoch.stopped_early);
+    let is_evaluated = evaluations.iter().all(|wanted| done.iter().any(|one| one.suite == *wanted));
+    let failure = sweep.join(format!("{name}.failed"));
+    let status = match (failure.is_file(), is_trained, is_evaluated) {
+        (true, ..) => Status::Failed,
+        (_, false, _) => Status::Unfinished,
+        (_, true, false) => Status::Trained,
+        (_, true, true) => Status::Finished,
+    };
+    let doubts = done.iter().filter_map(|one| one.result["doubts"].as_array()).flatten();
+    Ok(Row {
+        status,
+        reason: failure.is_file().then(|| format!("see {}", failure.display())),
+        figures: summary::figures(&epochs, train.select == Select::Best, &done),
+        doubts: doubts.cloned().collect(),
+    })
+}
+
+impl SummaryRow {
+    fn waiting() -> Row {
+        Row { status: Status::Waiting, reason: None, figures: Vec::new(), doubts: Vec::new() }
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            status: self.status,
+            reason: self.reason.clone(),
+            figures: self.figures.clone().into_iter().collect(),
+            doubts: self.doubts.iter().map(|doubt| serde_json::json!(doubt)).collect(),
+        }
+    }
+
+    /// Whether it says the same; numbers that were read from text may differ in their last digit.
+    fn says(&self, row: &Row) -> bool {
+        let is_same = |(name, value): &(String, f64)| {
+            self.figures.get(name).is_some_and(|known| (known - value).abs() <= 1e-12 * value.abs())
+        };
+        self.status == row.status
+            && self.figures.len() == row.figures.len()
+            && row.figures.iter().all(is_same)
+    }
 }
 
 fn last_part(path: &Path) -> String {
@@ -508,12 +642,34 @@ impl Run {
         self.gaps = gaps;
     }
 
+    /// Goes on with training; in a sweep, with whatever the run still lacks.
     fn resume_command(&self) -> String {
-        shell_words(["host", "train", "--resume", &self.path.to_string_lossy()])
+        match self.path.parent().filter(|folder| folder.join(SWEEP_FILE).is_file()) {
+            Some(sweep) => sweep_command(sweep),
+            None => shell_words(["host", "train", "--resume", &self.path.to_string_lossy()]),
+        }
     }
 
+    /// Evaluates the run, or first of all gets it weights to evaluate.
     fn eval_command(&self) -> String {
-        shell_words(["host", "eval", &self.path.to_string_lossy()])
+        match self.has_weights() {
+            true => shell_words(["host", "eval", &self.path.to_string_lossy()]),
+            false => self.resume_command(),
+        }
+    }
+
+    fn save_examples_command(&self) -> String {
+        match self.has_weights() {
+            true => format!("{} --save-examples", self.eval_command()),
+            false => self.resume_command(),
+        }
+    }
+
+    fn has_weights(&self) -> bool {
+        let folder = RunFolder::at(&self.path);
+        let best = self.record.experiment.train.select == Select::Best;
+        let checkpoints = if best { folder.best() } else { folder.checkpoints() };
+        std::fs::read_dir(checkpoints).is_ok_and(|entries| entries.count() > 0)
     }
 
     /// Gaps of one part.

@@ -98,8 +98,9 @@ fn sweep(section: &SweepSection, folder: &str) -> Markup {
         section {
             h3 { (section.sweep.name) }
             div.figures { @for one in &section.figures { (figure(one, folder)) } }
+            @for why in &section.not_drawn { p { (why) } }
             @for one in &section.tables { (table(one, folder)) }
-            @if let Some(one) = &section.sweep.gap { (gap(one)) }
+            @for one in &section.sweep.gaps { (gap(one)) }
         }
     }
 }
@@ -112,6 +113,12 @@ fn run(section: &RunSection, folder: &str) -> Markup {
             p { code { (run.path.display()) } }
             div.figures {
                 @for one in curves.iter().chain(distances).chain(examples) { (figure(one, folder)) }
+            }
+            @if let [only] = run.epochs.as_slice() {
+                p {
+                    "There is no curve of one epoch: the loss was " (format!("{:.4}", only.train_loss))
+                    ", accuracy on what was trained on " (format!("{:.2}", 100.0 * only.train_accuracy)) " %."
+                }
             }
             @for one in run.gaps.iter().filter(|gap| gap.part != Part::Trace) { (gap(one)) }
         }

@@ -63,6 +63,8 @@ struct SweepSection<'a> {
     sweep: &'a Sweep,
     tables: Vec<Table>,
     figures: Vec<Figure>,
+    /// What is not drawn, and why.
+    not_drawn: Vec<String>,
 }
 
 struct RunSection<'a> {
@@ -96,8 +98,8 @@ impl<'a> Document<'a> {
         let mut taken = BTreeSet::new();
         let sweeps = collection.sweeps.iter().map(|sweep| {
             let name = file_name(&format!("sweep-{}", sweep.name), &mut taken);
-            let (tables, figures) = (tables::sweep(sweep, &name), plots::sweep(sweep, &name)?);
-            Ok(SweepSection { sweep, tables, figures })
+            let (figures, not_drawn) = plots::sweep(sweep, &name)?;
+            Ok(SweepSection { sweep, tables: tables::sweep(sweep, &name), figures, not_drawn })
         });
         let sweeps = sweeps.collect::<Result<_>>()?;
         let runs = collection.runs.iter().map(|run| {

@@ -48,6 +48,8 @@ pub struct Column {
     figures: BTreeMap<String, f64>,
     /// Why its AutoAttack is not to be believed.
     pub doubt: Option<String>,
+    /// What the paper leaves open.
+    pub remark: Option<String>,
 }
 
 /// A threat model without its domain.
@@ -134,6 +136,15 @@ mod tests {
         let arch = |spec: &str| option(&spec.parse().expect("a spec"), "cnn", "arch");
         assert_eq!(arch("cnn.so"), Some("B".into()));
         assert_eq!(arch("cnn.so,arch=A"), Some("A".into()));
+        let wide = |spec: &str| {
+            ["depth", "width"].map(|key| option(&spec.parse().expect("a spec"), "wide-resnet", key))
+        };
+        assert_eq!(wide("wide_resnet.so,width=1"), [Some(28.into()), Some(1.into())]);
+        let columns = PAPER.column.iter().filter(|column| column.model == "wide-resnet");
+        for column in columns {
+            let options = ["depth", "width"].map(|key| column.options.get(key).cloned());
+            assert_eq!(options, wide("wide_resnet.so"), "{}", column.name);
+        }
         assert_eq!(option(&"mine.so".parse().expect("a spec"), "mine", "arch"), None);
     }
 }

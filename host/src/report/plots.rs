@@ -81,6 +81,8 @@ const LEGEND_LINE: u32 = 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scale {
     Linear,
+    /// Values are from 0 to 100.
+    Percent,
     /// Values are whole numbers.
     Whole,
     /// Values are above 0.
@@ -96,12 +98,26 @@ impl Scale {
         if self == Self::Log { 10f64.powf(place) } else { place }
     }
 
+    /// The ends of an axis that shows these places.
+    fn extent(self, places: impl Iterator<Item = f64>) -> Range<f64> {
+        let range = extent(places);
+        if self != Self::Percent {
+            return range;
+        }
+        let room = (1.0 - (range.end - range.start)).max(0.0) / 2.0;
+        (range.start - room).max(0.0)..(range.end + room).min(100.0)
+    }
+
     /// Where ticks are, in a range of places.
     fn ticks(self, range: &Range<f64>) -> Vec<f64> {
         const AT_MOST: usize = 7;
-        let linear = || RangedCoordf64::from(range.clone()).key_points(AT_MOST);
+        // What is left of 0 by rounding is 0.
+        let exact = |tick: f64| if tick.abs() < 1e-9 * (range.end - range.start) { 0.0 } else { tick };
+        let linear = || {
+            RangedCoordf64::from(range.clone()).key_points(AT_MOST).into_iter().map(exact).collect::<Vec<_>>()
+        };
         match self {
-            Self::Linear => return linear(),
+            Self::Linear | Self::Percent => return linear(),
             Self::Whole => return linear().into_iter().filter(|tick| tick.fract() == 0.0).collect(),
             Self::Log => {}
         }
@@ -126,6 +142,10 @@ struct Axis<'a> {
 impl Axis<'_> {
     fn linear(title: &str) -> Axis<'_> {
         Axis { title, scale: Scale::Linear }
+    }
+
+    fn percent(title: &str) -> Axis<'_> {
+        Axis { title, scale: Scale::Percent }
     }
 }
 
@@ -153,8 +173,10 @@ fn label(colour: RGBColor) -> TextStyle<'static> {
 
 /// Panels one below the other, each with its legend if it has more than one series.
 fn draw(panels: &[Panel]) -> Result<String> {
-    let legend =
-        |panel: &Panel| if panel.series.len() > 1 { panel.series.len() as u32 * LEGEND_LINE } else { 0 };
+    let legend = |panel: &Panel| match panel.series.as_slice() {
+        [] | [_] => 0,
+        series => legend_height(series.iter().map(|series| series.name.as_str())),
+    };
     let height: u32 = panels.iter().map(|panel| SIZE.1 + legend(panel)).sum();
     let mut svg = String::new();
     {
@@ -250,8 +272,8 @@ fn draw_panel(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel) -> Result<()
     let places: Vec<Vec<_>> =
         series.iter().map(|series| series.points.iter().filter_map(drawable).collect()).collect();
     let all = || places.iter().flatten();
-    let across = extent(all().map(|place| place.0));
-    let up = extent(all().map(|place| place.1));
+    let across = x.scale.extent(all().map(|place| place.0));
+    let up = y.scale.extent(all().map(|place| place.1));
     let mut chart = axes(area, (x, across), (y, up))?;
     for (number, places) in places.into_iter().enumerate() {
         let ink = ink_of_series(number);
@@ -266,63 +288,107 @@ fn draw_legend<'a>(
     area: &DrawingArea<SVGBackend, Shift>,
     names: impl Iterator<Item = &'a str>,
 ) -> Result<()> {
+    let mut middle = LEGEND_LINE as i32 / 2;
     for (number, name) in names.enumerate() {
-        let middle = number as i32 * LEGEND_LINE as i32 + LEGEND_LINE as i32 / 2;
         let ink = ink_of_series(number);
         area.draw(&PathElement::new([(20, middle), (44, middle)], ink.stroke_width(2))).map_err(defect)?;
         area.draw(&Circle::new((32, middle), 3, ink.filled())).map_err(defect)?;
-        let style = label(INK).pos(Pos::new(HPos::Left, VPos::Center));
-        area.draw(&Text::new(name.to_owned(), (52, middle), style)).map_err(defect)?;
+        for line in wrapped(name) {
+            let style = label(INK).pos(Pos::new(HPos::Left, VPos::Center));
+            area.draw(&Text::new(line, (52, middle), style)).map_err(defect)?;
+            middle += LEGEND_LINE as i32;
+        }
     }
     Ok(())
 }
 
-/// A number in few characters.
-fn short_number(number: f64) -> String {
-    let size = number.abs();
-    if size > 0.0 && !(1e-3..1e6).contains(&size) {
-        return format!("{number:.0e}");
-    }
-    let tidy = format!("{number:.4}");
-    let tidy = tidy.trim_end_matches('0').trim_end_matches('.');
-    if tidy == "-0" { "0".to_owned() } else { tidy.to_owned() }
+/// Height of a legend with these names.
+fn legend_height<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
+    names.map(|name| wrapped(name).len() as u32 * LEGEND_LINE).sum()
 }
 
-/// Training, epoch by epoch; none if no epoch is finished.
+/// A name in lines that fit beside their mark; broken after spaces and commas where there are any.
+fn wrapped(name: &str) -> Vec<String> {
+    /// Of a legend's width, at a good half of the text's height each.
+    const LETTERS: usize = 46;
+    let mut lines = vec![String::new()];
+    for word in name.split_inclusive([' ', ',', '/']) {
+        let letters = |text: &str| text.chars().count();
+        let line = lines.last().map_or(0, |line| letters(line));
+        if line > 0 && line + letters(word.trim_end()) > LETTERS {
+            lines.push(String::new());
+        }
+        for letter in word.chars() {
+            if lines.last().is_some_and(|line| letters(line) >= LETTERS) && letter != ' ' {
+                lines.push(String::new());
+            }
+            if let Some(line) = lines.last_mut() {
+                line.push(letter);
+            }
+        }
+    }
+    lines
+}
+
+/// A number in few characters.
+fn short_number(number: f64) -> String {
+    if number == 0.0 {
+        return "0".to_owned();
+    }
+    let tidy = |digits: &str| match digits.contains('.') {
+        true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => digits.to_owned(),
+    };
+    let size = number.abs();
+    if !(1e-3..1e6).contains(&size) {
+        let written = format!("{number:.2e}");
+        let (digits, power) = written.split_once('e').unwrap_or((&written, "0"));
+        return format!("{}e{power}", tidy(digits));
+    }
+    let decimals = (3 - size.log10().floor() as i32).max(0) as usize;
+    tidy(&format!("{number:.decimals$}"))
+}
+
+/// Training, epoch by epoch; none if fewer than two are finished.
 pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
-    let Some(last) = run.epochs.last() else { return Ok(None) };
+    let [_, .., last] = run.epochs.as_slice() else { return Ok(None) };
     let over_epochs = |name: &str, value: &dyn Fn(&crate::progress::EpochMetrics) -> Option<f64>| Series {
         name: name.to_owned(),
         points: run.epochs.iter().filter_map(|epoch| Some((epoch.epoch as f64, value(epoch)?))).collect(),
     };
-    let panel = |title: &'static str, mut series: Vec<Series>| {
+    let panel = |y: Axis<'static>, mut series: Vec<Series>| {
         series.retain(|series| !series.points.is_empty());
-        Panel { x: Axis { title: "epoch", scale: Scale::Whole }, y: Axis::linear(title), series }
+        Panel { x: Axis { title: "epoch", scale: Scale::Whole }, y, series }
     };
+    let seen =
+        if run.record.experiment.sampler.0.is_some() { "training particles" } else { "training points" };
     let accuracies = vec![
-        over_epochs("training particles", &|epoch| Some(100.0 * epoch.train_accuracy)),
+        over_epochs(seen, &|epoch| Some(100.0 * epoch.train_accuracy)),
         over_epochs("validation points", &|epoch| Some(100.0 * epoch.validation_accuracy?)),
         over_epochs("validation points, attacked by the probe", &|epoch| Some(100.0 * epoch.probe_accuracy?)),
     ];
     let panels = [
-        panel("loss", vec![over_epochs("loss", &|epoch| Some(epoch.train_loss))]),
-        panel("accuracy, %", accuracies),
-        panel("learning rate", vec![over_epochs("learning rate", &|epoch| Some(epoch.learning_rate))]),
+        panel(Axis::linear("loss"), vec![over_epochs("loss", &|epoch| Some(epoch.train_loss))]),
+        panel(Axis::percent("accuracy, %"), accuracies),
+        panel(
+            Axis::linear("learning rate"),
+            vec![over_epochs("learning rate", &|epoch| Some(epoch.learning_rate))],
+        ),
     ];
     Ok(Some(Figure {
         name: format!("{name}-curves"),
         title: "Training".to_owned(),
         alternative: format!(
-            "Loss, accuracy and learning rate over {} epochs: the loss ends at {:.4}, accuracy on the training \
-             particles at {:.2} per cent.",
+            "Loss, accuracy and learning rate over {} epochs: the loss ends at {:.4}, accuracy on the {seen} at \
+             {:.2} per cent.",
             last.epoch,
             last.train_loss,
             100.0 * last.train_accuracy
         ),
-        caption:
-            "Mean loss and accuracy at the training particles; accuracy on held-out points where there are \
-                  some; learning rate of each epoch's last update."
-                .to_owned(),
+        caption: format!(
+            "Mean loss and accuracy at the {seen}; accuracy on held-out points where there are some; learning rate \
+             of each epoch's last update."
+        ),
         svg: draw(&panels)?,
     }))
 }
@@ -358,9 +424,9 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 ))
             })
             .collect();
-        let backprops = |run: &Run, point: &TracePoint| {
-            let batch = run.record.experiment.train.batch as f64;
-            point.optimizer_steps as f64 * batch / run.record.data.train_points.max(1) as f64
+        let cost_in_backprops = |run: &Run, point: &TracePoint| {
+            let train = &run.record.experiment.train;
+            backprops(point, run.record.data.train_points, train.batch, train.particles)
         };
         for (name, x, title, caption, series) in [
             (
@@ -375,14 +441,15 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "trace-backprops",
                 "backprops per training point, as the paper counts",
                 "Error against backprops as the paper counts them",
-                "The same against one backprop per update of the weights (steps of the optimiser x batch / training \
-                 points), which is how the paper counts: what the particles take is left out.",
-                series(&backprops),
+                "The same against one backprop for each gradient that moves the particles, or one for each step of the \
+                 optimiser where that is more: passes less those of the weights. The paper counts one an update of \
+                 Langevin, which takes two passes, and K of PGD-K, which takes K + 1.",
+                series(&cost_in_backprops),
             ),
         ] {
             let panel = Panel {
                 x: Axis { title: x, scale: Scale::Log },
-                y: Axis::linear("error under attack, %"),
+                y: Axis::percent("error under attack, %"),
                 series,
             };
             figures.push(Figure {
@@ -397,9 +464,20 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// Backprops per training point as the paper counts them ("one back-propagation per update" of
+/// Langevin): passes less those that the weights take, and no fewer than those.
+fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: usize) -> f64 {
+    let updates_of_an_epoch = train_points.div_ceil(batch.max(1)).max(1) as u64;
+    let (epochs, within) = (point.updates / updates_of_an_epoch, point.updates % updates_of_an_epoch);
+    let visits = epochs as f64 + (within * batch as u64) as f64 / train_points.max(1) as f64;
+    let steps_of_an_update = point.optimizer_steps as f64 / point.updates.max(1) as f64;
+    let of_weights = visits * steps_of_an_update * particles as f64;
+    (point.passes_per_sample - of_weights).max(of_weights)
+}
+
 /// How far particles are from their natural examples.
 pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
-    let legend = found.measured.len() as u32 * LEGEND_LINE;
+    let legend = legend_height(found.measured.iter().map(|measured| measured.name.as_str()));
     let mut svg = String::new();
     {
         let whole = SVGBackend::with_string(&mut svg, (SIZE.0, SIZE.1 + legend)).into_drawing_area();
@@ -444,10 +522,13 @@ pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<
     })
 }
 
+/// Values that a heat map shows of an axis.
+const MOST_PLACES: usize = 24;
+
 /// A sweep's accuracies as curves over its one numeric axis, or as heat maps over its two; none
-/// for other sweeps. Where seeds vary, their median.
-pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
-    let Some(summary) = &sweep.summary else { return Ok(Vec::new()) };
+/// for other sweeps. Where seeds vary, their median. Also what is not drawn, and why.
+pub fn sweep(sweep: &Sweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
+    let Some(summary) = &sweep.summary else { return Ok(Default::default()) };
     let settings = settings(summary);
     let keys: Vec<_> = settings.first().map(|(keys, _)| keys.keys().cloned().collect()).unwrap_or_default();
     let is_numeric = |key: &&String| {
@@ -466,7 +547,7 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
             .filter_map(|key| Some(format!("{} = {}", short(key), setting_text(setting.0.get(*key)?))));
         parts.entry(texts.collect::<Vec<_>>().join(", ")).or_default().push(setting);
     }
-    let mut figures = Vec::new();
+    let (mut figures, mut not_drawn) = (Vec::new(), Vec::new());
     for (part, settings) in &parts {
         let number = figures.len() + 1;
         let of_part = if part.is_empty() { String::new() } else { format!(" ({part})") };
@@ -475,6 +556,18 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
                 figures.push(sweep_curves(settings, axis, &of_part, &format!("{name}-curves-{number}"))?);
             }
             [across, up] => {
+                let crowded = |axis: &&&String| places(settings, axis).len() > MOST_PLACES;
+                if let Some(axis) = [across, up].into_iter().find(crowded) {
+                    not_drawn.push(format!(
+                        "There is no heat map of {} and {}{of_part}: {} has {} values, more than the {MOST_PLACES} that \
+                         one has room for. The table has them all.",
+                        short(across),
+                        short(up),
+                        short(axis),
+                        places(settings, axis).len()
+                    ));
+                    continue;
+                }
                 for figure in accuracies(settings) {
                     let name = format!("{name}-map-{}", figures.len() + 1);
                     figures.push(heat_map(settings, (across, up), &figure, &of_part, &name)?);
@@ -483,7 +576,15 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<Vec<Figure>> {
             _ => {}
         }
     }
-    Ok(figures)
+    Ok((figures, not_drawn))
+}
+
+/// The values of an axis, in order.
+fn places(settings: &[&Setting], key: &str) -> Vec<f64> {
+    let mut places: Vec<_> = settings.iter().map(|(values, _)| value(values, key)).collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    places
 }
 
 type Setting = (Map<String, Value>, BTreeMap<String, f64>);
@@ -542,7 +643,11 @@ fn sweep_curves(settings: &[&Setting], axis: &str, of_part: &str, name: &str) ->
             series.peek()?;
             Some(series.by_ref().take(MOST_SERIES).collect::<Vec<_>>())
         })
-        .map(|series| Panel { x: Axis { title: short(axis), scale }, y: Axis::linear("accuracy, %"), series })
+        .map(|series| Panel {
+            x: Axis { title: short(axis), scale },
+            y: Axis::percent("accuracy, %"),
+            series,
+        })
         .collect()
     };
     Ok(Figure {
@@ -564,13 +669,7 @@ fn heat_map(
     const CELL: (i32, i32) = (64, 36);
     const LEFT: i32 = 90;
     const TOP: i32 = 12;
-    let places = |key: &str| {
-        let mut places: Vec<_> = settings.iter().map(|(values, _)| value(values, key)).collect();
-        places.sort_by(f64::total_cmp);
-        places.dedup();
-        places
-    };
-    let (columns, rows) = (places(across), places(up));
+    let (columns, rows) = (places(settings, across), places(settings, up));
     let shares: Vec<_> = settings.iter().filter_map(|(_, figures)| figures.get(figure).copied()).collect();
     let (low, high) =
         (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
@@ -693,8 +792,9 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
         alternative: format!("{} examples: {}.", strip.examples.len(), told.collect::<Vec<_>>().join("; ")),
         caption: format!(
             "Examples that fooled the model, with what it takes them for and how sure it is. The perturbation is \
-             scaled: grey is none, white +{scale:.4}, black -{scale:.4}. Attacks: {}.",
-            attacks(&strip.examples)
+             scaled: grey is none, white +{scale:.4}, black -{scale:.4}. Attacks: {}. From {}.",
+            attacks(&strip.examples),
+            strip.file.display()
         ),
         svg: svg.into_string(),
     })
@@ -726,7 +826,7 @@ fn hex(RGBColor(red, green, blue): RGBColor) -> String {
 /// An image `[C, H, W]` (C is 1 or 3; of other numbers the first is shown), from 0 to 1, as PNG.
 fn png_of_image(image: &Tensor) -> Result<Vec<u8>> {
     // Browsers and others smooth small images when they enlarge them: pixels are enlarged here.
-    let enlarge = (2 * SIDE as i64 / image.size()[1].max(1)).max(1);
+    let enlarge = (2 * SIDE as i64 / image.size()[1].max(image.size()[2]).max(1)).max(1);
     let image = if image.size()[0] == 3 {
         image.shallow_clone()
     } else {
@@ -751,8 +851,11 @@ pub struct Rasteriser {
 }
 
 impl Rasteriser {
-    /// Pixels for each unit of the figure.
+    /// Pixels for each unit of the figure, if it is not too large.
     const PIXELS: f32 = 3.0;
+
+    /// Pixels of an image, all together.
+    const MOST_PIXELS: f32 = 3.2e7;
 
     /// One that has its font.
     pub fn new() -> Self {
@@ -772,10 +875,11 @@ impl Rasteriser {
     pub fn png(&self, svg: &str) -> Result<Vec<u8>> {
         let tree = usvg::Tree::from_str(svg, &self.options).map_err(defect)?;
         let size = tree.size();
-        let [width, height] = [size.width(), size.height()].map(|side| (side * Self::PIXELS).ceil() as u32);
+        let enlarge = Self::PIXELS.min((Self::MOST_PIXELS / (size.width() * size.height())).sqrt());
+        let [width, height] = [size.width(), size.height()].map(|side| (side * enlarge).ceil() as u32);
         let mut pixmap = tiny_skia::Pixmap::new(width, height).ok_or_else(|| defect("it is too large"))?;
         pixmap.fill(tiny_skia::Color::WHITE);
-        let enlarge = tiny_skia::Transform::from_scale(Self::PIXELS, Self::PIXELS);
+        let enlarge = tiny_skia::Transform::from_scale(enlarge, enlarge);
         resvg::render(&tree, enlarge, &mut pixmap.as_mut());
         pixmap.encode_png().map_err(defect)
     }
@@ -810,6 +914,92 @@ mod tests {
         assert_ticks(Scale::Log, range(1e-3, 1e4), &decades);
         assert_ticks(Scale::Log, range(2.2, 4.4), &[2.2, 4.4]);
         assert_ticks(Scale::Whole, 1.0..2.0, &[1.0, 2.0]);
+    }
+
+    #[test]
+    fn axes_end_where_values_do() {
+        let percent = |values: &[f64]| Scale::Percent.extent(values.iter().copied());
+        assert_eq!(percent(&[0.0, 100.0]), 0.0..100.0);
+        assert_eq!(percent(&[10.0, 60.0]), 9.0..61.0);
+        // At least one per cent is shown.
+        let one = percent(&[100.0, 100.0]);
+        assert!(one.end == 100.0 && (one.start - 50.0).abs() < 1e-9, "{one:?}");
+        let narrow = percent(&[50.0, 50.1]);
+        assert!((narrow.end - narrow.start - 1.0).abs() < 1e-9, "{narrow:?}");
+        assert!(Scale::Linear.ticks(&(-0.3..0.3)).contains(&0.0));
+    }
+
+    #[test]
+    fn numbers_are_short_and_differ_where_they_should() {
+        for (number, expected) in [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1.5e-4, "1.5e-4"),
+            (2e-4, "2e-4"),
+            (-1.25e7, "-1.25e7"),
+            (0.00125, "0.00125"),
+            (0.0313725, "0.03137"),
+            (0.5, "0.5"),
+            (100.0, "100"),
+            (60000.0, "60000"),
+            (99.5, "99.5"),
+        ] {
+            assert_eq!(short_number(number), expected);
+        }
+    }
+
+    #[test]
+    fn legends_are_wrapped_and_lose_nothing() {
+        assert_eq!(wrapped("short"), ["short"]);
+        let name = format!("sweeps/a,b=1: pgd.so,steps=40,step_size=0.01, 1000 points {}", "x".repeat(100));
+        let lines = wrapped(&name);
+        assert_eq!(lines.concat(), name);
+        assert_eq!(lines[0], "sweeps/a,b=1: pgd.so,steps=40,step_size=0.01, ");
+        assert!(lines.iter().all(|line| line.trim_end().chars().count() <= 46), "{lines:?}");
+        assert_eq!(
+            legend_height([name.as_str(), "short"].into_iter()),
+            (lines.len() as u32 + 1) * LEGEND_LINE
+        );
+    }
+
+    #[test]
+    fn backprops_are_those_of_the_paper() {
+        // 250 points in batches of 100: an epoch has three updates. After four, 350 points were
+        // visited, 1.4 epochs.
+        let cost = |passes_of_a_visit: f64, steps_of_an_update: u64, particles: usize| {
+            let point = TracePoint {
+                updates: 4,
+                optimizer_steps: 4 * steps_of_an_update,
+                passes_per_sample: 1.4 * passes_of_a_visit,
+                seconds: 1.0,
+                clean_accuracy: 0.9,
+                attack_accuracy: 0.5,
+                attack: "fgsm.so".to_owned(),
+                points: 10,
+            };
+            backprops(&point, 250, 100, particles) / 1.4
+        };
+        let cases = [
+            ("ordinary training", cost(1.0, 1, 1), 1.0),
+            ("Langevin in mode faithful", cost(2.0, 1, 1), 1.0),
+            ("the same with three particles", cost(6.0, 1, 3), 3.0),
+            ("PGD-40", cost(41.0, 1, 1), 40.0),
+            ("mode fused", cost(1.0, 1, 1), 1.0),
+            ("mode fused with four replays", cost(4.0, 4, 1), 4.0),
+        ];
+        for (what, found, expected) in cases {
+            assert!((found - expected).abs() < 1e-9, "{what}: {found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn pictures_of_long_figures_have_a_bound() {
+        let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"480\" height=\"100000\"></svg>";
+        let png = Rasteriser::new().png(svg).expect("a picture");
+        // The width and the height are in the header of a PNG file.
+        let number =
+            |at: usize| png[at..at + 4].iter().fold(0, |number, byte| 256 * number + u64::from(*byte));
+        assert!(number(16) * number(20) < 33_000_000, "{} x {}", number(16), number(20));
     }
 
     #[test]

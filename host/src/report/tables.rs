@@ -1,11 +1,13 @@
 //! The tables of a report, once for every format.
 
-use super::collect::{Evaluated, Part, Run, Summary, Sweep, shell_words};
+use super::collect::{Doubt, Evaluated, Part, Run, Summary, SummaryRow, Sweep, shell_words};
 use super::paper::{self, Column};
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
 use crate::objective::Objective;
 use crate::plugin::Record;
+use crate::precision::Precision;
+use crate::progress::EpochMetrics;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
 use crate::sweep::{axis, short};
 use plugin_api::Norm;
@@ -316,16 +318,19 @@ fn summary_row(table: &mut Table, run: &Run, measures: &[Measure]) -> Vec<Cell> 
         seed += &format!(" (attacks also {})", others.join(", "));
     }
     let last = run.epochs.last();
-    let of_last = |cell: &dyn Fn(&crate::progress::EpochMetrics) -> Cell| last.map_or(empty(), cell);
+    let of_last = |cell: &dyn Fn(&EpochMetrics) -> Cell| last.map_or(empty(), cell);
     let mut cells = vec![
         name,
-        text(method(&run.record.experiment)),
+        text(method(&run.record.experiment, run.epochs.last())),
         text(model),
         text(format!("{}, {}", run.record.data.name, ball(threat.norm, threat.epsilon))),
         of_last(&|epoch| number(epoch.passes_per_sample as f64, 0)),
         of_last(&|epoch| number(epoch.seconds, 1)),
         text(seed),
-        of_last(&|epoch| Content::Share(epoch.train_accuracy, None).into()),
+        match run.record.experiment.sampler.0 {
+            Some(_) => of_last(&|epoch| Content::Share(epoch.train_accuracy, None).into()),
+            None => empty(),
+        },
     ];
     let clean = best(run.evaluations.iter().map(|evaluation| (evaluation, evaluation.result.clean)));
     cells.push(measured(table, run, clean.map(|(evaluation, share, _)| (evaluation, share, 1))));
@@ -345,7 +350,8 @@ fn measured(table: &mut Table, run: &Run, best: Option<(&Evaluated, f64, usize)>
         cell.notes.push(table.note(&format!("Doubt ({}): {}.", doubt.name, doubt.finding)));
     }
     if count > 1 {
-        let note = "Measured several times: shown is the latest on the most points (all of them are below).";
+        let note = "Measured several times (all of them are below): shown is that of the newest weights, of these the one \
+                    on the most points, of these the latest.";
         cell.notes.push(table.note(note));
     }
     let newest = run.epochs.last().map_or(0, |epoch| epoch.updates);
@@ -384,18 +390,22 @@ fn paper_row(table: &mut Table, column: &Column, measures: &[Measure]) -> Vec<Ce
         let note = format!("The paper prints {:.2} for AutoAttack. {doubt}", 100.0 * printed);
         cells[0].notes.push(table.note(&note));
     }
+    if let Some(remark) = &column.remark {
+        cells[0].notes.push(table.note(remark));
+    }
     cells[0].notes.push(table.note(&format!("As printed in: {}.", paper::source())));
     cells
 }
 
-/// How a run was trained: its sampler, its mode, and what else is not the default.
-fn method(experiment: &Experiment) -> String {
+/// How a run was trained: its sampler, its mode, its epochs, and what else is not the default.
+fn method(experiment: &Experiment, last: Option<&EpochMetrics>) -> String {
     let train = &experiment.train;
-    let Some(sampler) = &experiment.sampler.0 else { return "ordinary training".to_owned() };
-    let mut method = sampler.to_string();
-    method += match train.mode {
-        Mode::Faithful => "; faithful",
-        Mode::Fused => "; fused",
+    let mut method = match &experiment.sampler.0 {
+        None => "ordinary training".to_owned(),
+        Some(sampler) => {
+            let mode = if train.mode == Mode::Fused { "fused" } else { "faithful" };
+            format!("{sampler}; {mode}")
+        }
     };
     if train.replay > 1 {
         let _ = write!(method, ", {} replays", train.replay);
@@ -408,6 +418,16 @@ fn method(experiment: &Experiment) -> String {
     }
     if train.average > 0.0 || train.swa_from.is_some() {
         method += "; averaged weights";
+    }
+    let _ = match last.map_or(0, |epoch| epoch.epoch) {
+        done if done == train.epochs => write!(method, "; {done} epochs"),
+        done => write!(method, "; {done} of {} epochs", train.epochs),
+    };
+    if let Some(points) = experiment.data.train_points {
+        let _ = write!(method, " of {points} points");
+    }
+    if train.precision == Precision::Bf16 {
+        method += "; bf16";
     }
     method
 }
@@ -440,13 +460,15 @@ pub fn evaluations(runs: &[Run]) -> Table {
         "restarts",
         "seed",
         "update",
+        "host",
+        "libtorch",
     ];
     let caption = "Every evaluation, oldest first. In a suite, what still stands after each attack in turn; worst \
                    case: what stands after all attacks of the evaluation.";
     let mut table = Table::new("evaluations", caption, header);
     for run in runs {
         for evaluation in &run.evaluations {
-            let Evaluated { result, suite, source, restarts, seed, update, .. } = evaluation;
+            let Evaluated { result, suite, source, restarts, seed, update, versions, .. } = evaluation;
             let points = result.points;
             let share = |share| Cell::from(Content::Share(share, Some(points)));
             for attack in &result.attacks {
@@ -469,6 +491,8 @@ pub fn evaluations(runs: &[Run]) -> Table {
                     number(f64::from(*restarts), 0),
                     text(seed),
                     text(update),
+                    text(&versions.host),
+                    text(&versions.libtorch),
                 ]);
             }
         }
@@ -523,12 +547,13 @@ pub fn plugins(runs: &[Run]) -> Table {
     for run in runs {
         let of_run = &run.record.plugins;
         let probe = of_run.probe.iter().map(|record| ("probe", record));
+        let trace = of_run.trace.iter().map(|record| ("trace", record));
         let used = [("model", &of_run.model)]
             .into_iter()
             .chain(of_run.sampler.iter().map(|record| ("sampler", record)));
         let attacks = run.evaluations.iter().flat_map(|evaluation| &evaluation.plugins);
         let mut listed: Vec<(&str, &Record)> = Vec::new();
-        for (role, record) in used.chain(probe).chain(attacks.map(|record| ("attack", record))) {
+        for (role, record) in used.chain(probe).chain(trace).chain(attacks.map(|record| ("attack", record))) {
             let same = |(known, other): &(&str, &Record)| {
                 *known == role && (&other.spec, &other.sha256) == (&record.spec, &record.sha256)
             };
@@ -553,8 +578,7 @@ pub fn plugins(runs: &[Run]) -> Table {
 
 /// What a sweep's runs came to, and each setting over its seeds.
 pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
-    let Some(summary) = &sweep.summary else { return Vec::new() };
-    let Summary { runs, groups } = summary;
+    let Some(Summary { runs, groups }) = &sweep.summary else { return Vec::new() };
     let mut figures: Vec<&String> = Vec::new();
     for figure in runs.iter().flat_map(|row| row.figures.keys()).filter(|figure| is_shown(figure)) {
         if !figures.contains(&figure) {
@@ -580,7 +604,15 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
     let mut tables = vec![Table::new(name, &caption, header(&keys, "status", names))];
     for row in runs {
         let mut cells = values(&keys, &row.settings);
-        cells.push(text(row.status.name()));
+        let mut status = text(row.status.name());
+        if let Some(reason) = &row.reason {
+            status.notes.push(tables[0].note(&format!("{}: {reason}.", row.run)));
+        }
+        for Doubt { name, finding } in &row.doubts {
+            status.notes.push(tables[0].note(&format!("Doubt ({name}): {finding}.")));
+        }
+        status.notes.dedup();
+        cells.push(status);
         cells.extend(figures.iter().map(|name| figure(name, row.figures.get(*name).copied())));
         tables[0].add(cells);
     }
@@ -593,7 +625,14 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
         let mut table = Table::new(&format!("{name}-seeds"), &caption, header);
         for group in groups {
             let mut cells = values(&keys, &group.settings);
-            cells.push(number(group.finished as f64, 0));
+            let mut finished = text(format!("{} of {}", group.finished, group.runs));
+            let of_group =
+                |row: &&SummaryRow| keys.iter().all(|key| row.settings.get(key) == group.settings.get(key));
+            for Doubt { name, finding } in runs.iter().filter(of_group).flat_map(|row| &row.doubts) {
+                finished.notes.push(table.note(&format!("Doubt ({name}): {finding}.")));
+            }
+            finished.notes.dedup();
+            cells.push(finished);
             for name in &figures {
                 let over = group.figures.get(*name);
                 cells.extend([figure(name, over.map(|of| of.median)), figure(name, over.map(|of| of.worst))]);
