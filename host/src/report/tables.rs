@@ -419,10 +419,9 @@ fn method(experiment: &Experiment, last: Option<&EpochMetrics>) -> String {
     if train.average > 0.0 || train.swa_from.is_some() {
         method += "; averaged weights";
     }
-    let _ = match last.map_or(0, |epoch| epoch.epoch) {
-        done if done == train.epochs => write!(method, "; {done} epochs"),
-        done => write!(method, "; {done} of {} epochs", train.epochs),
-    };
+    let (done, all) = (last.map_or(0, |epoch| epoch.epoch), train.epochs);
+    let of_all = if done == all { String::new() } else { format!("{done} of ") };
+    let _ = write!(method, "; {of_all}{all} {}", if all == 1 { "epoch" } else { "epochs" });
     if let Some(points) = experiment.data.train_points {
         let _ = write!(method, " of {points} points");
     }

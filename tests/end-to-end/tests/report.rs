@@ -187,7 +187,11 @@ fn the_numbers_are_those_that_were_measured() {
     assert_eq!(row("other")["passes per sample"], last["passes_per_sample"].to_string());
     assert_eq!(row("other")["training adversary"], last["train_accuracy"].to_string());
     assert!(row("other")["method"].contains("langevin.so,step_size=0.04,noise=0.02; faithful"));
-    assert_eq!(row("run")["method"], "ordinary training");
+    assert_eq!(row("run")["method"], "ordinary training; 4 epochs");
+    assert!(row("other")["method"].ends_with("; 3 epochs"), "{}", row("other")["method"]);
+    assert_eq!(row("run")["training adversary"], "", "there was none");
+    let version = csv(&place, "report/evaluations.csv")[0]["host"].clone();
+    assert_eq!(version, evaluations[0]["versions"]["host"].as_str().expect("a version"));
 
     // How it was made.
     let record = place.run("other").record();
@@ -215,7 +219,6 @@ fn figures_show_what_is_there() {
         assert_eq!(svg.matches("<circle").count(), 3, "{figure}");
         assert!(svg.contains(axis), "{figure}");
     }
-    // 54 updates of 20 points are 1080 of 360 training points.
     assert!(page.contains("other ends at 25.00 per cent after 6 passes"));
     let strip = read(&place, "report/run-other-examples.svg");
     let pictures = strip.matches("data:image/png;base64").count();
@@ -262,6 +265,12 @@ fn gaps_are_marked_with_what_fills_them() {
     let said = place.host("report run --force").succeeds().words();
     assert!(said.contains("2 gaps are marked"), "{said}");
 
+    // What has no weights cannot be evaluated.
+    fs::rename(place.path("run/checkpoints"), place.path("aside")).expect("renamed");
+    let page = report(&place, "run --force");
+    assert!(!page.contains("host eval run") && page.contains("host train --resume run"));
+    fs::rename(place.path("aside"), place.path("run/checkpoints")).expect("renamed");
+
     // Damaged files leave gaps of their own, and the rest is shown.
     fs::write(place.path("run/eval.json"), "{").expect("written");
     fs::write(place.path("run/metrics.jsonl"), "{\"epoch\": 1}\n").expect("written");
@@ -306,6 +315,16 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
     let examples =
         newest["examples"].as_str().expect("a file").rsplit('/').next().expect("a name").to_owned();
     gone(&format!("run/{examples}"), &["the adversarial examples cannot be shown", "--save-examples"]);
+    // What other weights make of the examples is not what was measured.
+    let update = newest["update"].as_u64().expect("an update");
+    let evaluations = read(&place, "run/eval.json");
+    let older = evaluations.replace(&format!("\"update\": {update}"), "\"update\": 7");
+    assert_ne!(older, evaluations);
+    fs::write(place.path("run/eval.json"), older).expect("written");
+    let page = report(&place, "run --force");
+    assert!(page.contains("made on the weights of update 7") && page.contains("--save-examples"));
+    assert!(!page.contains("id=\"run-run-examples\""));
+    fs::write(place.path("run/eval.json"), evaluations).expect("written");
     // Another library than the recorded one is not run unasked.
     fs::copy(built("liblangevin.so"), &model).expect("copied");
     assert!(report(&place, "run --force").contains("has changed since the run began"));
@@ -346,6 +365,8 @@ fn nothing_is_overwritten_unasked() {
     place.refuses("report noise --out pages/mine.html --force", &["mine.html", "from no report"]);
     assert!(!place.path("pages/mine").exists());
     place.host("report noise --out pages/first.html --force").succeeds();
+    place.host("report noise --out ./50%#1.html").succeeds();
+    assert!(read(&place, "50%#1.html").contains("href=\"50%25%231/sweep-noise.csv\""));
 }
 
 #[test]
@@ -357,4 +378,110 @@ fn folders_of_no_run_are_refused() {
     fs::create_dir(place.path("damaged")).expect("a folder");
     fs::write(place.path("damaged/run.json"), "{\"command\": []}").expect("written");
     place.refuses("report damaged", &["cannot understand damaged/run.json"]);
+}
+
+#[test]
+fn one_epoch_is_no_curve_and_every_plugin_is_listed() {
+    let place = Place::with_digits(8, 100);
+    let train =
+        "train --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
+    place.host(train).ended_with(0);
+    let page = report(&place, "run");
+    assert!(page.contains("no curve of one epoch") && !place.path("report/run-run-curves.svg").exists());
+    let roles: Vec<_> =
+        csv(&place, "report/plugins.csv").into_iter().map(|row| row["used as"].clone()).collect();
+    assert_eq!(roles, ["model", "sampler", "trace"]);
+    let method = csv(&place, "report/summary.csv")[0]["method"].clone();
+    assert!(method.ends_with("; 1 epoch of 60 points"), "{method}");
+}
+
+/// Changes the summary of a sweep.
+fn edit_summary(place: &Place, sweep: &str, change: impl FnOnce(&mut Value)) {
+    let file = format!("{sweep}/summary.json");
+    let mut summary: Value = serde_json::from_str(&read(place, &file)).expect("JSON");
+    change(&mut summary);
+    fs::write(place.path(&file), summary.to_string()).expect("written");
+}
+
+#[test]
+fn a_sweeps_folders_are_believed_before_its_summary() {
+    let place = Place::with_digits(8, 100);
+    let text = "model = \"bad_plugins.so,plugin=linear\"\nsampler = \"langevin.so\"\n[data]\nname = \"digits\"\n\
+                [threat]\nepsilon = 0.05\n[train]\nepochs = 1\nbatch = 20\nthreads = 1\n[eval]\n\
+                attacks = [\"fgsm.so\"]\npoints = 30\n[sweep]\nseeds = [0, 1]\neval = true\n\
+                [sweep.axes]\ntrain.learning_rate = [0.01, 0.05]\n";
+    fs::write(place.path("small.toml"), text).expect("written");
+    place.host("sweep small.toml --out small").ended_with(0);
+    let page = report(&place, "small");
+    let tables =
+        || ["sweep-small", "sweep-small-seeds"].map(|name| csv(&place, &format!("report/{name}.csv")));
+    let expected = tables();
+    assert!(!page.contains("summary.json is old"), "{page}");
+    assert_eq!(expected[1][0]["finished"], "2 of 2");
+
+    // As if the sweep had been killed before it summed up its last runs.
+    let whole = read(&place, "small/summary.json");
+    edit_summary(&place, "small", |summary| {
+        for run in [2, 3] {
+            summary["runs"][run]["status"] = json!("unfinished");
+            summary["runs"][run]["figures"] = json!({"clean": 0.125});
+        }
+        summary["groups"][1]["finished"] = json!(0);
+        summary["groups"][1]["figures"] = json!({});
+    });
+    let page = report(&place, "small --force");
+    assert!(page.contains("summary.json is old") && page.contains("host sweep small/sweep.toml --out small"));
+    assert_eq!(tables(), expected);
+
+    // What the summary alone knows is shown, and marked.
+    fs::write(place.path("small/summary.json"), whole).expect("written");
+    fs::rename(place.path("small/learning_rate=0.01,seed=1"), place.path("aside")).expect("renamed");
+    let page = report(&place, "small --force");
+    assert!(page.contains("learning_rate=0.01,seed=1 is finished by the sweep's summary.json"), "{page}");
+    assert!(!page.contains("summary.json is old"), "{page}");
+    assert_eq!(tables(), expected);
+}
+
+#[test]
+fn a_sweeps_failures_and_doubts_are_footnotes_and_crowded_maps_are_left_out() {
+    let place = Place::empty();
+    write_sweep(&place, "grid", &["sampler.noise", "sampler.step_size"]);
+    edit_summary(&place, "grid", |summary| {
+        summary["runs"][1]["doubts"] =
+            json!([{"name": "vanishing-gradients", "finding": "gradients vanish"}]);
+        summary["runs"][3]["status"] = json!("failed");
+        summary["runs"][3]["reason"] = json!("the disk is full");
+    });
+    report(&place, "grid");
+    let rows = csv(&place, "report/sweep-grid.csv");
+    assert_eq!(rows[1]["notes"], "Doubt (vanishing-gradients): gradients vanish.");
+    assert_eq!((&*rows[3]["status"], &*rows[3]["notes"]), ("failed", "run-3: the disk is full."));
+
+    for (values, drawn) in [(24, true), (25, false)] {
+        edit_summary(&place, "grid", |summary| {
+            let run = |number: usize| {
+                json!({
+                    "run": format!("run-{number}"), "status": "finished", "figures": {"clean": 0.01 * number as f64},
+                    "settings": {"sampler.noise": 0.01 * number as f64, "sampler.step_size": 0.1 * (number % 2) as f64},
+                })
+            };
+            summary["runs"] = (0..values).map(run).collect();
+        });
+        let page = report(&place, "grid --force");
+        assert_eq!(place.path("report/sweep-grid-map-1.png").exists(), drawn);
+        assert_eq!(page.contains("sampler.noise has 25 values"), !drawn);
+    }
+}
+
+#[test]
+fn a_matrix_of_twins_is_whole() {
+    let place = trained(0.06);
+    let copied =
+        std::process::Command::new("cp").args(["-r", "run", "twin"]).current_dir(place.path("")).status();
+    assert!(copied.expect("cp").success());
+    let command = "eval run twin --transfer --json --attack pgd.so,steps=3,step_size=0.02";
+    let matrix = place.host(command).succeeds().json();
+    let worst = &matrix["worst_case"];
+    assert!((0..4).all(|field| worst[field / 2][field % 2] == worst[0][0]), "{worst}");
+    assert!(["run", "twin"].iter().all(|run| !place.path(run).join("unfinished").exists()));
 }
