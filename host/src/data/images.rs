@@ -349,6 +349,29 @@ mod tests {
     }
 
     #[test]
+    fn checksums_can_be_had_from_a_shell() {
+        let folder = tree();
+        let train = folder.path().join("train");
+        // What is passed over, and what is followed.
+        fs::create_dir(train.join(".git")).expect("made");
+        for file in [".git/f.png", "cat/.hidden.png", "notes.txt"] {
+            fs::write(train.join(file), "no image").expect("written");
+        }
+        put(&folder, "elsewhere/g.png", grey(60));
+        std::os::unix::fs::symlink("../../elsewhere/g.png", train.join("dog/g.png")).expect("linked");
+        std::os::unix::fs::symlink("../elsewhere", train.join("emu")).expect("linked");
+        std::os::unix::fs::symlink("../train/cat", folder.path().join("test/emu")).expect("linked");
+        // The command in docs/training.md.
+        let command = "find -L * -mindepth 1 -maxdepth 1 -type f ! -name '.*' | LC_ALL=C sort | \
+                       xargs -d '\\n' md5sum | md5sum";
+        let printed = std::process::Command::new("sh").args(["-c", command]).current_dir(&train).output();
+        let printed = String::from_utf8(printed.expect("a shell").stdout).expect("UTF-8");
+        let dataset = load_tree(&folder).expect("a data set");
+        assert_eq!(dataset.train.count(), 5);
+        assert_eq!(printed.split_whitespace().next(), Some(dataset.checksums["train"].as_str()));
+    }
+
+    #[test]
     fn folders_are_classes() {
         let folder = tree();
         fs::write(folder.path().join("train/cat/.hidden"), "").expect("written");

@@ -484,7 +484,7 @@ pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<
         let (area, legend_area) = whole.split_vertically(SIZE.1);
         let highest =
             found.measured.iter().flat_map(|measured| &measured.shares).copied().fold(0.0, f64::max);
-        let (across, up) = (0.0..1.0, 0.0..(105.0 * highest).max(1.0));
+        let (across, up) = (0.0..1.0, 0.0..(105.0 * highest).clamp(1.0, 100.0));
         let mut chart = axes(
             &area,
             (&Axis::linear("share of the largest distance"), across),
