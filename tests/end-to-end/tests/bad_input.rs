@@ -349,7 +349,10 @@ fn values_that_cannot_work() {
         ("--trace-at 1", &["train.trace_at", "nothing to trace"]),
         ("--trace fgsm.so --trace-at 1,0.5", &["train.trace_at", "got [1.0, 0.5]"]),
         ("--trace fgsm.so --trace-at 0", &["train.trace_at", "got [0.0]"]),
-        ("--trace fgsm.so --trace-at 3", &["train.trace_at", "the run ends after 2 passes per sample"]),
+        (
+            "--mode faithful --trace fgsm.so --trace-at 3",
+            &["train.trace_at", "the run ends after 2 passes per sample"],
+        ),
         ("--trace fgsm.so --trace-points 101", &["train.trace_points", "at most 100", "got 101"]),
         ("--trace fgsm.so --trace-points 0", &["train.trace_points", "at least 1", "got 0"]),
         ("--trace cnn.so", &["cnn.so is a model; expected an attack or a sampler"]),
