@@ -53,6 +53,22 @@ pub struct Training {
     clock: Instant,
 }
 
+/// The points of an update or of a look at the particles, K rows each: N in all.
+struct Minibatch {
+    /// Length N.
+    points: Vec<i64>,
+    /// As they lie in the data: `[N, C, H, W]`.
+    natural: Tensor,
+    /// `[N]`.
+    labels: Tensor,
+    /// How the network sees them; chains move in that frame, and the store knows the data's own.
+    transformation: Transformation,
+    /// The natural examples as the network sees them.
+    seen: Tensor,
+    /// Their chains as they lie in the store, if there is one.
+    stored: Option<Stored>,
+}
+
 /// How training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -217,30 +233,36 @@ impl Training {
         let update = self.progress.update;
         // People count from 1, as checkpoints do: the first update is number 1.
         self.watch.at(update + 1);
-        let (points, natural, labels) = self.minibatch(points, indices);
-        let draws = Draws::new(seed, Purpose::Training, update, &points, copies);
-        // Chains move in the frame that the network sees; the store knows the data's own.
-        let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
-        let seen = transformation.apply(&natural);
-        let stored = self.store.as_ref().map(|store| store.load(indices, &natural));
-        let begun = stored.as_ref().map(|stored| transformation.carry(stored));
-        let mut visit = self.begin_visit(begun, &seen, &labels, &points, &draws)?;
+        let minibatch = self.minibatch(points, indices)?;
+        let draws = Draws::new(seed, Purpose::Training, update, &minibatch.points, copies);
+        let mut visit = self.begin_visit(&minibatch, &draws)?;
         match mode {
             Mode::Faithful => self.faithful(&mut visit, &draws)?,
             Mode::Fused => self.fused(&mut visit, &draws)?,
         }
-        if let (Some(store), Some(stored)) = (&mut self.store, &stored) {
-            store.save(indices, &natural, &transformation.carry_back(&visit, stored, &natural));
+        if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
+            let Minibatch { natural, transformation, .. } = &minibatch;
+            store.save(indices, natural, &transformation.carry_back(&visit, stored, natural));
         }
         Ok(())
     }
 
-    /// The point, natural example and label of each of the K particles of these points.
-    fn minibatch(&self, points: &[i64], indices: &Tensor) -> (Vec<i64>, Tensor, Tensor) {
+    /// These points, K rows each, and their chains as they lie in the store.
+    fn minibatch(&self, points: &[i64], indices: &Tensor) -> Result<Minibatch> {
         let copies = self.experiment.train.particles;
-        let points = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
+        let points: Vec<_> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
         let (natural, labels) = self.examples.batch(indices);
-        (points, repeat_rows(&natural, copies), repeat_rows(&labels, copies))
+        let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
+        let update = self.progress.update;
+        let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
+        Ok(Minibatch {
+            seen: transformation.apply(&natural),
+            stored: self.store.as_ref().map(|store| store.load(indices, &natural)),
+            points,
+            natural,
+            labels,
+            transformation,
+        })
     }
 
     /// Algorithm 1: the particles take T steps up their loss, and the weights descend at the new
@@ -259,20 +281,19 @@ impl Training {
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
             }
         }
-        // The last proposal is judged by the function that was climbed: before the weights, and the
+        // A last proposal is judged by the function that was climbed: before the weights, and the
         // moments of batch normalisation, move.
-        let judged = match self.last_proposal_is_apart() {
+        let apart = match self.last_proposal_is_apart() {
             true => Some(self.model.forward_in(precision, &visit.particles, false)?.detach()),
             false => None,
         };
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
-        let judged = judged.unwrap_or_else(|| logits.detach());
         let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
-        if let Some(sampler) = &self.sampler {
-            let losses = objective.inner(&judged, visit.labels);
+        if let Some(sampler) = self.sampler.as_ref().filter(|sampler| sampler.judges_last_proposal()) {
+            let losses = objective.inner(&apart.unwrap_or_else(|| logits.detach()), visit.labels);
             sampler.finish(visit, &losses, &draws.step(sampler.steps + 1), &mut self.watch)?;
         }
         Ok(())
@@ -308,8 +329,7 @@ impl Training {
 
     /// Whether the loss at a sampler's last proposal takes a forward of its own.
     fn last_proposal_is_apart(&self) -> bool {
-        let judges = |sampler: &Sampler| sampler.declaration().judges_last_proposal;
-        self.sampler.as_ref().is_some_and(judges) && self.sampler_sees_another_model()
+        self.sampler.as_ref().is_some_and(Sampler::judges_last_proposal) && self.sampler_sees_another_model()
     }
 
     /// One backward for both players: the weights descend at the particles, and the particles
@@ -352,14 +372,9 @@ impl Training {
     }
 
     /// Where this minibatch's chains go on or begin, and within which ball they move.
-    fn begin_visit<'a>(
-        &self,
-        stored: Option<Stored>,
-        natural: &'a Tensor,
-        labels: &'a Tensor,
-        points: &'a [i64],
-        draws: &Draws,
-    ) -> Result<Visit<'a>> {
+    fn begin_visit<'a>(&self, minibatch: &'a Minibatch, draws: &Draws) -> Result<Visit<'a>> {
+        let Minibatch { points, labels, seen: natural, transformation, stored, .. } = minibatch;
+        let stored = stored.as_ref().map(|stored| transformation.carry(stored));
         let mut threat = self.experiment.threat;
         let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
         let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);

@@ -173,7 +173,7 @@ pub(super) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
                 .error("option `steps`: in mode fused a visit has as many steps as train.replay says")
                 .fix("set train.replay (--replay) instead"));
         }
-        if sampler.declaration().judges_last_proposal {
+        if sampler.judges_last_proposal() {
             return Err(spec
                 .error("this sampler judges its last proposal by the loss there, which mode fused never computes")
                 .fix("use --mode faithful"));

@@ -151,7 +151,7 @@ fn run_sampler(
         let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;
         sampler.step(&mut visit, number, (&loss.detach(), &gradient), &draws.step(number + 1), &mut watch)?;
     }
-    if sampler.declaration().judges_last_proposal {
+    if sampler.judges_last_proposal() {
         let loss = cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels);
         sampler.finish(&mut visit, &loss, &draws.step(sampler.steps + 1), &mut watch)?;
     }

@@ -94,15 +94,17 @@ impl Sampler {
         self.advance("step", visit, number, (loss, gradient), draws, watch)
     }
 
+    /// Whether [`Sampler::finish`] is to follow the last step.
+    pub fn judges_last_proposal(&self) -> bool {
+        self.declaration().judges_last_proposal
+    }
+
     /// After the last step: lets a sampler that asked for it judge its last proposal, given
     /// the loss there (`[N]`).
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
     pub fn finish(&self, visit: &mut Visit, loss: &Tensor, draws: &Draws, watch: &mut Watch) -> Result<()> {
-        if !self.declaration().judges_last_proposal {
-            return Ok(());
-        }
         let no_gradient = visit.particles.zeros_like();
         self.advance("finish", visit, self.steps, (loss, &no_gradient), draws, watch)
     }

@@ -2,7 +2,6 @@
 
 use super::{Training, named_clones};
 use crate::Result;
-use crate::augmentation::Transformation;
 use crate::average::Average;
 use crate::checkpoint;
 use crate::console::{Reporter, Style};
@@ -47,13 +46,9 @@ impl Training {
         let order = permutation(seed, Purpose::Statistics, update, self.examples.len());
         for (number, points) in order.chunks(batch).cycle().take(STATISTICS_BATCHES).enumerate() {
             let indices = Tensor::from_slice(points).to_device(self.device);
-            let (points, natural, labels) = self.minibatch(points, &indices);
-            let draws = Draws::new(seed, Purpose::Statistics, update, &points, particles);
-            let transformation = Transformation::draw(&self.experiment.train, update, &points, &natural)?;
-            let seen = transformation.apply(&natural);
-            let stored = self.store.as_ref().map(|store| store.load(&indices, &natural));
-            let begun = stored.map(|stored| transformation.carry(&stored));
-            let visit = self.begin_visit(begun, &seen, &labels, &points, &draws)?;
+            let minibatch = self.minibatch(points, &indices)?;
+            let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
+            let visit = self.begin_visit(&minibatch, &draws)?;
             tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
             drop(self.model.forward_in(precision, &visit.particles, true)?);
         }
