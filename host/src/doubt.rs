@@ -6,14 +6,15 @@ use crate::plugin::{CountedVictim, Model};
 use crate::{Error, Result};
 use plugin_api::VictimCalls;
 use plugin_api::losses::cross_entropy;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use tch::{Kind, Tensor};
 
 /// One reason for doubt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Doubt {
     /// Its name: a section of `docs/evaluation.md`.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What was found.
     pub finding: String,
 }
@@ -21,7 +22,7 @@ pub struct Doubt {
 impl Doubt {
     /// A doubt of this name.
     pub fn new(name: &'static str, finding: impl ToString) -> Self {
-        Self { name, finding: finding.to_string() }
+        Self { name: Cow::Borrowed(name), finding: finding.to_string() }
     }
 }
 
@@ -119,11 +120,11 @@ mod tests {
     struct Did(&'static str, std::ops::Range<usize>, u64, f64);
 
     /// The doubts after a suite of these attacks on so many points.
-    fn names(points: usize, attacks: &[Did]) -> Vec<&'static str> {
+    fn names(points: usize, attacks: &[Did]) -> Vec<Cow<'static, str>> {
         names_in(Order::Cascade, points, attacks)
     }
 
-    fn names_in(order: Order, points: usize, attacks: &[Did]) -> Vec<&'static str> {
+    fn names_in(order: Order, points: usize, attacks: &[Did]) -> Vec<Cow<'static, str>> {
         let result = |Did(attack, fooled, backward_passes, loss_rise): &Did| AttackResult {
             attack: (*attack).to_owned(),
             robust: 1.0 - fooled.len() as f64 / points as f64,

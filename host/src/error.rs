@@ -12,6 +12,9 @@ struct Contents {
     exit_code: u8,
 }
 
+/// The label of what to do.
+const FIX: &str = "fix";
+
 /// Exit code of a process stopped by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
@@ -37,7 +40,7 @@ impl Error {
 
     /// Adds what the user can do about it.
     pub fn fix(self, text: impl fmt::Display) -> Self {
-        self.note("fix", text)
+        self.note(FIX, text)
     }
 
     /// Marks a failure on the way, after work has started (exit code 1).
@@ -50,6 +53,16 @@ impl Error {
     pub fn interrupted(mut self) -> Self {
         self.0.exit_code = INTERRUPTED;
         self
+    }
+
+    /// What happened, in one line.
+    pub fn first_line(&self) -> &str {
+        self.0.message.lines().next().unwrap_or_default()
+    }
+
+    /// What the user can do about it, if anything is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.notes.iter().find_map(|(label, text)| (*label == FIX).then_some(text.as_str()))
     }
 
     /// The exit code of the process: 2 before work started, 1 on the way, 130 if the user

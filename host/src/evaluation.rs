@@ -55,7 +55,7 @@ pub enum Order {
 }
 
 /// An evaluation's result, as printed by `--json`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Number of points.
     pub points: usize,
@@ -68,6 +68,7 @@ pub struct Evaluation {
     /// Share of points that withstood all attacks.
     pub worst_case: f64,
     /// Why the verdict may not be trusted.
+    #[serde(default)]
     pub doubts: Vec<Doubt>,
     /// The verdict on every point; saved, not printed.
     #[serde(skip)]

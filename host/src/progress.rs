@@ -50,6 +50,11 @@ impl Progress {
     }
 }
 
+/// Whether a run that was to have so many epochs is at its end with these.
+pub fn is_trained(epochs: &[EpochMetrics], all: usize) -> bool {
+    epochs.len() == all || epochs.last().is_some_and(|epoch| epoch.stopped_early)
+}
+
 /// The epoch that scored best; the first of equals.
 pub fn best_epoch(epochs: &[EpochMetrics]) -> Option<&EpochMetrics> {
     epochs.iter().reduce(|best, epoch| if epoch.score() > best.score() { epoch } else { best })

@@ -4,7 +4,7 @@ use crate::console::warn;
 use crate::data::Dataset;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Model, PluginSpec, Record};
-use crate::progress::Progress;
+use crate::progress::{Progress, is_trained};
 use crate::{Error, Result, checkpoint, files};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
@@ -328,7 +328,7 @@ pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Re
         warn(format_args!("{what}; evaluating the checkpoint before it"));
     }
     let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && done < all && !saved.progress.stopped_early() {
+    if train.select == Select::Last && !is_trained(&saved.progress.epochs, all) {
         warn(format_args!("training is not finished: {done} of {all} epochs are done"));
     }
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));

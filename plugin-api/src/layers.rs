@@ -4,7 +4,7 @@
 use crate::{Error, Result, Task};
 use tch::nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use tch::nn::{self, Init, ModuleT};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Brings images from the domain of the threat model to the scale that a network likes:
 /// (images - mean) / std, channel by channel. It belongs inside the model, so that epsilon
@@ -68,6 +68,11 @@ pub fn linear(path: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
     nn::linear(path, inputs, outputs, config)
 }
 
+/// The mean of every channel: `[N, C]` of features `[N, C, H, W]`.
+pub fn global_average(features: &Tensor) -> Tensor {
+    features.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)
+}
+
 /// A convolution without a bias, padded by half its odd `width`, as it goes with batch
 /// normalisation. Its weights are normal with variance 2 / (outputs * width^2): kaiming_normal
 /// with mode fan_out (He et al. 2015), as in torchvision's residual networks.
@@ -115,7 +120,7 @@ impl BatchNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{nn::VarStore, Kind};
+    use tch::nn::VarStore;
 
     const TASK: Task = Task { channels: 2, height: 1, width: 2, classes: 2 };
 

@@ -370,7 +370,7 @@ impl Judged<'_> {
             })
         });
         let plugin = |table| Plugin { table, options: self.options.clone() };
-        opened.map(plugin).map_err(|error| first_line(&error))
+        opened.map(plugin).map_err(|error| error.first_line().to_owned())
     }
 }
 
@@ -407,12 +407,8 @@ impl Library for Judged<'_> {
     }
 
     fn load_cuda(&self) -> std::result::Result<(), String> {
-        device::open(Device::Cuda(0)).map(drop).map_err(|error| first_line(&error))
+        device::open(Device::Cuda(0)).map(drop).map_err(|error| error.first_line().to_owned())
     }
-}
-
-fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Makes these file descriptors mean a file.

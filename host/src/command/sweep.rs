@@ -6,10 +6,10 @@ use crate::data::{self, Dataset};
 use crate::evaluation::check_points;
 use crate::experiment::{Experiment, Select};
 use crate::plugin::{Attack, Model};
-use crate::progress::EpochMetrics;
+use crate::progress::{EpochMetrics, is_trained};
 use crate::run::RunFolder;
 use crate::sweep::axis::text;
-use crate::sweep::summary::{Evaluated, Row, Status, Summary, figures};
+use crate::sweep::summary::{Evaluated, Row, Status, Summary};
 use crate::sweep::{Setting, Sweep, short};
 use crate::trace::Trace;
 use crate::training::split;
@@ -264,9 +264,7 @@ impl SweepFolder {
     }
 
     fn is_trained(&self, setting: &Setting) -> Result<bool> {
-        let epochs = self.epochs(setting)?;
-        let stopped_early = epochs.last().is_some_and(|epoch| epoch.stopped_early);
-        Ok(stopped_early || epochs.len() == setting.experiment.train.epochs)
+        Ok(is_trained(&self.epochs(setting)?, setting.experiment.train.epochs))
     }
 
     /// The evaluations that a run does not have yet, with their attacks.
@@ -306,13 +304,9 @@ impl SweepFolder {
         let best_epoch = setting.experiment.train.select == Select::Best;
         let asked_for = |done: &Evaluated| sweep.evaluations.contains(&done.suite);
         let evaluations: Vec<_> = self.evaluations(setting)?.into_iter().filter(asked_for).collect();
-        let doubts = evaluations.iter().filter_map(|done| done.result["doubts"].as_array()).flatten();
-        Ok(Row {
-            status: self.status(sweep, setting)?,
-            reason: self.failure(setting)?.map(|failure| failure.reason().to_owned()),
-            figures: figures(&self.epochs(setting)?, best_epoch, &evaluations),
-            doubts: doubts.cloned().collect(),
-        })
+        let status = self.status(sweep, setting)?;
+        let reason = self.failure(setting)?.map(|failure| failure.reason().to_owned());
+        Ok(Row::new(status, reason, &self.epochs(setting)?, best_epoch, &evaluations))
     }
 
     /// Looks at all runs and writes the summary's files. Of several processes, the last to

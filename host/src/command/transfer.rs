@@ -59,7 +59,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             journals.push(journal);
             for doubt in found.iter().chain(&evaluation.doubts) {
                 let finding = format!("{}: {}", target.record.experiment.model, doubt.finding);
-                doubts.push(Doubt { finding, ..*doubt });
+                doubts.push(Doubt { finding, name: doubt.name.clone() });
             }
             row.push(evaluation);
         }

@@ -103,7 +103,7 @@ fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Res
                 say(&format!("{name}: the original files are in {}", folder.display()));
                 return Ok(());
             }
-            Err(error) => say(&format!("{name}: {}", first_line(&error))),
+            Err(error) => say(&format!("{name}: {}", error.first_line())),
         }
     }
     let mut failures = Vec::new();
@@ -124,8 +124,8 @@ fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Res
                 return Ok(());
             }
             Err(error) => {
-                say(&format!("{name}: {}", first_line(&error)));
-                failures.push(first_line(&error));
+                say(&format!("{name}: {}", error.first_line()));
+                failures.push(error.first_line().to_owned());
             }
         }
     }
@@ -360,10 +360,6 @@ fn file_ending_in(ending: &str, folder: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::new(format!("no file *{ending} was downloaded")))
 }
 
-fn first_line(error: &Error) -> String {
-    plugin_api::first_line(&error.to_string()).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,14 +434,14 @@ mod tests {
         assert_eq!(error.exit_code(), 1);
         let labels = wrong.path().join("train-labels-idx1-ubyte");
         let expected = format!("cannot fetch small: {} is not the original file", labels.display());
-        assert_eq!(first_line(&error), expected);
+        assert_eq!(error.first_line(), expected);
         assert_eq!(names(root.path()), [""; 0]);
 
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("train-labels-idx1-ubyte"), "mine").unwrap();
         let error =
             fetch_original(&original(vec![source(&wrong), source(&wrong)]), &folder, &|_| {}).unwrap_err();
-        assert_eq!(first_line(&error), "cannot fetch small: none of 2 sources has the original files");
+        assert_eq!(error.first_line(), "cannot fetch small: none of 2 sources has the original files");
         assert!(error.to_string().contains("by hand: train-images-idx3-ubyte, "), "{error}");
         assert_eq!(names(&folder), ["train-labels-idx1-ubyte"]);
         assert_eq!(fs::read(folder.join("train-labels-idx1-ubyte")).unwrap(), b"mine");
@@ -463,7 +459,7 @@ mod tests {
     fn every_known_name_can_be_fetched_and_no_other() {
         assert_eq!(ORIGINALS.each_ref().map(|original| original.name), NAMES);
         let error = fetch("minst", Path::new("unused"), &|_| {}).unwrap_err();
-        assert_eq!(first_line(&error), "unknown data set minst: cannot fetch it");
+        assert_eq!(error.first_line(), "unknown data set minst: cannot fetch it");
         assert!(error.to_string().contains("give one of mnist, fashion-mnist, cifar-10"), "{error}");
     }
 
@@ -475,7 +471,7 @@ mod tests {
         assert!(verify_checksums(&files, &[abc; 4]).is_ok());
         let error = verify_checksums(&files, &[("a", "0123"); 4]).unwrap_err();
         assert_eq!(
-            first_line(&error),
+            error.first_line(),
             "FILE is not the original file: expected MD5 0123, got 900150983cd24fb0d6963f7d28e17f72"
         );
     }
@@ -484,12 +480,12 @@ mod tests {
     fn sizes_and_classes_tell_the_original_files_of_cifar() {
         let file = DataFile { name: "test_batch.bin", place: "FILE".to_owned(), contents: vec![0; 3073] };
         let error = verify_cifar(&[file]).unwrap_err();
-        assert_eq!(first_line(&error), "FILE is not the original file: expected 30730000 bytes, got 3073");
+        assert_eq!(error.first_line(), "FILE is not the original file: expected 30730000 bytes, got 3073");
 
         assert!(verify_balance(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9].repeat(3)).is_ok());
         let error = verify_balance(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 8]).unwrap_err();
         let expected = "these are not the original files: expected 1 images of class 8, got 2";
-        assert_eq!(first_line(&error), expected);
+        assert_eq!(error.first_line(), expected);
     }
 
     #[test]
@@ -532,16 +528,16 @@ mod tests {
         assert_eq!(files, expected);
 
         let error = files_from_arrays(&arrays[1..], 2, 1).err().unwrap();
-        assert_eq!(first_line(&error), "expected 9432 bytes for 3 images and labels, got 9431");
+        assert_eq!(error.first_line(), "expected 9432 bytes for 3 images and labels, got 9431");
     }
 
     #[test]
     fn a_program_that_fails_is_quoted() {
         let error =
             run(Command::new("sh").args(["-c", "echo first >&2; echo because >&2; exit 3"])).unwrap_err();
-        assert_eq!(first_line(&error), "sh failed (exit status: 3): because");
+        assert_eq!(error.first_line(), "sh failed (exit status: 3): because");
         let error = run(&mut Command::new("no-such-program")).unwrap_err();
-        assert!(first_line(&error).starts_with("cannot run no-such-program: "), "{error}");
+        assert!(error.first_line().starts_with("cannot run no-such-program: "), "{error}");
     }
 
     /// Runs the script on a wheel that holds this pickle.
@@ -568,6 +564,6 @@ mod tests {
         assert_eq!(read_wheel(&pickle).unwrap(), b"abcdef123");
 
         let error = read_wheel(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap_err();
-        assert!(first_line(&error).ends_with("UnpicklingError: refused os.system"), "{error}");
+        assert!(error.first_line().ends_with("UnpicklingError: refused os.system"), "{error}");
     }
 }

@@ -1,16 +1,17 @@
 //! What runs and sweeps left behind, read for a report.
 
 use crate::data::{self, Dataset};
-use crate::evaluation::{AttackResult, Order};
+use crate::doubt::Doubt;
+use crate::evaluation::Evaluation;
 use crate::experiment::Select;
 use crate::plugin::{Model, Record};
-use crate::progress::{EpochMetrics, Progress, TracePoint};
+use crate::progress::{EpochMetrics, Progress, TracePoint, is_trained};
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::{Examples, ParticleStore, repeat_rows};
 use crate::sweep::summary::{self, Row, Status};
 use crate::{Error, Result, checkpoint, files, sweep, tensors, training};
 use plugin_api::{Norm, ThreatModel};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -83,7 +84,7 @@ pub enum Part {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Evaluated {
     /// What was measured.
-    pub result: Outcome,
+    pub result: Evaluation,
     /// The suite, none for attacks that were judged each on its own.
     pub suite: Option<String>,
     /// The run whose model saw the attacks, if another.
@@ -100,33 +101,6 @@ pub struct Evaluated {
     pub versions: Versions,
     /// The file of saved examples.
     pub examples: Option<PathBuf>,
-}
-
-/// What an evaluation measured.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Outcome {
-    /// Number of points.
-    pub points: usize,
-    /// Which points each attack was given.
-    pub order: Order,
-    /// Share classified correctly without an attack.
-    pub clean: f64,
-    /// Each attack's result.
-    pub attacks: Vec<AttackResult>,
-    /// Share of points that withstood all attacks.
-    pub worst_case: f64,
-    /// Why the verdict may not be trusted.
-    #[serde(default)]
-    pub doubts: Vec<Doubt>,
-}
-
-/// A doubt as it was recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Doubt {
-    /// Its name: a section of `docs/evaluation.md`.
-    pub name: String,
-    /// What was found.
-    pub finding: String,
 }
 
 /// Examples that fooled a model.
@@ -330,11 +304,8 @@ impl<'a> Collector<'a> {
         };
         self.read_examples(folder, run, evaluation).map_err(|why| Gap {
             part: Part::Examples,
-            what: format!("the adversarial examples cannot be shown: {}", first_line(&why)),
-            fix: match fix(&why) {
-                Some(fix) => fix,
-                None => run.save_examples_command(),
-            },
+            what: format!("the adversarial examples cannot be shown: {}", why.first_line()),
+            fix: why.advice().map_or_else(|| run.save_examples_command(), str::to_owned),
         })
     }
 
@@ -403,8 +374,8 @@ impl<'a> Collector<'a> {
         }
         self.read_distances(folder, run).map_err(|why| Gap {
             part: Part::Distances,
-            what: format!("the particles' distances cannot be shown: {}", first_line(&why)),
-            fix: fix(&why).unwrap_or_else(|| run.resume_command()),
+            what: format!("the particles' distances cannot be shown: {}", why.first_line()),
+            fix: why.advice().map_or_else(|| run.resume_command(), str::to_owned),
         })
     }
 
@@ -453,7 +424,7 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
                 }
                 Err(why) => gap(format!(
                     "the sweep's summary.json may be old, and cannot be compared with its runs: {}",
-                    first_line(&why)
+                    why.first_line()
                 )),
             }
             for row in &summary.runs {
@@ -471,7 +442,7 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
             Some(summary)
         }
         Err(why) => {
-            gap(format!("the sweep's summary cannot be shown: {}", first_line(&why)));
+            gap(format!("the sweep's summary cannot be shown: {}", why.first_line()));
             None
         }
     };
@@ -533,22 +504,16 @@ fn row_of_folder(sweep: &Path, name: &str, evaluations: &[Option<String>]) -> Re
         false => Vec::new(),
     };
     done.retain(|one| evaluations.contains(&one.suite));
-    let is_trained = epochs.len() == train.epochs || epochs.last().is_some_and(|epoch| epoch.stopped_early);
     let is_evaluated = evaluations.iter().all(|wanted| done.iter().any(|one| one.suite == *wanted));
     let failure = sweep.join(format!("{name}.failed"));
-    let status = match (failure.is_file(), is_trained, is_evaluated) {
+    let status = match (failure.is_file(), is_trained(&epochs, train.epochs), is_evaluated) {
         (true, ..) => Status::Failed,
         (_, false, _) => Status::Unfinished,
         (_, true, false) => Status::Trained,
         (_, true, true) => Status::Finished,
     };
-    let doubts = done.iter().filter_map(|one| one.result["doubts"].as_array()).flatten();
-    Ok(Row {
-        status,
-        reason: failure.is_file().then(|| format!("see {}", failure.display())),
-        figures: summary::figures(&epochs, train.select == Select::Best, &done),
-        doubts: doubts.cloned().collect(),
-    })
+    let reason = failure.is_file().then(|| format!("see {}", failure.display()));
+    Ok(Row::new(status, reason, &epochs, train.select == Select::Best, &done))
 }
 
 impl SummaryRow {
@@ -609,13 +574,12 @@ impl Run {
             Ok(epochs) => self.epochs = epochs,
             Err(why) => gap(
                 Part::Curves,
-                format!("the training curves cannot be shown: {}", first_line(&why)),
+                format!("the training curves cannot be shown: {}", why.first_line()),
                 format!("{resume} (training rewrites the file)"),
             ),
         }
         let all = self.record.experiment.train.epochs;
-        let stopped_early = self.epochs.last().is_some_and(|epoch| epoch.stopped_early);
-        if self.epochs.len() < all && !stopped_early && gaps.is_empty() {
+        if !is_trained(&self.epochs, all) && gaps.is_empty() {
             let what = format!("training is not finished: {} of {all} epochs are done", self.epochs.len());
             gaps.push(Gap { part: Part::Curves, what, fix: resume.clone() });
         }
@@ -624,7 +588,7 @@ impl Run {
             Ok(trace) => self.trace = trace,
             Err(why) => gap(
                 Part::Trace,
-                format!("the error against passes cannot be shown: {}", first_line(&why)),
+                format!("the error against passes cannot be shown: {}", why.first_line()),
                 "move the file away".to_owned(),
             ),
         }
@@ -635,7 +599,7 @@ impl Run {
             Ok(evaluations) => self.evaluations = evaluations,
             Err(why) => gap(
                 Part::Evaluations,
-                format!("the evaluations cannot be shown: {}", first_line(&why)),
+                format!("the evaluations cannot be shown: {}", why.first_line()),
                 format!("move the file away, then {}", self.eval_command()),
             ),
         }
@@ -750,17 +714,6 @@ fn distances(
         measured.reverse();
     }
     Ok(Distances { particles, measured })
-}
-
-fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// What an error advises.
-fn fix(error: &Error) -> Option<String> {
-    let text = error.to_string();
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("fix "))?;
-    Some(line.trim().to_owned())
 }
 
 #[cfg(test)]

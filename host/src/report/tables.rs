@@ -1,7 +1,8 @@
 //! The tables of a report, once for every format.
 
-use super::collect::{Doubt, Evaluated, Part, Run, Summary, SummaryRow, Sweep, shell_words};
+use super::collect::{Evaluated, Part, Run, Summary, SummaryRow, Sweep, shell_words};
 use super::paper::{self, Column};
+use crate::doubt::Doubt;
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
 use crate::objective::Objective;

@@ -61,6 +61,20 @@ pub struct Row {
 }
 
 impl Row {
+    /// Of a run with these epochs, whose weights are those of the best of them or of the last,
+    /// and these evaluations.
+    pub fn new(
+        status: Status,
+        reason: Option<String>,
+        epochs: &[EpochMetrics],
+        best_epoch: bool,
+        evaluations: &[Evaluated],
+    ) -> Self {
+        let doubts = evaluations.iter().filter_map(|done| done.result["doubts"].as_array()).flatten();
+        let doubts = doubts.cloned().collect();
+        Self { status, reason, figures: figures(epochs, best_epoch, evaluations), doubts }
+    }
+
     /// In one line, for people.
     pub fn line(&self) -> String {
         let shown = self.figures.iter().filter(|(name, _)| is_shown(name));
@@ -86,7 +100,7 @@ pub(crate) const OF_TRAINING: [&str; 6] =
 
 /// The figures of a run: the cost of all its epochs; the accuracies of the epoch whose weights
 /// are evaluated; what attacks left standing.
-pub fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[Evaluated]) -> Figures {
+fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[Evaluated]) -> Figures {
     let mut figures = Figures::new();
     if let Some(last) = epochs.last() {
         let evaluated = progress::best_epoch(epochs).filter(|_| best_epoch).unwrap_or(last);

@@ -3,9 +3,9 @@
 //! torchvision's networks, whose blocks these are (a bottleneck's stride is in its 3x3
 //! convolution).
 
-use plugin_api::layers::{BatchNorm, Normalization, convolution, linear};
+use plugin_api::layers::{BatchNorm, Normalization, convolution, global_average, linear};
+use plugin_api::tch::Tensor;
 use plugin_api::tch::nn::{self, Module};
-use plugin_api::tch::{Kind, Tensor};
 use plugin_api::{Error, Model, Result, Task, export_model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,7 @@ impl Model for ResNet {
         for block in &self.blocks {
             features = block.forward(&features, train)?;
         }
-        Ok(self.output.forward(&features.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)))
+        Ok(self.output.forward(&global_average(&features)))
     }
 }
 
@@ -154,7 +154,7 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plugin_api::tch::Device;
+    use plugin_api::tch::{Device, Kind};
 
     const CIFAR: Task = Task { channels: 3, height: 32, width: 32, classes: 10 };
 

@@ -2,9 +2,9 @@
 //! come before each convolution. WRN-28-10 and WRN-34-10 are the field's large networks on
 //! CIFAR-10. Names are those of the PyTorch code that robust models are published with.
 
-use plugin_api::layers::{BatchNorm, Normalization, convolution, linear};
+use plugin_api::layers::{BatchNorm, Normalization, convolution, global_average, linear};
+use plugin_api::tch::Tensor;
 use plugin_api::tch::nn::{self, Module};
-use plugin_api::tch::{Kind, Tensor};
 use plugin_api::{Error, Model, Result, Task, export_model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,7 @@ impl Model for WideResNet {
             features = block.forward(&features, train)?;
         }
         let features = self.norm.forward(&features, train)?.relu_();
-        Ok(self.output.forward(&features.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)))
+        Ok(self.output.forward(&global_average(&features)))
     }
 }
 
@@ -134,7 +134,7 @@ impl Block {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plugin_api::tch::{self, Device};
+    use plugin_api::tch::{self, Device, Kind};
 
     const CIFAR: Task = Task { channels: 3, height: 32, width: 32, classes: 10 };
 
