@@ -326,7 +326,12 @@ impl Experiment {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
         let name = path.display().to_string();
-        Self::from_table(parse_toml(&text, &name)?, &text, &name)
+        let table = parse_toml(&text, &name)?;
+        if table.get_ref().contains_key("sweep") {
+            return Err(Error::new(format!("{name}: expected one experiment, got a sweep: it has a [sweep]"))
+                .fix(format!("train and evaluate its runs with `host sweep {name}`, or remove [sweep]")));
+        }
+        Self::from_table(table, &text, &name)
     }
 
     /// The experiment that a table says, out of the text of a TOML file of this name.
@@ -780,6 +785,7 @@ mod tests {
         );
         assert!(first_line("modell = \"cnn.so\"\n").starts_with("e.toml, line 1: unknown field `modell`"));
         assert!(first_line("[train\n").starts_with("e.toml, line 1: "));
+        assert_eq!(first_line("[sweep]\n"), "e.toml: expected one experiment, got a sweep: it has a [sweep]");
     }
 
     #[test]

@@ -79,11 +79,13 @@ impl Model for Cnn {
     }
 
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let mut features = images.shallow_clone();
-        for convolution in &self.convolutions {
-            features = convolution.forward(&features).relu_();
+        let mut features = self.convolutions[0].forward(images);
+        for convolution in &self.convolutions[1..] {
+            features = convolution.forward(&features.relu_());
         }
-        let flat = features.flatten(1, -1);
+        // The last ReLU behind the copy that flattens: a gradient that comes back in one layout to a
+        // ReLU in another is slow on a CPU.
+        let flat = features.flatten(1, -1).relu_();
         Ok(match self.arch {
             Arch::A => {
                 let hidden = self.hidden.forward(&flat.dropout(0.25, train));
