@@ -55,6 +55,11 @@ impl Error {
         self
     }
 
+    /// Whether the user stopped the work.
+    pub fn is_interrupted(&self) -> bool {
+        self.0.exit_code == INTERRUPTED
+    }
+
     /// What happened, in one line.
     pub fn first_line(&self) -> &str {
         self.0.message.lines().next().unwrap_or_default()

@@ -328,8 +328,10 @@ impl Experiment {
         let name = path.display().to_string();
         let table = parse_toml(&text, &name)?;
         if table.get_ref().contains_key("sweep") {
-            return Err(Error::new(format!("{name}: expected one experiment, got a sweep: it has a [sweep]"))
-                .fix(format!("train and evaluate its runs with `host sweep {name}`, or remove [sweep]")));
+            return Err(Error::new(format!(
+                "{name}: expected one experiment, got a sweep: it has a [sweep]"
+            ))
+            .fix(format!("train and evaluate its runs with `host sweep {name}`, or remove [sweep]")));
         }
         Self::from_table(table, &text, &name)
     }

@@ -168,12 +168,20 @@ impl Training {
     /// If a plugin fails, the loss is not finite any more, or the disk refuses. The last
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
+        match self.train(folder, reporter, stop) {
+            // A probe was left. What it was to score lies in a checkpoint.
+            Err(error) if error.is_interrupted() => Ok(Ending::Interrupted),
+            ending => ending,
+        }
+    }
+
+    fn train(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
         let Train { batch, seed, checkpoint_every, .. } = self.experiment.train;
         let updates_per_epoch = self.updates_per_epoch();
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
         // A resumed run may have been stopped before its last epoch was scored, and may go back
         // behind epochs that were written.
-        let scored = self.validate_epoch(folder)?;
+        let scored = self.validate_epoch(folder, stop)?;
         folder.write_metrics(&self.progress.epochs)?;
         self.write_trace(folder)?;
         if scored || !self.is_over() {
@@ -202,7 +210,7 @@ impl Training {
                     self.add_to_trace(folder, reporter)?;
                 }
                 if self.progress.update.is_multiple_of(updates_per_epoch) {
-                    self.end_epoch(epoch, folder, reporter)?;
+                    self.end_epoch(epoch, folder, reporter, stop)?;
                     self.end_trace(folder, reporter)?;
                 } else if stopping
                     || checkpoint_every.is_some_and(|every| self.progress.update.is_multiple_of(every))
@@ -394,7 +402,13 @@ impl Training {
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
     }
 
-    fn end_epoch(&mut self, epoch: u64, folder: &RunFolder, reporter: &mut Reporter) -> Result<()> {
+    fn end_epoch(
+        &mut self,
+        epoch: u64,
+        folder: &RunFolder,
+        reporter: &mut Reporter,
+        stop: &AtomicBool,
+    ) -> Result<()> {
         self.stop_clock();
         let (loss, correct, particles) = self.tally.read();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
@@ -414,7 +428,7 @@ impl Training {
         };
         self.progress.epochs.push(metrics);
         self.checkpoint(folder)?;
-        self.validate_epoch(folder)?;
+        self.validate_epoch(folder, stop)?;
         folder.write_metrics(&self.progress.epochs)?;
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);

@@ -66,18 +66,20 @@ impl Training {
         stale.then_some(forwards as f64 / 2.0)
     }
 
-    /// What the weights that are evaluated (averaged ones if there are any) make of examples.
+    /// What the weights that are evaluated (averaged ones if there are any) make of examples; an
+    /// error that is an interruption once `stop` is set.
     fn evaluate(
         &self,
         attacks: &[Attack],
         (examples, points): (&Examples, Option<usize>),
         purpose: Purpose,
+        stop: &AtomicBool,
     ) -> Result<Evaluation> {
         let evaluator = Evaluator {
             model: &self.model,
             source: &self.model,
             order: Order::Separate,
-            stop: &AtomicBool::new(false),
+            stop,
             examples,
             purpose,
             threat: self.experiment.threat,
@@ -117,8 +119,10 @@ impl Training {
         self.stop_clock();
         self.renew_statistics()?;
         let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(()) };
+        // A point of the trace that was left would be missing, so it is not left.
+        let stop = AtomicBool::new(false);
         let found =
-            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack)?;
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, &stop)?;
         let point = TracePoint {
             updates: self.progress.update,
             optimizer_steps: self.optimizer.steps(),
@@ -157,15 +161,15 @@ impl Training {
 
     /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
     /// they are to be selected, and ends the run if no epoch has scored better for as long as
-    /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, and is
-    /// told the score. Says whether there was anything to score.
-    pub(super) fn validate_epoch(&mut self, folder: &RunFolder) -> Result<bool> {
+    /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, or be left
+    /// by the user, and is told the score. Says whether there was anything to score.
+    pub(super) fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<bool> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
         else {
             return Ok(false);
         };
-        let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe)?;
+        let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe, stop)?;
         let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(false) };
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {

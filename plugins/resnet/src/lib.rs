@@ -27,7 +27,7 @@ pub struct Options {
     pub depth: i64,
     /// Channels of the first stage, of which the others have two, four and eight times as many;
     /// 64 is the published network.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1000))]
     pub width: i64,
     /// Means that are taken from the images' channels, a number each; none for 0. CIFAR-10's
     /// are [0.4914,0.4822,0.4465].

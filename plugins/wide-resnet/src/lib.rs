@@ -24,9 +24,10 @@ pub struct WideResNet {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Number of layers: 6 n + 4, where each of the three stages has n blocks (28, 34, ...).
+    #[schemars(range(min = 10, max = 1000))]
     pub depth: i64,
     /// How many times wider than 16, 32 and 64 channels the stages are.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 100))]
     pub width: i64,
     /// Share of the features that is dropped between the convolutions of a block.
     #[schemars(range(min = 0.0))]
@@ -50,7 +51,7 @@ impl Model for WideResNet {
 
     fn new(options: Options, task: Task, path: &nn::Path) -> Result<Self> {
         let Options { depth, width, dropout, mean, std } = options;
-        if depth < 10 || depth % 6 != 4 {
+        if depth % 6 != 4 {
             return Err(Error::new(format!(
                 "option `depth`: expected 6 n + 4 (10, 16, 22, 28, 34, ...), got {depth}"
             )));

@@ -121,6 +121,8 @@ fn networks_that_cannot_be_are_refused() {
     for (model, parts) in [
         ("resnet.so,depth=20", ["option `depth`", "expected 18, 34 or 50, got 20"]),
         ("wide_resnet.so,depth=18", ["option `depth`", "expected 6 n + 4"]),
+        ("wide_resnet.so,depth=1000000", ["option `depth`", "of at most 1000"]),
+        ("resnet.so,width=1000000", ["option `width`", "of at most 1000"]),
         ("resnet.so,mean=[0.5,0.5,0.5]", ["option `mean`", "expected 1 numbers, one for each channel"]),
         ("resnet.so,std=[0]", ["option `std`", "expected finite numbers above 0, got 0"]),
         ("resnet.so,std=0.5", ["option `std`", "expected a sequence"]),

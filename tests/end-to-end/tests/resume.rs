@@ -146,6 +146,21 @@ fn after_ctrl_c() {
 }
 
 #[test]
+fn after_a_probe_that_was_left() {
+    let place = place(8);
+    let flags = "--sampler langevin.so --probe pgd.so,steps=200 --validation-points 10";
+    let whole = uninterrupted(&place, flags);
+    // The checkpoint at the end of an epoch that the probe is about to score.
+    let ripe = |update| update == UPDATES_PER_EPOCH - 1;
+    let command = format!("{TRAIN} {flags} --out run");
+    place.interrupt(&command, "run", SIGINT, ripe).was_interrupted(&["at update 39", "train --resume run"]);
+    let run = place.run("run");
+    assert_eq!(run.metrics(), [] as [serde_json::Value; 0], "not scored");
+    place.host("train --resume run").ended_with(0);
+    run.assert_same_as(&whole);
+}
+
+#[test]
 fn from_the_checkpoint_before_a_truncated_one() {
     let place = place(8);
     let flags = "--sampler langevin.so";
