@@ -29,11 +29,16 @@ impl Average {
         Self { averaging, steps: 0, tensors: copies(model) }
     }
 
-    /// Whether any weights are in it yet.
+    /// Whether any weights are in it yet; in an exponential one those that it began with.
     pub fn has_begun(&self) -> bool {
+        matches!(self.averaging, Averaging::Exponential(_)) || self.steps_in_it() > 0
+    }
+
+    /// After how many of the optimiser's steps it took the weights in.
+    pub fn steps_in_it(&self) -> u64 {
         match self.averaging {
-            Averaging::Exponential(_) => true,
-            Averaging::EqualFrom(first) => self.steps > first,
+            Averaging::Exponential(_) => self.steps,
+            Averaging::EqualFrom(first) => self.steps.saturating_sub(first),
         }
     }
 

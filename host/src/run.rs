@@ -56,6 +56,9 @@ pub struct DataRecord {
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
+    /// Points of the test split; unknown of runs of older versions.
+    #[serde(default)]
+    pub test_points: Option<usize>,
     /// Points trained on.
     pub train_points: usize,
     /// Points held out of training.

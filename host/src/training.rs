@@ -578,7 +578,12 @@ fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
 pub fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize)> {
     let all = dataset.train.count() as usize;
     let held_out = experiment.validation_points();
-    let left = all.saturating_sub(held_out);
+    if held_out >= all {
+        return Err(Error::new(format!(
+            "data.validation_points: expected fewer than the {all} training points, got {held_out}"
+        )));
+    }
+    let left = all - held_out;
     let wanted = experiment.data.train_points.unwrap_or(left);
     if wanted == 0 || wanted > left {
         return Err(Error::new(format!(

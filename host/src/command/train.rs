@@ -90,6 +90,7 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
 fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> {
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
+    let test_points = Some(dataset.test.count() as usize);
     let (training, plugins) = assemble(&experiment, &dataset)?;
     folder.create(&RunRecord {
         command: std::env::args().collect(),
@@ -99,6 +100,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
             name: dataset.name,
             checksums: dataset.checksums,
             class_names: dataset.class_names,
+            test_points,
             train_points,
             validation_points,
         },

@@ -105,6 +105,8 @@ fn class_names(split: &Path) -> Result<Vec<String>> {
     for (path, name) in entries(split)? {
         if path.is_dir() {
             classes.push(name);
+        } else if !path.exists() {
+            return Err(Error::new(format!("{} is a link to nothing", path.display())).fix("mend or remove it"));
         } else if is_image(&name) {
             return Err(Error::new(format!("{} is in no class's folder", path.display()))
                 .fix("expected SPLIT/CLASS/IMAGE: move it into the folder of its class"));
@@ -144,7 +146,8 @@ fn pictures(split: &Path, classes: &[String]) -> Result<Vec<Picture>> {
         let folder = split.join(class_name);
         let before = pictures.len();
         for (path, name) in entries(&folder)? {
-            if path.is_dir() || !is_image(&name) {
+            // Nor a pipe, which would be waited for.
+            if !path.is_file() || !is_image(&name) {
                 return Err(Error::new(format!(
                     "{} is no image: expected PNG or JPEG files",
                     path.display()

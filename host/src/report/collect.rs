@@ -326,7 +326,7 @@ impl<'a> Collector<'a> {
             }
         };
         if images.dim() == 4 && images.size()[0] == 0 {
-            return Err(Error::new("none fooled the model"));
+            return Err(Error::new("none fooled the model").fix("nothing is wrong; stronger attacks may find some"));
         }
         let (labels, points, attacks) = (numbers("labels")?, numbers("points")?, numbers("attacks")?);
         let dataset = self.dataset(&run.record)?;
@@ -346,7 +346,7 @@ impl<'a> Collector<'a> {
                 evaluation.update, progress.update
             )));
         }
-        let chosen = one_of_each_class_first(&labels, MOST_EXAMPLES);
+        let chosen = one_of_each_class_first(&labels, &points, MOST_EXAMPLES);
         let rows = Tensor::from_slice(&chosen);
         let adversarial = images.index_select(0, &rows);
         let at: Vec<i64> = chosen.iter().map(|row| points[*row as usize]).collect();
@@ -411,7 +411,14 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
     };
     let mut gaps = Vec::new();
     let mut gap = |what| gaps.push(Gap { part: Part::Evaluations, what, fix: sweep_command(path) });
-    let summary = match read() {
+    let summary = read().or_else(|why| {
+        // Killed before its first summary, or damaged: the runs' folders say all of it.
+        let nothing = Summary { runs: Vec::new(), groups: None };
+        let Some((rebuilt, _)) = newer_than(&nothing, path)? else { return Err(why) };
+        gap(format!("{}: shown is what the runs' folders say of the sweep", why.first_line()));
+        Ok::<_, Error>(rebuilt)
+    });
+    let summary = match summary {
         Ok(mut summary) => {
             match newer_than(&summary, path) {
                 Ok(None) => {}
@@ -469,7 +476,8 @@ fn sweep_command(folder: &Path) -> String {
 /// (A sweep that was killed, or whose runs were gone on with by hand, has an old summary.) Runs
 /// without a folder keep what the summary says of them.
 fn newer_than(summary: &Summary, folder: &Path) -> Result<Option<(Summary, Vec<String>)>> {
-    if !summary.runs.iter().any(|row| folder.join(&row.run).join(RUN_FILE).is_file()) {
+    let is_begun = |row: &SummaryRow| folder.join(&row.run).join(RUN_FILE).is_file();
+    if !summary.runs.is_empty() && !summary.runs.iter().any(is_begun) {
         return Ok(None);
     }
     let sweep = sweep::Sweep::read(&folder.join(SWEEP_FILE))?;
@@ -655,10 +663,12 @@ pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
-/// Which rows to show: the first of each label, then the next ones.
-fn one_of_each_class_first(labels: &[i64], most: usize) -> Vec<i64> {
-    let mut seen = BTreeSet::new();
-    let (first, others): (Vec<_>, Vec<_>) = (0..labels.len()).partition(|row| seen.insert(labels[*row]));
+/// Which rows to show: the first of each label, then the next ones; of each point the first.
+fn one_of_each_class_first(labels: &[i64], points: &[i64], most: usize) -> Vec<i64> {
+    let (mut seen, mut shown) = (BTreeSet::new(), BTreeSet::new());
+    let (first, others): (Vec<_>, Vec<_>) = (0..labels.len())
+        .filter(|row| shown.insert(points[*row]))
+        .partition(|row| seen.insert(labels[*row]));
     let mut chosen: Vec<_> = first.into_iter().chain(others).take(most).map(|row| row as i64).collect();
     chosen.sort_by_key(|row| labels[*row as usize]);
     chosen
@@ -724,9 +734,10 @@ mod tests {
 
     #[test]
     fn each_class_is_shown_before_any_is_shown_twice() {
-        assert_eq!(one_of_each_class_first(&[7, 7, 3, 7, 1], 3), [4, 2, 0]);
-        assert_eq!(one_of_each_class_first(&[7, 7, 3], 3), [2, 0, 1]);
-        assert_eq!(one_of_each_class_first(&[], 3), [0i64; 0]);
+        assert_eq!(one_of_each_class_first(&[7, 7, 3, 7, 1], &[0, 1, 2, 3, 4], 3), [4, 2, 0]);
+        assert_eq!(one_of_each_class_first(&[7, 7, 3], &[0, 1, 2], 3), [2, 0, 1]);
+        assert_eq!(one_of_each_class_first(&[7, 7, 3, 3], &[5, 5, 2, 5], 3), [2, 0], "a point once");
+        assert_eq!(one_of_each_class_first(&[], &[], 3), [0i64; 0]);
     }
 
     #[test]

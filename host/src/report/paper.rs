@@ -1,5 +1,6 @@
 //! The figures that the paper prints, and the runs that they belong beside.
 
+use crate::objective::Objective;
 use crate::plugin::PluginSpec;
 use crate::run::RunRecord;
 use plugin_api::Norm;
@@ -13,8 +14,15 @@ static PAPER: LazyLock<Paper> = LazyLock::new(|| {
     toml::from_str(include_str!("paper.toml")).unwrap_or_else(|why| unreachable!("paper.toml: {why}"))
 });
 
-/// Epsilons that differ by less are the same: 8/255 is written with few digits now and then.
-const SAME_EPSILON: f64 = 1e-4;
+/// Epsilons and steps that differ by less are the same: 8/255 is written with few digits now and
+/// then.
+const SAME: f64 = 1e-4;
+
+/// Test points of MNIST and of CIFAR-10: a part of one is not it.
+const TEST_POINTS: usize = 10_000;
+
+/// The steps of PGD in evaluations of MNIST, and the plugin's default, and of CIFAR-10.
+const PGD_STEPS: [f64; 2] = [0.01, 2.0 / 255.0];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,7 +75,7 @@ pub fn source() -> &'static str {
     &PAPER.source
 }
 
-/// The column that a run corresponds to: the same data, network, sampler and threat model.
+/// The column that a run corresponds to: the same data, network, sampler, objective and threat model.
 pub fn column_of(record: &RunRecord) -> Option<&'static Column> {
     PAPER.column.iter().find(|column| column.is_of(record))
 }
@@ -79,11 +87,13 @@ impl Column {
         let model = &record.plugins.model.manifest.name;
         let option = |key| option(&record.experiment.model, model, key);
         record.data.name == self.data
+            && record.data.test_points.is_none_or(|points| points == TEST_POINTS)
+            && record.experiment.train.objective == Objective::CrossEntropy
             && *model == self.model
             && self.options.iter().all(|(key, value)| option(key).as_ref() == Some(value))
             && sampler.is_some_and(|sampler| sampler.manifest.name == self.sampler)
             && threat.norm == self.threat.norm
-            && (threat.epsilon - self.threat.epsilon).abs() < SAME_EPSILON
+            && (threat.epsilon - self.threat.epsilon).abs() < SAME
     }
 
     /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`,
@@ -99,12 +109,15 @@ fn option(spec: &PluginSpec, model: &str, key: &str) -> Option<Value> {
     options.get(key).or_else(|| PAPER.defaults.get(model)?.get(key)).cloned()
 }
 
-/// The paper's name for an attack that ran once: of a plugin called `plugin`, with so many steps.
-pub fn attack_name(plugin: &str, steps: Option<usize>) -> Option<&'static str> {
-    match (plugin, steps) {
-        ("fgsm", None | Some(1)) => Some("fgsm"),
-        ("pgd", None | Some(40)) => Some("pgd-40"),
-        ("pgd", Some(100)) => Some("pgd-100"),
+/// The paper's name for an attack that ran once: of a plugin called `plugin`, by this spec.
+pub fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<&'static str> {
+    let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
+    let step_size = options.get("step_size").and_then(Value::as_f64);
+    let usual = |size: f64| PGD_STEPS.iter().any(|step| (size - step).abs() < SAME);
+    match (plugin, spec.steps()) {
+        ("fgsm", None | Some(1)) if step_size.is_none() => Some("fgsm"),
+        ("pgd", None | Some(40)) if step_size.is_none_or(usual) => Some("pgd-40"),
+        ("pgd", Some(100)) if step_size.is_none_or(usual) => Some("pgd-100"),
         _ => None,
     }
 }
@@ -129,6 +142,17 @@ mod tests {
             let unbelievable = column.share("autoattack").is_some_and(|left| left < 0.5);
             assert_eq!(column.doubt.is_some(), unbelievable, "{}", column.name);
         }
+    }
+
+    #[test]
+    fn attacks_with_other_steps_are_not_the_papers() {
+        let name = |plugin: &str, spec: &str| attack_name(plugin, &spec.parse().expect("a spec"));
+        assert_eq!(name("fgsm", "fgsm.so"), Some("fgsm"));
+        assert_eq!(name("fgsm", "fgsm.so,step_size=0.1"), None);
+        assert_eq!(name("pgd", "pgd.so"), Some("pgd-40"));
+        assert_eq!(name("pgd", "pgd.so,steps=100,step_size=0.007843"), Some("pgd-100"));
+        assert_eq!(name("pgd", "pgd.so,steps=40,step_size=0.0001"), None);
+        assert_eq!(name("pgd", "pgd.so,steps=20"), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::collect::{BARS, Distances, Example, Run, Strip, Summary, Sweep};
 use super::tables::setting_text;
+use crate::objective::Objective;
 use crate::progress::TracePoint;
 use crate::sweep::short;
 use crate::sweep::summary::{COSTS, is_shown, title};
@@ -204,7 +205,12 @@ fn extent(values: impl Iterator<Item = f64>) -> Range<f64> {
         width if width < 1e-9 * high.abs().max(1e-9) => {
             low - 0.5 * low.abs().max(1e-3)..high + 0.5 * high.abs().max(1e-3)
         }
-        width => low - 0.02 * width..high + 0.02 * width,
+        width => {
+            // Ticks of an axis much narrower than its values would be written alike.
+            let (middle, least) = (0.5 * (low + high), 2e-3 * high.abs().max(low.abs()));
+            let half = (0.52 * width).max(least);
+            middle - half..middle + half
+        }
     }
 }
 
@@ -398,7 +404,7 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     let traced: Vec<_> = runs.iter().filter(|run| !run.trace.is_empty()).collect();
     let mut figures = Vec::new();
     for (number, runs) in traced.chunks(MOST_SERIES).enumerate() {
-        let series = |cost: &dyn Fn(&Run, &TracePoint) -> f64| {
+        let series = |cost: &dyn Fn(&Run, &TracePoint) -> Option<f64>| {
             let one = |run: &&Run| Series {
                 name: match run.trace.first() {
                     Some(first) => format!("{}: {}, {} points", run.name, first.attack, first.points),
@@ -407,10 +413,10 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 points: run
                     .trace
                     .iter()
-                    .map(|point| (cost(run, point), 100.0 * (1.0 - point.attack_accuracy)))
+                    .filter_map(|point| Some((cost(run, point)?, 100.0 * (1.0 - point.attack_accuracy))))
                     .collect(),
             };
-            runs.iter().map(one).collect::<Vec<_>>()
+            runs.iter().map(one).filter(|series| !series.points.is_empty()).collect::<Vec<_>>()
         };
         let ends: Vec<_> = runs
             .iter()
@@ -426,7 +432,8 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
             .collect();
         let cost_in_backprops = |run: &Run, point: &TracePoint| {
             let train = &run.record.experiment.train;
-            backprops(point, run.record.data.train_points, train.batch, train.particles)
+            let counted = train.objective == Objective::CrossEntropy;
+            counted.then(|| backprops(point, run.record.data.train_points, train.batch, train.particles))
         };
         for (name, x, title, caption, series) in [
             (
@@ -435,7 +442,7 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "Error against passes",
                 "Error under attack while training, against all passes that training took: one forward and one \
                  backward of one point, for the particles and for the weights.",
-                series(&|_, point| point.passes_per_sample),
+                series(&|_, point| Some(point.passes_per_sample)),
             ),
             (
                 "trace-backprops",
@@ -443,10 +450,14 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "Error against backprops as the paper counts them",
                 "The same against one backprop for each gradient that moves the particles, or one for each step of the \
                  optimiser where that is more: passes less those of the weights. The paper counts one an update of \
-                 Langevin, which takes two passes, and K of PGD-K, which takes K + 1.",
+                 Langevin, which takes two passes, and K of PGD-K, which takes K + 1. It has no count for TRADES: \
+                 such runs are left out.",
                 series(&cost_in_backprops),
             ),
         ] {
+            if series.is_empty() {
+                continue;
+            }
             let panel = Panel {
                 x: Axis { title: x, scale: Scale::Log },
                 y: Axis::percent("error under attack, %"),
@@ -731,6 +742,9 @@ const SIDE: usize = 88;
 /// Natural examples, adversarial ones, and the perturbation between them.
 pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str) -> Result<Figure> {
     const LEFT: usize = 100;
+    /// Room for the longest caption, a class's name and its probability.
+    const COLUMN: usize = 114;
+    const LONGEST_NAME: usize = 11;
     const GAP: usize = 6;
     const LINES: usize = 18;
     let class = |number: i64| {
@@ -739,11 +753,17 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
             .and_then(|number| classes.get(number))
             .map_or(number.to_string(), |name| name.to_string())
     };
+    let short_class = |number: i64| match class(number) {
+        name if name.chars().count() > LONGEST_NAME => {
+            name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
+        }
+        name => name,
+    };
     let guess =
-        |(number, probability): (i64, f64)| format!("{}: {:.0} %", class(number), 100.0 * probability);
+        |(number, probability): (i64, f64)| format!("{}: {:.0} %", short_class(number), 100.0 * probability);
     let scale = perturbation_scale(&strip.examples, threat);
     let row_height = SIDE + LINES + GAP;
-    let (width, height) = (LEFT + strip.examples.len() * (SIDE + GAP), LINES + 3 * row_height);
+    let (width, height) = (LEFT + strip.examples.len() * COLUMN, LINES + 3 * row_height);
     let columns: Vec<_> = strip
         .examples
         .iter()
@@ -757,7 +777,7 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
                 (picture(&example.adversarial)?, guess(example.adversarial_guess)),
                 (picture(&difference)?, String::new()),
             ];
-            Ok((format!("label {}", class(example.label)), rows))
+            Ok((format!("label {}", short_class(example.label)), rows))
         })
         .collect::<Result<_>>()?;
     let size = TEXT - 3;
@@ -768,7 +788,7 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
                 text x="4" y=(LINES + row * row_height + SIDE / 2 + 4) fill=(hex(INK)) { (name) }
             }
             @for (column, (label, rows)) in (0..).zip(&columns) {
-                @let left = LEFT + column * (SIDE + GAP);
+                @let left = LEFT + column * COLUMN + (COLUMN - SIDE) / 2;
                 text x=(left + SIDE / 2) y=(LINES - 5) text-anchor="middle" fill=(hex(INK)) { (label) }
                 @for (row, (picture, guess)) in (0..).zip(rows) {
                     @let top = LINES + row * row_height;

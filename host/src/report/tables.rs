@@ -6,7 +6,7 @@ use crate::doubt::Doubt;
 use crate::evaluation::{Order, confidence_interval};
 use crate::experiment::{Experiment, Mode, Select};
 use crate::objective::Objective;
-use crate::plugin::Record;
+use crate::plugin::{PluginSpec, Record};
 use crate::precision::Precision;
 use crate::progress::EpochMetrics;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
@@ -231,9 +231,10 @@ fn found(evaluation: &Evaluated) -> Vec<Found<'_>> {
         return vec![Found { measure, share: result.worst_case, evaluation }];
     }
     let measures = result.attacks.iter().enumerate().map(|(number, attack)| {
-        let steps = attack.attack.parse::<crate::plugin::PluginSpec>().ok().and_then(|spec| spec.steps());
+        let spec = attack.attack.parse::<PluginSpec>().ok();
+        let steps = spec.as_ref().and_then(PluginSpec::steps);
         let plugin = plugins.get(number).map_or("", |record| &record.manifest.name);
-        let in_paper = paper::attack_name(plugin, steps).filter(|_| own);
+        let in_paper = spec.filter(|_| own).and_then(|spec| paper::attack_name(plugin, &spec));
         let name = format!("{}{often}{elsewhere}", attack.attack);
         let measure = Measure { name, attack: Some((plugin.to_owned(), steps)), in_paper };
         Found { measure, share: attack.robust, evaluation }

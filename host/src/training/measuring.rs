@@ -184,12 +184,15 @@ impl Training {
             checkpoint::save(&folder.best(), self.progress.update, &weights, &self.progress)?;
         }
         let best = best_epoch(&self.progress.epochs).map_or(0, |best| best.epoch);
-        // What is averaged from some epoch on has not been scored before.
-        let begun = self.average.as_ref().is_none_or(Average::has_begun);
         if let Some(last) = self.progress.epochs.last_mut() {
-            let without_a_better = last.epoch - best;
+            // What is averaged from some epoch on has not been scored before that.
+            let steps_of_an_epoch = (self.optimizer.steps() / last.epoch as u64).max(1);
+            let scored = self.average.as_ref().map_or(last.epoch, |average| {
+                average.steps_in_it().div_ceil(steps_of_an_epoch) as usize
+            });
+            let without_a_better = (last.epoch - best).min(scored);
             last.stopped_early =
-                begun && last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
         }
         checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
         Ok(true)
