@@ -351,6 +351,11 @@ fn a_run_ends_early_when_no_epoch_scores_better() {
     let whole = command.replace("--epochs 9", "--epochs 3");
     place.host(&format!("{whole} --out whole")).ended_with(0);
     assert!(place.run("whole").metrics()[2].get("stopped_early").is_none());
+
+    // An average of the second half of eight epochs is scored twice before patience is at its end.
+    let averaged = command.replace("--epochs 9", "--epochs 8 --swa-from 0.5");
+    place.host(&format!("{averaged} --out averaged")).ended_with(0);
+    assert_eq!(place.run("averaged").metrics().len(), 6);
 }
 
 #[test]
