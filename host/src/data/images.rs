@@ -106,7 +106,9 @@ fn class_names(split: &Path) -> Result<Vec<String>> {
         if path.is_dir() {
             classes.push(name);
         } else if !path.exists() {
-            return Err(Error::new(format!("{} is a link to nothing", path.display())).fix("mend or remove it"));
+            return Err(
+                Error::new(format!("{} is a link to nothing", path.display())).fix("mend or remove it")
+            );
         } else if is_image(&name) {
             return Err(Error::new(format!("{} is in no class's folder", path.display()))
                 .fix("expected SPLIT/CLASS/IMAGE: move it into the folder of its class"));

@@ -326,7 +326,9 @@ impl<'a> Collector<'a> {
             }
         };
         if images.dim() == 4 && images.size()[0] == 0 {
-            return Err(Error::new("none fooled the model").fix("nothing is wrong; stronger attacks may find some"));
+            return Err(
+                Error::new("none fooled the model").fix("nothing is wrong; stronger attacks may find some")
+            );
         }
         let (labels, points, attacks) = (numbers("labels")?, numbers("points")?, numbers("attacks")?);
         let dataset = self.dataset(&run.record)?;
@@ -666,9 +668,8 @@ pub fn shell_words<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
 /// Which rows to show: the first of each label, then the next ones; of each point the first.
 fn one_of_each_class_first(labels: &[i64], points: &[i64], most: usize) -> Vec<i64> {
     let (mut seen, mut shown) = (BTreeSet::new(), BTreeSet::new());
-    let (first, others): (Vec<_>, Vec<_>) = (0..labels.len())
-        .filter(|row| shown.insert(points[*row]))
-        .partition(|row| seen.insert(labels[*row]));
+    let (first, others): (Vec<_>, Vec<_>) =
+        (0..labels.len()).filter(|row| shown.insert(points[*row])).partition(|row| seen.insert(labels[*row]));
     let mut chosen: Vec<_> = first.into_iter().chain(others).take(most).map(|row| row as i64).collect();
     chosen.sort_by_key(|row| labels[*row as usize]);
     chosen

@@ -187,9 +187,10 @@ impl Training {
         if let Some(last) = self.progress.epochs.last_mut() {
             // What is averaged from some epoch on has not been scored before that.
             let steps_of_an_epoch = (self.optimizer.steps() / last.epoch as u64).max(1);
-            let scored = self.average.as_ref().map_or(last.epoch, |average| {
-                average.steps_in_it().div_ceil(steps_of_an_epoch) as usize
-            });
+            let scored = self
+                .average
+                .as_ref()
+                .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
             let without_a_better = (last.epoch - best).min(scored);
             last.stopped_early =
                 last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
