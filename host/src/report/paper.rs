@@ -21,8 +21,8 @@ const SAME: f64 = 1e-4;
 /// Test points of MNIST and of CIFAR-10: a part of one is not it.
 const TEST_POINTS: usize = 10_000;
 
-/// The steps of PGD in evaluations of MNIST, and the plugin's default, and of CIFAR-10.
-const PGD_STEPS: [f64; 2] = [0.01, 2.0 / 255.0];
+/// What `pgd.so` takes where an evaluation does not say.
+const DEFAULT_STEP: f64 = 0.01;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +96,12 @@ impl Column {
             && (threat.epsilon - self.threat.epsilon).abs() < SAME
     }
 
+    /// Whether the PGD that it was evaluated with takes steps of this length, as far as is known.
+    pub fn takes_steps_of(&self, step_size: f64) -> bool {
+        let step = if self.data == "mnist" { 0.01 } else { 2.0 / 255.0 };
+        (step_size - step).abs() < SAME
+    }
+
     /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`,
     /// or that of an attack, see [`attack_name`].
     pub fn share(&self, figure: &str) -> Option<f64> {
@@ -109,15 +115,16 @@ fn option(spec: &PluginSpec, model: &str, key: &str) -> Option<Value> {
     options.get(key).or_else(|| PAPER.defaults.get(model)?.get(key)).cloned()
 }
 
-/// The paper's name for an attack that ran once: of a plugin called `plugin`, by this spec.
-pub fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<&'static str> {
+/// The paper's name for an attack that ran once, of a plugin called `plugin`, by this spec; and
+/// the length of PGD's steps.
+pub fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<(&'static str, Option<f64>)> {
     let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
     let step_size = options.get("step_size").and_then(Value::as_f64);
-    let usual = |size: f64| PGD_STEPS.iter().any(|step| (size - step).abs() < SAME);
+    let of_pgd = Some(step_size.unwrap_or(DEFAULT_STEP));
     match (plugin, spec.steps()) {
-        ("fgsm", None | Some(1)) if step_size.is_none() => Some("fgsm"),
-        ("pgd", None | Some(40)) if step_size.is_none_or(usual) => Some("pgd-40"),
-        ("pgd", Some(100)) if step_size.is_none_or(usual) => Some("pgd-100"),
+        ("fgsm", None | Some(1)) if step_size.is_none() => Some(("fgsm", None)),
+        ("pgd", None | Some(40)) => Some(("pgd-40", of_pgd)),
+        ("pgd", Some(100)) => Some(("pgd-100", of_pgd)),
         _ => None,
     }
 }
@@ -147,12 +154,15 @@ mod tests {
     #[test]
     fn attacks_with_other_steps_are_not_the_papers() {
         let name = |plugin: &str, spec: &str| attack_name(plugin, &spec.parse().expect("a spec"));
-        assert_eq!(name("fgsm", "fgsm.so"), Some("fgsm"));
+        assert_eq!(name("fgsm", "fgsm.so"), Some(("fgsm", None)));
         assert_eq!(name("fgsm", "fgsm.so,step_size=0.1"), None);
-        assert_eq!(name("pgd", "pgd.so"), Some("pgd-40"));
-        assert_eq!(name("pgd", "pgd.so,steps=100,step_size=0.007843"), Some("pgd-100"));
-        assert_eq!(name("pgd", "pgd.so,steps=40,step_size=0.0001"), None);
+        assert_eq!(name("pgd", "pgd.so"), Some(("pgd-40", Some(0.01))));
+        assert_eq!(name("pgd", "pgd.so,steps=100,step_size=0.5"), Some(("pgd-100", Some(0.5))));
         assert_eq!(name("pgd", "pgd.so,steps=20"), None);
+        for column in &PAPER.column {
+            let takes = [0.01, 0.007843, 0.0001].map(|step| column.takes_steps_of(step));
+            assert_eq!(takes, [column.data == "mnist", column.data != "mnist", false], "{}", column.name);
+        }
     }
 
     #[test]

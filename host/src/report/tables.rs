@@ -207,8 +207,8 @@ struct Measure {
     name: String,
     /// The attack's plugin and its steps; none for a suite.
     attack: Option<(String, Option<usize>)>,
-    /// What the paper calls it.
-    in_paper: Option<&'static str>,
+    /// What the paper calls it, and the length of PGD's steps.
+    in_paper: Option<(&'static str, Option<f64>)>,
 }
 
 /// A share with what it was measured on.
@@ -225,7 +225,7 @@ fn found(evaluation: &Evaluated) -> Vec<Found<'_>> {
     let often = if *restarts > 1 { format!(", {restarts} restarts") } else { String::new() };
     let own = elsewhere.is_empty() && often.is_empty();
     if let Some(suite) = suite {
-        let in_paper = (own && suite == "autoattack").then_some("autoattack");
+        let in_paper = (own && suite == "autoattack").then_some(("autoattack", None));
         let name = format!("{suite}{often}{elsewhere}");
         let measure = Measure { name, attack: None, in_paper };
         return vec![Found { measure, share: result.worst_case, evaluation }];
@@ -381,8 +381,10 @@ fn paper_row(table: &mut Table, column: &Column, measures: &[Measure]) -> Vec<Ce
     ];
     let mut suite_shown = false;
     for measure in measures {
-        let mut cell = measure.in_paper.map_or(empty(), share);
-        if let (Some("autoattack"), Some(doubt)) = (measure.in_paper, &column.doubt) {
+        let same = |(_, steps): &(_, Option<f64>)| steps.is_none_or(|size| column.takes_steps_of(size));
+        let figure = measure.in_paper.filter(same).map(|(figure, _)| figure);
+        let mut cell = figure.map_or(empty(), share);
+        if let (Some("autoattack"), Some(doubt)) = (figure, &column.doubt) {
             cell.notes.push(table.note(doubt));
             suite_shown = true;
         }

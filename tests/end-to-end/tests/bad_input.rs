@@ -313,7 +313,7 @@ fn images_that_do_not_fit_the_model() {
 fn more_training_points_than_there_are() {
     let place = Place::with_digits(8, 60);
     train_refuses(&place, "--train-points 61", &["train_points", "1 to 60", "got 61"]);
-    train_refuses(&place, "--validation-points 60", &["train_points", "60 for validation"]);
+    train_refuses(&place, "--validation-points 60", &["validation_points", "fewer than the 60", "got 60"]);
 }
 
 // ------------------------------------------------------------------------------- the command

@@ -427,7 +427,9 @@ fn mistakes_are_refused_before_anything_is_written() {
     place.refuses("sweep small.toml --out digits", &["digits already exists and holds no sweep"]);
     place.refuses("sweep small.toml --task 4/3", &["--task", "4/3"]);
     // A sweep's file is no experiment.
-    place.refuses("train --config small.toml --out run", &["small.toml, line 14: unknown field `sweep`"]);
+    place
+        .refuses("train --config small.toml --out run", &["small.toml: expected one experiment, got a sweep"])
+        .explains(&["host sweep small.toml"]);
 }
 
 #[test]
