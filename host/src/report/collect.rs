@@ -413,48 +413,47 @@ fn read_sweep(path: &Path) -> Result<(Sweep, Vec<PathBuf>)> {
     };
     let mut gaps = Vec::new();
     let mut gap = |what| gaps.push(Gap { part: Part::Evaluations, what, fix: sweep_command(path) });
-    let summary = read().or_else(|why| {
-        // Killed before its first summary, or damaged: the runs' folders say all of it.
-        let nothing = Summary { runs: Vec::new(), groups: None };
-        let Some((rebuilt, _)) = newer_than(&nothing, path)? else { return Err(why) };
-        gap(format!("{}: shown is what the runs' folders say of the sweep", why.first_line()));
-        Ok::<_, Error>(rebuilt)
-    });
-    let summary = match summary {
-        Ok(mut summary) => {
-            match newer_than(&summary, path) {
-                Ok(None) => {}
-                Ok(Some((newer, stale))) => {
-                    summary = newer;
-                    gap(format!(
-                        "the sweep's summary.json is old: shown is what the runs' folders say of {}",
-                        stale.join("; ")
-                    ));
-                }
-                Err(why) => gap(format!(
-                    "the sweep's summary.json may be old, and cannot be compared with its runs: {}",
-                    why.first_line()
-                )),
-            }
-            for row in &summary.runs {
-                if row.status != Status::Waiting
-                    && row.status != Status::Failed
-                    && !path.join(&row.run).join(RUN_FILE).is_file()
-                {
-                    gap(format!(
-                        "{} is {} by the sweep's summary.json, but its folder is gone: there is no more to show of it",
-                        row.run,
-                        row.status.name()
-                    ));
-                }
-            }
-            Some(summary)
+    let known = read();
+    let nothing = Summary { runs: Vec::new(), groups: None };
+    let newer = newer_than(known.as_ref().unwrap_or(&nothing), path);
+    let summary = match (known, newer) {
+        (Ok(known), Ok(None)) => Some(known),
+        (Ok(_), Ok(Some((newer, stale)))) => {
+            gap(format!(
+                "the sweep's summary.json is old: shown is what the runs' folders say of {}",
+                stale.join("; ")
+            ));
+            Some(newer)
         }
-        Err(why) => {
+        (Ok(known), Err(why)) => {
+            gap(format!(
+                "the sweep's summary.json may be old, and cannot be compared with its runs: {}",
+                why.first_line()
+            ));
+            Some(known)
+        }
+        // Killed before its first summary, or damaged: the runs' folders say all of it.
+        (Err(why), Ok(Some((rebuilt, _)))) => {
+            gap(format!("{}: shown is what the runs' folders say of the sweep", why.first_line()));
+            Some(rebuilt)
+        }
+        (Err(why), Ok(None)) | (Err(_), Err(why)) => {
             gap(format!("the sweep's summary cannot be shown: {}", why.first_line()));
             None
         }
     };
+    for row in summary.iter().flat_map(|summary| &summary.runs) {
+        if row.status != Status::Waiting
+            && row.status != Status::Failed
+            && !path.join(&row.run).join(RUN_FILE).is_file()
+        {
+            gap(format!(
+                "{} is {} by the sweep's summary.json, but its folder is gone: there is no more to show of it",
+                row.run,
+                row.status.name()
+            ));
+        }
+    }
     let runs: Vec<_> = match &summary {
         Some(summary) => summary.runs.iter().map(|row| path.join(&row.run)).collect(),
         None => {

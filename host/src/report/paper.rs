@@ -21,9 +21,6 @@ const SAME: f64 = 1e-4;
 /// Test points of MNIST and of CIFAR-10: a part of one is not it.
 const TEST_POINTS: usize = 10_000;
 
-/// What `pgd.so` takes where an evaluation does not say.
-const DEFAULT_STEP: f64 = 0.01;
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Paper {
@@ -49,6 +46,8 @@ pub struct Column {
     pub sampler: String,
     /// The threat model.
     pub threat: Threat,
+    /// Length of the steps of the PGD that it was evaluated with, as far as is known.
+    pgd_step_size: f64,
     /// Epochs of training.
     pub epochs: usize,
     /// Seconds of training, where they are printed.
@@ -96,10 +95,9 @@ impl Column {
             && (threat.epsilon - self.threat.epsilon).abs() < SAME
     }
 
-    /// Whether the PGD that it was evaluated with takes steps of this length, as far as is known.
+    /// Whether the PGD that it was evaluated with takes steps of this length.
     pub fn takes_steps_of(&self, step_size: f64) -> bool {
-        let step = if self.data == "mnist" { 0.01 } else { 2.0 / 255.0 };
-        (step_size - step).abs() < SAME
+        (step_size - self.pgd_step_size).abs() < SAME
     }
 
     /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`,
@@ -109,22 +107,20 @@ impl Column {
     }
 }
 
-/// An option of a model as a spec gives it, or else as its plugin takes it.
-fn option(spec: &PluginSpec, model: &str, key: &str) -> Option<Value> {
+/// An option of a plugin as a spec gives it, or else as the plugin takes it.
+fn option(spec: &PluginSpec, plugin: &str, key: &str) -> Option<Value> {
     let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
-    options.get(key).or_else(|| PAPER.defaults.get(model)?.get(key)).cloned()
+    options.get(key).or_else(|| PAPER.defaults.get(plugin)?.get(key)).cloned()
 }
 
 /// The paper's name for an attack that ran once, of a plugin called `plugin`, by this spec; and
 /// the length of PGD's steps.
 pub fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<(&'static str, Option<f64>)> {
-    let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
-    let step_size = options.get("step_size").and_then(Value::as_f64);
-    let of_pgd = Some(step_size.unwrap_or(DEFAULT_STEP));
+    let step_size = option(spec, plugin, "step_size").and_then(|size| size.as_f64());
     match (plugin, spec.steps()) {
         ("fgsm", None | Some(1)) if step_size.is_none() => Some(("fgsm", None)),
-        ("pgd", None | Some(40)) => Some(("pgd-40", of_pgd)),
-        ("pgd", Some(100)) => Some(("pgd-100", of_pgd)),
+        ("pgd", None | Some(40)) => Some(("pgd-40", step_size)),
+        ("pgd", Some(100)) => Some(("pgd-100", step_size)),
         _ => None,
     }
 }
