@@ -204,7 +204,10 @@ pub struct ExperimentFlags {
     /// Epochs over which the learning rate rises from 0
     #[arg(long, value_name = "N")]
     warmup_epochs: Option<f64>,
-    /// Epochs over which epsilon rises from 0
+    /// Radius of the ball that is trained in, in epsilons of the threat model
+    #[arg(long, value_name = "FACTOR")]
+    epsilon_scale: Option<f64>,
+    /// Epochs over which that radius rises from 0
     #[arg(long, value_name = "N")]
     warmup_epsilon: Option<f64>,
     /// Evaluate an exponential moving average of the weights, of which every step keeps this
@@ -307,6 +310,7 @@ impl TrainArguments {
         train.step_factor = flags.step_factor.or(train.step_factor);
         train.peak_at = flags.peak_at.or(train.peak_at);
         set(&mut train.warmup_epochs, &flags.warmup_epochs);
+        set(&mut train.epsilon_scale, &flags.epsilon_scale);
         set(&mut train.warmup_epsilon, &flags.warmup_epsilon);
         set(&mut train.average, &flags.average);
         train.swa_from = flags.swa_from.or(train.swa_from);

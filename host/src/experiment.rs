@@ -168,7 +168,10 @@ pub struct Train {
     /// Epochs over which the learning rate rises from 0; may be a fraction. The one-cycle
     /// schedule rises by itself.
     pub warmup_epochs: f64,
-    /// Epochs over which epsilon rises from 0 while training; may be a fraction.
+    /// Radius of the ball that is trained in, in epsilons of the threat model, above 0. A
+    /// classifier is judged (`probe`, `trace`, `host eval`) within the threat model itself.
+    pub epsilon_scale: f64,
+    /// Epochs over which that radius rises from 0; may be a fraction.
     pub warmup_epsilon: f64,
     /// Evaluate an exponential moving average of the weights, of which every step keeps this
     /// share; 0 evaluates the weights themselves.
@@ -278,6 +281,7 @@ impl Default for Train {
             step_factor: None,
             peak_at: None,
             warmup_epochs: 0.0,
+            epsilon_scale: 1.0,
             warmup_epsilon: 0.0,
             average: 0.0,
             swa_from: None,
@@ -319,6 +323,11 @@ impl Train {
 }
 
 impl Experiment {
+    /// The ball that particles live in while training.
+    pub fn training_threat(&self) -> ThreatModel {
+        ThreatModel { epsilon: self.threat.epsilon * self.train.epsilon_scale, ..self.threat }
+    }
+
     /// Reads an experiment file.
     ///
     /// # Errors
@@ -369,7 +378,7 @@ impl Experiment {
             self.train;
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval) = (&self.train, &self.eval);
-        let checks: [(bool, &str, &str, String); 23] = [
+        let checks: [(bool, &str, &str, String); 24] = [
             (
                 epsilon >= 0.0 && epsilon.is_finite(),
                 "threat.epsilon",
@@ -423,6 +432,12 @@ impl Experiment {
                 "train.warmup_epochs",
                 "a number from 0 to train.epochs",
                 warmup_epochs.to_string(),
+            ),
+            (
+                train.epsilon_scale > 0.0 && train.epsilon_scale.is_finite(),
+                "train.epsilon_scale",
+                "a number above 0",
+                train.epsilon_scale.to_string(),
             ),
             (
                 (0.0..=train.epochs as f64).contains(&warmup_epsilon),

@@ -123,7 +123,7 @@ impl Training {
                     &examples,
                     particles,
                     sampler.state_tensors,
-                    experiment.threat,
+                    experiment.training_threat(),
                     store,
                     store_file.as_deref(),
                 )
@@ -134,7 +134,7 @@ impl Training {
                 .note("because", "no chain begins in the particle store (sampler, train.start)"));
         }
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
-            store.begin_at_uniform_draws(&examples, &experiment.threat, experiment.train.seed)?;
+            store.begin_at_uniform_draws(&examples, &experiment.training_threat(), experiment.train.seed)?;
         }
         let schedule = experiment.schedule(count.div_ceil(experiment.train.batch));
         let mut training = Self {
@@ -383,7 +383,7 @@ impl Training {
     fn begin_visit<'a>(&self, minibatch: &'a Minibatch, draws: &Draws) -> Result<Visit<'a>> {
         let Minibatch { points, labels, seen: natural, transformation, stored, .. } = minibatch;
         let stored = stored.as_ref().map(|stored| transformation.carry(stored));
-        let mut threat = self.experiment.threat;
+        let mut threat = self.experiment.training_threat();
         let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
         let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);
         threat.epsilon *= risen.min(1.0);

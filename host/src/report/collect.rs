@@ -391,7 +391,7 @@ impl<'a> Collector<'a> {
         let dataset = self.dataset(&run.record)?;
         let (points, _) = training::split(experiment, &dataset)?;
         let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
-        let (format, threat) = (experiment.train.store, experiment.threat);
+        let (format, threat) = (experiment.train.store, experiment.training_threat());
         let mut store = ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
         store.load_state(&saved)?;
         distances(&store, &examples, experiment.train.particles, threat).map(Some)

@@ -105,7 +105,8 @@ impl<'a> Document<'a> {
         let runs = collection.runs.iter().map(|run| {
             let name = file_name(&format!("run-{}", run.name), &mut taken);
             let threat = &run.record.experiment.threat;
-            let distances = run.distances.as_ref().map(|found| plots::distances(found, threat, &name));
+            let trained_in = &run.record.experiment.training_threat();
+            let distances = run.distances.as_ref().map(|found| plots::distances(found, trained_in, &name));
             let classes = match run.record.data.name.as_str() {
                 "cifar-10" => &CIFAR_CLASSES.map(str::to_owned),
                 _ => run.record.data.class_names.as_slice(),

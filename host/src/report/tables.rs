@@ -414,6 +414,9 @@ fn method(experiment: &Experiment, last: Option<&EpochMetrics>) -> String {
     if train.replay > 1 {
         let _ = write!(method, ", {} replays", train.replay);
     }
+    if train.epsilon_scale != 1.0 {
+        let _ = write!(method, "; in {} epsilon", train.epsilon_scale);
+    }
     if train.particles > 1 {
         let _ = write!(method, "; {} particles", train.particles);
     }

@@ -152,6 +152,14 @@ fn chains_begin_where_they_are_told() {
     let growing = distances("uniform-store", "--warmup-epsilon 1");
     assert!(growing.iter().all(|distance| *distance <= 0.05 + 1e-6));
     assert!(growing.iter().any(|distance| *distance > 0.049));
+    // Twice the ball to train in, and the threat model to be judged within.
+    let scale = "--epsilon-scale 2";
+    let scaled = distances("uniform-store", scale);
+    assert!(scaled.iter().all(|distance| *distance <= 0.2 + 1e-6));
+    assert!(scaled.iter().any(|distance| *distance > 0.19));
+    let judged = format!("uniform-store{}", scale.len());
+    place.host(&format!("eval {judged} --attack fgsm.so --points 20")).succeeds();
+    assert_eq!(place.run(&judged).evaluations()[0]["threat"]["epsilon"], 0.1);
 
     for start in ["natural", "uniform"] {
         place.host(&format!("{TRAIN} --epochs 1 --start {start} --out {start}")).succeeds();
@@ -338,6 +346,10 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
     place.refuses(
         &format!("{TRAIN} --warmup-epsilon 9"),
         &["train.warmup_epsilon: expected a number from 0 to train.epochs, got 9"],
+    );
+    place.refuses(
+        &format!("{TRAIN} --epsilon-scale 0"),
+        &["train.epsilon_scale: expected a number above 0, got 0"],
     );
 }
 
