@@ -418,26 +418,15 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
             };
             runs.iter().map(one).filter(|series| !series.points.is_empty()).collect::<Vec<_>>()
         };
-        let ends: Vec<_> = runs
-            .iter()
-            .filter_map(|run| {
-                let last = run.trace.last()?;
-                Some(format!(
-                    "{} ends at {:.2} per cent after {} passes",
-                    run.name,
-                    100.0 * (1.0 - last.attack_accuracy),
-                    last.passes_per_sample
-                ))
-            })
-            .collect();
         let cost_in_backprops = |run: &Run, point: &TracePoint| {
             let train = &run.record.experiment.train;
             let counted = train.objective == Objective::CrossEntropy;
             counted.then(|| backprops(point, run.record.data.train_points, train.batch, train.particles))
         };
-        for (name, x, title, caption, series) in [
+        for (name, unit, x, title, caption, series) in [
             (
                 "trace-passes",
+                "passes",
                 "passes per training point",
                 "Error against passes",
                 "Error under attack while training, against all passes that training took: one forward and one \
@@ -446,6 +435,7 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
             ),
             (
                 "trace-backprops",
+                "backprops",
                 "backprops per training point, as the paper counts",
                 "Error against backprops as the paper counts them",
                 "The same against one backprop for each gradient that moves the particles, or one for each step of the \
@@ -458,6 +448,14 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
             if series.is_empty() {
                 continue;
             }
+            let ends: Vec<_> = series
+                .iter()
+                .filter_map(|Series { name, points }| {
+                    let (cost, error) = points.last()?;
+                    let cost = (10.0 * cost).round() / 10.0;
+                    Some(format!("{name}: ends at {error:.2} per cent after {cost} {unit}"))
+                })
+                .collect();
             let panel = Panel {
                 x: Axis { title: x, scale: Scale::Log },
                 y: Axis::percent("error under attack, %"),

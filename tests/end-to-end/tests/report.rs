@@ -219,7 +219,9 @@ fn figures_show_what_is_there() {
         assert_eq!(svg.matches("<circle").count(), 3, "{figure}");
         assert!(svg.contains(axis), "{figure}");
     }
-    assert!(page.contains("other ends at 25.00 per cent after 6 passes"));
+    for cost in ["6 passes", "3 backprops"] {
+        assert!(page.contains(&format!(": ends at 25.00 per cent after {cost}")), "{cost}");
+    }
     let strip = read(&place, "report/run-other-examples.svg");
     let pictures = strip.matches("data:image/png;base64").count();
     assert!(pictures >= 3 && pictures.is_multiple_of(3), "{pictures} pictures in threes");
