@@ -40,8 +40,8 @@ class Run:
         newest = max(path for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
         # What `host eval` evaluates: the average of the weights where the run keeps one.
         average = newest / "average.safetensors"
-        weights = average if average.exists() else newest / "weights.safetensors"
-        self.net = network(self.architecture, load_file(weights))
+        self.weights = average if average.exists() else newest / "weights.safetensors"
+        self.net = network(self.architecture, load_file(self.weights))
         images, labels = test_set(Path(self.record["experiment"]["data"]["folder"]) / "mnist")
         self.images, self.labels = images, labels
 

@@ -4,17 +4,24 @@ points with several seeds; FGSM and PGD beside foolbox's.
 A figure of an attack that draws random numbers agrees when ours, the mean over seeds, lies
 within the authors' smallest and largest. FAB without restarts and FGSM draw none, so that the
 verdict on every point should be the same: how many are is told, and each that is not is listed.
+
+It takes two hours of one core. What a run's attack led to is kept in --keep, and found again while the
+network, the settings and our programs stay as they are: a comparison that was interrupted goes on,
+and --members deals it out to several processes, which a last one without it puts together.
 """
 
 import argparse
+import hashlib
 import itertools
+import json
+from pathlib import Path
 
 import foolbox
 import numpy
 import torch
 from safetensors.torch import load_file
 
-from oracle import MEMBERS, Host, Run, arguments, authors, show
+from oracle import HOST, MEMBERS, ROOT, Host, Run, arguments, authors, show
 
 
 def fooled_by_foolbox(run, attack, indices, batch, seed):
@@ -77,10 +84,65 @@ def differing(run, name, saved, theirs, candidates):
     return rows
 
 
+def compare(run, host, name, spec, chosen):
+    """The verdicts of both sides on the points, for every seed, and the rows of those that differ
+    where nothing was drawn."""
+    ours, theirs, close_calls = [], [], []
+    for seed in range(1 if name in DETERMINISTIC else chosen.seeds):
+        saved = host.evaluate(chosen.points, seed, "--attack", spec, "--save-examples")
+        indices = torch.tensor(saved["verdicts"]["indices"])
+        ours.append(saved["verdicts"]["attacks"][0])
+        if name in MEMBERS:
+            stands, candidates, _ = authors(run, [name], seed, indices, chosen.batch)
+        else:
+            attack = foolbox_attacks()[name]
+            stands, candidates = fooled_by_foolbox(run, attack, indices, chosen.batch, seed)
+        theirs.append(stands.tolist())
+        if name in DETERMINISTIC:
+            close_calls = differing(run, name, saved, theirs[0], candidates)
+    return {"ours": ours, "theirs": theirs, "close_calls": close_calls}
+
+
+def digest(*paths):
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def kept(run, host, name, spec, chosen):
+    """What `compare` says, now or before."""
+    libraries = [HOST.parent / f"lib{plugin}.so" for plugin in (spec.split(".so")[0], "cnn")]
+    decided_by = [digest(run.weights, HOST, *libraries), run.folder.name, run.norm, run.epsilon, name, spec]
+    decided_by += [chosen.points, chosen.seeds, chosen.batch, chosen.threads]
+    path = chosen.keep / f"{hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        found = compare(run, host, name, spec, chosen)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".new")
+        unfinished.write_text(json.dumps(found))
+        unfinished.rename(path)
+    return json.loads(path.read_text())
+
+
+def row(run, name, found, points):
+    ours, theirs = (numpy.array(found[side]) for side in ("ours", "theirs"))
+    mine, yours = [percent(one) for one in ours], [percent(one) for one in theirs]
+    if name in DETERMINISTIC:
+        agrees = f"on {numpy.sum(ours[0] == theirs[0])} of {points} points"
+    else:
+        agrees = "yes" if min(yours) <= numpy.mean(mine) <= max(yours) else "no"
+    return (
+        f"| {run.folder.name} ({run.architecture}) | {name} "
+        f"| {numpy.mean(mine):.2f} ({min(mine):.1f} to {max(mine):.1f}) "
+        f"| {numpy.mean(yours):.2f} ({min(yours):.1f} to {max(yours):.1f}) "
+        f"| {agrees} | {disagreement(ours, theirs):.2f} ({within(theirs):.2f}) |"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--members", nargs="*", default=list(MEMBERS), choices=list(MEMBERS))
+    attacks = MEMBERS | {spec: spec for spec in foolbox_attacks()}
+    parser.add_argument("--members", nargs="*", default=list(attacks), choices=list(attacks))
+    parser.add_argument("--keep", type=Path, default=ROOT / "target/parity")
     chosen = arguments(parser)
     lines = [
         f"{chosen.points} test points, {chosen.seeds} seeds, batch {chosen.batch}; accuracy in per cent,"
@@ -94,33 +156,12 @@ def main():
     for folder in chosen.runs:
         run = Run(folder)
         host = Host(run, chosen.threads, chosen.batch)
-        sides = {member: MEMBERS[member] for member in chosen.members}
-        foolboxes = foolbox_attacks() if run.norm == "Linf" else {}
-        for name, spec in list(sides.items()) + [(spec, spec) for spec in foolboxes]:
-            ours, theirs = [], []
-            for seed in range(1 if name in DETERMINISTIC else chosen.seeds):
-                saved = host.evaluate(chosen.points, seed, "--attack", spec, "--save-examples")
-                indices = torch.tensor(saved["verdicts"]["indices"])
-                ours.append(numpy.array(saved["verdicts"]["attacks"][0]))
-                if name in foolboxes:
-                    stands, candidates = fooled_by_foolbox(
-                        run, foolboxes[name], indices, chosen.batch, seed
-                    )
-                else:
-                    stands, candidates, _ = authors(run, [name], seed, indices, chosen.batch)
-                theirs.append(stands.numpy())
-            mine, yours = [percent(one) for one in ours], [percent(one) for one in theirs]
-            if name in DETERMINISTIC:
-                close_calls += differing(run, name, saved, theirs[0], candidates)
-                agrees = f"on {numpy.sum(ours[0] == theirs[0])} of {chosen.points} points"
-            else:
-                agrees = "yes" if min(yours) <= numpy.mean(mine) <= max(yours) else "no"
-            lines.append(
-                f"| {run.folder.name} ({run.architecture}) | {name} "
-                f"| {numpy.mean(mine):.2f} ({min(mine):.1f} to {max(mine):.1f}) "
-                f"| {numpy.mean(yours):.2f} ({min(yours):.1f} to {max(yours):.1f}) "
-                f"| {agrees} | {disagreement(ours, theirs):.2f} ({within(theirs):.2f}) |"
-            )
+        for name in chosen.members:
+            if name not in MEMBERS and run.norm != "Linf":
+                continue
+            found = kept(run, host, name, attacks[name], chosen)
+            close_calls += found["close_calls"]
+            lines.append(row(run, name, found, chosen.points))
             print(lines[-1], flush=True)
     lines += ["", *explanation(close_calls)]
     show(lines, chosen.out)
