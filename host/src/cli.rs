@@ -50,6 +50,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a classifier against a sampler's adversarial distribution
+    #[command(allow_negative_numbers = true)]
     Train(Box<TrainArguments>),
     /// Measure what a trained classifier withstands
     Eval(EvalArguments),

@@ -348,8 +348,8 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &["train.warmup_epsilon: expected a number from 0 to train.epochs, got 9"],
     );
     place.refuses(
-        &format!("{TRAIN} --epsilon-scale 0"),
-        &["train.epsilon_scale: expected a number above 0, got 0"],
+        &format!("{TRAIN} --epsilon-scale -1"),
+        &["train.epsilon_scale: expected a number above 0, got -1"],
     );
 }
 
