@@ -79,7 +79,7 @@ of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or
 #[derive(Debug, Args)]
 #[command(
     after_help = "By itself, host train does what examples/mnist-demo.toml says: MNIST, architecture B, linf 0.3,
-mode fused with 10 replays and Langevin, one epoch. With --sampler, --mode, --objective or
+mode fused with 5 replays and Langevin in a ball of 1.2 epsilon, two epochs. With --sampler, --mode, --objective or
 --sampler-gradient, what is not said is that of Algorithm 1 in five epochs
 (examples/mnist-algorithm-1.toml); so it is in a config file. Stopped with Ctrl-C, a run saves a
 checkpoint and goes on later with --resume, bit for bit as if it had never been stopped."

@@ -238,8 +238,8 @@ impl Experiment {
     /// against AutoAttack that ten passes per sample buy (docs/study.md).
     pub fn recipe() -> Self {
         let mut recipe = Self::default();
-        let Train { mode, replay, epochs, warmup_epsilon, .. } = &mut recipe.train;
-        (*mode, *replay, *epochs, *warmup_epsilon) = (Mode::Fused, 10, 1, 0.4);
+        let Train { mode, replay, epochs, epsilon_scale, warmup_epsilon, .. } = &mut recipe.train;
+        (*mode, *replay, *epochs, *epsilon_scale, *warmup_epsilon) = (Mode::Fused, 5, 2, 1.2, 0.8);
         recipe
     }
 }
