@@ -34,10 +34,15 @@ pub(super) fn ink_of_series(number: usize) -> RGBColor {
     INKS[2 + number % MOST_SERIES].0
 }
 
+/// As plotters writes a colour into SVG.
+pub(super) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
+    format!("#{red:02X}{green:02X}{blue:02X}")
+}
+
 /// Rules of a style sheet that give a figure's colours their dark counterparts.
 pub fn dark_style() -> String {
-    let rule = |(RGBColor(red, green, blue), dark): &(RGBColor, &str)| {
-        let light = format!("#{red:02X}{green:02X}{blue:02X}");
+    let rule = |(light, dark): &(RGBColor, &str)| {
+        let light = hex(*light);
         format!(
             "figure svg [fill=\"{light}\"]{{fill:{dark}}}figure svg [stroke=\"{light}\"]{{stroke:{dark}}}"
         )

@@ -7,7 +7,6 @@ use crate::report::collect::{Example, Strip};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::html;
-use plotters::prelude::*;
 use plugin_api::{Norm, ThreatModel};
 use resvg::tiny_skia;
 use tch::{Kind, Tensor};
@@ -112,10 +111,6 @@ fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     };
     let scale = if threat.norm == Norm::Linf { threat.epsilon } else { largest() };
     scale.max(1e-6)
-}
-
-fn hex(RGBColor(red, green, blue): RGBColor) -> String {
-    format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
 /// An image `[C, H, W]` (C is 1 or 3; of other numbers the first is shown), from 0 to 1, as PNG.
