@@ -82,7 +82,7 @@ pub fn column_of(record: &RunRecord) -> Option<&'static Column> {
 impl Column {
     fn is_of(&self, record: &RunRecord) -> bool {
         let sampler = record.plugins.sampler.as_ref();
-        let threat = record.experiment.training_threat();
+        let threat = record.experiment.threat;
         let model = &record.plugins.model.manifest.name;
         let option = |key| option(&record.experiment.model, model, key);
         record.data.name == self.data
