@@ -2,9 +2,11 @@
 
 use crate::{Error, Result};
 use plugin_api::{LIBTORCH, first_line};
+use std::ffi::{CStr, c_char};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, TchError, Tensor};
+use torch_sys::C_tensor;
 
 /// A device by its name: `cpu`, `cuda` or `cuda:N`.
 ///
@@ -20,16 +22,19 @@ pub fn parse(name: &str) -> std::result::Result<Device, String> {
     device.ok_or_else(|| format!("expected cpu, cuda or cuda:N, got `{name}`"))
 }
 
-/// Makes a device usable, or says what is missing. CUDA's library is loaded here and nowhere
-/// else: a program linked to it would not start where NVIDIA's libraries are absent.
+unsafe extern "C" {
+    fn host_exact_cuda();
+    fn host_upload(tensor: *const C_tensor, index: i64, copy: *mut *mut C_tensor) -> *const c_char;
+}
+
+/// Makes a device usable, or says what is missing.
 ///
 /// # Errors
 /// If CUDA was asked for and libtorch was built without it, an NVIDIA library is missing, or
 /// no GPU answers.
 pub fn open(device: Device) -> Result<Device> {
     let Device::Cuda(index) = device else { return Ok(device) };
-    let folder = libtorch_folder()?;
-    load_cuda(&folder.join("libtorch_cuda.so"))?;
+    load_cuda()?;
     match Tensor::f_zeros([1], (Kind::Float, device)) {
         Ok(_) => Ok(device),
         Err(error) => {
@@ -39,8 +44,15 @@ pub fn open(device: Device) -> Result<Device> {
     }
 }
 
-fn load_cuda(library: &Path) -> Result<()> {
+/// Loads libtorch's CUDA half, here and nowhere else: a program linked to it would not start where
+/// NVIDIA's libraries are absent. libtorch looks for it once and remembers what it found: nothing may
+/// have asked for a GPU before. Afterwards f32 is f32 on a GPU, not TF32.
+///
+/// # Errors
+/// If libtorch was built without CUDA, or an NVIDIA library is missing.
+pub fn load_cuda() -> Result<()> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    let library = libtorch_folder()?.join("libtorch_cuda.so");
     if !library.is_file() {
         return Err(Error::new(format!("this libtorch ({LIBTORCH}) was built without CUDA"))
             .note("missing", library.display())
@@ -48,9 +60,11 @@ fn load_cuda(library: &Path) -> Result<()> {
     }
     // SAFETY: opening runs the initialisers of libtorch's own CUDA half, which register its
     // kernels; it belongs to the libtorch that is already loaded from the same folder.
-    match unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) } {
+    match unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
+            // SAFETY: this sets flags of libtorch's global context.
+            unsafe { host_exact_cuda() };
             Ok(())
         }
         Err(error) => {
@@ -80,9 +94,23 @@ fn libtorch_folder() -> Result<PathBuf> {
 /// If libtorch cannot.
 pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, TchError> {
     match device {
-        Device::Cpu => Ok(tensor.shallow_clone()),
-        _ => tensor.f_pin_memory(device)?.f_to_device_(device, tensor.f_kind()?, true, false),
+        Device::Cuda(index) => {
+            let mut copy = std::ptr::null_mut();
+            // SAFETY: the tensor lives during the call.
+            match refusal(unsafe { host_upload(tensor.as_ptr(), index as i64, &mut copy) }) {
+                // SAFETY: nothing was refused: `copy` is a tensor that nobody else owns.
+                None => Ok(unsafe { Tensor::from_ptr(copy) }),
+                Some(why) => Err(TchError::Torch(why)),
+            }
+        }
+        _ => tensor.f_to_device(device),
     }
+}
+
+/// What a function of `libtorch.cpp` returned: why it refused, if it did.
+pub(crate) fn refusal(message: *const c_char) -> Option<String> {
+    // SAFETY: such a message is a string that lives until this thread's next call of one.
+    (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
 }
 
 /// Keeps freed memory in the process: by default glibc returns large activations to the

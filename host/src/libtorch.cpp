@@ -1,6 +1,7 @@
-// What libtorch's Rust binding lacks: autocast for a CPU, and optimiser steps that move all
-// weights in one call and one walk through memory.
+// What libtorch's Rust binding lacks: autocast for a CPU, how a GPU computes, copies to it that
+// nobody waits for, and optimiser steps that move all weights in one call and one walk through memory.
 
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -36,19 +37,27 @@ Tensors laid_like(const Tensors& tensors, const Tensors& parameters) {
     return laid;
 }
 
-// Runs `step` on parameters that lie without gaps, and returns what libtorch refused, if anything.
-template <typename Step> const char* run(const Tensors& parameters, Step step) {
+// Works, and returns what libtorch refused, if anything; the message lives until this thread's next
+// call.
+template <typename Work> const char* attempt(Work work) {
     thread_local std::string refused;
     try {
-        const Tensors dense = laid_like(parameters, parameters);
-        step(dense);
-        for (size_t index = 0; index < dense.size(); ++index)
-            if (!dense[index].is_same(parameters[index])) parameters[index].copy_(dense[index]);
+        work();
         return nullptr;
     } catch (const std::exception& error) {
         refused = error.what();
         return refused.c_str();
     }
+}
+
+// Runs `step` on parameters that lie without gaps.
+template <typename Step> const char* run(const Tensors& parameters, Step step) {
+    return attempt([&] {
+        const Tensors dense = laid_like(parameters, parameters);
+        step(dense);
+        for (size_t index = 0; index < dense.size(); ++index)
+            if (!dense[index].is_same(parameters[index])) parameters[index].copy_(dense[index]);
+    });
 }
 
 }  // namespace
@@ -62,6 +71,24 @@ extern "C" void host_autocast_begin(bool cuda) {
 extern "C" void host_autocast_end(bool cuda) {
     at::autocast::set_autocast_enabled(device_of(cuda), false);
     at::autocast::clear_cache();
+}
+
+// By default convolutions of f32 are TF32 on a GPU: ten bits of significand, where f32 has 23. And
+// cuDNN may choose algorithms that add in another order each time.
+extern "C" void host_exact_cuda() {
+    at::globalContext().setAllowTF32CuDNN(false);
+    at::globalContext().setAllowTF32CuBLAS(false);
+    at::globalContext().setDeterministicCuDNN(true);
+    at::globalContext().setBenchmarkCuDNN(false);
+}
+
+// A copy of a tensor in CUDA device number `index`'s memory, by way of memory that is pinned until it
+// is there; whoever called owns it.
+extern "C" const char* host_upload(const at::Tensor* tensor, int64_t index, at::Tensor** copy) {
+    return attempt([&] {
+        const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
+        *copy = new at::Tensor(tensor->pin_memory().to(device, /*non_blocking=*/true));
+    });
 }
 
 // `moments` are absent (0 of them) without momentum, or as many as parameters.

@@ -4,11 +4,12 @@
 //! read out for a checkpoint; the steps are libtorch's fused ones, which move all weights in one
 //! walk through memory and make no temporaries.
 
+use crate::device::refusal;
 use crate::{Error, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -223,11 +224,9 @@ fn pointers(chosen: &[usize], tensors: &[Tensor]) -> Vec<*mut C_tensor> {
 }
 
 /// Panics with what libtorch refused, as its other in-place operations do.
-fn check(refused: *const c_char) {
-    if !refused.is_null() {
-        // SAFETY: the message is a string that lives until this thread's next step.
-        let message = unsafe { CStr::from_ptr(refused) };
-        panic!("{}", message.to_string_lossy());
+fn check(message: *const c_char) {
+    if let Some(why) = refusal(message) {
+        panic!("{why}");
     }
 }
 

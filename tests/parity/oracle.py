@@ -30,7 +30,7 @@ MEMBERS = {
 class Run:
     """A run of `host train` on MNIST with a cnn model, rebuilt in PyTorch."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, device):
         self.folder = Path(folder).resolve()
         self.record = json.loads((self.folder / "run.json").read_text())
         self.architecture = "A" if "arch=A" in self.record["experiment"]["model"] else "B"
@@ -41,11 +41,13 @@ class Run:
         # What `host eval` evaluates: the average of the weights where the run keeps one.
         average = newest / "average.safetensors"
         self.weights = average if average.exists() else newest / "weights.safetensors"
-        self.net = network(self.architecture, load_file(self.weights))
+        self.device = device
+        self.net = network(self.architecture, load_file(self.weights)).to(device)
         images, labels = test_set(Path(self.record["experiment"]["data"]["folder"]) / "mnist")
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.to(device), labels.to(device)
 
     def points(self, indices):
+        """Images and labels; indices on the CPU."""
         return self.images[indices], self.labels[indices]
 
 
@@ -83,7 +85,7 @@ class Host:
 
     def __init__(self, run, threads, batch):
         self.folder = tempfile.TemporaryDirectory()
-        self.threads, self.batch = threads, batch
+        self.device, self.threads, self.batch = run.device, threads, batch
         copy = Path(self.folder.name)
         (copy / "run.json").write_text((run.folder / "run.json").read_text())
         (copy / "checkpoints").symlink_to(run.folder / "checkpoints")
@@ -91,7 +93,7 @@ class Host:
     def evaluate(self, points, seed, *flags):
         """The evaluation as saved, with `total_seconds` of the whole command."""
         command = [HOST, "eval", self.folder.name, "--json", "--points", str(points), "--seed", str(seed),
-                   "--threads", str(self.threads), "--batch", str(self.batch), *flags]
+                   "--device", self.device, "--threads", str(self.threads), "--batch", str(self.batch), *flags]
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
@@ -103,11 +105,14 @@ def authors(run, members, seed, indices, batch):
     """The authors' verdicts on these points after the members given, their candidates, and the
     seconds it took."""
     images, labels = run.points(indices)
-    attack = AutoAttack(run.net, norm=run.norm, eps=run.epsilon, seed=seed, version="standard")
+    attack = AutoAttack(
+        run.net, norm=run.norm, eps=run.epsilon, seed=seed, version="standard", device=run.device
+    )
     attack.attacks_to_run = list(members)
     started = time.perf_counter()
     candidates, classes = attack.run_standard_evaluation(images, labels, batch_size=batch)
-    return classes == labels, candidates, time.perf_counter() - started
+    stands = (classes.to(run.device) == labels).cpu()
+    return stands, candidates.cpu(), time.perf_counter() - started
 
 
 def arguments(parser):
@@ -115,9 +120,13 @@ def arguments(parser):
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="of both sides: cpu or cuda")
     parser.add_argument("--out", type=Path, help="write the table here as Markdown")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    # As ours: f32 that is f32, and the same again.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     return chosen
 
 

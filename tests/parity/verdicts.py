@@ -26,13 +26,13 @@ from oracle import HOST, MEMBERS, ROOT, Host, Run, arguments, authors, show
 
 def fooled_by_foolbox(run, attack, indices, batch, seed):
     torch.manual_seed(seed)
-    model = foolbox.PyTorchModel(run.net, bounds=(0, 1), device="cpu")
+    model = foolbox.PyTorchModel(run.net, bounds=(0, 1), device=run.device)
     stands, candidates = [], []
     for chunk in torch.as_tensor(indices).split(batch):
         images, labels = run.points(chunk)
         _, clipped, success = attack(model, images, labels, epsilons=run.epsilon)
-        stands.append(~success)
-        candidates.append(clipped)
+        stands.append(~success.cpu())
+        candidates.append(clipped.cpu())
     return torch.cat(stands), torch.cat(candidates)
 
 
@@ -70,9 +70,9 @@ def differing(run, name, saved, theirs, candidates):
         if saved["verdicts"]["attacks"][0][row] == theirs[row]:
             continue
         side, example = ("ours", ours[index]) if theirs[row] else ("oracle's", candidates[row])
-        image, label = run.points(index)
+        image, label = (tensor.cpu() for tensor in run.points(index))
         with torch.no_grad():
-            logits = run.net(example.unsqueeze(0))[0]
+            logits = run.net(example.unsqueeze(0).to(run.device))[0].cpu()
         others = logits.clone()
         others[label] = -torch.inf
         order = torch.inf if run.norm == "Linf" else 2
@@ -111,7 +111,7 @@ def kept(run, host, name, spec, chosen):
     """What `compare` says, now or before."""
     libraries = [HOST.parent / f"lib{plugin}.so" for plugin in (spec.split(".so")[0], "cnn")]
     decided_by = [digest(run.weights, HOST, *libraries), run.folder.name, run.norm, run.epsilon, name, spec]
-    decided_by += [chosen.points, chosen.seeds, chosen.batch, chosen.threads]
+    decided_by += [chosen.points, chosen.seeds, chosen.batch, chosen.threads, chosen.device]
     path = chosen.keep / f"{hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:16]}.json"
     if not path.exists():
         found = compare(run, host, name, spec, chosen)
@@ -145,7 +145,7 @@ def main():
     parser.add_argument("--keep", type=Path, default=ROOT / "target/parity")
     chosen = arguments(parser)
     lines = [
-        f"{chosen.points} test points, {chosen.seeds} seeds, batch {chosen.batch}; accuracy in per cent,"
+        f"{chosen.points} test points, {chosen.seeds} seeds, batch {chosen.batch}, on {where(chosen.device)}; accuracy in per cent,"
         " mean (smallest to largest);",
         "disagreement: per cent of points with another verdict, ours against theirs (theirs among themselves).",
         "",
@@ -154,7 +154,7 @@ def main():
     ]
     close_calls = []
     for folder in chosen.runs:
-        run = Run(folder)
+        run = Run(folder, chosen.device)
         host = Host(run, chosen.threads, chosen.batch)
         for name in chosen.members:
             if name not in MEMBERS and run.norm != "Linf":

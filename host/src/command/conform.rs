@@ -323,6 +323,8 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let options = arguments.judge_options.clone();
     let library = Judged { file: &file, manifest, options, opened: OnceCell::new() };
 
+    // Before a check asks for a GPU; the one that needs it says what is missing.
+    let _ = device::load_cuda();
     // Judging is small work, and several processes may be at it.
     tch::set_num_threads(1);
     let told = channel.try_clone().map_err(|why| refused(&why))?;

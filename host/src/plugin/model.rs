@@ -40,8 +40,8 @@ fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
 }
 
 impl Model {
-    /// Builds the model that `spec` names for a task, its initial
-    /// weights drawn by libtorch from `seed`.
+    /// Builds the model that `spec` names for a task, its initial weights drawn by libtorch from
+    /// `seed`: the same on every device.
     ///
     /// # Errors
     /// If the plugin cannot be opened, refuses its options or such images, or has nothing to
@@ -53,12 +53,25 @@ impl Model {
         }
         let name = record.manifest.name.clone();
         let refused = |message: String| spec.error(format!("{name}: {message}"));
-        tch::manual_seed(seed);
         let Task { channels, height, width, classes } = task;
-        let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
-        let build = || plugin.create(&spec.options(), &none, classes);
-        let instance = call(&name, "new", || tch::with_grad(build)).map_err(|error| spec.error(error))?;
-        let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
+        let create = |device| -> Result<_> {
+            let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
+            let create = || plugin.create(&spec.options(), &none, classes);
+            let instance = call(&name, "new", || tch::with_grad(create)).map_err(|error| spec.error(error))?;
+            let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
+            Ok((instance, state))
+        };
+        tch::manual_seed(seed);
+        let (mut instance, mut state) = create(Device::Cpu)?;
+        if device != Device::Cpu {
+            let (drawn, there) = (state, create(device)?);
+            (instance, state) = there;
+            tch::no_grad(|| {
+                for ((_, tensor), (_, drawn)) in state.iter_mut().zip(&drawn) {
+                    tensor.copy_(drawn);
+                }
+            });
+        }
         lay_channels_last(&state)?;
         let declaration = instance.declaration().map_err(|error| refused(error.to_string()))?;
         let train_differs = declaration.train_differs.unwrap_or(true);
