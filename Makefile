@@ -6,16 +6,17 @@ host := cargo run --release --quiet -p host --
 
 python := .setup/oracle/bin/python
 
-.PHONY: help setup demo paper test report-test check bench parity peers classifiers
+.PHONY: help setup demo paper test report-test gpu-test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
 	@echo "make paper   the paper's tables and figures in small, and a report of them"
 	@echo "make test    run every test"
 	@echo "make report-test  look at a report in Chromium, at several widths, light and dark"
+	@echo "make gpu-test     train and attack on a GPU, beside the CPU (needs a libtorch with CUDA)"
 	@echo "make check   formatting and lints"
 	@echo "make bench   benchmarks of the hot pieces"
-	@echo "make parity  attacks beside the authors' code: verdicts (an hour or more; POINTS=100 SEEDS=2 for less)"
+	@echo "make parity  attacks beside the authors' code: verdicts (an hour or more; POINTS=100 SEEDS=2 for less, DEVICE=cuda)"
 	@echo "make peers   speed beside PyTorch, the authors' AutoAttack, torchattacks and ART; growth with n and K"
 	@echo "make setup   fetch libtorch (skipped if LIBTORCH or LIBTORCH_USE_PYTORCH is set)"
 
@@ -65,6 +66,10 @@ report-test: setup
 	cargo build --release --workspace
 	cargo test --release -p end-to-end pages:: -- --ignored
 
+gpu-test: setup
+	cargo build --release --workspace
+	cargo test --release -p end-to-end cuda:: -- --ignored
+
 bench: setup
 	cargo build --release
 	cargo bench -p host --bench hot
@@ -89,9 +94,11 @@ classifiers: setup
 POINTS := 500
 SEEDS := 5
 
+DEVICE := cpu
+
 parity: classifiers $(python)
 	$(python) tests/parity/verdicts.py runs/demo runs/weak-b runs/weak-a --points $(POINTS) --seeds $(SEEDS) \
-		--out docs/parity-verdicts.md
+		--device $(DEVICE) --out docs/parity-verdicts.md
 
 peers: classifiers $(python)
 	$(python) tests/peers/training.py --out docs/peers-training.md

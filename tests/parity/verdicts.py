@@ -41,6 +41,10 @@ def foolbox_attacks():
     return {"fgsm.so": foolbox.attacks.LinfFastGradientAttack(), "pgd.so,steps=40,step_size=0.01": pgd}
 
 
+def where(device):
+    return "a CPU" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
 def percent(stands):
     return 100 * numpy.mean(stands)
 

@@ -57,7 +57,8 @@ impl Model {
         let create = |device| -> Result<_> {
             let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
             let create = || plugin.create(&spec.options(), &none, classes);
-            let instance = call(&name, "new", || tch::with_grad(create)).map_err(|error| spec.error(error))?;
+            let instance =
+                call(&name, "new", || tch::with_grad(create)).map_err(|error| spec.error(error))?;
             let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
             Ok((instance, state))
         };

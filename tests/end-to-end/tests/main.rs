@@ -3,6 +3,7 @@
 mod bad_input;
 mod closed_form;
 mod conform;
+mod cuda;
 mod data;
 mod eval;
 mod examples;

@@ -40,7 +40,7 @@ fn stop(place: &Place, flags: &str, signal: i32) -> Run {
     run
 }
 
-fn goes_on_after_a_kill(side: usize, flags: &str) {
+pub fn goes_on_after_a_kill(side: usize, flags: &str) {
     let place = place(side);
     let whole = uninterrupted(&place, flags);
     let run = stop(&place, flags, SIGKILL);
