@@ -9,6 +9,7 @@ use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 use plugin_api::{Distribution, Error, RandomSource, Result};
 use rand_distr::{Distribution as _, StandardNormal};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use tch::Tensor;
@@ -80,6 +81,9 @@ fn generator(seed: u64, purpose: Purpose, step: u64, point: i64, particle: u16, 
     ChaCha8Rng::from_seed(key)
 }
 
+/// So many numbers take longer to draw (some 10 ns each) than other threads take to begin.
+const WORTH_SHARING: usize = 10_000;
+
 /// The random numbers of one call to a plugin, whose rows are particles of points.
 pub struct Draws<'a> {
     seed: u64,
@@ -134,23 +138,25 @@ impl RandomSource for Draws<'_> {
                 self.points.len()
             )));
         }
-        let draw = self.draws.replace(self.draws.get() + 1);
-        let width = like.numel() / self.points.len().max(1);
-        let mut numbers = vec![0f32; like.numel()];
-        for (row, chunk) in numbers.chunks_mut(width.max(1)).enumerate() {
-            let particle = self.first_particle + (row % self.particles_per_point) as u16;
-            let mut generator =
-                generator(self.seed, self.purpose, self.step, self.points[row], particle, draw);
-            generator.set_stream(self.stream);
+        let Self { seed, purpose, step, points, first_particle, particles_per_point, stream, ref draws } = *self;
+        let draw = draws.replace(draws.get() + 1);
+        let draw_row = |(row, numbers): (usize, &mut [f32])| {
+            let particle = first_particle + (row % particles_per_point) as u16;
+            let mut generator = generator(seed, purpose, step, points[row], particle, draw);
+            generator.set_stream(stream);
             match distribution {
-                Distribution::Normal => {
-                    chunk.fill_with(|| StandardNormal.sample(&mut generator));
-                }
+                Distribution::Normal => numbers.fill_with(|| StandardNormal.sample(&mut generator)),
                 // 24 bits fill the significand of an f32: every value below 1 is exact.
                 Distribution::Uniform => {
-                    chunk.fill_with(|| (generator.next_u32() >> 8) as f32 / (1u32 << 24) as f32);
+                    numbers.fill_with(|| (generator.next_u32() >> 8) as f32 / (1u32 << 24) as f32);
                 }
             }
+        };
+        let width = (like.numel() / points.len().max(1)).max(1);
+        let mut numbers = vec![0f32; like.numel()];
+        match numbers.len() >= WORTH_SHARING && rayon::current_num_threads() > 1 {
+            true => numbers.par_chunks_mut(width).enumerate().for_each(draw_row),
+            false => numbers.chunks_mut(width).enumerate().for_each(draw_row),
         }
         let numbers = Tensor::f_from_slice(&numbers)?.f_reshape(shape)?;
         Ok(device::upload(&numbers, like.device())?.f_to_kind(like.kind())?)
@@ -196,6 +202,17 @@ mod tests {
             assert_ne!(first, *other, "key part {number}");
         }
         assert_eq!(first, normal(&Draws::new(1, Purpose::Training, 7, &points, 2), 2));
+    }
+
+    #[test]
+    fn a_draw_does_not_depend_on_how_it_is_shared() {
+        let points: Vec<i64> = (0..20).collect();
+        let draws = Draws::new(1, Purpose::Training, 7, &points, 2);
+        let shared = normal(&draws, 20);
+        assert!(shared.numel() >= WORTH_SHARING);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        let alone = pool.install(|| normal(&Draws::new(1, Purpose::Training, 7, &points, 2), 20));
+        assert_eq!(shared, alone);
     }
 
     #[test]

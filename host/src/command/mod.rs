@@ -40,7 +40,7 @@ pub fn run(command: &Command) -> Result<u8> {
 
 const MOST_THREADS: usize = 1024;
 
-/// Sets libtorch's threads; all cores unless a number is given.
+/// Sets the threads of libtorch and of random numbers; all cores unless a number is given.
 fn set_threads(threads: Option<usize>) -> Result<usize> {
     let threads = match threads {
         Some(threads) => threads,
@@ -52,6 +52,8 @@ fn set_threads(threads: Option<usize>) -> Result<usize> {
         )));
     }
     tch::set_num_threads(threads as i32);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|why| Error::new(format!("cannot start {threads} threads: {why}")))?;
     Ok(threads)
 }
 
