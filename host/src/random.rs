@@ -138,7 +138,8 @@ impl RandomSource for Draws<'_> {
                 self.points.len()
             )));
         }
-        let Self { seed, purpose, step, points, first_particle, particles_per_point, stream, ref draws } = *self;
+        let Self { seed, purpose, step, points, first_particle, particles_per_point, stream, ref draws } =
+            *self;
         let draw = draws.replace(draws.get() + 1);
         let draw_row = |(row, numbers): (usize, &mut [f32])| {
             let particle = first_particle + (row % particles_per_point) as u16;
