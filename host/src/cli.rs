@@ -365,9 +365,13 @@ pub struct EvalArguments {
     /// Attack every run with examples made on every run, and print the matrix
     #[arg(long)]
     pub transfer: bool,
-    /// A random subset of the test set, the same for every run and seed [default: all of it]
+    /// A random subset of the points, the same for every run and seed [default: all of them]
     #[arg(long, value_name = "N")]
     pub points: Option<usize>,
+    /// Evaluate on the training points that the run held out, to choose among runs without a look at
+    /// the test set
+    #[arg(long)]
+    pub validation: bool,
     /// Times each attack runs with new random numbers; the worst case counts
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub restarts: Option<u16>,

@@ -59,7 +59,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         }
         _ => {}
     }
-    show(&evaluation, &target.progress, evaluator.style);
+    show(&evaluation, points_name(arguments), &target.progress, evaluator.style);
     save(arguments, &target, &evaluator, &evaluation, &attacks, journal)?;
     if let Some(error) = failure {
         return Err(error);
@@ -87,13 +87,26 @@ pub struct Subject {
 impl Bench {
     /// Data, device and threads of the run in this folder, unless the arguments say otherwise.
     pub fn open(path: &Path, arguments: &EvalArguments) -> Result<Self> {
-        let (_, RunRecord { experiment, .. }) = RunFolder::open(path)?;
+        let (_, RunRecord { experiment, data: recorded, .. }) = RunFolder::open(path)?;
         set_threads(arguments.threads.or(experiment.train.threads))?;
         let name = arguments.device.as_ref().unwrap_or(&experiment.train.device);
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
         let folder = arguments.data_folder.as_ref().unwrap_or(&experiment.data.folder);
         let dataset = data::load(&experiment.data.name, folder)?;
-        let examples = Examples::new(&dataset.test, 0, dataset.test.count() as usize, device)?;
+        let held_out = recorded.validation_points;
+        if arguments.validation && held_out == 0 {
+            return Err(Error::new(format!(
+                "--validation: expected a run that held out points (train --validation-points N), got {}",
+                path.display()
+            )));
+        }
+        let (train, test) = (&dataset.train, &dataset.test);
+        let examples = match arguments.validation {
+            true => {
+                Examples::new(train, (train.count() as usize).saturating_sub(held_out), held_out, device)?
+            }
+            false => Examples::new(test, 0, test.count() as usize, device)?,
+        };
         Ok(Self { dataset, examples, device })
     }
 
@@ -102,6 +115,13 @@ impl Bench {
         let (folder, record) = RunFolder::open(path)?;
         run::check_data(&self.dataset, &record.data, arguments.allow_changed)
             .map_err(|error| error.note("run", path.display()))?;
+        let (held_out, attacked) = (record.data.validation_points, self.examples.len());
+        if arguments.validation && held_out < attacked {
+            return Err(Error::new(format!(
+                "--validation: expected a run that held out all {attacked} points, got {}, which held out {held_out} and saw the others",
+                path.display()
+            )));
+        }
         let spec = &record.experiment.model;
         let spec = run::recorded_plugin(spec, &record.plugins.model, arguments.allow_changed)?;
         let model = Model::build(&spec, self.dataset.task(), self.device, 0)?;
@@ -228,6 +248,7 @@ fn settings(
         ("model", weights(evaluator.model)?),
         ("source", weights(evaluator.source)?),
         ("data", json!(dataset.checksums)),
+        ("validation", arguments.validation.into()),
         ("attacks", attacks.into()),
         ("points", json!([points.len(), files::sha256(json!(points).to_string().as_bytes())])),
         ("threat", json!(evaluator.threat)),
@@ -250,10 +271,15 @@ pub fn tell(doubts: &[Doubt]) {
     }
 }
 
-fn show(evaluation: &Evaluation, progress: &Progress, style: Style) {
+/// What the points of an evaluation are called.
+pub fn points_name(arguments: &EvalArguments) -> &'static str {
+    if arguments.validation { "held-out training points" } else { "test points" }
+}
+
+fn show(evaluation: &Evaluation, points_name: &str, progress: &Progress, style: Style) {
     match style {
         Style::Json => say(json!(evaluation)),
-        Style::Human => say(table(evaluation, progress)),
+        Style::Human => say(table(evaluation, points_name, progress)),
     }
     tell(&evaluation.doubts);
 }
@@ -274,6 +300,7 @@ fn save(
     let saved = target.folder.add_evaluation(json!({
         "result": evaluation,
         "suite": arguments.suite,
+        "validation": arguments.validation,
         "source": arguments.source,
         "seed": evaluator.seed,
         "restarts": evaluator.restarts,
@@ -297,7 +324,7 @@ fn save(
 }
 
 /// The table that people read.
-fn table(evaluation: &Evaluation, progress: &Progress) -> String {
+fn table(evaluation: &Evaluation, points_name: &str, progress: &Progress) -> String {
     let Evaluation { points, order, clean, attacks, worst_case, .. } = evaluation;
     let percent = |share: f64| {
         let (low, high) = confidence_interval(share, *points);
@@ -335,5 +362,5 @@ fn table(evaluation: &Evaluation, progress: &Progress) -> String {
             last.epoch, last.passes_per_sample, last.seconds
         )
     });
-    format!("{table}\n{points} test points; trained for {trained}")
+    format!("{table}\n{points} {points_name}; trained for {trained}")
 }

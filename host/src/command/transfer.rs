@@ -1,4 +1,4 @@
-use super::eval::{Bench, Subject, look_at_models, tell};
+use super::eval::{Bench, Subject, look_at_models, points_name, tell};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
 use crate::console::{Style, say};
@@ -79,8 +79,9 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     } else {
         say(table(&names, &clean, &worst));
         say(format_args!(
-            "accuracy % on {} test points, worst case over {} attacks",
+            "accuracy % on {} {}, worst case over {} attacks",
             matrix[0][0].points,
+            points_name(arguments),
             attacks.len()
         ));
     }

@@ -44,7 +44,7 @@ pub struct Run {
     pub epochs: Vec<EpochMetrics>,
     /// What was measured on the way.
     pub trace: Vec<TracePoint>,
-    /// The evaluations, oldest first.
+    /// The evaluations on test points, oldest first.
     pub evaluations: Vec<Evaluated>,
     /// Examples that fooled it.
     pub examples: Option<Strip>,
@@ -87,6 +87,9 @@ pub struct Evaluated {
     pub result: Evaluation,
     /// The suite, none for attacks that were judged each on its own.
     pub suite: Option<String>,
+    /// Whether it was made on held-out training points.
+    #[serde(default)]
+    pub validation: bool,
     /// The run whose model saw the attacks, if another.
     pub source: Option<PathBuf>,
     /// Seed of the attacks.
@@ -601,11 +604,15 @@ impl Run {
                 "move the file away".to_owned(),
             ),
         }
-        match folder.evaluations().and_then(|found| found.read(folder)) {
-            Ok(evaluations) if evaluations.is_empty() => {
-                gap(Part::Evaluations, "there is no evaluation".to_owned(), self.eval_command());
+        match folder.evaluations().and_then(|found| found.read::<Evaluated>(folder)) {
+            // What runs were chosen by is no result.
+            Ok(mut evaluations) => {
+                evaluations.retain(|evaluation| !evaluation.validation);
+                if evaluations.is_empty() {
+                    gap(Part::Evaluations, "there is no evaluation".to_owned(), self.eval_command());
+                }
+                self.evaluations = evaluations;
             }
-            Ok(evaluations) => self.evaluations = evaluations,
             Err(why) => gap(
                 Part::Evaluations,
                 format!("the evaluations cannot be shown: {}", why.first_line()),

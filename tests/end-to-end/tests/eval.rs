@@ -3,6 +3,7 @@
 use crate::data::TEST_POINTS;
 use crate::harness::Place;
 use serde_json::Value;
+use std::fs;
 
 /// A place with a run, `run`, that was trained without a sampler and is right about natural images.
 pub fn trained(epsilon: f64) -> Place {
@@ -156,6 +157,38 @@ fn a_subset_gets_the_verdicts_of_the_whole_set() {
     assert_ne!(chosen, Vec::from_iter(0..30), "drawn from the whole set");
     let of_the_whole: Vec<_> = chosen.iter().map(|point| all[*point as usize]).collect();
     assert_eq!(some, of_the_whole);
+}
+
+#[test]
+fn runs_are_chosen_on_the_points_that_they_held_out() {
+    let place = trained_with("--validation-points 40 --probe pgd.so,steps=3,step_size=0.02 --epsilon 0.06");
+    let epoch = place.run("run").metrics().pop().expect("an epoch");
+    let attack = "--attack pgd.so,steps=3,step_size=0.02";
+    let table = place.host(&format!("eval run --validation {attack}")).succeeds().words();
+    assert!(table.contains("40 held-out training points"), "{table}");
+    let saved = place.run("run").evaluations().pop().expect("an evaluation");
+    assert_eq!(saved["validation"], true);
+    // Training measured the same points; its probe draws other numbers.
+    assert_eq!(saved["result"]["clean"], epoch["validation_accuracy"]);
+    let [robust, probe] = [&saved["result"]["worst_case"], &epoch["probe_accuracy"]]
+        .map(|share| share.as_f64().expect("a share"));
+    assert!((robust - probe).abs() <= 0.1, "{robust} {probe}");
+    place.host("report run").succeeds();
+    let page = fs::read_to_string(place.path("report.html")).expect("a page");
+    assert!(page.contains("there is no evaluation"), "what runs are chosen by is no result");
+
+    let train = "train --data digits --threads 1 --sampler none --epochs 1 --batch 100";
+    place.host(&format!("{train} --out saw-all")).succeeds();
+    place.host(&format!("{train} --validation-points 20 --out saw-some")).succeeds();
+    place.refuses(
+        &format!("eval saw-all --validation {attack}"),
+        &["--validation: expected a run that held out points", "--validation-points N", "got saw-all"],
+    );
+    place.refuses(
+        &format!("eval run --source saw-some --validation {attack}"),
+        &["expected a run that held out all 40 points, got saw-some, which held out 20"],
+    );
+    place.refuses(&format!("eval run --validation --points 41 {attack}"), &["1 to 40", "got 41"]);
 }
 
 #[test]
