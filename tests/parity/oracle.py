@@ -95,8 +95,10 @@ class Host:
         command = [HOST, "eval", self.folder.name, "--json", "--points", str(points), "--seed", str(seed),
                    "--device", self.device, "--threads", str(self.threads), "--batch", str(self.batch), *flags]
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finished = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - started
+        if finished.returncode:
+            raise SystemExit(f"{' '.join(map(str, command))} ended with {finished.returncode}:\n{finished.stderr}")
         saved = json.loads((Path(self.folder.name) / "eval.json").read_text())["evaluations"][-1]
         return saved | {"total_seconds": seconds}
 
