@@ -18,7 +18,7 @@ def main():
         "|---" * (len(MEMBERS) + 5) + "|",
     ]
     for folder in chosen.runs:
-        run = Run(folder)
+        run = Run(folder, chosen.device)
         host = Host(run, chosen.threads, chosen.batch)
         saved = host.evaluate(chosen.points, 0, "--suite", "autoattack")
         indices = torch.tensor(saved["verdicts"]["indices"])
