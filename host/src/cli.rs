@@ -359,13 +359,15 @@ pub struct EvalArguments {
     /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
     pub suite: Option<String>,
-    /// Make the examples on this other run's model
+    /// Make the examples on this other run's model (with attacks that do not stop once they fooled it:
+    /// samplers, or apgd.so,keep_climbing=true)
     #[arg(long, value_name = "RUN", conflicts_with = "transfer")]
     pub source: Option<PathBuf>,
     /// Attack every run with examples made on every run, and print the matrix
     #[arg(long)]
     pub transfer: bool,
-    /// A random subset of the points, the same for every run and seed [default: all of them]
+    /// A random subset of the points, the same for every run and seed [default: as many as the run's
+    /// config says, else all; with --validation all]
     #[arg(long, value_name = "N")]
     pub points: Option<usize>,
     /// Evaluate on the training points that the run held out, to choose among runs without a look at

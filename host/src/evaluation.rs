@@ -1,6 +1,6 @@
 //! What a classifier withstands.
 
-use crate::console::{Style, bar};
+use crate::console::{Style, bar, say};
 use crate::doubt::{self, Doubt};
 use crate::journal::{AdversarialExamples, Journal};
 use crate::plugin::{Attack, CountedVictim, Model};
@@ -12,8 +12,11 @@ use plugin_api::ThreatModel;
 use plugin_api::losses::{correct, cross_entropy};
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
+
+/// Between two lines about an attack under way, where no bar can be seen.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 /// What to evaluate on, and how hard.
 pub struct Evaluator<'a> {
@@ -112,7 +115,7 @@ impl Cost {
 /// The verdict on every point, in the order of `indices`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Verdicts {
-    /// Index of each point in the data.
+    /// Index of each point among those that may be chosen: the test set, or the held-out points.
     pub indices: Vec<i64>,
     /// Classified correctly without an attack.
     pub clean: Vec<bool>,
@@ -164,11 +167,12 @@ impl Verdicts {
 }
 
 impl Findings {
-    /// Whether its parts fit one another, and an evaluation of `attacks` attacks.
-    pub fn is_consistent(&self, attacks: usize) -> bool {
-        let points = self.verdicts.indices.len();
+    /// Whether its parts fit one another, and an evaluation of `attacks` attacks at these points.
+    pub fn is_consistent(&self, attacks: usize, indices: &[i64]) -> bool {
+        let points = indices.len();
         let whole = |list: &Vec<bool>| list.len() == points;
-        whole(&self.verdicts.clean)
+        self.verdicts.indices == indices
+            && whole(&self.verdicts.clean)
             && self.natural_losses.len() == points
             && self.verdicts.attacks.iter().all(whole)
             && self.results.len() == self.verdicts.attacks.len()
@@ -271,8 +275,16 @@ impl Evaluator<'_> {
         };
         let mut sweep = findings.sweep.take().unwrap_or_else(|| Sweep::over(start.clone()));
         let progress = bar(self.style, 0, "{msg} [{bar:30}] {pos}/{len} points {eta} left");
+        let is_told = journal.is_some() && self.style == Style::Human && progress.is_hidden();
+        let mut told = Instant::now();
         while let Some(batch) = sweep.next(self.batch, self.restarts) {
             self.show(&progress, attack, &sweep);
+            if is_told && told.elapsed() > BETWEEN_LINES {
+                let (standing, done, all) =
+                    (standing_words(attack, &sweep), sweep.done, sweep.standing.len());
+                say(format_args!("{standing}, {done} of {all} points"));
+                told = Instant::now();
+            }
             let examples = self.attack_batch(attack, findings, &mut sweep, &batch)?;
             if let Some(journal) = journal {
                 let part = [findings.results.len(), sweep.restart.into(), sweep.done];
@@ -339,16 +351,16 @@ impl Evaluator<'_> {
     fn show(&self, progress: &ProgressBar, attack: &Attack, sweep: &Sweep) {
         progress.set_length(sweep.standing.len() as u64);
         progress.set_position(sweep.done as u64);
-        progress.set_message(format!(
-            "{}: {:.1} % standing",
-            attack.record.spec,
-            100.0 * share(&sweep.robust)
-        ));
+        progress.set_message(standing_words(attack, sweep));
     }
 
     fn on_device(&self, indices: &[i64]) -> Tensor {
         Tensor::from_slice(indices).to_device(self.device)
     }
+}
+
+fn standing_words(attack: &Attack, sweep: &Sweep) -> String {
+    format!("{}: {:.1} % standing", attack.record.spec, 100.0 * share(&sweep.robust))
 }
 
 /// A batch's candidates and the verdicts on them.

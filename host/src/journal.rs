@@ -35,12 +35,13 @@ impl Journal {
     /// The journal of the evaluation with these settings, and what an interrupted one had found.
     ///
     /// # Errors
-    /// If what is there is damaged or of other settings, another process is at it, or the disk
-    /// refuses. Nothing is overwritten.
+    /// If what is there is damaged or of other settings or points, another process is at it, or the
+    /// disk refuses. Nothing is overwritten.
     pub fn open(
         run: &RunFolder,
         settings: BTreeMap<String, Value>,
         attacks: usize,
+        points: &[i64],
         keeps_examples: bool,
     ) -> Result<(Self, Option<Findings>)> {
         let digest = files::sha256(serde_json::json!(settings).to_string().as_bytes());
@@ -50,8 +51,18 @@ impl Journal {
         let lock = files::lock(&folder.join(".lock"))?.ok_or_else(|| {
             Error::new("another process is at this very evaluation").fix("wait for it or stop it")
         })?;
-        let found = read(&folder.join(FINDINGS), &settings, attacks)?;
-        Ok((Self { id, folder, settings, keeps_examples, _lock: lock }, found))
+        let found = read(&folder.join(FINDINGS), &settings, attacks, points)?;
+        let journal = Self { id, folder, settings, keeps_examples, _lock: lock };
+        // Damage is to be known before any work.
+        for part in journal.parts()? {
+            tensors::read(&part).map_err(|error| error.fix(from_the_beginning(&part)))?;
+        }
+        Ok((journal, found))
+    }
+
+    /// Whether nothing has been found yet.
+    pub fn is_empty(&self) -> bool {
+        !self.folder.join(FINDINGS).exists()
     }
 
     /// A name for what this evaluation leaves behind: the same whenever it is repeated.
@@ -82,7 +93,7 @@ impl Journal {
         }
         let [attack, restart, batch] = part;
         let path = self.folder.join(format!("{attack:04}-{restart:05}-{batch:09}.safetensors"));
-        tensors::write(&path, &examples()?.named())
+        write_tensors(&path, &examples()?.named())
     }
 
     /// Takes the folder away.
@@ -97,36 +108,64 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts the examples that were kept into one file.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn collect(&self, path: &Path) -> Result<()> {
+    /// The files of examples, in the order in which they were found.
+    fn parts(&self) -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?;
         let mut parts: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         parts.retain(|part| part.extension().is_some_and(|ending| ending == "safetensors"));
         parts.sort();
+        Ok(parts)
+    }
+
+    /// Puts the examples that the first `attacks` attacks left into one file.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn collect(&self, path: &Path, attacks: usize) -> Result<()> {
         let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
-        for part in &parts {
-            for (name, tensor) in tensors::read(part).map_err(Error::on_the_way)? {
+        for part in self.parts()? {
+            for (name, tensor) in tensors::read(&part).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
+            }
+        }
+        // A later attack may have failed on its way.
+        if let Some(numbers) = columns.get("attacks") {
+            let numbers = Tensor::cat(numbers, 0);
+            let rows = numbers.less(attacks as i64).nonzero().squeeze_dim(1);
+            for parts in columns.values_mut() {
+                *parts = vec![Tensor::cat(parts, 0).index_select(0, &rows)];
             }
         }
         let joined: Vec<_> =
             columns.into_iter().map(|(name, parts)| (name, Tensor::cat(&parts, 0))).collect();
-        let partial = path.with_extension("partial");
-        tensors::write(&partial, &joined)?;
-        fs::rename(&partial, path).map_err(|why| Error::file("write", path, why).on_the_way())
+        write_tensors(path, &joined)
     }
+}
+
+/// Writes a file that is either whole or absent.
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    tensors::write(&partial, tensors)?;
+    fs::rename(&partial, path).map_err(|why| Error::file("write", path, why).on_the_way())
+}
+
+/// What helps against a damaged file of a journal.
+fn from_the_beginning(path: &Path) -> String {
+    format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display())
 }
 
 const FINDINGS: &str = "findings.json";
 
-fn read(path: &Path, settings: &BTreeMap<String, Value>, attacks: usize) -> Result<Option<Findings>> {
+fn read(
+    path: &Path,
+    settings: &BTreeMap<String, Value>,
+    attacks: usize,
+    points: &[i64],
+) -> Result<Option<Findings>> {
     if !path.exists() {
         return Ok(None);
     }
-    let fix = || format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display());
+    let fix = || from_the_beginning(path);
     let saved: Saved = serde_json::from_slice(&files::read(path)?)
         .map_err(|why| Error::file("go on with", path, format!("it is damaged: {why}")).fix(fix()))?;
     let differing = settings.iter().find(|(key, value)| saved.settings.get(*key) != Some(value));
@@ -138,7 +177,7 @@ fn read(path: &Path, settings: &BTreeMap<String, Value>, attacks: usize) -> Resu
         ))
         .fix(fix()));
     }
-    match saved.findings.is_consistent(attacks) {
+    match saved.findings.is_consistent(attacks, points) {
         true => Ok(Some(saved.findings)),
         false => Err(Error::file("go on with", path, "its parts do not fit one another").fix(fix())),
     }

@@ -41,23 +41,29 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let source = source.as_ref().unwrap_or(&target);
     let experiment = &target.record.experiment;
     let evaluator = bench.evaluator(arguments, experiment, &target, source, &stop);
-    let points = evaluator.choose_points(arguments.points.or(experiment.eval.points))?;
+    let points = evaluator.choose_points(wanted_points(arguments, experiment))?;
     doubts.extend(look_at_models(&evaluator, &points)?);
 
     let (journal, found) = bench.journal(arguments, &evaluator, &target, None, &attacks, &points)?;
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
-    let (mut evaluation, failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
+    let (mut evaluation, mut failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
     doubts.append(&mut evaluation.doubts);
     evaluation.doubts = doubts;
-    match &failure {
-        Some(error) if error.exit_code() == INTERRUPTED => return failure.map_or(Ok(0), Err),
-        Some(_) if evaluation.attacks.is_empty() => {
+    if let Some(error) = failure.take_if(|error| {
+        // Half a suite has no verdict; attacks judged on their own have each their own.
+        let is_suite = evaluator.order == Order::Cascade;
+        error.exit_code() == INTERRUPTED || is_suite || evaluation.attacks.is_empty()
+    }) {
+        if journal.is_empty() {
             journal.discard()?;
-            return failure.map_or(Ok(0), Err);
+            return Err(error);
         }
-        _ => {}
+        return Err(match error.exit_code() {
+            INTERRUPTED => error,
+            _ => error.note("kept", "what was found so far; the same command goes on from there"),
+        });
     }
     show(&evaluation, points_name(arguments), &target.progress, evaluator.style);
     save(arguments, &target, &evaluator, &evaluation, &attacks, journal)?;
@@ -211,7 +217,7 @@ impl Bench {
             path.canonicalize().unwrap_or_else(|_| path.to_owned())
         });
         settings.insert("transfer from".to_owned(), json!(row));
-        Journal::open(&target.folder, settings, attacks.len(), arguments.save_examples)
+        Journal::open(&target.folder, settings, attacks.len(), points, arguments.save_examples)
     }
 }
 
@@ -271,6 +277,11 @@ pub fn tell(doubts: &[Doubt]) {
     }
 }
 
+/// How many points are asked for: those of the run's config are test points.
+pub fn wanted_points(arguments: &EvalArguments, experiment: &Experiment) -> Option<usize> {
+    arguments.points.or(experiment.eval.points.filter(|_| !arguments.validation))
+}
+
 /// What the points of an evaluation are called.
 pub fn points_name(arguments: &EvalArguments) -> &'static str {
     if arguments.validation { "held-out training points" } else { "test points" }
@@ -292,11 +303,12 @@ fn save(
     attacks: &[Attack],
     journal: Journal,
 ) -> Result<()> {
-    let plugins: Vec<_> = attacks.iter().map(|attack| &attack.record).collect();
+    let done = evaluation.attacks.len();
+    let plugins: Vec<_> = attacks[..done].iter().map(|attack| &attack.record).collect();
     let examples = arguments
         .save_examples
         .then(|| target.folder.path().join(format!("examples-{}.safetensors", journal.id())));
-    examples.as_deref().map_or(Ok(()), |path| journal.collect(path))?;
+    examples.as_deref().map_or(Ok(()), |path| journal.collect(path, done))?;
     let saved = target.folder.add_evaluation(json!({
         "result": evaluation,
         "suite": arguments.suite,

@@ -1,4 +1,4 @@
-use super::eval::{Bench, Subject, look_at_models, points_name, tell};
+use super::eval::{Bench, Subject, look_at_models, points_name, tell, wanted_points};
 use super::stop_on_signals;
 use crate::cli::EvalArguments;
 use crate::console::{Style, say};
@@ -43,7 +43,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
         for target in &subjects {
             // Set up alike for all: one row's examples differ by the points that are attacked alone.
             let evaluator = bench.evaluator(arguments, first, target, source, &stop);
-            let points = evaluator.choose_points(arguments.points.or(first.eval.points))?;
+            let points = evaluator.choose_points(wanted_points(arguments, first))?;
             let found = match std::ptr::eq(source, target) {
                 true => look_at_models(&evaluator, &points)?,
                 false => Vec::new(),

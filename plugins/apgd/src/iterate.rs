@@ -84,6 +84,7 @@ struct Points {
     /// `[M, 1, 1, 1]`.
     step_size: Tensor,
     checkpoints: Checkpoints,
+    keeps_climbing: bool,
 }
 
 impl Points {
@@ -100,6 +101,7 @@ impl Points {
             best_direction: start.zeros_like(),
             step_size: loss.full_like(2.0 * target.threat.epsilon).reshape([-1, 1, 1, 1]),
             checkpoints: Checkpoints::new(options.steps, options.rho, &loss),
+            keeps_climbing: options.keep_climbing,
             best_loss: loss.shallow_clone(),
             loss,
             best: start.shallow_clone(),
@@ -155,9 +157,12 @@ impl Points {
         Ok((evaluation.logits(), gradient))
     }
 
-    /// Misclassified iterates are answers, and their points leave the run. Counting them is the
-    /// one moment of an iteration that waits for a GPU.
+    /// Misclassified iterates are answers, and their points leave the run, unless they keep
+    /// climbing. Counting them is the one moment of an iteration that waits for a GPU.
     fn drop_fallen(&mut self, logits: &Tensor, search: &mut Search) {
+        if self.keeps_climbing {
+            return;
+        }
         let correct = correct(logits, &self.labels);
         let fallen = correct.logical_not().nonzero().squeeze_dim(1);
         if fallen.numel() == 0 {

@@ -48,12 +48,23 @@ pub struct Options {
     /// iterations since the last one.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rho: f64,
+    /// Whether points go on climbing once they have fallen, to the iterate of highest loss: for
+    /// examples that are to fool another model than the one attacked.
+    pub keep_climbing: bool,
 }
 
 impl Default for Options {
     /// AutoAttack's apgd-ce.
     fn default() -> Self {
-        Self { loss: Loss::Ce, steps: 100, restarts: 1, target_classes: 9, gradient_averages: 1, rho: 0.75 }
+        Self {
+            loss: Loss::Ce,
+            steps: 100,
+            restarts: 1,
+            target_classes: 9,
+            gradient_averages: 1,
+            rho: 0.75,
+            keep_climbing: false,
+        }
     }
 }
 
@@ -93,8 +104,10 @@ impl Attack for Apgd {
     /// highest loss over all runs (values of the targeted DLR for different targets are
     /// comparable: each is a scaled margin, positive where the target wins).
     ///
-    /// The reference runs to the end and keeps the latest misclassified iterate; the verdict
-    /// is the same, since nothing takes it back.
+    /// The reference runs to the end and keeps the latest misclassified iterate; the verdict on
+    /// the model attacked is the same, since nothing takes it back. Another model may see the
+    /// first one aright: for transfer there is `keep_climbing`, with which nothing falls and every
+    /// point gets its iterate of highest loss.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let mut search = Search::new(target.natural);
         for objective in self.objectives(target, &mut search)? {
@@ -110,16 +123,19 @@ impl Attack for Apgd {
 
 impl Apgd {
     /// What is maximised, in turn. Choosing targets takes a pass at the natural examples; those
-    /// that are misclassified fall there.
+    /// that are misclassified fall there, unless they are to climb on.
     fn objectives(&self, target: &Target, search: &mut Search) -> Result<Vec<Objective>> {
         match self.options.loss {
             Loss::Ce => Ok(vec![Objective::CrossEntropy]),
             Loss::Dlr => Ok(vec![Objective::Dlr]),
             Loss::DlrTargeted => {
                 let logits = target.victim.logits(target.natural)?;
-                search.standing = correct(&logits, target.labels).nonzero().squeeze_dim(1);
-                // The largest logit of those that stand is the true class's.
-                let (_, ascending) = logits.sort(1, false);
+                if !self.options.keep_climbing {
+                    search.standing = correct(&logits, target.labels).nonzero().squeeze_dim(1);
+                }
+                // The true class, put last, is no target.
+                let (_, ascending) =
+                    logits.scatter_value(1, &target.labels.unsqueeze(1), f64::INFINITY).sort(1, false);
                 let targets = (self.options.target_classes as i64).min(target.classes - 1);
                 let target_of_rank = |rank: i64| Objective::TargetedDlr(ascending.select(1, -1 - rank));
                 Ok((1..=targets).map(target_of_rank).collect())

@@ -144,6 +144,10 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     assert_ne!(unfit, whole);
     fs::write(&path, unfit).expect("written");
     place.refuses(command, &["cannot go on with run/unfinished/", "do not fit one another"]);
+    let elsewhere = whole.replace("\"indices\":[0,", "\"indices\":[99999,");
+    assert_ne!(elsewhere, whole);
+    fs::write(&path, elsewhere).expect("written");
+    place.refuses(command, &["cannot go on with run/unfinished/", "do not fit one another"]);
     let foreign = whole.replace("\"seed\":0", "\"seed\":7");
     assert_ne!(foreign, whole);
     fs::write(&path, foreign).expect("written");
@@ -151,6 +155,33 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     // Other settings are another evaluation, which this one does not hinder.
     place.host("eval run --attack fgsm.so --seed 3").succeeds();
     assert!(path.exists());
+}
+
+#[test]
+fn half_a_suite_has_no_verdict_and_is_kept() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "bad_plugins.so,plugin=outside", "pgd.so,steps=3,step_size=0.02"]);
+    let command = "eval run --suite mine.toml --save-examples";
+    for _ in 0..2 {
+        place.host(command).fails(1, &["outside: run", "candidates outside the threat model"]);
+        assert!(!place.path("run/eval.json").exists(), "a figure of FGSM alone would pass for the suite's");
+        let text = fs::read_to_string(findings(&place).expect("unfinished")).expect("readable");
+        assert!(text.contains("\"attack\":\"fgsm.so\""), "{text}");
+    }
+    let folder = findings(&place).and_then(|path| path.parent().map(PathBuf::from)).expect("a folder");
+    let part = fs::read_dir(&folder).expect("readable").flatten().map(|entry| entry.path());
+    let part = part.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
+    edit(&part.expect("examples of the first attack"), |bytes| bytes.truncate(50));
+    place
+        .refuses(command, &["cannot understand", "unfinished/"])
+        .explains(&["remove ", "to evaluate from the beginning"]);
+
+    // Attacks that are judged each on its own are results by themselves.
+    let separate = "eval run --attack fgsm.so --attack bad_plugins.so,plugin=outside --save-examples";
+    place.host(separate).fails(1, &["outside: run"]);
+    let saved = latest(&place);
+    assert_eq!(saved["result"]["attacks"].as_array().map(Vec::len), Some(1));
+    assert_eq!(saved["plugins"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]
@@ -192,6 +223,20 @@ fn transferred_examples_fool_less_than_ones_own() {
     assert_eq!(transferred["clean"], own["clean"], "the verdicts are still those of `run`");
     assert!(transferred["worst_case"].as_f64() > own["worst_case"].as_f64(), "{transferred}");
     assert!(latest(&place)["source"] == "other");
+
+    // What stops once it has fooled its own model fools another less.
+    let apgd = |options: &str| {
+        let command =
+            format!("eval run --source other --json --attack apgd.so,loss=dlr-targeted,steps=10{options}");
+        place.host(&command).ended_with(0).json()
+    };
+    let (stops, climbs) = (apgd(""), apgd(",keep_climbing=true"));
+    assert!(climbs["worst_case"].as_f64() < stops["worst_case"].as_f64(), "{climbs} {stops}");
+    assert!(climbs["worst_case"].as_f64() <= transferred["worst_case"].as_f64(), "{climbs}");
+    // One more pass forward chooses the targets, and one judges; nine targets with ten steps each.
+    let clean = verdicts(&latest(&place)["verdicts"]["clean"]);
+    let attacked = clean.iter().filter(|clean| **clean).count() as u64;
+    assert_eq!(passes(&climbs["attacks"][0]), [attacked * (9 * 11 + 2), attacked * 9 * 10]);
 
     let gradients_of_another =
         format!("eval run --source other --json {attack} --attack square.so,queries=50");
