@@ -18,8 +18,12 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let refused = |why: &dyn std::fmt::Display| Error::file("write", path, why).on_the_way();
     let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
     let views: Vec<_> = views.collect::<Result<_>>()?;
+    // As readable as the user's other files; safetensors would make one private to the user.
+    let permissions = File::create(path).and_then(|file| Ok(file.metadata()?.permissions()));
+    let permissions = permissions.map_err(|why| refused(&why))?;
     safetensors::serialize_to_file(views, None, path).map_err(|why| refused(&why))?;
-    File::open(path).and_then(|file| file.sync_all()).map_err(|why| refused(&why))
+    let finish = || File::open(path).and_then(|file| file.set_permissions(permissions).and(file.sync_all()));
+    finish().map_err(|why| refused(&why))
 }
 
 /// The named tensors of a file, on the CPU. Their numbers stay in the file, mapped into memory,
@@ -136,6 +140,16 @@ mod tests {
         let path = folder.path().join("tensors");
         write(&path, tensors).expect("written");
         path
+    }
+
+    #[test]
+    fn a_file_is_as_readable_as_any_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = written(&folder, &[("one".to_owned(), Tensor::from(0.1))]);
+        let other = folder.path().join("other");
+        std::fs::write(&other, "text").expect("written");
+        let [tensors, other] = [path, other].map(|path| path.metadata().expect("a file").permissions());
+        assert_eq!(tensors, other);
     }
 
     #[test]
