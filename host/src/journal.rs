@@ -9,6 +9,7 @@ use crate::{Error, Result, files, tensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -122,18 +123,13 @@ impl Journal {
     /// # Errors
     /// If the disk refuses.
     pub fn collect(&self, path: &Path, attacks: usize) -> Result<()> {
+        // A later attack may have failed on its way; the names of parts begin with their attack's number.
+        let mut parts = self.parts()?;
+        parts.retain(|part| part.file_name() < Some(OsStr::new(&format!("{attacks:04}"))));
         let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
-        for part in self.parts()? {
+        for part in parts {
             for (name, tensor) in tensors::read(&part).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
-            }
-        }
-        // A later attack may have failed on its way.
-        if let Some(numbers) = columns.get("attacks") {
-            let numbers = Tensor::cat(numbers, 0);
-            let rows = numbers.less(attacks as i64).nonzero().squeeze_dim(1);
-            for parts in columns.values_mut() {
-                *parts = vec![Tensor::cat(parts, 0).index_select(0, &rows)];
             }
         }
         let joined: Vec<_> =

@@ -48,22 +48,18 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
-    let (mut evaluation, mut failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
+    let (mut evaluation, failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
     doubts.append(&mut evaluation.doubts);
     evaluation.doubts = doubts;
-    if let Some(error) = failure.take_if(|error| {
-        // Half a suite has no verdict; attacks judged on their own have each their own.
-        let is_suite = evaluator.order == Order::Cascade;
-        error.exit_code() == INTERRUPTED || is_suite || evaluation.attacks.is_empty()
-    }) {
-        if journal.is_empty() {
-            journal.discard()?;
-            return Err(error);
+    // Half a suite has no verdict; attacks judged on their own have each their own.
+    let has_verdict = evaluator.order == Order::Separate && !evaluation.attacks.is_empty();
+    match failure {
+        Some(interruption) if interruption.exit_code() == INTERRUPTED => return Err(interruption),
+        Some(error) if journal.is_empty() => return journal.discard().and(Err(error)),
+        Some(error) if !has_verdict => {
+            return Err(error.note("kept", "what was found so far; the same command goes on from there"));
         }
-        return Err(match error.exit_code() {
-            INTERRUPTED => error,
-            _ => error.note("kept", "what was found so far; the same command goes on from there"),
-        });
+        _ => {}
     }
     show(&evaluation, points_name(arguments), &target.progress, evaluator.style);
     save(arguments, &target, &evaluator, &evaluation, &attacks, journal)?;
