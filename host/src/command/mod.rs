@@ -16,6 +16,7 @@ use crate::{Error, INTERRUPTED, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
+use std::io::{IsTerminal, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -61,7 +62,8 @@ fn set_threads(threads: Option<usize>) -> Result<usize> {
 /// signals every process, and a parent passes on to its child what it was told itself.
 const SAME_WISH: Duration = Duration::from_secs(1);
 
-/// Set by the first Ctrl-C or SIGTERM; a later one ends the process at once.
+/// Set by the first Ctrl-C or SIGTERM; a later one ends the process at once. A terminal is told so,
+/// as the step under way may take a while.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGINT, SIGTERM])
@@ -71,6 +73,9 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
         let mut first = None;
         for _ in signals.forever() {
             stopping.store(true, Ordering::Relaxed);
+            if first.is_none() && stderr().is_terminal() {
+                eprintln!("\nstopping after the step under way; Ctrl-C again ends at once, without saving it");
+            }
             if first.get_or_insert_with(Instant::now).elapsed() > SAME_WISH {
                 exit(INTERRUPTED.into());
             }
