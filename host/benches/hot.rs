@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use host::data::{Dataset, Split};
-use host::device::keep_freed_memory;
+use host::device::set_up;
 use host::experiment::{Experiment, Mode};
 use host::optimizer::{Algorithm, Optimizer, Settings};
 use host::plugin::library::open_sampler;
@@ -177,7 +177,7 @@ fn update(criterion: &mut Criterion) {
 }
 
 fn all(criterion: &mut Criterion) {
-    keep_freed_memory();
+    set_up();
     sampler_step(criterion, BATCH);
     sampler_step(criterion, 1);
     project(criterion);

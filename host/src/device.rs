@@ -1,6 +1,6 @@
 //! Where tensors live, and how libtorch and the process are set up for it.
 
-use crate::{Error, Result};
+use crate::{Error, Result, convolution};
 use plugin_api::{LIBTORCH, first_line};
 use std::ffi::{CStr, c_char};
 use std::fs;
@@ -113,9 +113,16 @@ pub(crate) fn refusal(message: *const c_char) -> Option<String> {
     (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
 }
 
+/// Makes this process compute quickly, before it does anything else: its allocator, and libtorch's
+/// first layers on a CPU.
+pub fn set_up() {
+    keep_freed_memory();
+    convolution::quicken();
+}
+
 /// Keeps freed memory in the process: by default glibc returns large activations to the
 /// kernel after every step and pays for fresh pages at the next.
-pub fn keep_freed_memory() {
+fn keep_freed_memory() {
     const KEPT: libc::c_int = 1 << 30;
     const MOST_OF_OLD_GLIBC: libc::c_int = 32 << 20;
     // SAFETY: mallopt only sets thresholds of the allocator; it is called before threads start.

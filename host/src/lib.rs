@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod command;
 pub mod console;
+mod convolution;
 pub mod data;
 pub mod device;
 pub mod doubt;

@@ -6,7 +6,7 @@ use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    host::device::keep_freed_memory();
+    host::device::set_up();
     let arguments = Arguments::parse();
     // A panic is a defect of ours, or libtorch's word that it cannot go on (memory, say): one
     // line either way.

@@ -74,7 +74,9 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
         for _ in signals.forever() {
             stopping.store(true, Ordering::Relaxed);
             if first.is_none() && stderr().is_terminal() {
-                eprintln!("\nstopping after the step under way; Ctrl-C again ends at once, without saving it");
+                eprintln!(
+                    "\nstopping after the step under way; Ctrl-C again ends at once, without saving it"
+                );
             }
             if first.get_or_insert_with(Instant::now).elapsed() > SAME_WISH {
                 exit(INTERRUPTED.into());

@@ -1,0 +1,94 @@
+//! A quicker gradient of a network's first layer on a CPU.
+
+unsafe extern "C" {
+    fn host_quicken_convolutions();
+}
+
+/// Has libtorch compute gradients of two-dimensional convolutions towards images of up to four
+/// channels, in f32 on a CPU, by a product of matrices: oneDNN pads the channels to sixteen and
+/// takes several times as long. For every model, plugin or not, in this process.
+pub fn quicken() {
+    // SAFETY: it enters a function into libtorch's table, once.
+    unsafe { host_quicken_convolutions() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    /// The gradients towards images, weight and bias of a sum, weighted at random, of a convolution.
+    fn gradients(
+        (images, weight, bias): (&Tensor, &Tensor, &Tensor),
+        (stride, padding, dilation): ([i64; 2], [i64; 2], [i64; 2]),
+        kind: Kind,
+    ) -> Vec<Tensor> {
+        let leaf = |tensor: &Tensor| tensor.to_kind(kind).detach().set_requires_grad(true);
+        let leaves = [leaf(images), leaf(weight), leaf(bias)];
+        let output = leaves[0].conv2d(&leaves[1], Some(&leaves[2]), stride, padding, dilation, 1);
+        let weights = Tensor::arange(output.numel() as i64, (Kind::Double, Device::Cpu)).sin();
+        let sum = (&output * weights.to_kind(kind).view_as(&output)).sum(kind);
+        Tensor::run_backward(&[sum], &leaves, false, false)
+    }
+
+    #[test]
+    fn gradients_are_those_of_f64() {
+        quicken();
+        quicken();
+        // Images (N, C, H, W), weights (O, height, width), strides, paddings, dilations. In f64 libtorch's own
+        // kernels serve.
+        let cases = [
+            ([5, 1, 28, 28], [32, 3, 3], [1, 1], [1, 1], [1, 1]),
+            ([2, 1, 28, 28], [8, 5, 5], [1, 1], [0, 0], [1, 1]),
+            ([3, 3, 9, 14], [4, 3, 3], [2, 2], [1, 1], [1, 1]),
+            ([1, 4, 11, 7], [3, 2, 4], [3, 2], [2, 1], [1, 2]),
+            ([2, 2, 5, 6], [2, 3, 3], [1, 2], [4, 3], [2, 1]),
+            ([2, 3, 8, 8], [5, 1, 1], [2, 2], [0, 0], [1, 1]),
+            // Not of few channels.
+            ([2, 5, 8, 8], [3, 3, 3], [1, 1], [1, 1], [1, 1]),
+        ];
+        for (image, [outputs, height, width], stride, padding, dilation) in cases {
+            tch::manual_seed(1);
+            let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+            let (images, weight, bias) =
+                (draw(&image), draw(&[outputs, image[1], height, width]), draw(&[outputs]));
+            for format in [false, true] {
+                // With the channels last, as models' weights lie in training, and in order.
+                let laid = |tensor: &Tensor| match format {
+                    true => tensor.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
+                    false => tensor.shallow_clone(),
+                };
+                let of = |kind| {
+                    gradients((&laid(&images), &laid(&weight), &bias), (stride, padding, dilation), kind)
+                };
+                // Those of weight and bias are libtorch's own, sums over thousands of pixels.
+                let tolerances = [1e-5, 1e-3, 1e-3];
+                for ((quick, exact), tolerance) in
+                    of(Kind::Float).iter().zip(of(Kind::Double)).zip(tolerances)
+                {
+                    let largest = (quick - &exact).abs().max().double_value(&[]);
+                    assert!(
+                        largest < tolerance,
+                        "{image:?} {outputs} {height} {width}, channels last {format}: {largest:e}"
+                    );
+                    assert_eq!(quick.size(), exact.size());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_points_gradient_does_not_depend_on_the_batch() {
+        quicken();
+        let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (images, weight, bias) = (draw(&[40, 1, 12, 12]), draw(&[6, 1, 3, 3]), draw(&[6]));
+        let towards_images = |images: &Tensor| {
+            let images = images.detach().set_requires_grad(true);
+            let output = images.conv2d(&weight, Some(&bias), [1, 1], [1, 1], [1, 1], 1);
+            Tensor::run_backward(&[output.square().sum(Kind::Float)], &[&images], false, false).remove(0)
+        };
+        let together = towards_images(&images);
+        let alone = towards_images(&images.narrow(0, 7, 1));
+        assert_eq!(alone, together.narrow(0, 7, 1));
+    }
+}
