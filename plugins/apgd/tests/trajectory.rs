@@ -207,7 +207,7 @@ fn assert_replays(recording: &Recording) {
     for &point in &points {
         let (row, fooled) = (point as usize, fooled[point as usize]);
         assert_eq!(standing.contains(&point), correct[row], "{loss}: whether point {point} fell");
-        assert!(!correct[row] == fooled || parted.contains(&point), "{loss}: verdict on point {point}");
+        assert!(correct[row] != fooled || parted.contains(&point), "{loss}: verdict on point {point}");
         // The first misclassified iterate, or the one of highest loss, exactly.
         if !correct[row] || loss == "ce" {
             assert_eq!(candidates.get(point), expected_candidates.get(point), "{loss}: point {point}");
