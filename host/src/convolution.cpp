@@ -49,7 +49,10 @@ Gradients convolution_backward(const at::Tensor& towards_output, const at::Tenso
     const auto is_f32 = [](const at::Tensor& tensor) {
         return tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided;
     };
-    const bool is_ours = wanted[0] && input.dim() == 4 && input.size(1) <= kFewChannels && input.numel() > 0 &&
+    // Whoever calls may give one number for both dimensions.
+    const bool is_two_dimensional =
+        input.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2;
+    const bool is_ours = wanted[0] && is_two_dimensional && input.size(1) <= kFewChannels && input.numel() > 0 &&
                          groups == 1 && !transposed && is_f32(input) && is_f32(weight) && is_f32(towards_output);
     at::Tensor towards_input;
     if (is_ours) {

@@ -78,6 +78,19 @@ mod tests {
     }
 
     #[test]
+    fn one_number_may_stand_for_both_dimensions() {
+        quicken();
+        let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (images, weight) = (draw(&[2, 1, 9, 9]).set_requires_grad(true), draw(&[3, 1, 3, 3]));
+        let gradient = |stride: &[i64], padding: &[i64], dilation: &[i64]| {
+            let output = images.conv2d::<Tensor>(&weight, None, stride, padding, dilation, 1);
+            Tensor::run_backward(&[output.square().sum(Kind::Float)], &[&images], false, false).remove(0)
+        };
+        let difference = gradient(&[2], &[1], &[1]) - gradient(&[2, 2], &[1, 1], &[1, 1]);
+        assert!(difference.abs().max().double_value(&[]) < 1e-4);
+    }
+
+    #[test]
     fn a_points_gradient_does_not_depend_on_the_batch() {
         quicken();
         let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
