@@ -54,25 +54,25 @@ Gradients convolution_backward(const at::Tensor& towards_output, const at::Tenso
         input.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2;
     const bool is_ours = wanted[0] && is_two_dimensional && input.size(1) <= kFewChannels && input.numel() > 0 &&
                          groups == 1 && !transposed && is_f32(input) && is_f32(weight) && is_f32(towards_output);
-    at::Tensor towards_input;
-    if (is_ours) {
-        towards_input = towards_images(towards_output, input, weight, stride, padding, dilation);
-        wanted[0] = false;
-    }
+    const auto of_libtorch = [&](std::array<bool, 3> wanted) {
+        return at::compositeexplicitautograd::convolution_backward(towards_output, input, weight, bias_sizes, stride,
+                                                                   padding, dilation, transposed, output_padding,
+                                                                   groups, wanted);
+    };
+    if (!is_ours) return of_libtorch(wanted);
     Gradients gradients;
-    if (wanted[0] || wanted[1] || wanted[2])
-        gradients = at::compositeexplicitautograd::convolution_backward(towards_output, input, weight, bias_sizes,
-                                                                         stride, padding, dilation, transposed,
-                                                                         output_padding, groups, wanted);
-    if (is_ours) std::get<0>(gradients) = towards_input;
+    if (wanted[1] || wanted[2]) gradients = of_libtorch({false, wanted[1], wanted[2]});
+    std::get<0>(gradients) = towards_images(towards_output, input, weight, stride, padding, dilation);
     return gradients;
 }
 
 }  // namespace
 
 // libtorch has one entry for all devices here, and another for GPUs: none is replaced.
-extern "C" void host_quicken_convolutions() {
-    static torch::Library library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
-    static const bool once = (library.impl("convolution_backward", convolution_backward), true);
-    (void)once;
+extern "C" void host_quicken_convolutions() noexcept {
+    static const torch::Library library = [] {
+        torch::Library of_cpu(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
+        of_cpu.impl("convolution_backward", convolution_backward);
+        return of_cpu;
+    }();
 }

@@ -16,7 +16,7 @@ use crate::{Error, INTERRUPTED, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -70,16 +70,21 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
         .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
     let stopping = Arc::clone(&stop);
     std::thread::spawn(move || {
-        let mut first = None;
+        let mut first: Option<Instant> = None;
         for _ in signals.forever() {
             stopping.store(true, Ordering::Relaxed);
-            if first.is_none() && stderr().is_terminal() {
-                eprintln!(
-                    "\nstopping after the step under way; Ctrl-C again ends at once, without saving it"
-                );
-            }
-            if first.get_or_insert_with(Instant::now).elapsed() > SAME_WISH {
-                exit(INTERRUPTED.into());
+            match first {
+                Some(first) if first.elapsed() > SAME_WISH => exit(INTERRUPTED.into()),
+                Some(_) => {}
+                None => {
+                    first = Some(Instant::now());
+                    if stderr().is_terminal() {
+                        let told =
+                            "stopping after the step under way; Ctrl-C again ends at once, without saving it";
+                        // A terminal that is gone is no reason to listen no longer.
+                        let _ = writeln!(stderr(), "\n{told}");
+                    }
+                }
             }
         }
     });
