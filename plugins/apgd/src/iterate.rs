@@ -60,15 +60,29 @@ pub fn climb(options: &Options, target: &Target, objective: &Objective, search: 
             points.evaluate_last(&target.victim, search)?;
         }
     }
+    points.keep_standing();
     search.keep_hardest(&points.rows, &points.best, &points.best_loss);
     search.standing = points.rows;
     Ok(())
 }
 
-/// The points of a run that have not fallen: M rows in every tensor, repacked when one falls.
+/// What a run does with a point that is misclassified at an iterate.
+enum Fallen {
+    /// It leaves: on a model that answers the same every time, nothing takes that back.
+    Leave,
+    /// It climbs on, and its latest misclassified iterate counts. The first was misclassified by a
+    /// draw of the model's, perhaps; higher up, more draws are.
+    ClimbOn,
+    /// It climbs on, and its iterate of highest loss counts.
+    GoUnnoticed,
+}
+
+/// The points of a run: M rows in every tensor, repacked when one leaves.
 struct Points {
     /// Their rows in the call.
     rows: Tensor,
+    /// Whether an iterate was misclassified, `[M]`.
+    has_fallen: Tensor,
     labels: Tensor,
     objective: Objective,
     ball: Ball,
@@ -84,7 +98,7 @@ struct Points {
     /// `[M, 1, 1, 1]`.
     step_size: Tensor,
     checkpoints: Checkpoints,
-    keeps_climbing: bool,
+    fallen: Fallen,
 }
 
 impl Points {
@@ -101,7 +115,12 @@ impl Points {
             best_direction: start.zeros_like(),
             step_size: loss.full_like(2.0 * target.threat.epsilon).reshape([-1, 1, 1, 1]),
             checkpoints: Checkpoints::new(options.steps, options.rho, &loss),
-            keeps_climbing: options.keep_climbing,
+            fallen: match (options.keep_climbing, options.gradient_averages) {
+                (true, _) => Fallen::GoUnnoticed,
+                (false, 1) => Fallen::Leave,
+                (false, _) => Fallen::ClimbOn,
+            },
+            has_fallen: rows.zeros_like().to_kind(Kind::Bool),
             best_loss: loss.shallow_clone(),
             loss,
             best: start.shallow_clone(),
@@ -125,7 +144,7 @@ impl Points {
         self.previous = replace(&mut self.current, self.ball.project(next));
     }
 
-    /// Loss and direction at the current iterate; who is misclassified there falls.
+    /// Loss and direction at the current iterate; who is misclassified there has fallen.
     fn evaluate(&mut self, victim: &Victim, gradient_averages: usize, search: &mut Search) -> Result<()> {
         let (mut logits, mut gradient) = self.pass(victim)?;
         for _ in 1..gradient_averages {
@@ -135,7 +154,7 @@ impl Points {
             (logits, gradient) = (last_logits, gradient + last_gradient);
         }
         self.direction = self.ball.steepest_ascent(&gradient);
-        self.drop_fallen(&logits, search);
+        self.note_fallen(&logits, search);
         self.keep_best();
         Ok(())
     }
@@ -144,7 +163,7 @@ impl Points {
     fn evaluate_last(&mut self, victim: &Victim, search: &mut Search) -> Result<()> {
         let logits = victim.logits(&self.current)?;
         self.loss = self.objective.loss(&logits, &self.labels);
-        self.drop_fallen(&logits, search);
+        self.note_fallen(&logits, search);
         self.keep_best();
         Ok(())
     }
@@ -157,10 +176,10 @@ impl Points {
         Ok((evaluation.logits(), gradient))
     }
 
-    /// Misclassified iterates are answers, and their points leave the run, unless they keep
-    /// climbing. Counting them is the one moment of an iteration that waits for a GPU.
-    fn drop_fallen(&mut self, logits: &Tensor, search: &mut Search) {
-        if self.keeps_climbing {
+    /// Misclassified iterates are answers. Counting them is the one moment of an iteration that
+    /// waits for a GPU.
+    fn note_fallen(&mut self, logits: &Tensor, search: &mut Search) {
+        if matches!(self.fallen, Fallen::GoUnnoticed) {
             return;
         }
         let correct = correct(logits, &self.labels);
@@ -170,7 +189,15 @@ impl Points {
         }
         let (rows, images) = (self.rows.index_select(0, &fallen), self.current.index_select(0, &fallen));
         let _ = search.candidates.index_copy_(0, &rows, &images);
-        self.keep(&correct.nonzero().squeeze_dim(1));
+        let _ = self.has_fallen.index_fill_(0, &fallen, 1);
+        if matches!(self.fallen, Fallen::Leave) {
+            self.keep_standing();
+        }
+    }
+
+    /// Lets go of those that have fallen.
+    fn keep_standing(&mut self) {
+        self.keep(&self.has_fallen.logical_not().nonzero().squeeze_dim(1));
     }
 
     /// Repacks everything that is kept for each point.
@@ -178,6 +205,7 @@ impl Points {
         self.objective = self.objective.select(standing);
         let tensors = [
             &mut self.rows,
+            &mut self.has_fallen,
             &mut self.labels,
             &mut self.current,
             &mut self.previous,

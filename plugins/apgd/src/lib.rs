@@ -41,7 +41,8 @@ pub struct Options {
     /// the natural example; all but the true one where there are fewer.
     #[schemars(range(min = 1))]
     pub target_classes: usize,
-    /// Number of passes over which a gradient is averaged; for models that are randomised.
+    /// Number of passes over which a gradient is averaged; for models that are randomised. With more
+    /// than one, a point that has fallen climbs on, as another draw may classify it aright.
     #[schemars(range(min = 1))]
     pub gradient_averages: usize,
     /// A step size halves at a checkpoint if the loss rose in at most this share of the
@@ -100,14 +101,16 @@ impl Attack for Apgd {
         Some(queries as u64)
     }
 
-    /// The first misclassified iterate of each point; where there is none, the iterate of
-    /// highest loss over all runs (values of the targeted DLR for different targets are
-    /// comparable: each is a scaled margin, positive where the target wins).
+    /// The first misclassified iterate of each point, or, where gradients are averaged, the latest
+    /// of the run in which there was one; where there is none, the iterate of highest loss over all
+    /// runs (values of the targeted DLR for different targets are comparable: each is a scaled
+    /// margin, positive where the target wins).
     ///
-    /// The reference runs to the end and keeps the latest misclassified iterate; the verdict on
-    /// the model attacked is the same, since nothing takes it back. Another model may see the
-    /// first one aright: for transfer there is `keep_climbing`, with which nothing falls and every
-    /// point gets its iterate of highest loss.
+    /// The reference always runs to the end and keeps the latest misclassified iterate. On a model that
+    /// answers the same every time the verdict is the same, since nothing takes it back; a random
+    /// one may see the first aright when it is asked again. Another model may, too: for transfer
+    /// there is `keep_climbing`, with which nothing falls and every point gets its iterate of highest
+    /// loss.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let mut search = Search::new(target.natural);
         for objective in self.objectives(target, &mut search)? {

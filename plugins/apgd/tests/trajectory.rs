@@ -108,10 +108,13 @@ fn checkpoints(steps: usize) -> Vec<usize> {
 }
 
 /// Whether two of these images are the same but for rounding. Their losses are, too, and which of them
-/// counts as higher, by which step sizes halve, is left to the order in which this processor adds.
+/// counts as higher, by which step sizes halve, is left to the order in which this processor adds. (Images
+/// that are the same to the last bit have the same loss.)
 fn has_tie(images: &[Tensor]) -> bool {
-    let (last, earlier) = images.split_last().expect("an image");
-    earlier.iter().any(|image| difference(image, last) < 1e-12) || (!earlier.is_empty() && has_tie(earlier))
+    let is_rounding = |apart: f64| apart > 0.0 && apart < 1e-12;
+    let mut pairs =
+        images.iter().enumerate().flat_map(|(n, image)| images[..n].iter().map(move |other| (image, other)));
+    pairs.any(|(image, other)| is_rounding(difference(image, other)))
 }
 
 /// Follows the queries of a replayed attack and compares each with the recording, for every point
@@ -213,16 +216,16 @@ fn assert_replays(recording: &Recording) {
             assert_eq!(candidates.get(point), expected_candidates.get(point), "{loss}: point {point}");
         }
     }
-    assert!(parted.len() * 2 <= points.len(), "{loss}: {parted:?} of {} points had ties", points.len());
+    assert!(parted.len() * 4 <= points.len(), "{loss}: {parted:?} of {} points had ties", points.len());
     let inside = recording.threat().contains(&candidates, recording.tensor("images"));
     assert!(bool::try_from(inside.all()).expect("a bool"));
 }
 
 #[test]
-#[should_panic(expected = "ce, run 0, iterate 1, point 4: margin ")]
+#[should_panic(expected = "ce, run 0, iterate 30, point 4: margin ")]
 fn the_first_divergence_is_named() {
     let recording = Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, "ce");
-    let margins = recording.of_loss("margins").narrow(1, 1, recording.options().steps as i64);
+    let margins = recording.of_loss("margins").narrow(1, 30, recording.options().steps as i64 - 29);
     let mut margins = margins.select(2, 4);
     margins += 1e-6;
     assert_replays(&recording);
@@ -334,8 +337,65 @@ fn averaging_takes_the_noise_out_of_gradients() {
         let options = Options { gradient_averages, ..recording.options() };
         recording.attack(options, threat, &victim, &points)
     };
-    let without_noise = recording.attack(recording.options(), threat, &recording.net(), &points);
-    assert!(difference(&with_noise(1), &without_noise) > 0.01, "noise without averaging");
-    let apart = difference(&with_noise(2), &without_noise);
+    let without_noise = |gradient_averages| {
+        let options = Options { gradient_averages, ..recording.options() };
+        recording.attack(options, threat, &recording.net(), &points)
+    };
+    assert!(difference(&with_noise(1), &without_noise(1)) > 0.01, "noise without averaging");
+    let apart = difference(&with_noise(2), &without_noise(2));
     assert!(apart < 1e-9, "{apart} apart");
+}
+
+/// A network that at some passes takes every class for the one before it.
+struct Moody {
+    net: SmallNet,
+    passes: Cell<u64>,
+    mistaken_at: [u64; 2],
+}
+
+impl Moody {
+    fn take_for_another(&self, logits: Tensor) -> Tensor {
+        let number = self.passes.replace(self.passes.get() + 1);
+        match self.mistaken_at.contains(&number) {
+            true => tch::with_grad(|| logits.roll([1], [1])),
+            false => logits,
+        }
+    }
+}
+
+impl VictimCalls for Moody {
+    fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        Ok(self.take_for_another(self.net.logits(images)?))
+    }
+
+    fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (logits, leaf) = self.net.differentiable(images)?;
+        Ok((self.take_for_another(logits), leaf))
+    }
+
+    fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
+        self.net.input_gradient(loss, leaf)
+    }
+}
+
+#[test]
+fn what_a_random_model_mistakes_climbs_on_to_its_latest_mistake() {
+    let recording = Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, "ce");
+    let points = recording.all_points();
+    // In a ball this small nobody falls but by the model's mood.
+    let threat = ThreatModel { epsilon: 1e-6, ..recording.threat() };
+    let attack = |gradient_averages| {
+        // Two passes an iterate: the last ones of iterates 2 and 4.
+        let victim = Moody { net: recording.net(), passes: Cell::new(0), mistaken_at: [5, 9] };
+        let options = Options { steps: 5, restarts: 2, gradient_averages, ..recording.options() };
+        let candidates = recording.attack(options, threat, &victim, &points);
+        (candidates, victim.net.queries())
+    };
+    let (candidates, queries) = attack(2);
+    assert_ne!(queries[5], queries[9]);
+    assert_eq!(candidates, queries[9]);
+    assert_eq!(queries.len(), 11, "a run to its end, and no second one");
+    // Whoever asks once an iterate takes the model at its word.
+    let (candidates, queries) = attack(1);
+    assert_eq!((queries.len(), &candidates), (6, &queries[5]));
 }
