@@ -1,6 +1,32 @@
 //! Losses per example, shared by attacks and the host.
 
+use crate::{Error, Result};
 use tch::{Kind, Tensor};
+
+/// The gradient of a scalar `loss` towards `input`, of the input's shape. With `keep_graph` more
+/// can be taken of the same graph.
+///
+/// # Errors
+/// If the loss does not depend on it.
+pub fn gradient(loss: &Tensor, input: &Tensor, keep_graph: bool) -> Result<Tensor> {
+    let gradient = gradients(loss, std::slice::from_ref(input), keep_graph)?.remove(0);
+    match gradient.defined() {
+        true => Ok(gradient),
+        false => Err(Error::new("the loss has a graph that does not lead there")),
+    }
+}
+
+/// The same towards several inputs; an undefined tensor towards those on which it does not depend.
+///
+/// # Errors
+/// If the loss does not depend on anything.
+pub fn gradients(loss: &Tensor, inputs: &[Tensor], keep_graph: bool) -> Result<Vec<Tensor>> {
+    // libtorch takes a graph for granted here, and ends the process where there is none.
+    if !loss.requires_grad() {
+        return Err(Error::new("the loss has no graph: it, or what it is formed from, was detached or computed without gradients"));
+    }
+    Ok(Tensor::f_run_backward(&[loss], inputs, keep_graph, false)?)
+}
 
 /// Cross-entropy of each row: `logits` `[N, classes]` (floats), `labels` `[N]` (i64) give `[N]`.
 ///
@@ -51,6 +77,17 @@ mod tests {
     fn example() -> (Tensor, Tensor) {
         let logits = Tensor::from_slice(&[1.0f64, 3.0, 2.0, 0.0, 0.0, 0.0]).reshape([2, 3]);
         (logits, Tensor::from_slice(&[1i64, 2]))
+    }
+
+    #[test]
+    fn a_loss_that_does_not_depend_on_the_input_has_no_gradient() {
+        let input = Tensor::from(2.0f64).set_requires_grad(true);
+        let square = &input * &input;
+        assert_eq!(gradient(&square, &input, true).expect("a gradient").double_value(&[]), 4.0);
+        assert!(gradient(&square.detach(), &input, true).is_err());
+        let other = Tensor::from(2.0f64).set_requires_grad(true);
+        assert!(gradient(&square, &other, true).is_err());
+        assert!(!gradients(&square, &[other], true).expect("a graph")[0].defined());
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Helpers for tests of a plugin's arithmetic, without a host.
 
 use crate::{
-    Distribution, Error, Model, Next, Norm, Random, RandomSource, Result, Sampler, Step, Task, ThreatModel,
-    VictimCalls,
+    losses, Distribution, Error, Model, Next, Norm, Random, RandomSource, Result, Sampler, Step, Task,
+    ThreatModel, VictimCalls,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -204,7 +204,7 @@ impl VictimCalls for SmallNet {
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
-        let gradient = Tensor::f_run_backward(&[total], &[leaf], true, false)?.remove(0);
+        let gradient = losses::gradient(&total, leaf, true)?;
         self.gradients.borrow_mut().push((leaf.detach(), gradient.copy()));
         Ok(gradient)
     }

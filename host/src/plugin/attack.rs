@@ -4,7 +4,7 @@ use crate::random::Draws;
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::abi::AttackInstance;
-use plugin_api::losses::cross_entropy;
+use plugin_api::losses::{self, cross_entropy};
 use plugin_api::{Task, ThreatModel, VictimCalls};
 use std::cell::Cell;
 use tch::{Kind as Dtype, Tensor};
@@ -198,13 +198,10 @@ impl VictimCalls for CountedVictim<'_> {
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> plugin_api::Result<Tensor> {
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
-        let gradients = Tensor::f_run_backward(&[total], &[leaf], true, false).map_err(|error| {
-            plugin_api::Error::new(format!(
-                "the loss does not lead back to the images: {}",
-                plugin_api::first_line(&error.to_string())
-            ))
+        let gradient = losses::gradient(&total, leaf, true).map_err(|why| {
+            plugin_api::Error::new(format!("the gradient towards the images cannot be had: {why}"))
         })?;
         count(&self.backward_passes, leaf);
-        gradients.into_iter().next().ok_or_else(|| plugin_api::Error::new("libtorch returned no gradient"))
+        Ok(gradient)
     }
 }

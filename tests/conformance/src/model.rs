@@ -5,7 +5,7 @@ use crate::tensors::{demand_same, no_result};
 use crate::toy::{Batch, Instance, Problem, mix};
 use crate::{Check, Outcome, Plugin, Verdict};
 use plugin_api::abi::ModelInstance;
-use plugin_api::losses::cross_entropy;
+use plugin_api::losses::{self, cross_entropy};
 use plugin_api::tch::{self, Kind, Tensor};
 
 pub const CHECKS: [Check; 5] = [
@@ -90,9 +90,8 @@ fn largest_gradients(
     let trainable = named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad());
     let (names, inputs): (Vec<_>, Vec<_>) =
         std::iter::once(("the images".to_owned(), images)).chain(trainable).unzip();
-    let gradients = Tensor::f_run_backward(&[loss], &inputs, false, false).map_err(|error| {
-        Outcome::failed("gradients for the images and every parameter", plugin_api::Error::from(error))
-    })?;
+    let gradients = losses::gradients(&loss, &inputs, false)
+        .map_err(|error| Outcome::failed("gradients for the images and every parameter", error))?;
     let largest = |gradient: &Tensor| match gradient.defined() {
         true => gradient.abs().max().double_value(&[]),
         false => 0.0,
@@ -115,11 +114,11 @@ fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
         })
     };
     let leaf = batch.images.detach().set_requires_grad(true);
-    let gradient = Tensor::f_run_backward(&[loss(&leaf)?], &[&leaf], false, false)
-        .map_err(|error| Outcome::failed("a gradient towards the images", plugin_api::Error::from(error)))?;
+    let gradient = losses::gradient(&loss(&leaf)?, &leaf, false)
+        .map_err(|error| Outcome::failed("a gradient towards the images", error))?;
     for direction in 1..=3 {
         let direction = Problem { seed: mix(seed ^ direction), ..problem }.batch(0..2).images - 0.5;
-        let slope = (&gradient[0] * &direction).sum(Kind::Double).double_value(&[]);
+        let slope = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
         let at = |distance: f64| {
             Ok::<_, Outcome>(loss(&(&batch.images + &direction * distance))?.double_value(&[]))
         };

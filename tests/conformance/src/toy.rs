@@ -2,7 +2,7 @@
 
 use crate::{Outcome, Plugin, Table};
 use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
-use plugin_api::losses::{correct, cross_entropy};
+use plugin_api::losses::{correct, cross_entropy, gradient};
 use plugin_api::tch::{self, Device, Kind, Tensor};
 use plugin_api::{Distribution, Error, Norm, Random, RandomSource, Result, Step, ThreatModel, VictimCalls};
 use std::cell::Cell;
@@ -287,8 +287,7 @@ impl VictimCalls for LinearVictim {
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
-        let gradients = Tensor::f_run_backward(&[total], &[leaf], true, false)?;
-        gradients.into_iter().next().ok_or_else(|| Error::new("no gradient"))
+        gradient(&total, leaf, true)
     }
 }
 

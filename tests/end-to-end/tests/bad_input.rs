@@ -142,12 +142,22 @@ fn samplers_that_break_the_contract() {
 
 #[test]
 fn models_that_break_the_contract() {
-    let place = Place::with_digits(8, 60);
     train_refuses(
-        &place,
+        &Place::with_digits(8, 60),
         "--model bad_plugins.so,plugin=wrong-logits",
         &["wrong-logits: forward", "shape [2, 11]", "expected [2, 10]"],
     );
+    for (model, mode, missing) in [
+        ("without-a-graph", "--mode fused", "images and parameters"),
+        ("without-a-graph", "--mode faithful", "images"),
+        ("without-a-graph", "--sampler none", "parameters"),
+        ("detached", "--mode fused", "images"),
+        ("detached", "--mode faithful", "images"),
+    ] {
+        let flags = format!("{TRAIN} --model nonconforming.so,plugin={model} {mode}");
+        let told = format!("model {model} has no gradient towards its {missing}: ");
+        Place::with_digits(8, 60).host(&flags).fails(1, &[&told]);
+    }
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn what_cannot_be_judged_is_an_error() {
         .explains(&["plugin=NAME", "momentum"]);
 }
 
-const NONCONFORMING: [(&str, &[&str]); 53] = [
+const NONCONFORMING: [(&str, &[&str]); 55] = [
     ("aborts", &["tensors-result crashed"]),
     ("aborts-on-dtype", &["errors-dtype crashed"]),
     ("aborts-on-options", &["options-fuzz crashed"]),
@@ -274,6 +274,7 @@ const NONCONFORMING: [(&str, &[&str]); 53] = [
     ("leaves-files", &["hygiene-leftovers failed"]),
     ("leaves-files-at-errors", &["errors-drop failed"]),
     ("leaves-no-grad", &["hygiene-grad-mode failed"]),
+    ("loses-track", &["tensors-result failed"]),
     ("masks-gradients", &["model-derivative failed"]),
     ("needs-somebody", &["tensors-none failed"]),
     ("never-ends", &["tensors-result timed out"]),
@@ -301,6 +302,7 @@ const NONCONFORMING: [(&str, &[&str]); 53] = [
     ("undocumented", &["options-documented failed"]),
     ("wanders", &[]),
     ("wastes-draws", &["determinism-seed failed"]),
+    ("without-a-graph", &["model-gradients failed"]),
     ("writes-inputs", &["tensors-inputs failed"]),
 ];
 

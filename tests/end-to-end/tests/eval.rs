@@ -225,10 +225,20 @@ fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
     place.host("eval run --attack fgsm.so").succeeds();
     let before = place.contents();
     for (attack, parts) in [
-        ("outside", ["outside: run", "100 of 100 candidates outside the threat model"].as_slice()),
-        ("attack-panics", &["attack-panics: run", "panicked at", "attacks.rs:", "cannot attack 100 points"]),
+        (
+            "bad_plugins.so,plugin=outside",
+            ["outside: run", "100 of 100 candidates outside the threat model"].as_slice(),
+        ),
+        (
+            "bad_plugins.so,plugin=attack-panics",
+            &["attack-panics: run", "panicked at", "attacks.rs:", "cannot attack 100 points"],
+        ),
+        (
+            "nonconforming.so,plugin=loses-track",
+            &["loses-track: run", "the gradient towards the images cannot be had", "no graph"],
+        ),
     ] {
-        let command = format!("eval run --attack bad_plugins.so,plugin={attack}");
+        let command = format!("eval run --attack {attack}");
         place.host(&command).fails(1, parts);
         assert!(place.contents() == before, "{command}");
     }

@@ -508,6 +508,11 @@ attack!("helps", Helps, |target| {
     Ok(images)
 });
 
+attack!("loses-track", LosesTrack, |target| {
+    let evaluation = target.victim.forward(target.natural)?;
+    evaluation.gradient(|logits| cross_entropy(&logits.detach(), target.labels)).map(|(_, gradient)| gradient)
+});
+
 attack!("touches-victim", TouchesVictim, |target| {
     // Goes backward to everything, the victim's weights included, in the midst of its own loss.
     let meddle = |logits: &Tensor| {
@@ -562,6 +567,8 @@ model!("probabilities", Probabilities, |layer, images| {
 });
 
 model!("detached", Detached, |layer, images| layer.forward(&images.flatten(1, -1).detach()));
+
+model!("without-a-graph", WithoutAGraph, |layer, images| layer.forward(&images.flatten(1, -1)).detach());
 
 model!("masks-gradients", MasksGradients, |layer, images| {
     // The value of a steep function with the slope of another.
