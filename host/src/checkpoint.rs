@@ -20,6 +20,9 @@ const KEPT: usize = 2;
 /// Ending of a checkpoint's folder while it is being removed.
 const OUTDATED: &str = "outdated";
 
+/// Ending of a checkpoint's folder while it is being written.
+const PARTIAL: &str = "partial";
+
 const PROGRESS: &str = "progress.json";
 
 /// Named tensors of a checkpoint, by file.
@@ -53,18 +56,20 @@ pub fn save<Progress: Serialize>(
     groups: &Groups,
     progress: &Progress,
 ) -> Result<()> {
-    let name = format!("{update:09}");
-    let partial = folder.join(format!(".{name}.partial"));
+    let finished = path_of(folder, update);
+    let partial = finished.with_extension(PARTIAL);
     remove_leftovers(folder);
     let written = write(&partial, groups, progress).and_then(|()| {
-        let finished = folder.join(&name);
+        let hidden = finished.with_extension(OUTDATED);
         let renamed = (|| {
+            // One of the same update is gone only once this one stands in its place.
             if finished.exists() {
-                fs::remove_dir_all(&finished)?;
+                fs::rename(&finished, &hidden)?;
             }
-            fs::rename(&partial, &finished)?;
+            fs::rename(&partial, &finished).inspect_err(|_| drop(fs::rename(&hidden, &finished)))?;
             files::sync_folder(folder)
         })();
+        let _ = fs::remove_dir_all(&hidden);
         renamed.map_err(|why| Error::file("write", &finished, why))
     });
     if let Err(error) = written {
@@ -81,7 +86,7 @@ pub fn save<Progress: Serialize>(
     }
     // Newer ones were passed over as damaged when the run was resumed.
     let (damaged, whole): (Vec<_>, Vec<_>) =
-        newest_first(folder).into_iter().partition(|path| path.file_name() > Some(name.as_ref()));
+        newest_first(folder).into_iter().partition(|path| *path > finished);
     for outdated in damaged.into_iter().chain(whole.into_iter().skip(KEPT)) {
         // Under another name first: half a checkpoint must never look like one.
         let hidden = outdated.with_extension(OUTDATED);
@@ -90,12 +95,21 @@ pub fn save<Progress: Serialize>(
     Ok(())
 }
 
+/// Whether `folder` holds a checkpoint of update number `update`.
+pub fn exists(folder: &Path, update: u64) -> bool {
+    path_of(folder, update).is_dir()
+}
+
+fn path_of(folder: &Path, update: u64) -> PathBuf {
+    folder.join(format!("{update:09}"))
+}
+
 /// Adds to what the checkpoint of update number `update` says of the run's progress.
 ///
 /// # Errors
 /// If there is no such checkpoint, or the disk refuses; it is then untouched.
 pub fn save_progress<Progress: Serialize>(folder: &Path, update: u64, progress: &Progress) -> Result<()> {
-    let path = folder.join(format!("{update:09}")).join(PROGRESS);
+    let path = path_of(folder, update).join(PROGRESS);
     let saved: Saved<serde::de::IgnoredAny> =
         serde_json::from_slice(&files::read(&path)?).map_err(|why| Error::file("understand", &path, why))?;
     let saved = serde_json::to_vec_pretty(&Saved { progress, files: saved.files })
@@ -107,7 +121,7 @@ pub fn save_progress<Progress: Serialize>(folder: &Path, update: u64, progress: 
 fn remove_leftovers(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let left =
-        |path: &PathBuf| path.extension().is_some_and(|ending| ending == OUTDATED || ending == "partial");
+        |path: &PathBuf| path.extension().is_some_and(|ending| ending == OUTDATED || ending == PARTIAL);
     for path in entries.filter(left) {
         let _ = fs::remove_dir_all(path);
     }

@@ -40,9 +40,17 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// If the disk refuses.
 pub fn lock(path: &Path) -> Result<Option<File>> {
     let file = File::create(path).map_err(|why| Error::file("create", path, why))?;
+    Ok(try_lock(&file, path)?.then_some(file))
+}
+
+/// Locks an open file, whose path is told if that fails. False if another process holds the lock.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(why)) => Err(Error::file("lock", path, why)),
     }
 }

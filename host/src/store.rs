@@ -3,7 +3,7 @@
 use crate::data::Split;
 use crate::plugin::fresh_start;
 use crate::random::{Draws, Purpose};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use clap::ValueEnum;
 use plugin_api::{Start, ThreatModel};
 use serde::{Deserialize, Serialize};
@@ -251,7 +251,9 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     // Blocks are claimed now: a disk that fills up later would kill the process.
     let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
     let file = options.map_err(|why| refused(&why))?;
-    file.try_lock().map_err(|_| refused(&"another run keeps its particles there"))?;
+    if !files::try_lock(&file, path)? {
+        return Err(refused(&"another run keeps its particles there"));
+    }
     file.set_len(0).and_then(|()| claim(&file, bytes)).map_err(|why| refused(&why))?;
     let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
     let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));

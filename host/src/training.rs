@@ -23,7 +23,7 @@ use crate::trace::Trace;
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::Start;
-use plugin_api::losses::{correct, cross_entropy};
+use plugin_api::losses::{self, correct, cross_entropy};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -50,6 +50,8 @@ pub struct Training {
     tally: Tally,
     watch: Watch,
     progress: Progress,
+    /// How many epochs have their line in `metrics.jsonl`.
+    settled: usize,
     clock: Instant,
 }
 
@@ -108,6 +110,7 @@ impl Training {
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
             .transpose()?;
+        let Train { mode, replay, .. } = experiment.train;
         let declared = sampler.as_ref().map(Sampler::declaration);
         let start = match experiment.train.start {
             StartChoice::Sampler => declared.map_or(Start::Natural, |sampler| sampler.start),
@@ -129,6 +132,13 @@ impl Training {
                 )
             })
             .transpose()?;
+        if sampler.is_some() && store.is_none() && mode == Mode::Fused && replay == 1 {
+            return Err(Error::new(
+                "train.replay: expected 2 or more, since no chain goes on from the visit before; got 1, with which the \
+                 weights would descend where chains begin, never where one has moved",
+            )
+            .fix("set train.replay (--replay), or let chains go on from a store (--start store)"));
+        }
         if let (None, Some(file)) = (&store, &experiment.train.store_file) {
             return Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
                 .note("because", "no chain begins in the particle store (sampler, train.start)"));
@@ -144,6 +154,7 @@ impl Training {
             tally: Tally::new((0.0, 0.0, 0.0), device),
             watch: Watch::new("update", device),
             progress: Progress::default(),
+            settled: 0,
             clock: Instant::now(),
             experiment,
             model,
@@ -179,12 +190,11 @@ impl Training {
         let Train { batch, seed, checkpoint_every, .. } = self.experiment.train;
         let updates_per_epoch = self.updates_per_epoch();
         reporter.start(&self.progress, self.schedule.updates, updates_per_epoch, self.examples.len());
-        // A resumed run may have been stopped before its last epoch was scored, and may go back
-        // behind epochs that were written.
-        let scored = self.validate_epoch(folder, stop)?;
-        folder.write_metrics(&self.progress.epochs)?;
+        // A resumed run may go back behind lines that were written, and may have been stopped before
+        // its last epoch was settled.
+        folder.write_metrics(&self.progress.epochs[..self.settled])?;
         self.write_trace(folder)?;
-        if scored || !self.is_over() {
+        if self.settle(folder, reporter, stop)? || !self.is_over() {
             self.begin_events(folder)?;
         }
         self.clock = Instant::now();
@@ -202,21 +212,15 @@ impl Training {
                     self.watch.read()?;
                     reporter.update(self.progress.update, self.tally.read());
                 }
-                if self.trace_is_due() {
-                    if stopping {
-                        // Whoever is in a hurry loses nothing by a second Ctrl-C.
-                        self.checkpoint(folder)?;
-                    }
-                    self.add_to_trace(folder, reporter)?;
+                let ends_epoch = self.progress.update.is_multiple_of(updates_per_epoch);
+                if ends_epoch {
+                    self.end_epoch(epoch);
                 }
-                if self.progress.update.is_multiple_of(updates_per_epoch) {
-                    self.end_epoch(epoch, folder, reporter, stop)?;
-                    self.end_trace(folder, reporter)?;
-                } else if stopping
-                    || checkpoint_every.is_some_and(|every| self.progress.update.is_multiple_of(every))
-                {
+                let is_due = |every| self.progress.update.is_multiple_of(every);
+                if ends_epoch || stopping || checkpoint_every.is_some_and(is_due) {
                     self.checkpoint(folder)?;
                 }
+                self.settle(folder, reporter, stop)?;
                 if stopping && !self.is_over() {
                     return Ok(Ending::Interrupted);
                 }
@@ -284,7 +288,8 @@ impl Training {
                 let leaf = visit.particles.detach().set_requires_grad(true);
                 self.seed_forward(number as u64);
                 let losses = objective.inner(&self.model.forward_in(precision, &leaf, train)?, visit.labels);
-                let gradient = gradients(&losses.sum(losses.kind()), std::slice::from_ref(&leaf))?.remove(0);
+                let gradient = losses::gradient(&losses.sum(losses.kind()), &leaf, false)
+                    .map_err(|why| self.without_gradient("images", why))?;
                 let at = (&losses.detach(), &gradient);
                 sampler.step(visit, number, at, &draws.step(number + 1), &mut self.watch)?;
             }
@@ -298,7 +303,8 @@ impl Training {
         self.seed_forward(0xffff);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
-        let gradients = gradients(&losses.mean(losses.kind()), self.optimizer.parameters())?;
+        let gradients = losses::gradients(&losses.mean(losses.kind()), self.optimizer.parameters(), false)
+            .map_err(|why| self.without_gradient("parameters", why))?;
         self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
         if let Some(sampler) = self.sampler.as_ref().filter(|sampler| sampler.judges_last_proposal()) {
             let losses = objective.inner(&apart.unwrap_or_else(|| logits.detach()), visit.labels);
@@ -351,9 +357,14 @@ impl Training {
             let losses = cross_entropy(&logits, visit.labels);
             let mut inputs: Vec<_> = self.optimizer.parameters().iter().map(Tensor::shallow_clone).collect();
             inputs.push(leaf);
-            let mut gradients = gradients(&losses.mean(losses.kind()), &inputs)?;
+            let mut gradients = losses::gradients(&losses.mean(losses.kind()), &inputs, false)
+                .map_err(|why| self.without_gradient("images and parameters", why))?;
+            let gradient = gradients
+                .pop()
+                .filter(Tensor::defined)
+                .ok_or_else(|| self.without_gradient("images", "the logits do not depend on them"))?;
             // The sampler is given the gradient of each particle's own loss, not of the mean.
-            let gradient = gradients.pop().unwrap_or_default() * visit.points.len() as f64;
+            let gradient = gradient * visit.points.len() as f64;
             self.descend(&gradients, &losses.detach(), &logits.detach(), visit.labels);
             if let Some(sampler) = &self.sampler {
                 let at = (&losses.detach(), &gradient);
@@ -373,6 +384,11 @@ impl Training {
         self.tally.add(losses, &correct(logits, labels));
     }
 
+    fn without_gradient(&self, inputs: &str, why: impl std::fmt::Display) -> Error {
+        let model = &self.model.record.manifest.name;
+        Error::new(format!("model {model} has no gradient towards its {inputs}: {why}"))
+    }
+
     /// What the model draws itself depends on the update and on which forward of it this is.
     fn seed_forward(&self, number: u64) {
         let (seed, update) = (self.experiment.train.seed, self.progress.update);
@@ -384,12 +400,10 @@ impl Training {
         let Minibatch { points, labels, seen: natural, transformation, stored, .. } = minibatch;
         let stored = stored.as_ref().map(|stored| transformation.carry(stored));
         let mut threat = self.experiment.training_threat();
-        let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
-        let risen = (self.progress.update + 1) as f64 / (warmup + 1.0);
-        threat.epsilon *= risen.min(1.0);
+        threat.epsilon *= self.risen();
         let (particles, state) = match (&self.sampler, stored) {
             // Draws from the whole ball may lie outside one that is still growing.
-            (_, Some(Stored { particles, state })) if risen < 1.0 => {
+            (_, Some(Stored { particles, state })) if self.risen() < 1.0 => {
                 (threat.project(&particles, natural), state)
             }
             (_, Some(Stored { particles, state })) => (particles, state),
@@ -402,15 +416,16 @@ impl Training {
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
     }
 
-    fn end_epoch(
-        &mut self,
-        epoch: u64,
-        folder: &RunFolder,
-        reporter: &mut Reporter,
-        stop: &AtomicBool,
-    ) -> Result<()> {
-        self.stop_clock();
+    /// The share of its epsilon to which the ball has grown.
+    fn risen(&self) -> f64 {
+        let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
+        ((self.progress.update + 1) as f64 / (warmup + 1.0)).min(1.0)
+    }
+
+    /// Adds up an epoch.
+    fn end_epoch(&mut self, epoch: u64) {
         let (loss, correct, particles) = self.tally.read();
+        self.stop_clock();
         self.tally = Tally::new((0.0, 0.0, 0.0), self.device);
         let metrics = EpochMetrics {
             epoch: epoch as usize + 1,
@@ -427,17 +442,36 @@ impl Training {
             seconds: self.progress.seconds,
         };
         self.progress.epochs.push(metrics);
-        self.checkpoint(folder)?;
+    }
+
+    /// Measures what is due after this update and not measured yet: the score of an epoch, a point
+    /// of the trace. A checkpoint came first, since that may be long, or fail, or be left by the user; and the
+    /// epoch's line in `metrics.jsonl` comes last, and says that all of it is done. Says whether
+    /// there was anything to do.
+    fn settle(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
         self.validate_epoch(folder, stop)?;
+        let traced = self.trace_if_due(folder, reporter, stop)?;
+        if self.settled == self.progress.epochs.len() {
+            return Ok(traced);
+        }
         folder.write_metrics(&self.progress.epochs)?;
+        self.settled = self.progress.epochs.len();
+        self.report_epoch(reporter)?;
+        self.clock = Instant::now();
+        Ok(true)
+    }
+
+    fn report_epoch(&mut self, reporter: &mut Reporter) -> Result<()> {
         if let Some(metrics) = self.progress.epochs.last() {
             reporter.epoch(metrics);
             self.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))?;
         }
-        for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), self.sampler.is_some()) {
+        // Whoever has not seen the probe's whole ball need not stand up to it yet.
+        let is_whole = self.risen() == 1.0 && self.experiment.train.epsilon_scale >= 1.0;
+        let adversarial = self.sampler.is_some() && is_whole;
+        for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), adversarial) {
             reporter.alarm(&finding);
         }
-        self.clock = Instant::now();
         Ok(())
     }
 
@@ -470,10 +504,9 @@ impl Training {
         self.clock = Instant::now();
     }
 
-    /// Nothing is saved that could not be trained on: neither what the watch has noted, nor
-    /// weights or moments that the last update broke, nor weights that give no finite logits.
+    /// Nothing is saved that could not be trained on: neither weights or moments that the last
+    /// update broke, nor weights that give no finite logits.
     fn refuse_trouble(&self) -> Result<()> {
-        self.watch.read()?;
         let broken = |what: &str| {
             let update = self.progress.update;
             Err(Error::new(format!("{what} became NaN or infinite at update {update}"))
@@ -495,8 +528,10 @@ impl Training {
     }
 
     fn checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
-        self.refuse_trouble()?;
+        // What is still to come from the device belongs to training's time.
+        self.watch.read()?;
         self.stop_clock();
+        self.refuse_trouble()?;
         self.renew_statistics()?;
         self.progress.tally = self.tally.read();
         self.progress.optimizer_steps = self.optimizer.steps();
@@ -537,6 +572,9 @@ impl Training {
         }
         self.tally = Tally::new(saved.progress.tally, self.device);
         self.progress = saved.progress;
+        // What cannot be read is written anew.
+        let written: Vec<EpochMetrics> = folder.metrics().unwrap_or_default();
+        self.settled = written.len().min(self.progress.epochs.len());
         Ok((self.progress.update, saved.damaged))
     }
 
@@ -591,11 +629,6 @@ pub fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize
         )));
     }
     Ok((wanted, held_out))
-}
-
-/// The gradients of a scalar towards `inputs`, without touching anything else's.
-fn gradients(loss: &Tensor, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-    Ok(Tensor::f_run_backward(&[loss], inputs, false, false)?)
 }
 
 fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {

@@ -18,7 +18,7 @@ use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -380,10 +380,8 @@ impl Worker<'_> {
             return Ok(Ending::Interrupted);
         }
         let lock = self.folder.lock_file(&setting.name)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Ending::Busy),
-            Err(TryLockError::Error(why)) => return Err(Error::file("lock", &self.folder.file(LOCKS), why)),
+        if !files::try_lock(&lock, &self.folder.file(LOCKS))? {
+            return Ok(Ending::Busy);
         }
         let Setting { name, .. } = setting;
         match self.folder.status(self.sweep, setting)? {

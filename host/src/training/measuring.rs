@@ -106,23 +106,35 @@ impl Training {
         Ok(())
     }
 
-    pub(super) fn trace_is_due(&self) -> bool {
-        let due = |trace: &Trace| trace.updates.binary_search(&self.progress.update).is_ok();
-        self.trace.as_ref().is_some_and(due)
-    }
-
-    /// Adds the present weights to the trace. The random numbers are those of `host eval`; the
-    /// clock stands still meanwhile.
-    pub(super) fn add_to_trace(&mut self, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
+    /// Adds the present weights to the trace, if they are to be traced and are not yet: after the
+    /// updates that were planned, and at the end of a run that patience has ended before its time.
+    /// The random numbers are those of `host eval`; the clock stands still meanwhile. Says whether
+    /// there was anything to add.
+    pub(super) fn trace_if_due(
+        &mut self,
+        folder: &RunFolder,
+        reporter: &Reporter,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
+        let update = self.progress.update;
+        let traced = self.progress.trace.last().is_some_and(|point| point.updates == update);
+        let is_due = |trace: &Trace| {
+            !traced && (self.progress.stopped_early() || trace.updates.binary_search(&update).is_ok())
+        };
+        if !self.trace.as_ref().is_some_and(is_due) {
+            return Ok(false);
+        }
         // What is still to come from the device belongs to training's time.
         self.watch.read()?;
         self.stop_clock();
         self.renew_statistics()?;
-        let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(()) };
-        // A point of the trace that was left would be missing, so it is not left.
-        let stop = AtomicBool::new(false);
+        let is_saved = checkpoint::exists(&folder.checkpoints(), update);
+        // What no checkpoint leads back to would be missing, so it is not left.
+        let never = AtomicBool::new(false);
+        let stop = if is_saved { stop } else { &never };
+        let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(false) };
         let found =
-            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, &stop)?;
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop)?;
         let point = TracePoint {
             updates: self.progress.update,
             optimizer_steps: self.optimizer.steps(),
@@ -137,18 +149,11 @@ impl Training {
         self.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
         self.progress.trace.push(point);
         self.write_trace(folder)?;
-        self.clock = Instant::now();
-        Ok(())
-    }
-
-    /// Adds the last weights of a run that patience has ended before its time.
-    pub(super) fn end_trace(&mut self, folder: &RunFolder, reporter: &Reporter) -> Result<()> {
-        let traced = self.progress.trace.last().is_some_and(|point| point.updates == self.progress.update);
-        if traced || self.trace.is_none() || !self.progress.stopped_early() {
-            return Ok(());
+        if is_saved {
+            checkpoint::save_progress(&folder.checkpoints(), update, &self.progress)?;
         }
-        self.add_to_trace(folder, reporter)?;
-        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)
+        self.clock = Instant::now();
+        Ok(true)
     }
 
     /// Rewrites `trace.jsonl`: a resumed run may go back behind points that were written.
@@ -161,16 +166,15 @@ impl Training {
 
     /// Scores the last epoch on the validation points, if it is not yet, keeps its weights if
     /// they are to be selected, and ends the run if no epoch has scored better for as long as
-    /// patience lasts. The checkpoint comes first, since a probe may be long, or fail, or be left
-    /// by the user, and is told the score. Says whether there was anything to score.
-    pub(super) fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<bool> {
+    /// patience lasts. Its checkpoint is told the score.
+    pub(super) fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<()> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let (Some(held_out), Some(_)) = (&self.validation, self.progress.epochs.last().filter(unscored))
         else {
-            return Ok(false);
+            return Ok(());
         };
         let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe, stop)?;
-        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(false) };
+        let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(()) };
         last.validation_accuracy = Some(validation.clean);
         if let Some(probe) = validation.attacks.first() {
             last.probe_accuracy = Some(probe.robust);
@@ -195,8 +199,7 @@ impl Training {
             last.stopped_early =
                 last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
         }
-        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
-        Ok(true)
+        checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)
     }
 
     /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this

@@ -161,6 +161,35 @@ fn after_a_probe_that_was_left() {
 }
 
 #[test]
+fn after_a_last_trace_that_was_killed_or_left() {
+    let place = place(8);
+    // One epoch, whose end is scored and traced; the trace is the slow part.
+    let train = "train --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 1 --sampler langevin.so \
+                 --validation-points 10 --probe fgsm.so --trace pgd.so,steps=400 --trace-at 2 --tensorboard";
+    place.host(&format!("{train} --out whole")).ended_with(0);
+    let whole = place.run("whole");
+    assert_eq!((whole.metrics().len(), whole.trace().map(|points| points.len())), (1, Some(1)));
+    for (signal, out) in [(SIGKILL, "killed"), (SIGINT, "left")] {
+        let run = place.run(out);
+        let scored = || {
+            let newest = run.checkpoints().pop_last().map(|(_, folder)| folder.join("progress.json"));
+            newest
+                .and_then(|path| fs::read_to_string(path).ok())
+                .is_some_and(|text| text.contains("probe_accuracy"))
+        };
+        let outcome = place.signal_when(&format!("{train} --out {out}"), signal, scored);
+        match signal {
+            SIGKILL => outcome.was_killed(signal),
+            _ => _ = outcome.was_interrupted(&["at update 39", "host train --resume left"]),
+        }
+        assert!(run.metrics().is_empty() && run.trace().is_none_or(|points| points.is_empty()), "{out}");
+        let events = place.host(&format!("train --resume {out} --json")).ended_with(0).json_lines();
+        assert!(events.iter().any(|event| event["epoch"] == 1 && event["probe_accuracy"].is_number()));
+        run.assert_same_as(&whole);
+    }
+}
+
+#[test]
 fn from_the_checkpoint_before_a_truncated_one() {
     let place = place(8);
     let flags = "--sampler langevin.so";
