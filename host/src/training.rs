@@ -26,7 +26,7 @@ use plugin_api::Start;
 use plugin_api::losses::{self, correct, cross_entropy};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// Updates between two looks at what the device has noted (losses, trouble).
 const UPDATES_PER_LOOK: u64 = 50;
@@ -297,7 +297,7 @@ impl Training {
         // A last proposal is judged by the function that was climbed: before the weights, and the
         // moments of batch normalisation, move.
         let apart = match self.last_proposal_is_apart() {
-            true => Some(self.model.forward_in(precision, &visit.particles, false)?.detach()),
+            true => Some(no_grad(|| self.model.forward_in(precision, &visit.particles, false))?),
             false => None,
         };
         self.seed_forward(0xffff);
@@ -325,7 +325,7 @@ impl Training {
         let points = visit.natural.slice(0, None, None, copies as i64);
         let natural = repeat_rows(&self.model.forward_in(precision, &points, true)?, copies);
         let target = match self.inner_target_is_apart() {
-            true => repeat_rows(&self.model.forward_in(precision, &points, false)?, copies).detach(),
+            true => repeat_rows(&no_grad(|| self.model.forward_in(precision, &points, false))?, copies),
             false => natural.detach(),
         };
         Ok(Losses::Trades { beta: self.experiment.train.trades_beta(), natural, target })

@@ -55,7 +55,8 @@ pub struct Target<'a> {
     pub natural: &'a Tensor,
     /// Their labels, `[N]`, i64.
     pub labels: &'a Tensor,
-    /// Index of each example in its split of the data, length N.
+    /// A number of each example's own, the same in every call: its index among the test points, or
+    /// among those held out of training. Length N.
     pub points: &'a [i64],
     /// Number of classes.
     pub classes: i64,

@@ -100,16 +100,14 @@ impl Model {
         )
     }
 
-    /// The same computed in this precision; the logits are f32 in any.
+    /// The same computed in this precision, without a graph under `no_grad`; the logits are f32 in
+    /// any.
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
     pub fn forward_in(&self, precision: Precision, images: &Tensor, train: bool) -> Result<Tensor> {
         let forward = || self.instance.forward(images, train).map(|logits| logits.to_kind(images.kind()));
-        self.checked(
-            images,
-            tch::with_grad(|| call(&self.name, "forward", || precision.run(images.device(), forward))),
-        )
+        self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)))
     }
 
     /// Logits `[N, classes]` in evaluation mode, without a graph.

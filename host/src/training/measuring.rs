@@ -16,7 +16,7 @@ use crate::tensorboard::EventFile;
 use crate::trace::Trace;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 /// Minibatches from which averaged weights take the statistics of batch normalisation. With the
 /// usual momentum of 0.1, all but 0.003 % of a running statistic comes from them.
@@ -50,7 +50,7 @@ impl Training {
             let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
             let visit = self.begin_visit(&minibatch, &draws)?;
             tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
-            drop(self.model.forward_in(precision, &visit.particles, true)?);
+            drop(no_grad(|| self.model.forward_in(precision, &visit.particles, true))?);
         }
         Ok(())
     }

@@ -330,6 +330,13 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
         &["train.trades_beta: expected a number of at least 0, got -1"],
     );
     place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
+    for anew in ["--sampler langevin.so --start natural", "--sampler fgsm.so", "--start uniform"] {
+        place
+            .refuses(&format!("{fused} --replay 1 {anew}"), &["train.replay: expected 2 or more", "got 1"])
+            .explains(&["--start store"]);
+        place.host(&format!("{fused} --replay 2 {anew} --out run")).ended_with(0);
+        fs::remove_dir_all(place.path("run")).expect("removed");
+    }
     place.refuses(
         &format!("{TRAIN} --mode faithful --replay 2"),
         &["train.replay: expected 1 (mode fused alone", "got 2"],
@@ -369,6 +376,8 @@ fn training_that_looks_wrong_is_said_to() {
     let still = "--sampler langevin.so,step_size=0,noise=0";
     let naive = format!("{TRAIN} {still} --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
     place.host(&format!("{naive} --out naive")).succeeds_with_warning(&["catastrophic overfitting"]);
+    // A smaller ball than the probe's is none to stand up to it by.
+    place.host(&format!("{naive} --epsilon-scale 0.5 --out small")).succeeds();
 }
 
 #[test]

@@ -30,6 +30,11 @@ fn latest(place: &Place) -> Value {
 }
 
 /// The same but for times.
+#[track_caller]
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
 fn timeless(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
@@ -82,7 +87,7 @@ fn autoattack_is_the_worst_case_of_its_members() {
     assert_eq!(names, ["apgd.so,loss=ce", "apgd.so,loss=dlr-targeted", "fab.so", "square.so"]);
     let pgd = "--attack pgd.so,steps=40,step_size=0.01";
     let pgd = place.host(&format!("eval run --json --points 40 {pgd}")).ended_with(0).json();
-    assert!(printed["worst_case"].as_f64() <= pgd["worst_case"].as_f64(), "{printed}");
+    assert!(number(&printed["worst_case"]) <= number(&pgd["worst_case"]), "{printed}");
     for suite in ["autoattack-plus", "autoattack-rand"] {
         let other = place.host(&format!("eval run --json --points 5 --suite {suite}")).ended_with(0).json();
         assert!(other["attacks"].as_array().is_some_and(|attacks| attacks.len() >= 2), "{other}");
@@ -221,7 +226,7 @@ fn transferred_examples_fool_less_than_ones_own() {
     let own = place.host(&format!("eval run --json {attack}")).succeeds().json();
     let transferred = place.host(&format!("eval run --source other --json {attack}")).ended_with(0).json();
     assert_eq!(transferred["clean"], own["clean"], "the verdicts are still those of `run`");
-    assert!(transferred["worst_case"].as_f64() > own["worst_case"].as_f64(), "{transferred}");
+    assert!(number(&transferred["worst_case"]) > number(&own["worst_case"]), "{transferred}");
     assert!(latest(&place)["source"] == "other");
 
     // What stops once it has fooled its own model fools another less.
@@ -231,8 +236,8 @@ fn transferred_examples_fool_less_than_ones_own() {
         place.host(&command).ended_with(0).json()
     };
     let (stops, climbs) = (apgd(""), apgd(",keep_climbing=true"));
-    assert!(climbs["worst_case"].as_f64() < stops["worst_case"].as_f64(), "{climbs} {stops}");
-    assert!(climbs["worst_case"].as_f64() <= transferred["worst_case"].as_f64(), "{climbs}");
+    assert!(number(&climbs["worst_case"]) < number(&stops["worst_case"]), "{climbs} {stops}");
+    assert!(number(&climbs["worst_case"]) <= number(&transferred["worst_case"]), "{climbs}");
     // One more pass forward chooses the targets, and one judges; nine targets with ten steps each.
     let clean = verdicts(&latest(&place)["verdicts"]["clean"]);
     let attacked = clean.iter().filter(|clean| **clean).count() as u64;
@@ -392,7 +397,7 @@ fn images_need_not_be_square() {
     place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
     let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
     assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4), "{printed}");
-    assert!(printed["worst_case"].as_f64() < printed["clean"].as_f64(), "{printed}");
+    assert!(number(&printed["worst_case"]) < number(&printed["clean"]), "{printed}");
 }
 
 /// How large a change of an image is.
@@ -447,9 +452,9 @@ fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
                 format!("eval {run} --json --points 6 --suite {suite} --threads 1 --save-examples");
             let printed = place.host(&evaluate).ended_with(0).json();
             assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4), "{printed}");
-            assert!(printed["clean"].as_f64() > Some(0.5), "{printed}");
+            assert!(number(&printed["clean"]) > 0.5, "{printed}");
             if suite == "autoattack" {
-                assert!(printed["worst_case"].as_f64() < printed["clean"].as_f64(), "{printed}");
+                assert!(number(&printed["worst_case"]) < number(&printed["clean"]), "{printed}");
                 assert_examples_are_allowed(&place, &run, epsilon, distance);
                 let [square, _] = passes(&printed["attacks"][3]);
                 assert!(square > 1000, "some stand until Square, and it has its queries: {printed}");
