@@ -4,6 +4,7 @@ use crate::objective::Objective;
 use crate::optimizer::{self, Algorithm};
 use crate::plugin::PluginSpec;
 use crate::precision::Precision;
+use crate::random::MOST_STEPS;
 use crate::schedule::{self, Schedule, Shape};
 use crate::store::Format;
 use crate::{Error, Result, data, device};
@@ -104,9 +105,6 @@ pub enum Select {
 const DEFAULT_TRADES_BETA: f64 = 6.0;
 
 const MOST_EPOCHS: usize = 1_000_000;
-
-/// A visit's steps are numbered in 16 bits.
-const MOST_REPLAYS: usize = 65_534;
 
 /// Validation points held out where a score is asked for and no number is given.
 const DEFAULT_VALIDATION_POINTS: usize = 5000;
@@ -453,7 +451,7 @@ impl Experiment {
             ),
             match train.mode {
                 Mode::Fused => (
-                    (1..=MOST_REPLAYS).contains(&train.replay),
+                    (1..=MOST_STEPS).contains(&train.replay),
                     "train.replay",
                     "1 to 65534",
                     train.replay.to_string(),

@@ -46,6 +46,31 @@ pub fn seed_for(seed: u64, purpose: Purpose, step: u64) -> i64 {
     generator(seed, purpose, step, 0, 0, 0).next_u64() as i64
 }
 
+/// Steps or replays of one visit, at most: its forwards are numbered in 16 bits.
+pub const MOST_STEPS: usize = 65_534;
+
+/// The forwards of an update in which a model draws random numbers of its own.
+pub enum Forward {
+    /// At a step or a replay, counted from 0.
+    Step(usize),
+    /// At the natural examples.
+    Natural,
+    /// At the particles that the weights descend on.
+    Weights,
+}
+
+impl Forward {
+    /// Its number among all forwards of a run's updates.
+    pub fn of_update(self, update: u64) -> u64 {
+        let number = match self {
+            Self::Step(number) => number,
+            Self::Natural => MOST_STEPS,
+            Self::Weights => MOST_STEPS + 1,
+        };
+        update << 16 | number as u64
+    }
+}
+
 /// A number uniform in [0, 1).
 pub fn uniform(seed: u64, purpose: Purpose, step: u64, draw: u32) -> f64 {
     // 53 bits fill the significand of an f64: every value below 1 is exact.

@@ -14,7 +14,7 @@ use crate::objective::{Losses, Objective};
 use crate::optimizer::Optimizer;
 use crate::plugin::{Attack, Model, Sampler, Visit, fresh_start};
 use crate::progress::{EpochMetrics, Progress, Tally};
-use crate::random::{Draws, Purpose, permutation, seed_for};
+use crate::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::run::RunFolder;
 use crate::schedule::Schedule;
 use crate::store::{Examples, ParticleStore, Stored, repeat_rows};
@@ -286,7 +286,7 @@ impl Training {
         if let Some(sampler) = &self.sampler {
             for number in 0..sampler.steps {
                 let leaf = visit.particles.detach().set_requires_grad(true);
-                self.seed_forward(number as u64);
+                self.seed_forward(Forward::Step(number));
                 let losses = objective.inner(&self.model.forward_in(precision, &leaf, train)?, visit.labels);
                 let gradient = losses::gradient(&losses.sum(losses.kind()), &leaf, false)
                     .map_err(|why| self.without_gradient("images", why))?;
@@ -300,7 +300,7 @@ impl Training {
             true => Some(no_grad(|| self.model.forward_in(precision, &visit.particles, false))?),
             false => None,
         };
-        self.seed_forward(0xffff);
+        self.seed_forward(Forward::Weights);
         let logits = self.model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
         let gradients = losses::gradients(&losses.mean(losses.kind()), self.optimizer.parameters(), false)
@@ -321,7 +321,7 @@ impl Training {
         if objective == Objective::CrossEntropy {
             return Ok(Losses::CrossEntropy);
         }
-        self.seed_forward(0xfffe);
+        self.seed_forward(Forward::Natural);
         let points = visit.natural.slice(0, None, None, copies as i64);
         let natural = repeat_rows(&self.model.forward_in(precision, &points, true)?, copies);
         let target = match self.inner_target_is_apart() {
@@ -352,7 +352,7 @@ impl Training {
         let Train { precision, replay, .. } = self.experiment.train;
         for number in 0..replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
-            self.seed_forward(number as u64);
+            self.seed_forward(Forward::Step(number));
             let logits = self.model.forward_in(precision, &leaf, true)?;
             let losses = cross_entropy(&logits, visit.labels);
             let mut inputs: Vec<_> = self.optimizer.parameters().iter().map(Tensor::shallow_clone).collect();
@@ -390,9 +390,9 @@ impl Training {
     }
 
     /// What the model draws itself depends on the update and on which forward of it this is.
-    fn seed_forward(&self, number: u64) {
-        let (seed, update) = (self.experiment.train.seed, self.progress.update);
-        tch::manual_seed(seed_for(seed, Purpose::Forward, update << 16 | number));
+    fn seed_forward(&self, forward: Forward) {
+        let number = forward.of_update(self.progress.update);
+        tch::manual_seed(seed_for(self.experiment.train.seed, Purpose::Forward, number));
     }
 
     /// Where this minibatch's chains go on or begin, and within which ball they move.

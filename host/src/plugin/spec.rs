@@ -1,12 +1,10 @@
+use crate::random::MOST_STEPS;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-
-/// Steps of one visit, at most: a visit's steps are numbered in 16 bits.
-const MOST_STEPS: usize = 65_534;
 
 /// How a user names a plugin, everywhere: `FILE[,option=value]…`. A value may be a list:
 /// `[1,2,3]`.

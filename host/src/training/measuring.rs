@@ -9,7 +9,7 @@ use crate::evaluation::{Evaluation, Evaluator, Order};
 use crate::experiment::{Select, Train};
 use crate::plugin::Attack;
 use crate::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
-use crate::random::{Draws, Purpose, permutation, seed_for};
+use crate::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::run::RunFolder;
 use crate::store::Examples;
 use crate::tensorboard::EventFile;
@@ -49,7 +49,8 @@ impl Training {
             let minibatch = self.minibatch(points, &indices)?;
             let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
             let visit = self.begin_visit(&minibatch, &draws)?;
-            tch::manual_seed(seed_for(seed, Purpose::Statistics, update << 16 | number as u64));
+            let forward = Forward::Step(number).of_update(update);
+            tch::manual_seed(seed_for(seed, Purpose::Statistics, forward));
             drop(no_grad(|| self.model.forward_in(precision, &visit.particles, true))?);
         }
         Ok(())
