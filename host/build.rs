@@ -1,7 +1,7 @@
 //! Compiles the C++ for what tch does not bind, and makes the program find libtorch
 //! wherever it is started from: tch's link flags reach only its own targets.
 
-const SOURCES: [&str; 2] = ["src/libtorch.cpp", "src/convolution.cpp"];
+const SOURCES: [&str; 3] = ["src/libtorch.cpp", "src/convolution.cpp", "src/winograd.cpp"];
 
 fn main() {
     let library_folder = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys names libtorch's folder");
@@ -13,12 +13,13 @@ fn main() {
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .include(libtorch.join("include"))
         .warnings(false)
+        .opt_level(3)
         .files(SOURCES)
         .compile("host_libtorch");
     println!("cargo:rustc-env=HOST_LIBTORCH={}", libtorch.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{library_folder}");
     println!("cargo:rerun-if-changed=build.rs");
-    for source in SOURCES {
+    for source in SOURCES.iter().chain(&["src/winograd.h"]) {
         println!("cargo:rerun-if-changed={source}");
     }
 }

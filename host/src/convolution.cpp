@@ -1,9 +1,13 @@
-// The gradient of a convolution towards images of few channels, on a CPU in f32: what every attack and
-// every sampler asks of a network's first layer.
+// Convolutions in two dimensions on a CPU in f32, where there is something quicker than oneDNN: the gradient
+// towards images of few channels, which every attack and every sampler asks of a network's first layer, and
+// kernels of 3x3 with stride 1 (winograd.cpp).
+
+#include "winograd.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
+#include <ATen/ops/mkldnn_convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -52,18 +56,33 @@ Gradients convolution_backward(const at::Tensor& towards_output, const at::Tenso
     // Whoever calls may give one number for both dimensions.
     const bool is_two_dimensional =
         input.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2;
-    const bool is_ours = wanted[0] && is_two_dimensional && input.size(1) <= kFewChannels && input.numel() > 0 &&
-                         groups == 1 && !transposed && is_f32(input) && is_f32(weight) && is_f32(towards_output);
+    const bool is_plain = wanted[0] && is_two_dimensional && input.numel() > 0 && groups == 1 && !transposed &&
+                          is_f32(input) && is_f32(weight) && is_f32(towards_output);
+    const bool has_few_channels = is_plain && input.size(1) <= kFewChannels;
+    const bool is_3x3 = is_plain && is_for_winograd(input, weight, stride, padding, dilation, groups);
     const auto of_libtorch = [&](std::array<bool, 3> wanted) {
         return at::compositeexplicitautograd::convolution_backward(towards_output, input, weight, bias_sizes, stride,
                                                                    padding, dilation, transposed, output_padding,
                                                                    groups, wanted);
     };
-    if (!is_ours) return of_libtorch(wanted);
+    if (!has_few_channels && !is_3x3) return of_libtorch(wanted);
     Gradients gradients;
     if (wanted[1] || wanted[2]) gradients = of_libtorch({false, wanted[1], wanted[2]});
-    std::get<0>(gradients) = towards_images(towards_output, input, weight, stride, padding, dilation);
+    std::get<0>(gradients) =
+        has_few_channels
+            ? towards_images(towards_output, input, weight, stride, padding, dilation)
+            // What each pixel gave, it gets back: the kernels turned round, from outputs to inputs.
+            : convolution_3x3(towards_output, weight.transpose(0, 1).flip({2, 3}), std::nullopt,
+                              {2 - padding[0], 2 - padding[1]});
     return gradients;
+}
+
+at::Tensor mkldnn_convolution(const at::Tensor& images, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                              at::IntArrayRef padding, at::IntArrayRef stride, at::IntArrayRef dilation,
+                              int64_t groups) {
+    if (is_for_winograd(images, weight, stride, padding, dilation, groups))
+        return convolution_3x3(images, weight, bias, padding);
+    return at::compositeexplicitautograd::mkldnn_convolution(images, weight, bias, padding, stride, dilation, groups);
 }
 
 }  // namespace
@@ -73,6 +92,7 @@ extern "C" void host_quicken_convolutions() noexcept {
     static const torch::Library library = [] {
         torch::Library of_cpu(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
         of_cpu.impl("convolution_backward", convolution_backward);
+        of_cpu.impl("mkldnn_convolution", mkldnn_convolution);
         return of_cpu;
     }();
 }

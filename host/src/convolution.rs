@@ -1,12 +1,15 @@
-//! A quicker gradient of a network's first layer on a CPU.
+//! Quicker convolutions on a CPU.
 
 unsafe extern "C" {
     fn host_quicken_convolutions();
 }
 
-/// Has libtorch compute gradients of two-dimensional convolutions towards images of up to four
-/// channels, in f32 on a CPU, by a product of matrices: oneDNN pads the channels to sixteen and
-/// takes several times as long. For every model, plugin or not, in this process.
+/// Has libtorch compute two kinds of convolution in another way than by oneDNN, in f32 on a CPU, for
+/// every model in this process, a plugin's or not: gradients towards images of up to four channels
+/// by a product of matrices (oneDNN pads the channels to sixteen and takes several times as long);
+/// and kernels of 3x3 with stride 1, on processors with AVX-512, by Winograd's algorithm F(2x2, 3x3)
+/// (Lavin and Gray, *Fast Algorithms for Convolutional Neural Networks*, 2016), with 16 products for
+/// what takes 36. Results round otherwise, no worse than by an order of magnitude.
 pub fn quicken() {
     // SAFETY: it enters a function into libtorch's table, once.
     unsafe { host_quicken_convolutions() }
@@ -17,8 +20,8 @@ mod tests {
     use super::*;
     use tch::{Device, Kind, Tensor};
 
-    /// The gradients towards images, weight and bias of a sum, weighted at random, of a convolution.
-    fn gradients(
+    /// A convolution, and the gradients of a weighted sum of it towards images, weight and bias.
+    fn results(
         (images, weight, bias): (&Tensor, &Tensor, &Tensor),
         (stride, padding, dilation): ([i64; 2], [i64; 2], [i64; 2]),
         kind: Kind,
@@ -28,11 +31,12 @@ mod tests {
         let output = leaves[0].conv2d(&leaves[1], Some(&leaves[2]), stride, padding, dilation, 1);
         let weights = Tensor::arange(output.numel() as i64, (Kind::Double, Device::Cpu)).sin();
         let sum = (&output * weights.to_kind(kind).view_as(&output)).sum(kind);
-        Tensor::run_backward(&[sum], &leaves, false, false)
+        let gradients = Tensor::run_backward(&[sum], &leaves, false, false);
+        std::iter::once(output.detach()).chain(gradients).collect()
     }
 
     #[test]
-    fn gradients_are_those_of_f64() {
+    fn results_are_those_of_f64() {
         // It may be asked for twice.
         quicken();
         quicken();
@@ -45,8 +49,15 @@ mod tests {
             ([1, 4, 11, 7], [3, 2, 4], [3, 2], [2, 1], [1, 2]),
             ([2, 2, 5, 6], [2, 3, 3], [1, 2], [4, 3], [2, 1]),
             ([2, 3, 8, 8], [5, 1, 1], [2, 2], [0, 0], [1, 1]),
-            // Not of few channels.
+            // Of 3x3 and many channels: an even number of pixels and an odd one, every padding, panels of 64
+            // outputs and of 16.
+            ([70, 64, 14, 14], [64, 3, 3], [1, 1], [1, 1], [1, 1]),
+            ([41, 32, 7, 9], [112, 3, 3], [1, 1], [0, 2], [1, 1]),
+            ([3, 48, 33, 20], [32, 3, 3], [1, 1], [2, 1], [1, 1]),
+            ([40, 64, 3, 4], [32, 3, 3], [1, 1], [1, 0], [1, 1]),
+            // Neither.
             ([2, 5, 8, 8], [3, 3, 3], [1, 1], [1, 1], [1, 1]),
+            ([70, 64, 14, 14], [64, 3, 3], [2, 2], [1, 1], [1, 1]),
         ];
         for (image, [outputs, height, width], stride, padding, dilation) in cases {
             tch::manual_seed(1);
@@ -60,19 +71,20 @@ mod tests {
                     false => tensor.shallow_clone(),
                 };
                 let of = |kind| {
-                    gradients((&laid(&images), &laid(&weight), &bias), (stride, padding, dilation), kind)
+                    results((&laid(&images), &laid(&weight), &bias), (stride, padding, dilation), kind)
                 };
-                // Those of weight and bias are libtorch's own, sums over thousands of pixels.
-                let tolerances = [1e-5, 1e-3, 1e-3];
+                // Gradients towards weight and bias are libtorch's own, sums over thousands of pixels.
+                let tolerances = [1e-5, 1e-5, 1e-4, 1e-4];
                 for ((quick, exact), tolerance) in
                     of(Kind::Float).iter().zip(of(Kind::Double)).zip(tolerances)
                 {
-                    let largest = (quick - &exact).abs().max().double_value(&[]);
+                    assert_eq!(quick.size(), exact.size());
+                    let size = exact.square().mean(Kind::Double).sqrt();
+                    let largest = ((quick - &exact).abs().max() / size).double_value(&[]);
                     assert!(
                         largest < tolerance,
                         "{image:?} {outputs} {height} {width}, channels last {channels_last}: {largest:e}"
                     );
-                    assert_eq!(quick.size(), exact.size());
                 }
             }
         }
