@@ -13,8 +13,9 @@ const GUESSING: f64 = 0.1;
 const PATIENCE: usize = 2;
 
 /// What the last of these epochs looks like, if it looks wrong: what was found, and what helps.
-/// Without a training adversary, breaking down under the probe is what is expected.
-pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversarial: bool) -> Vec<String> {
+/// `adversary` says whether that of training moves in the whole of the probe's ball yet; where it
+/// does not, or there is none, breaking down under the probe is what is expected.
+pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversary: Option<bool>) -> Vec<String> {
     let Some((last, before)) = epochs.split_last() else { return Vec::new() };
     let mut alarms = Vec::new();
     let guessing = (classes as f64).ln();
@@ -25,9 +26,12 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversarial: bool) -> Vec<
     };
     let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
     if stuck > PATIENCE {
+        let helps = match adversary {
+            Some(_) => "let epsilon grow for longer (train.warmup_epsilon), or change the learning rate",
+            None => "change the learning rate",
+        };
         alarms.push(format!(
-            "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} epochs; let epsilon \
-             grow (train.warmup_epsilon), or change the learning rate",
+            "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} epochs; {helps}",
             last.train_loss
         ));
     }
@@ -39,14 +43,14 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversarial: bool) -> Vec<
             last.train_loss
         ));
     }
-    if let Some(probe) = last.probe_accuracy.filter(|_| adversarial) {
+    if let Some(probe) = last.probe_accuracy.filter(|_| adversary == Some(true)) {
         let best = before.iter().filter_map(|epoch| epoch.probe_accuracy).fold(0.0, f64::max);
         let learnt = last.train_accuracy > 0.5;
         if learnt && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
             alarms.push(format!(
                 "catastrophic overfitting: {:.1} % on the training adversary's particles, {:.1} % against the probe on \
                  held-out points (best so far {:.1} %); use more replays or steps, a start in the ball \
-                 (train.start), or let epsilon grow (train.warmup_epsilon)",
+                 (train.start), or let epsilon grow for longer (train.warmup_epsilon)",
                 100.0 * last.train_accuracy,
                 100.0 * probe,
                 100.0 * best.max(probe)
@@ -71,6 +75,7 @@ mod tests {
             probe_accuracy,
             probe_passes: None,
             statistics_passes: None,
+            alarms: Vec::new(),
             stopped_early: false,
             passes_per_sample: 1,
             seconds: 1.0,
@@ -79,7 +84,7 @@ mod tests {
 
     fn names(epochs: &[EpochMetrics]) -> Vec<String> {
         let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        look_at(epochs, 10, true).iter().map(name).collect()
+        look_at(epochs, 10, Some(true)).iter().map(name).collect()
     }
 
     #[test]
@@ -107,7 +112,9 @@ mod tests {
         );
         assert!(names(&[epoch(0.5, 0.8, Some(0.7)), epoch(0.2, 0.95, Some(0.6))]).is_empty());
         assert!(names(&[epoch(2.2, 0.2, Some(0.0))]).is_empty(), "nothing is learnt yet");
-        assert!(look_at(&[epoch(0.2, 0.95, Some(0.1))], 10, false).is_empty(), "ordinary training");
+        let broken_down = [epoch(0.2, 0.95, Some(0.1))];
+        assert!(look_at(&broken_down, 10, None).is_empty(), "ordinary training");
+        assert!(look_at(&broken_down, 10, Some(false)).is_empty(), "in a smaller ball than the probe's");
     }
 
     #[test]

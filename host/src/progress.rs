@@ -86,6 +86,9 @@ pub struct EpochMetrics {
     /// their batch normalisation's statistics; not part of training's cost. Absent if none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub statistics_passes: Option<f64>,
+    /// What training looks like, if it looks wrong. Absent otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub alarms: Vec<String>,
     /// The run ends here, before its last epoch: no epoch scored better for as long as
     /// `train.patience` says. Absent otherwise.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]

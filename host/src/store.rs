@@ -124,7 +124,12 @@ impl ParticleStore {
                     locked.push(file);
                     Ok(tensor)
                 }
-                None => Ok(Tensor::f_zeros(&shape, (kind, device))?),
+                None => Tensor::f_zeros(&shape, (kind, device)).map_err(|_| {
+                    let bytes = shape.iter().map(|size| *size as f64).product::<f64>();
+                    let gigabytes = bytes * kind.elt_size_in_bytes() as f64 / 1e9;
+                    Error::new(format!("there is no memory for {gigabytes:.1} GB of particles"))
+                        .fix("keep them in fewer bytes (--store u8), in a file (--store-file), or keep fewer (--particles)")
+                }),
             }
         };
         let (kind, state_kind) = match format {

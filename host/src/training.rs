@@ -437,6 +437,7 @@ impl Training {
             probe_accuracy: None,
             probe_passes: None,
             statistics_passes: self.statistics_passes(),
+            alarms: Vec::new(),
             stopped_early: false,
             passes_per_sample: (epoch + 1) * self.passes_per_epoch(),
             seconds: self.progress.seconds,
@@ -454,6 +455,7 @@ impl Training {
         if self.settled == self.progress.epochs.len() {
             return Ok(traced);
         }
+        self.raise_alarms(folder)?;
         folder.write_metrics(&self.progress.epochs)?;
         self.settled = self.progress.epochs.len();
         self.report_epoch(reporter)?;
@@ -461,18 +463,24 @@ impl Training {
         Ok(true)
     }
 
-    fn report_epoch(&mut self, reporter: &mut Reporter) -> Result<()> {
-        if let Some(metrics) = self.progress.epochs.last() {
-            reporter.epoch(metrics);
-            self.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))?;
-        }
+    /// Adds to the last epoch what is wrong with it, if anything, and tells its checkpoint.
+    fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
         // Whoever has not seen the probe's whole ball need not stand up to it yet.
         let is_whole = self.risen() == 1.0 && self.experiment.train.epsilon_scale >= 1.0;
-        let adversarial = self.sampler.is_some() && is_whole;
-        for finding in alarm::look_at(&self.progress.epochs, self.model.classes(), adversarial) {
-            reporter.alarm(&finding);
+        let adversary = self.sampler.as_ref().map(|_| is_whole);
+        let alarms = alarm::look_at(&self.progress.epochs, self.model.classes(), adversary);
+        if let Some(last) = self.progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
+            last.alarms = alarms;
+            checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
         }
         Ok(())
+    }
+
+    fn report_epoch(&mut self, reporter: &mut Reporter) -> Result<()> {
+        let Some(metrics) = self.progress.epochs.last() else { return Ok(()) };
+        reporter.epoch(metrics);
+        metrics.alarms.iter().for_each(|finding| reporter.alarm(finding));
+        self.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))
     }
 
     fn updates_per_epoch(&self) -> u64 {

@@ -3,6 +3,8 @@
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
+const LOSS: &str = "the loss became NaN or infinite";
+
 /// Remembers, on the device, the first update at which something went wrong. Reading it
 /// waits for the device; noting does not.
 pub struct Watch {
@@ -35,7 +37,7 @@ impl Watch {
 
     /// Notes whether the loss is finite.
     pub fn loss(&mut self, loss: &Tensor) {
-        self.note(|| "the loss became NaN or infinite".to_owned(), &loss.isfinite());
+        self.note(|| LOSS.to_owned(), &loss.isfinite());
     }
 
     /// Notes whether all particles of a sampler that projects by itself are inside (`[N]`, bool).
@@ -67,7 +69,8 @@ impl Watch {
         match marked.filter(|(number, _)| *number >= 0).min_by_key(|(number, _)| *number) {
             None => Ok(()),
             Some((number, concern)) => {
-                Err(Error::new(format!("{concern} at {} {number}", self.unit)).on_the_way())
+                let error = Error::new(format!("{concern} at {} {number}", self.unit)).on_the_way();
+                Err(if concern == LOSS { error.fix("lower train.learning_rate") } else { error })
             }
         }
     }

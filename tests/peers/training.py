@@ -4,6 +4,7 @@ batch, network and data; f32 unless said; tensors in memory, no DataLoader.
 """
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -94,6 +95,9 @@ def art_pgd(net, optimizer, natural, particles, labels):
 # --- timing -----------------------------------------------------------------------------------
 
 
+PLAIN = [descend, clean, algorithm_1, fused, langevin, torchattacks_pgd, art_pgd]
+
+
 def theirs(update, architecture, data, updates):
     """Seconds of an update: the median of three rounds."""
     images, labels = data
@@ -165,7 +169,8 @@ def main():
             reference = reference or seconds
             lines.append(f"| {architecture} | {update} | {side} | {1000 * seconds:.1f} | {seconds / reference:.2f} |")
             print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n\nPyTorch's side, from `tests/peers/training.py`:\n\n```python\n"
+    text += "\n\n".join(map(inspect.getsource, PLAIN)) + "```\n"
     print(text, end="")
     if chosen.out:
         chosen.out.write_text(text)

@@ -12,6 +12,7 @@ mod train;
 mod transfer;
 
 use crate::cli::Command;
+use crate::console::warn;
 use crate::{Error, INTERRUPTED, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -43,14 +44,15 @@ const MOST_THREADS: usize = 1024;
 
 /// Sets the threads of libtorch and of random numbers; all cores unless a number is given.
 fn set_threads(threads: Option<usize>) -> Result<usize> {
-    let threads = match threads {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-    };
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = threads.unwrap_or(cores);
     if !(1..=MOST_THREADS).contains(&threads) {
         return Err(Error::new(format!(
             "threads: expected at least 1 and at most {MOST_THREADS}, got {threads}"
         )));
+    }
+    if threads > cores {
+        warn(format_args!("{threads} threads on {cores} cores get into one another's way"));
     }
     tch::set_num_threads(threads as i32);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

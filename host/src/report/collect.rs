@@ -186,6 +186,9 @@ pub struct SummaryRow {
     /// Why its evaluations may not be trusted.
     #[serde(default)]
     pub doubts: Vec<Doubt>,
+    /// What its training looked like in the end, if it looked wrong.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// What it measured; accuracies are shares.
     pub figures: BTreeMap<String, f64>,
 }
@@ -530,7 +533,7 @@ fn row_of_folder(sweep: &Path, name: &str, evaluations: &[Option<String>]) -> Re
 
 impl SummaryRow {
     fn waiting() -> Row {
-        Row { status: Status::Waiting, reason: None, figures: Vec::new(), doubts: Vec::new() }
+        Row::new(Status::Waiting, None, &[], false, &[])
     }
 
     fn row(&self) -> Row {
@@ -539,6 +542,7 @@ impl SummaryRow {
             reason: self.reason.clone(),
             figures: self.figures.clone().into_iter().collect(),
             doubts: self.doubts.iter().map(|doubt| serde_json::json!(doubt)).collect(),
+            alarms: self.alarms.clone(),
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Row {
     pub figures: Figures,
     /// Why its evaluations may not be trusted.
     pub doubts: Vec<Value>,
+    /// What its training looked like in the end, if it looked wrong.
+    pub alarms: Vec<String>,
 }
 
 impl Row {
@@ -72,14 +74,17 @@ impl Row {
     ) -> Self {
         let doubts = evaluations.iter().filter_map(|done| done.result["doubts"].as_array()).flatten();
         let doubts = doubts.cloned().collect();
-        Self { status, reason, figures: figures(epochs, best_epoch, evaluations), doubts }
+        let alarms = epochs.last().map(|last| last.alarms.clone()).unwrap_or_default();
+        Self { status, reason, figures: figures(epochs, best_epoch, evaluations), doubts, alarms }
     }
 
     /// In one line, for people.
     pub fn line(&self) -> String {
         let shown = self.figures.iter().filter(|(name, _)| is_shown(name));
         let figures = shown.map(|(name, value)| format!("{} {}", title(name), show(name, *value)));
-        [self.status.name().to_owned()].into_iter().chain(figures).collect::<Vec<_>>().join("  ")
+        let alarms = self.alarms.iter().map(|alarm| format!("alarm: {alarm}"));
+        let status = std::iter::once(self.status.name().to_owned());
+        status.chain(figures).chain(alarms).collect::<Vec<_>>().join("  ")
     }
 }
 
@@ -225,6 +230,7 @@ impl<'a> Summary<'a> {
                     "status": row.status,
                     "reason": row.reason,
                     "doubts": row.doubts,
+                    "alarms": row.alarms,
                     "figures": row.figures.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
                 })
             })
@@ -428,6 +434,7 @@ mod tests {
             reason: None,
             figures: vec![("train_accuracy".to_owned(), *accuracy), (SECONDS.to_owned(), *seconds)],
             doubts: Vec::new(),
+            alarms: Vec::new(),
         });
         let axes = ["train.epochs", SEED].map(str::to_owned).into();
         (Sweep { axes, settings: settings.collect(), evaluations: Vec::new() }, rows.collect())

@@ -368,6 +368,13 @@ fn training_that_looks_wrong_is_said_to() {
         format!("{TRAIN} --sampler none --train-points 60 --epochs 3 --learning-rate 1e-9 --out stuck");
     let outcome = place.host(&stuck).succeeds_with_warning(&["stuck at chance", "for 3 epochs"]);
     assert!(outcome.words().contains("epoch 3"));
+    let alarms: Vec<_> = place
+        .run("stuck")
+        .metrics()
+        .iter()
+        .map(|epoch| epoch["alarms"].as_array().map_or(0, Vec::len))
+        .collect();
+    assert_eq!(alarms, [0, 0, 1]);
     let lines = place.host(&format!("{} --json", stuck.replace("--out stuck", "--out again"))).succeeds();
     let alarms = lines.json_lines().into_iter().filter(|line| line["event"] == "alarm").count();
     assert_eq!(alarms, 1);
