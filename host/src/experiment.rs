@@ -90,6 +90,18 @@ pub enum Start {
     Uniform,
 }
 
+impl Start {
+    /// What that is for a sampler that declares this start.
+    pub fn of(self, declared: plugin_api::Start) -> plugin_api::Start {
+        match self {
+            Self::Sampler => declared,
+            Self::Store | Self::UniformStore => plugin_api::Start::Store,
+            Self::Natural => plugin_api::Start::Natural,
+            Self::Uniform => plugin_api::Start::Uniform,
+        }
+    }
+}
+
 /// Which weights a run leaves for evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

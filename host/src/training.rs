@@ -110,14 +110,8 @@ impl Training {
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
             .transpose()?;
-        let Train { mode, replay, .. } = experiment.train;
         let declared = sampler.as_ref().map(Sampler::declaration);
-        let start = match experiment.train.start {
-            StartChoice::Sampler => declared.map_or(Start::Natural, |sampler| sampler.start),
-            StartChoice::Store | StartChoice::UniformStore => Start::Store,
-            StartChoice::Natural => Start::Natural,
-            StartChoice::Uniform => Start::Uniform,
-        };
+        let start = experiment.train.start.of(declared.map_or(Start::Natural, |sampler| sampler.start));
         let mut store = declared
             .filter(|_| start == Start::Store)
             .map(|sampler| {
@@ -132,13 +126,6 @@ impl Training {
                 )
             })
             .transpose()?;
-        if sampler.is_some() && store.is_none() && mode == Mode::Fused && replay == 1 {
-            return Err(Error::new(
-                "train.replay: expected 2 or more, since no chain goes on from the visit before; got 1, with which the \
-                 weights would descend where chains begin, never where one has moved",
-            )
-            .fix("set train.replay (--replay), or let chains go on from a store (--start store)"));
-        }
         if let (None, Some(file)) = (&store, &experiment.train.store_file) {
             return Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
                 .note("because", "no chain begins in the particle store (sampler, train.start)"));

@@ -140,7 +140,7 @@ fn list(sweep: &Sweep, folder: &SweepFolder, mine: &[(usize, &Setting)]) -> Resu
         ["run".to_owned()].into_iter().chain(axes).chain(["status", "folder"].map(str::to_owned)),
     );
     for (number, setting) in mine {
-        let status = folder.status(sweep, setting)?.name().to_owned();
+        let status = folder.row(sweep, setting).status.name().to_owned();
         let values = setting.values.iter().map(text);
         table.add_row([number.to_string()].into_iter().chain(values).chain([status, setting.name.clone()]));
     }
@@ -300,7 +300,13 @@ impl SweepFolder {
         })
     }
 
-    fn row(&self, sweep: &Sweep, setting: &Setting) -> Result<Row> {
+    /// A run in whose folder something cannot be read has failed.
+    fn row(&self, sweep: &Sweep, setting: &Setting) -> Row {
+        let unreadable = |why: Error| Row::new(Status::Failed, Some(why.to_string()), &[], false, &[]);
+        self.readable_row(sweep, setting).unwrap_or_else(unreadable)
+    }
+
+    fn readable_row(&self, sweep: &Sweep, setting: &Setting) -> Result<Row> {
         let best_epoch = setting.experiment.train.select == Select::Best;
         let asked_for = |done: &Evaluated| sweep.evaluations.contains(&done.suite);
         let evaluations: Vec<_> = self.evaluations(setting)?.into_iter().filter(asked_for).collect();
@@ -314,7 +320,7 @@ impl SweepFolder {
     fn summarise<'a>(&self, sweep: &'a Sweep) -> Result<Summary<'a>> {
         let lock = self.lock_file("summary")?;
         lock.lock().map_err(|why| Error::file("lock", &self.file(LOCKS), why))?;
-        let rows = sweep.settings.iter().map(|setting| self.row(sweep, setting)).collect::<Result<_>>()?;
+        let rows = sweep.settings.iter().map(|setting| self.row(sweep, setting)).collect();
         let summary = Summary::new(sweep, rows);
         let json = format!("{:#}\n", summary.json());
         files::write_whole(&self.file("summary.json"), json.as_bytes())?;
@@ -384,15 +390,19 @@ impl Worker<'_> {
             return Ok(Ending::Busy);
         }
         let Setting { name, .. } = setting;
-        match self.folder.status(self.sweep, setting)? {
-            Status::Finished => return Ok(Ending::Finished),
-            Status::Failed if !self.retry_failed => {
-                if let Some(failure) = self.folder.failure(setting)? {
-                    warn(format_args!("{name} failed before: {}", failure.reason()));
-                }
+        match self.folder.readable_row(self.sweep, setting) {
+            Ok(Row { status: Status::Finished, .. }) => return Ok(Ending::Finished),
+            Ok(Row { status: Status::Failed, reason, .. }) if !self.retry_failed => {
+                warn(format_args!("{name} failed before: {}", reason.unwrap_or_default()));
                 return Ok(Ending::Failed);
             }
-            _ => {}
+            Ok(_) => {}
+            Err(why) => {
+                warn(format_args!(
+                    "{name} is left as it is: {why}; move that file away, and what it tells is done again"
+                ));
+                return Ok(Ending::Failed);
+            }
         }
         say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
         let ended = self.work(setting, &lock)?;
@@ -409,7 +419,7 @@ impl Worker<'_> {
             ));
         }
         drop(lock);
-        say(format_args!("  {}", self.folder.row(self.sweep, setting)?.line()));
+        say(format_args!("  {}", self.folder.row(self.sweep, setting).line()));
         self.folder.summarise(self.sweep)?;
         Ok(match ended {
             Ended::Well(_) => Ending::Finished,

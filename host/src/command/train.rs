@@ -10,6 +10,7 @@ use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
 use crate::trace::Trace;
 use crate::training::{Ending, Training, split};
 use crate::{Error, INTERRUPTED, Result, device, store};
+use plugin_api::Start;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -179,6 +180,14 @@ pub(super) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
             return Err(spec
                 .error("this sampler judges its last proposal by the loss there, which mode fused never computes")
                 .fix("use --mode faithful"));
+        }
+        if train.replay == 1 && train.start.of(sampler.declaration().start) != Start::Store {
+            return Err(spec
+                .error(
+                    "train.replay: expected 2 or more, since no chain goes on from the visit before; got 1, with \
+                     which weights would descend where chains begin, never where one has moved",
+                )
+                .fix("set train.replay (--replay), or let chains go on from a store (--start store)"));
         }
         sampler.steps = train.replay;
     }

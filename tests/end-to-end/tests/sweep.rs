@@ -285,6 +285,27 @@ fn a_failed_run_is_reported_and_retried_on_request() {
 }
 
 #[test]
+fn a_run_whose_file_is_damaged_is_left_and_the_others_go_on() {
+    let place = Place::with_digits(8, 100);
+    small_sweep(&place, "");
+    place.host("sweep small.toml").succeeds();
+    // Now the runs are to be evaluated, too; one seems to be already, by a file that says nothing.
+    small_sweep(&place, "eval = true\n");
+    let damaged = place.path(&format!("sweeps/small/{}/sweep.json", SMALL_RUNS[1]));
+    fs::write(&damaged, "garbage").expect("written");
+    place.host("sweep small.toml --dry-run").succeeds();
+    let outcome = place.host("sweep small.toml");
+    let line = outcome.first_line();
+    assert!(line.contains(SMALL_RUNS[1]) && line.contains("sweep.json") && line.contains("move"), "{line}");
+    outcome.ended_with(1);
+    assert_eq!(statuses(&place, "small"), ["finished", "failed", "finished", "finished"]);
+    assert_eq!(fs::read_to_string(&damaged).expect("a file"), "garbage");
+    fs::remove_file(&damaged).expect("removed");
+    place.host("sweep small.toml").succeeds();
+    assert_eq!(statuses(&place, "small"), ["finished"; 4]);
+}
+
+#[test]
 fn a_run_that_failed_without_a_checkpoint_begins_anew_with_mended_plugins() {
     let place = Place::with_digits(8, 60);
     let library = place.copy_built("libbad_plugins.so");
