@@ -63,13 +63,20 @@ pub fn save<Progress: Serialize>(
         let hidden = finished.with_extension(OUTDATED);
         let renamed = (|| {
             // One of the same update is gone only once this one stands in its place.
-            if finished.exists() {
+            let is_replaced = finished.exists();
+            if is_replaced {
                 fs::rename(&finished, &hidden)?;
             }
-            fs::rename(&partial, &finished).inspect_err(|_| drop(fs::rename(&hidden, &finished)))?;
-            files::sync_folder(folder)
+            if let Err(why) = fs::rename(&partial, &finished) {
+                if is_replaced {
+                    fs::rename(&hidden, &finished)?;
+                }
+                return Err(why);
+            }
+            files::sync_folder(folder)?;
+            let _ = fs::remove_dir_all(&hidden);
+            Ok(())
         })();
-        let _ = fs::remove_dir_all(&hidden);
         renamed.map_err(|why| Error::file("write", &finished, why))
     });
     if let Err(error) = written {
@@ -93,11 +100,6 @@ pub fn save<Progress: Serialize>(
         let _ = fs::rename(&outdated, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
     }
     Ok(())
-}
-
-/// Whether `folder` holds a checkpoint of update number `update`.
-pub fn exists(folder: &Path, update: u64) -> bool {
-    path_of(folder, update).is_dir()
 }
 
 fn path_of(folder: &Path, update: u64) -> PathBuf {

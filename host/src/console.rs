@@ -81,13 +81,17 @@ impl Reporter {
             .probe_accuracy
             .map(|accuracy| format!("  probe {:.2} %", 100.0 * accuracy))
             .unwrap_or_default();
+        // An epoch may be settled by a sitting that trained none of it.
+        let speed = match metrics.updates > self.first_update {
+            true => format!("  {:.0} images/s", self.images_per_second(metrics.updates)),
+            false => String::new(),
+        };
         let line = format!(
-            "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}{probe}  {} passes per sample  {:.0} images/s  {:.1} s",
+            "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}{probe}  {} passes per sample{speed}  {:.1} s",
             metrics.epoch,
             metrics.train_loss,
             100.0 * metrics.train_accuracy,
             metrics.passes_per_sample,
-            self.images_per_second(metrics.updates),
             metrics.seconds,
         );
         self.bar.suspend(|| say(&line));

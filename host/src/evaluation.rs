@@ -4,7 +4,7 @@ use crate::console::{Style, bar, say};
 use crate::doubt::{self, Doubt};
 use crate::journal::{AdversarialExamples, Journal};
 use crate::plugin::{Attack, CountedVictim, Model};
-use crate::random::{Draws, Purpose, permutation, step_of_name};
+use crate::random::{Draws, Purpose, permutation, seed_for, step_of_name};
 use crate::store::Examples;
 use crate::{Error, Result};
 use indicatif::ProgressBar;
@@ -257,6 +257,7 @@ impl Evaluator<'_> {
     fn without_attack(&self, indices: Vec<i64>) -> Result<Findings> {
         let mut findings = Findings::default();
         for chunk in indices.chunks(self.batch) {
+            self.seed_model("", 0, chunk);
             let (images, labels) = self.examples.batch(&self.on_device(chunk));
             let logits = self.model.logits(&images)?;
             findings.verdicts.clean.extend(bools(&correct(&logits, &labels))?);
@@ -332,6 +333,7 @@ impl Evaluator<'_> {
         let draws = Draws::new(self.seed, self.purpose, step_of_name(attack.key()), &points, 1);
         let draws = draws.restart(sweep.restart);
         let victim = CountedVictim::new(self.source);
+        self.seed_model(attack.key(), sweep.restart, &points);
         let candidates = attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
         let logits = self.model.logits(&candidates)?;
         let stands = correct(&logits, &labels);
@@ -346,6 +348,12 @@ impl Evaluator<'_> {
         sweep.cost.backward_passes += victim.backward_passes.get();
         sweep.cost.seconds += started.elapsed().as_secs_f64();
         Ok(Judged { candidates, labels, indices, stands })
+    }
+
+    /// What a random model draws itself is the same whenever this batch is evaluated.
+    fn seed_model(&self, attack: &str, restart: u16, points: &[i64]) {
+        let batch = format!("{attack}, restart {restart}, from point {:?} on", points.first());
+        tch::manual_seed(seed_for(self.seed, self.purpose, step_of_name(&batch)));
     }
 
     fn show(&self, progress: &ProgressBar, attack: &Attack, sweep: &Sweep) {

@@ -52,7 +52,10 @@ pub struct Training {
     progress: Progress,
     /// How many epochs have their line in `metrics.jsonl`.
     settled: usize,
-    clock: Instant,
+    /// The update of the checkpoint that this run wrote or read last.
+    saved: Option<u64>,
+    /// Since when it trains, while it does.
+    clock: Option<Instant>,
 }
 
 /// The points of an update or of a look at the particles, K rows each: N in all.
@@ -142,7 +145,8 @@ impl Training {
             watch: Watch::new("update", device),
             progress: Progress::default(),
             settled: 0,
-            clock: Instant::now(),
+            saved: None,
+            clock: None,
             experiment,
             model,
             sampler,
@@ -167,7 +171,7 @@ impl Training {
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
         match self.train(folder, reporter, stop) {
-            // A probe was left. What it was to score lies in a checkpoint.
+            // A probe or a trace was left. What it was to measure lies in a checkpoint.
             Err(error) if error.is_interrupted() => Ok(Ending::Interrupted),
             ending => ending,
         }
@@ -184,14 +188,15 @@ impl Training {
         if self.settle(folder, reporter, stop)? || !self.is_over() {
             self.begin_events(folder)?;
         }
-        self.clock = Instant::now();
         while !self.is_over() {
+            self.clock.get_or_insert_with(Instant::now);
             let epoch = self.progress.update / updates_per_epoch;
             let order = permutation(seed, Purpose::Shuffle, epoch, self.examples.len());
             let order_on_device = upload(&Tensor::from_slice(&order), self.device)?;
             let minibatches = order.chunks(batch).zip(order_on_device.split(batch as i64, 0));
             let done = self.progress.update % updates_per_epoch;
             for (points, indices) in minibatches.skip(done as usize) {
+                self.clock.get_or_insert_with(Instant::now);
                 self.update(points, &indices)?;
                 self.progress.update += 1;
                 let stopping = stop.load(Ordering::Relaxed);
@@ -387,10 +392,11 @@ impl Training {
         let Minibatch { points, labels, seen: natural, transformation, stored, .. } = minibatch;
         let stored = stored.as_ref().map(|stored| transformation.carry(stored));
         let mut threat = self.experiment.training_threat();
-        threat.epsilon *= self.risen();
+        let risen = self.risen(self.progress.update);
+        threat.epsilon *= risen;
         let (particles, state) = match (&self.sampler, stored) {
             // Draws from the whole ball may lie outside one that is still growing.
-            (_, Some(Stored { particles, state })) if self.risen() < 1.0 => {
+            (_, Some(Stored { particles, state })) if risen < 1.0 => {
                 (threat.project(&particles, natural), state)
             }
             (_, Some(Stored { particles, state })) => (particles, state),
@@ -403,10 +409,10 @@ impl Training {
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
     }
 
-    /// The share of its epsilon to which the ball has grown.
-    fn risen(&self) -> f64 {
+    /// The share of its epsilon to which the ball has grown at an update, counted from 0.
+    fn risen(&self, update: u64) -> f64 {
         let warmup = self.experiment.train.warmup_epsilon * self.updates_per_epoch() as f64;
-        ((self.progress.update + 1) as f64 / (warmup + 1.0)).min(1.0)
+        ((update + 1) as f64 / (warmup + 1.0)).min(1.0)
     }
 
     /// Adds up an epoch.
@@ -443,17 +449,18 @@ impl Training {
             return Ok(traced);
         }
         self.raise_alarms(folder)?;
+        self.report_epoch(reporter)?;
         folder.write_metrics(&self.progress.epochs)?;
         self.settled = self.progress.epochs.len();
-        self.report_epoch(reporter)?;
-        self.clock = Instant::now();
         Ok(true)
     }
 
     /// Adds to the last epoch what is wrong with it, if anything, and tells its checkpoint.
     fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
+        let Some(last) = self.progress.epochs.last() else { return Ok(()) };
         // Whoever has not seen the probe's whole ball need not stand up to it yet.
-        let is_whole = self.risen() == 1.0 && self.experiment.train.epsilon_scale >= 1.0;
+        let first_update = (last.epoch as u64 - 1) * self.updates_per_epoch();
+        let is_whole = self.risen(first_update) == 1.0 && self.experiment.train.epsilon_scale >= 1.0;
         let adversary = self.sampler.as_ref().map(|_| is_whole);
         let alarms = alarm::look_at(&self.progress.epochs, self.model.classes(), adversary);
         if let Some(last) = self.progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
@@ -495,8 +502,7 @@ impl Training {
     }
 
     fn stop_clock(&mut self) {
-        self.progress.seconds += self.clock.elapsed().as_secs_f64();
-        self.clock = Instant::now();
+        self.progress.seconds += self.clock.take().map_or(0.0, |started| started.elapsed().as_secs_f64());
     }
 
     /// Nothing is saved that could not be trained on: neither weights or moments that the last
@@ -542,7 +548,7 @@ impl Training {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
         checkpoint::save(&folder.checkpoints(), self.progress.update, &groups, &self.progress)?;
-        self.clock = Instant::now();
+        self.saved = Some(self.progress.update);
         Ok(())
     }
 
@@ -567,6 +573,7 @@ impl Training {
         }
         self.tally = Tally::new(saved.progress.tally, self.device);
         self.progress = saved.progress;
+        self.saved = Some(self.progress.update);
         // What cannot be read is written anew.
         let written: Vec<EpochMetrics> = folder.metrics().unwrap_or_default();
         self.settled = written.len().min(self.progress.epochs.len());

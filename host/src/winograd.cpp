@@ -185,18 +185,18 @@ at::Tensor convolution_3x3(const at::Tensor& images, const at::Tensor& weight, c
     const float* const biases = added.defined() ? added.const_data_ptr<float>() : zeros.data();
     float* const targets = output.mutable_data_ptr<float>();
 
-    const int64_t images_at_a_time = std::max<int64_t>(1, kTilesAtATime / tiles.count());
-    at::parallel_for(0, input.size(0), 1, [&](int64_t first, int64_t last) {
-        const int64_t most = std::min(images_at_a_time, last - first) * tiles.count();
+    // Every tile has pixels of its own.
+    at::parallel_for(0, input.size(0) * tiles.count(), 1, [&](int64_t first, int64_t last) {
+        const int64_t most = std::min(kTilesAtATime, last - first);
         const at::Tensor memory = at::empty({kElements * most * (in.channels + out.channels)}, input.options());
         float* const patches = memory.mutable_data_ptr<float>();
         float* const products = patches + kElements * most * in.channels;
         std::vector<float> outside(out.channels);
-        for (int64_t image = first; image < last; image += images_at_a_time) {
-            const int64_t count = std::min(images_at_a_time, last - image) * tiles.count();
+        for (; first < last; first += kTilesAtATime) {
+            const int64_t count = std::min(kTilesAtATime, last - first);
             for (int64_t n = 0; n < count; ++n) {
-                const float* source = sources + (image + n / tiles.count()) * in.numbers();
-                const int64_t tile = n % tiles.count();
+                const float* source = sources + (first + n) / tiles.count() * in.numbers();
+                const int64_t tile = (first + n) % tiles.count();
                 const float* pixels[kElements];
                 for (int64_t k = 0; k < kElements; ++k) {
                     const int64_t at = in.at(tiles.top(tile) - padding[0] + k / kPatch,
@@ -209,8 +209,8 @@ at::Tensor convolution_3x3(const at::Tensor& images, const at::Tensor& weight, c
                 multiply(patches + k * count * in.channels, kernels + k * in.channels * out.channels,
                          products + k * count * out.channels, count, in.channels, out.channels);
             for (int64_t n = 0; n < count; ++n) {
-                float* target = targets + (image + n / tiles.count()) * out.numbers();
-                const int64_t tile = n % tiles.count();
+                float* target = targets + (first + n) / tiles.count() * out.numbers();
+                const int64_t tile = (first + n) % tiles.count();
                 float* pixels[kTile * kTile];
                 for (int64_t k = 0; k < kTile * kTile; ++k) {
                     const int64_t at = out.at(tiles.top(tile) + k / kTile, tiles.left(tile) + k % kTile);

@@ -260,7 +260,8 @@ impl SweepFolder {
     }
 
     fn epochs(&self, setting: &Setting) -> Result<Vec<EpochMetrics>> {
-        RunFolder::at(&self.run(setting)).metrics()
+        // What cannot be read is written anew when the run is gone on with.
+        Ok(RunFolder::at(&self.run(setting)).metrics().unwrap_or_default())
     }
 
     fn is_trained(&self, setting: &Setting) -> Result<bool> {

@@ -1,7 +1,6 @@
 //! What a run measures on the way, without disturbing what comes after.
 
 use super::{Training, named_clones};
-use crate::Result;
 use crate::average::Average;
 use crate::checkpoint;
 use crate::console::{Reporter, Style};
@@ -14,8 +13,8 @@ use crate::run::RunFolder;
 use crate::store::Examples;
 use crate::tensorboard::EventFile;
 use crate::trace::Trace;
+use crate::{Error, Result};
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 use tch::{Tensor, no_grad};
 
 /// Minibatches from which averaged weights take the statistics of batch normalisation. With the
@@ -129,13 +128,14 @@ impl Training {
         self.watch.read()?;
         self.stop_clock();
         self.renew_statistics()?;
-        let is_saved = checkpoint::exists(&folder.checkpoints(), update);
-        // What no checkpoint leads back to would be missing, so it is not left.
-        let never = AtomicBool::new(false);
-        let stop = if is_saved { stop } else { &never };
         let Some(Trace { attack, examples, points, .. }) = &self.trace else { return Ok(false) };
+        let spec = attack.record.spec.clone();
         let found =
-            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop)?;
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop);
+        if found.as_ref().is_err_and(Error::is_interrupted) && self.saved != Some(update) {
+            self.checkpoint(folder)?;
+        }
+        let found = found?;
         let point = TracePoint {
             updates: self.progress.update,
             optimizer_steps: self.optimizer.steps(),
@@ -143,17 +143,16 @@ impl Training {
             seconds: self.progress.seconds,
             clean_accuracy: found.clean,
             attack_accuracy: found.worst_case,
-            attack: attack.record.spec.clone(),
+            attack: spec,
             points: found.points,
         };
         reporter.trace(&point);
         self.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
         self.progress.trace.push(point);
         self.write_trace(folder)?;
-        if is_saved {
+        if self.saved == Some(update) {
             checkpoint::save_progress(&folder.checkpoints(), update, &self.progress)?;
         }
-        self.clock = Instant::now();
         Ok(true)
     }
 

@@ -60,7 +60,9 @@ pub fn climb(options: &Options, target: &Target, objective: &Objective, search: 
             points.evaluate_last(&target.victim, search)?;
         }
     }
-    points.keep_standing();
+    if matches!(points.fallen, Fallen::ClimbOn) {
+        points.keep_standing();
+    }
     search.keep_hardest(&points.rows, &points.best, &points.best_loss);
     search.standing = points.rows;
     Ok(())

@@ -126,14 +126,14 @@ impl Attack for Apgd {
 
 impl Apgd {
     /// What is maximised, in turn. Choosing targets takes a pass at the natural examples; those
-    /// that are misclassified fall there, unless they are to climb on.
+    /// that are misclassified fall there, unless who has fallen climbs on.
     fn objectives(&self, target: &Target, search: &mut Search) -> Result<Vec<Objective>> {
         match self.options.loss {
             Loss::Ce => Ok(vec![Objective::CrossEntropy]),
             Loss::Dlr => Ok(vec![Objective::Dlr]),
             Loss::DlrTargeted => {
                 let logits = target.victim.logits(target.natural)?;
-                if !self.options.keep_climbing {
+                if !self.options.keep_climbing && self.options.gradient_averages == 1 {
                     search.standing = correct(&logits, target.labels).nonzero().squeeze_dim(1);
                 }
                 // The true class, put last, is no target.

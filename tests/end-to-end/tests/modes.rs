@@ -384,7 +384,9 @@ fn training_that_looks_wrong_is_said_to() {
     let naive = format!("{TRAIN} {still} --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
     place.host(&format!("{naive} --out naive")).succeeds_with_warning(&["catastrophic overfitting"]);
     // A smaller ball than the probe's is none to stand up to it by.
-    place.host(&format!("{naive} --epsilon-scale 0.5 --out small")).succeeds();
+    for (smaller, out) in [("--epsilon-scale 0.5", "small"), ("--warmup-epsilon 4", "growing")] {
+        place.host(&format!("{naive} {smaller} --out {out}")).succeeds();
+    }
 }
 
 #[test]

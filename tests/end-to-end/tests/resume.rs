@@ -185,6 +185,9 @@ fn after_a_last_trace_that_was_killed_or_left() {
         assert!(run.metrics().is_empty() && run.trace().is_none_or(|points| points.is_empty()), "{out}");
         let events = place.host(&format!("train --resume {out} --json")).ended_with(0).json_lines();
         assert!(events.iter().any(|event| event["epoch"] == 1 && event["probe_accuracy"].is_number()));
+        // The probe's and the trace's own seconds are not training's.
+        let traced = &run.trace().expect("a trace")[0]["seconds"];
+        assert_eq!(traced, &run.metrics()[0]["seconds"], "{out}");
         run.assert_same_as(&whole);
     }
 }

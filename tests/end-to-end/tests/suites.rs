@@ -29,12 +29,12 @@ fn latest(place: &Place) -> Value {
     place.run("run").evaluations().pop().expect("an evaluation")
 }
 
-/// The same but for times.
 #[track_caller]
 fn number(value: &Value) -> f64 {
     value.as_f64().expect("a number")
 }
 
+/// The same but for times.
 fn timeless(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
