@@ -1,4 +1,4 @@
-# Everything starts here: `make demo` and `make test` need nothing but Rust, a C++17 compiler
+# Everything starts here: `make demo` and `make test` need nothing but Rust, a C++17 compiler with OpenMP
 # and Python 3 with pip.
 
 libtorch := .setup/libtorch
