@@ -73,14 +73,20 @@ mod tests {
                 let of = |kind| {
                     results((&laid(&images), &laid(&weight), &bias), (stride, padding, dilation), kind)
                 };
-                // Gradients towards weight and bias are libtorch's own, sums over thousands of pixels.
-                let tolerances = [1e-5, 1e-5, 1e-4, 1e-4];
+                // Gradients towards weight and bias are libtorch's own, sums over thousands of pixels. With many
+                // channels so is everything, and errors are told as shares of what is summed up.
+                let has_many_channels = image[1] > 5;
+                let tolerances = match has_many_channels {
+                    true => [1e-5, 1e-5, 1e-4, 1e-4],
+                    false => [1e-5, 1e-5, 1e-3, 1e-3],
+                };
                 for ((quick, exact), tolerance) in
                     of(Kind::Float).iter().zip(of(Kind::Double)).zip(tolerances)
                 {
                     assert_eq!(quick.size(), exact.size());
-                    let size = exact.square().mean(Kind::Double).sqrt();
-                    let largest = ((quick - &exact).abs().max() / size).double_value(&[]);
+                    let size = exact.square().mean(Kind::Double).sqrt().double_value(&[]);
+                    let unit = if has_many_channels { size } else { 1.0 };
+                    let largest = (quick - &exact).abs().max().double_value(&[]) / unit;
                     assert!(
                         largest < tolerance,
                         "{image:?} {outputs} {height} {width}, channels last {channels_last}: {largest:e}"
