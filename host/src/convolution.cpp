@@ -50,14 +50,11 @@ Gradients convolution_backward(const at::Tensor& towards_output, const at::Tenso
                                at::OptionalIntArrayRef bias_sizes, at::IntArrayRef stride, at::IntArrayRef padding,
                                at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding,
                                int64_t groups, std::array<bool, 3> wanted) {
-    const auto is_f32 = [](const at::Tensor& tensor) {
-        return tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided;
-    };
     // Whoever calls may give one number for both dimensions.
     const bool is_two_dimensional =
         input.dim() == 4 && stride.size() == 2 && padding.size() == 2 && dilation.size() == 2;
     const bool is_plain = wanted[0] && is_two_dimensional && input.numel() > 0 && groups == 1 && !transposed &&
-                          is_f32(input) && is_f32(weight) && is_f32(towards_output);
+                          is_dense_f32(input) && is_dense_f32(weight) && is_dense_f32(towards_output);
     const bool has_few_channels = is_plain && input.size(1) <= kFewChannels;
     const bool is_3x3 = is_plain && is_for_winograd(input, weight, stride, padding, dilation, groups);
     const auto of_libtorch = [&](std::array<bool, 3> wanted) {

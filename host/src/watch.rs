@@ -3,14 +3,18 @@
 use crate::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-const LOSS: &str = "the loss became NaN or infinite";
+/// Something that may go wrong.
+struct Concern {
+    what: String,
+    fix: Option<&'static str>,
+    /// The first bad update, or -1.
+    first_bad: Tensor,
+}
 
 /// Remembers, on the device, the first update at which something went wrong. Reading it
 /// waits for the device; noting does not.
 pub struct Watch {
-    /// For each concern, the first bad update, or -1.
-    first_bad: Vec<Tensor>,
-    concerns: Vec<String>,
+    concerns: Vec<Concern>,
     unit: &'static str,
     number: i64,
     device: Device,
@@ -19,7 +23,7 @@ pub struct Watch {
 impl Watch {
     /// Nothing has gone wrong yet; what is watched is counted in `unit`s ("update").
     pub fn new(unit: &'static str, device: Device) -> Self {
-        Self { first_bad: Vec::new(), concerns: Vec::new(), unit, number: 0, device }
+        Self { concerns: Vec::new(), unit, number: 0, device }
     }
 
     /// Says which update or step the following notes belong to.
@@ -32,30 +36,28 @@ impl Watch {
         // One walk through memory: NaN passes through to the extremes.
         let (lowest, highest) = values.aminmax(None, false);
         let finite = lowest.isfinite().logical_and(&highest.isfinite());
-        self.note(|| format!("{plugin} returned NaN or infinite values"), &finite);
+        self.note(format!("{plugin} returned NaN or infinite values"), None, &finite);
     }
 
     /// Notes whether the loss is finite.
     pub fn loss(&mut self, loss: &Tensor) {
-        self.note(|| LOSS.to_owned(), &loss.isfinite());
+        let what = "the loss became NaN or infinite".to_owned();
+        self.note(what, Some("lower train.learning_rate"), &loss.isfinite());
     }
 
     /// Notes whether all particles of a sampler that projects by itself are inside (`[N]`, bool).
     pub fn inside(&mut self, plugin: &str, inside: &Tensor) {
-        self.note(
-            || format!("{plugin} left the threat model, which it declared to project onto itself"),
-            &inside.all(),
-        );
+        let what = format!("{plugin} left the threat model, which it declared to project onto itself");
+        self.note(what, None, &inside.all());
     }
 
-    fn note(&mut self, concern: impl Fn() -> String, good: &Tensor) {
-        let concern = concern();
-        let index = self.concerns.iter().position(|known| *known == concern).unwrap_or_else(|| {
-            self.concerns.push(concern);
-            self.first_bad.push(Tensor::full([] as [i64; 0], -1, (Kind::Int64, self.device)));
+    fn note(&mut self, what: String, fix: Option<&'static str>, good: &Tensor) {
+        let index = self.concerns.iter().position(|known| known.what == what).unwrap_or_else(|| {
+            let first_bad = Tensor::full([] as [i64; 0], -1, (Kind::Int64, self.device));
+            self.concerns.push(Concern { what, fix, first_bad });
             self.concerns.len() - 1
         });
-        let first_bad = &mut self.first_bad[index];
+        let first_bad = &mut self.concerns[index].first_bad;
         let unmarked = first_bad.lt(0).logical_and(&good.logical_not());
         *first_bad = first_bad.masked_fill(&unmarked, self.number);
     }
@@ -65,12 +67,12 @@ impl Watch {
     /// # Errors
     /// If there was any: what and at which update.
     pub fn read(&self) -> Result<()> {
-        let marked = self.first_bad.iter().map(|first| first.int64_value(&[])).zip(&self.concerns);
+        let marked = self.concerns.iter().map(|concern| (concern.first_bad.int64_value(&[]), concern));
         match marked.filter(|(number, _)| *number >= 0).min_by_key(|(number, _)| *number) {
             None => Ok(()),
-            Some((number, concern)) => {
-                let error = Error::new(format!("{concern} at {} {number}", self.unit)).on_the_way();
-                Err(if concern == LOSS { error.fix("lower train.learning_rate") } else { error })
+            Some((number, Concern { what, fix, .. })) => {
+                let error = Error::new(format!("{what} at {} {number}", self.unit)).on_the_way();
+                Err(fix.iter().fold(error, Error::fix))
             }
         }
     }

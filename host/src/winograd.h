@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <optional>
 
+inline bool is_dense_f32(const at::Tensor& tensor) {
+    return tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided;
+}
+
 // Whether `convolution_3x3` takes such a convolution, and is likely to be quicker than oneDNN.
 bool is_for_winograd(const at::Tensor& images, const at::Tensor& weight, at::IntArrayRef stride,
                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
