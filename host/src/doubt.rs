@@ -44,8 +44,20 @@ pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<D
     let mut doubts = Vec::new();
     let number = |tensor: Tensor| tensor.to_kind(Kind::Double).double_value(&[]);
     let logits = model.logits(images)?;
-    let difference = number((&logits - model.logits(images)?).abs().max());
-    if difference.is_nan() || difference > ROUNDING * number(logits.abs().max()).max(1.0) {
+    let points = images.size()[0];
+    let finite = number(logits.isfinite().all_dim(1, false).sum(Kind::Int64));
+    if finite < points as f64 {
+        let broken = points as f64 - finite;
+        doubts.push(Doubt::new(
+            "not-finite",
+            format!(
+                "logits of {broken:.0} of {points} points are NaN or infinite: they count as misclassified"
+            ),
+        ));
+    }
+    // Of two that are not finite, the difference is NaN.
+    let difference = number((&logits - model.logits(images)?).abs().nan_to_num(0.0, 0.0, 0.0).max());
+    if difference > ROUNDING * number(logits.abs().nan_to_num(0.0, 0.0, 0.0).max()).max(1.0) {
         doubts.push(Doubt::new(
             "random-logits",
             format!("logits of the same images differ by {difference:.2e} from one pass to the next"),
@@ -62,7 +74,7 @@ pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<D
     let (logits, leaf) = victim.differentiable(images).map_err(Error::new)?;
     let loss = tch::with_grad(|| cross_entropy(&logits, labels));
     let zero = victim.input_gradient(&loss, &leaf).map_err(Error::new)?.eq(0.0).flatten(1, -1);
-    let (points, vanished) = (images.size()[0], number(zero.all_dim(1, false).sum(Kind::Int64)));
+    let vanished = number(zero.all_dim(1, false).sum(Kind::Int64));
     if vanished > 0.0 {
         let entries = 100.0 * number(zero.to_kind(Kind::Double).mean(Kind::Double));
         doubts.push(Doubt::new(

@@ -158,6 +158,17 @@ impl Verdicts {
         (0..self.indices.len()).map(withstood).collect()
     }
 
+    /// How many points each attack broke of those that it was given.
+    pub fn fallen(&self, order: Order) -> Vec<usize> {
+        let given = |attack: usize| match order {
+            Order::Cascade if attack > 0 => &self.attacks[attack - 1],
+            _ => &self.clean,
+        };
+        let fell = |(given, robust): &(&bool, &bool)| **given && !**robust;
+        let of = |(attack, robust)| given(attack).iter().zip(robust).filter(fell).count();
+        self.attacks.iter().enumerate().map(of).collect()
+    }
+
     /// The number of the first attack that broke each point; none where none did, and where
     /// the model was wrong anyway.
     pub fn broken_by(&self) -> Vec<Option<usize>> {
@@ -221,6 +232,14 @@ impl Evaluator<'_> {
         Ok(chosen)
     }
 
+    /// The examples that fooled nobody: none, of the shape that others have, on the CPU.
+    pub fn no_examples(&self) -> AdversarialExamples {
+        let points = self.on_device(&[]);
+        let (images, labels) = self.examples.batch(&points);
+        let [images, labels, points] = [images, labels, points].map(|tensor| tensor.to_device(Device::Cpu));
+        AdversarialExamples { attacks: points.copy(), images, labels, points }
+    }
+
     /// Clean accuracy at the points given, then the attacks in turn; the worst case over all.
     /// Goes on from `found`, if anything, and keeps `journal` up to date. An attack that fails
     /// ends the evaluation: its error comes with what was found before.
@@ -234,7 +253,7 @@ impl Evaluator<'_> {
         found: Option<Findings>,
         journal: Option<&Journal>,
     ) -> Result<(Evaluation, Option<Error>)> {
-        let mut findings = found.map_or_else(|| self.without_attack(indices), Ok)?;
+        let mut findings = found.map_or_else(|| self.without_attack(indices, journal), Ok)?;
         let left = attacks.iter().skip(findings.results.len());
         let failure = left.into_iter().find_map(|attack| self.attack(attack, &mut findings, journal).err());
         let Findings { verdicts, results, .. } = findings;
@@ -254,9 +273,22 @@ impl Evaluator<'_> {
         Ok((evaluation, failure))
     }
 
-    fn without_attack(&self, indices: Vec<i64>) -> Result<Findings> {
+    /// An error that is an interruption once the user has asked for one.
+    fn refuse_if_stopped(&self, journal: Option<&Journal>) -> Result<()> {
+        if !self.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let what = match journal {
+            Some(_) => "interrupted; the same command goes on from here",
+            None => "interrupted",
+        };
+        Err(Error::new(what).interrupted())
+    }
+
+    fn without_attack(&self, indices: Vec<i64>, journal: Option<&Journal>) -> Result<Findings> {
         let mut findings = Findings::default();
         for chunk in indices.chunks(self.batch) {
+            self.refuse_if_stopped(journal)?;
             self.seed_model("", 0, chunk);
             let (images, labels) = self.examples.batch(&self.on_device(chunk));
             let logits = self.model.logits(&images)?;
@@ -286,6 +318,7 @@ impl Evaluator<'_> {
                 say(format_args!("{standing}, {done} of {all} points"));
                 told = Instant::now();
             }
+            self.refuse_if_stopped(journal)?;
             let examples = self.attack_batch(attack, findings, &mut sweep, &batch)?;
             if let Some(journal) = journal {
                 let part = [findings.results.len(), sweep.restart.into(), sweep.done];
@@ -296,16 +329,9 @@ impl Evaluator<'_> {
             } else {
                 sweep.done += batch.len();
             }
-            if self.stop.load(Ordering::Relaxed) {
-                progress.finish_and_clear();
-                let what = match journal {
-                    Some(_) => "interrupted; the same command goes on from here",
-                    None => "interrupted",
-                };
-                return Err(Error::new(what).interrupted());
-            }
         }
         progress.finish_and_clear();
+        self.refuse_if_stopped(journal)?;
         findings.sweep = None;
         let (rise, attacked) = sweep.loss_rise;
         findings.results.push(AttackResult {
@@ -340,8 +366,10 @@ impl Evaluator<'_> {
         for (point, stands) in batch.iter().zip(bools(&stands)?) {
             sweep.robust[*point] = stands;
         }
-        for (point, loss) in batch.iter().zip(losses(&logits, &labels)?) {
-            sweep.loss_rise.0 += loss - findings.natural_losses[*point];
+        // The natural image in another batch has another loss in the last bits, which is no rise.
+        let unchanged = bools(&candidates.eq_tensor(&natural).flatten(1, -1).all_dim(1, false))?;
+        for ((point, loss), unchanged) in batch.iter().zip(losses(&logits, &labels)?).zip(unchanged) {
+            sweep.loss_rise.0 += if unchanged { 0.0 } else { loss - findings.natural_losses[*point] };
             sweep.loss_rise.1 += 1;
         }
         sweep.cost.forward_passes += victim.forward_passes.get() + batch.len() as u64;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The contents of `findings.json`.
 #[derive(Serialize, Deserialize)]
@@ -64,6 +64,20 @@ impl Journal {
     /// Whether nothing has been found yet.
     pub fn is_empty(&self) -> bool {
         !self.folder.join(FINDINGS).exists()
+    }
+
+    /// What an evaluation ends with that cannot go on: nothing is left of it if nothing was found.
+    pub fn abandon(self, failure: Error) -> Error {
+        match self.is_empty() {
+            true => self.discard().err().unwrap_or(failure),
+            false if failure.is_interrupted() => failure,
+            false => failure.note("kept", "what was found so far; the same command goes on from there"),
+        }
+    }
+
+    /// What decides the verdicts.
+    pub fn settings(&self) -> &BTreeMap<String, Value> {
+        &self.settings
     }
 
     /// A name for what this evaluation leaves behind: the same whenever it is repeated.
@@ -118,15 +132,16 @@ impl Journal {
         Ok(parts)
     }
 
-    /// Puts the examples that the first `attacks` attacks left into one file.
+    /// Puts the examples that attacks left into one file: of each attack so many, beginning with `none`.
     ///
     /// # Errors
-    /// If the disk refuses.
-    pub fn collect(&self, path: &Path, attacks: usize) -> Result<()> {
+    /// If there are others than these, or the disk refuses.
+    pub fn collect(&self, path: &Path, none: AdversarialExamples, fallen: &[usize]) -> Result<()> {
         // A later attack may have failed on its way; the names of parts begin with their attack's number.
         let mut parts = self.parts()?;
-        parts.retain(|part| part.file_name() < Some(OsStr::new(&format!("{attacks:04}"))));
-        let mut columns: BTreeMap<String, Vec<Tensor>> = BTreeMap::new();
+        parts.retain(|part| part.file_name() < Some(OsStr::new(&format!("{:04}", fallen.len()))));
+        let mut columns: BTreeMap<String, Vec<Tensor>> =
+            none.named().into_iter().map(|(name, tensor)| (name, vec![tensor])).collect();
         for part in parts {
             for (name, tensor) in tensors::read(&part).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
@@ -134,6 +149,20 @@ impl Journal {
         }
         let joined: Vec<_> =
             columns.into_iter().map(|(name, parts)| (name, Tensor::cat(&parts, 0))).collect();
+        for (attack, expected) in fallen.iter().enumerate() {
+            let of_attack = |(name, tensor): &(String, Tensor)| {
+                (name == ATTACKS).then(|| tensor.eq(attack as i64).sum(Kind::Int64).int64_value(&[]))
+            };
+            let got = joined.iter().find_map(of_attack).unwrap_or_default();
+            if got != *expected as i64 {
+                return Err(Error::new(format!(
+                    "{}: expected {expected} adversarial examples of attack {attack}, got {got}",
+                    self.folder.display()
+                ))
+                .fix(from_the_beginning(&self.folder.join(FINDINGS)))
+                .on_the_way());
+            }
+        }
         write_tensors(path, &joined)
     }
 }
@@ -151,6 +180,7 @@ fn from_the_beginning(path: &Path) -> String {
 }
 
 const FINDINGS: &str = "findings.json";
+const ATTACKS: &str = "attacks";
 
 fn read(
     path: &Path,
@@ -194,7 +224,7 @@ pub struct AdversarialExamples {
 impl AdversarialExamples {
     fn named(self) -> Vec<(String, Tensor)> {
         let Self { images, labels, points, attacks } = self;
-        [("images", images), ("labels", labels), ("points", points), ("attacks", attacks)]
+        [("images", images), ("labels", labels), ("points", points), (ATTACKS, attacks)]
             .map(|(name, tensor)| (name.to_owned(), tensor))
             .into()
     }

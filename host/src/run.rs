@@ -339,52 +339,61 @@ pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Re
     Ok(saved.progress)
 }
 
+/// What is done about something that is not as a run recorded it: it is refused, unless that is allowed,
+/// which is a warning then.
+pub fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
+    move |change| match allowed {
+        true => {
+            warn(change.first_line());
+            Ok(())
+        }
+        false => Err(change),
+    }
+}
+
 /// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.
 ///
 /// # Errors
-/// If the file that would be loaded now is not the one that was recorded, unless that is allowed.
-pub fn recorded_plugin(spec: &PluginSpec, record: &Record, allow_changed: bool) -> Result<PluginSpec> {
+/// If `on_change` makes one of a file that would be loaded now and is not the one that was recorded.
+pub fn recorded_plugin(
+    spec: &PluginSpec,
+    record: &Record,
+    on_change: &mut dyn FnMut(Error) -> Result<()>,
+) -> Result<PluginSpec> {
     let mut spec = spec.clone();
     if record.path.is_file() {
         spec.file = record.path.display().to_string();
     }
     let found = crate::plugin::library::inspect(&spec.file)?;
-    refuse_change(
-        allow_changed,
-        &format!("{} has changed since the run began", found.path.display()),
-        &format!("SHA-256 {}", record.sha256),
-        &format!("SHA-256 {}", found.sha256),
-    )?;
+    if record.sha256 != found.sha256 {
+        let what = format!("{} has changed since the run began", found.path.display());
+        on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
+    }
     Ok(spec)
 }
 
-/// Refuses a data set whose files are not the recorded ones, unless that is allowed.
+/// Looks whether a data set's files are the recorded ones.
 ///
 /// # Errors
-/// Names the first file that differs.
-pub fn check_data(dataset: &Dataset, record: &DataRecord, allow_changed: bool) -> Result<()> {
+/// If `on_change` makes one of a file that differs.
+pub fn check_data(
+    dataset: &Dataset,
+    record: &DataRecord,
+    on_change: &mut dyn FnMut(Error) -> Result<()>,
+) -> Result<()> {
     for (file, recorded) in &record.checksums {
         let found = dataset.checksums.get(file).map_or("absent", String::as_str);
-        refuse_change(
-            allow_changed,
-            &format!("data file {file} has changed since the run began"),
-            &format!("MD5 {recorded}"),
-            &format!("MD5 {found}"),
-        )?;
+        if recorded != found {
+            let what = format!("data file {file} is not the one that the run began with");
+            on_change(change(what, &format!("MD5 {recorded}"), &format!("MD5 {found}")))?;
+        }
     }
     Ok(())
 }
 
-fn refuse_change(allowed: bool, what: &str, recorded: &str, found: &str) -> Result<()> {
-    if recorded == found {
-        return Ok(());
-    }
-    if allowed {
-        warn(what);
-        return Ok(());
-    }
-    Err(Error::new(what)
+fn change(what: String, recorded: &str, found: &str) -> Error {
+    Error::new(what)
         .note("recorded", recorded)
         .note("found", found)
-        .fix("restore the recorded file, or pass --allow-changed to use the new one"))
+        .fix("restore the recorded file, or pass --allow-changed to use the new one")
 }

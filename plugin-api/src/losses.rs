@@ -61,7 +61,8 @@ pub fn margin(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.gather(1, &column, false).squeeze_dim(1) - others.amax([1], false)
 }
 
-/// Which rows are classified as labelled: `[N]`, bool. A row with a NaN is not.
+/// Which rows are classified as labelled: `[N]`, bool. A row with a NaN or an infinite
+/// logit is not.
 ///
 /// # Panics
 /// If the shapes do not fit.

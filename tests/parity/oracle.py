@@ -100,6 +100,8 @@ class Host:
         if finished.returncode:
             raise SystemExit(f"{' '.join(map(str, command))} ended with {finished.returncode}:\n{finished.stderr}")
         saved = json.loads((Path(self.folder.name) / "eval.json").read_text())["evaluations"][-1]
+        if saved["examples"]:
+            saved["examples"] = str(Path(self.folder.name) / saved["examples"])
         return saved | {"total_seconds": seconds}
 
 

@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::random::Purpose;
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::store::Examples;
-use crate::{Error, INTERRUPTED, Result, data, device, files, suite, tensors};
+use crate::{Error, Result, data, device, files, suite, tensors};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,7 +37,9 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let source = arguments.source.as_ref().map(|path| bench.subject(path, arguments)).transpose()?;
     target.folder.evaluations()?;
 
-    let (attacks, mut doubts) = bench.attacks(arguments, &target.record)?;
+    let (attacks, left_out) = bench.attacks(arguments, &target.record)?;
+    let of_source = source.iter().flat_map(|source| &source.changes);
+    let mut doubts: Vec<_> = target.changes.iter().chain(of_source).chain(&left_out).cloned().collect();
     let source = source.as_ref().unwrap_or(&target);
     let experiment = &target.record.experiment;
     let evaluator = bench.evaluator(arguments, experiment, &target, source, &stop);
@@ -48,20 +50,19 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     if found.is_some() && evaluator.style == Style::Human {
         say("going on with this evaluation, which was interrupted");
     }
-    let (mut evaluation, failure) = evaluator.run(&attacks, points, found, Some(&journal))?;
+    let (mut evaluation, failure) = match evaluator.run(&attacks, points, found, Some(&journal)) {
+        Ok(found) => found,
+        Err(why) => return Err(journal.abandon(why)),
+    };
     doubts.append(&mut evaluation.doubts);
     evaluation.doubts = doubts;
     // Half a suite has no verdict; attacks judged on their own have each their own.
     let has_verdict = evaluator.order == Order::Separate && !evaluation.attacks.is_empty();
     match failure {
-        Some(interruption) if interruption.exit_code() == INTERRUPTED => return Err(interruption),
-        Some(error) if journal.is_empty() => return journal.discard().and(Err(error)),
-        Some(error) if !has_verdict => {
-            return Err(error.note("kept", "what was found so far; the same command goes on from there"));
-        }
+        Some(error) if error.is_interrupted() || !has_verdict => return Err(journal.abandon(error)),
         _ => {}
     }
-    show(&evaluation, points_name(arguments), &target.progress, evaluator.style);
+    show(arguments, &evaluation, &target.progress, evaluator.style);
     save(arguments, &target, &evaluator, &evaluation, &attacks, journal)?;
     if let Some(error) = failure {
         return Err(error);
@@ -83,6 +84,8 @@ pub struct Subject {
     pub record: RunRecord,
     /// Its classifier.
     pub model: Model,
+    /// What is not as it was recorded, which was allowed.
+    pub changes: Vec<Doubt>,
     progress: Progress,
 }
 
@@ -115,8 +118,15 @@ impl Bench {
     /// The run in this folder, which must be of the same data.
     pub fn subject(&self, path: &Path, arguments: &EvalArguments) -> Result<Subject> {
         let (folder, record) = RunFolder::open(path)?;
-        run::check_data(&self.dataset, &record.data, arguments.allow_changed)
-            .map_err(|error| error.note("run", path.display()))?;
+        let mut changes = Vec::new();
+        let mut on_change = |change: Error| match arguments.allow_changed {
+            true => {
+                changes.push(Doubt::new("changed", change.first_line()));
+                Ok(())
+            }
+            false => Err(change.note("run", path.display())),
+        };
+        run::check_data(&self.dataset, &record.data, &mut on_change)?;
         let (held_out, attacked) = (record.data.validation_points, self.examples.len());
         if arguments.validation && held_out < attacked {
             return Err(Error::new(format!(
@@ -125,10 +135,10 @@ impl Bench {
             )));
         }
         let spec = &record.experiment.model;
-        let spec = run::recorded_plugin(spec, &record.plugins.model, arguments.allow_changed)?;
+        let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
         let model = Model::build(&spec, self.dataset.task(), self.device, 0)?;
         let progress = run::load_weights(&folder, &record, &model)?;
-        Ok(Subject { folder, record, model, progress })
+        Ok(Subject { folder, record, model, changes, progress })
     }
 
     /// The attacks asked for by flags, or else those of the run's experiment. Those of a suite
@@ -283,10 +293,19 @@ pub fn points_name(arguments: &EvalArguments) -> &'static str {
     if arguments.validation { "held-out training points" } else { "test points" }
 }
 
-fn show(evaluation: &Evaluation, points_name: &str, progress: &Progress, style: Style) {
-    match style {
-        Style::Json => say(json!(evaluation)),
-        Style::Human => say(table(evaluation, points_name, progress)),
+fn show(arguments: &EvalArguments, evaluation: &Evaluation, progress: &Progress, style: Style) {
+    match (style, &arguments.source) {
+        (Style::Json, source) => {
+            let mut answer = json!(evaluation);
+            answer["source"] = json!(source);
+            say(answer);
+        }
+        (Style::Human, None) => say(table(evaluation, points_name(arguments), progress)),
+        (Style::Human, Some(source)) => say(format_args!(
+            "{}; examples made on {}",
+            table(evaluation, points_name(arguments), progress),
+            source.display()
+        )),
     }
     tell(&evaluation.doubts);
 }
@@ -301,12 +320,14 @@ fn save(
 ) -> Result<()> {
     let done = evaluation.attacks.len();
     let plugins: Vec<_> = attacks[..done].iter().map(|attack| &attack.record).collect();
-    let examples = arguments
-        .save_examples
-        .then(|| target.folder.path().join(format!("examples-{}.safetensors", journal.id())));
-    examples.as_deref().map_or(Ok(()), |path| journal.collect(path, done))?;
+    let examples = arguments.save_examples.then(|| format!("examples-{}.safetensors", journal.id()));
+    if let Some(examples) = &examples {
+        let fallen = evaluation.verdicts.fallen(evaluation.order);
+        journal.collect(&target.folder.path().join(examples), evaluator.no_examples(), &fallen)?;
+    }
     let saved = target.folder.add_evaluation(json!({
         "result": evaluation,
+        "settings": journal.settings(),
         "suite": arguments.suite,
         "validation": arguments.validation,
         "source": arguments.source,
@@ -325,7 +346,7 @@ fn save(
     if evaluator.style == Style::Human {
         say(format_args!("verdicts of every point: {}", saved.display()));
         if let Some(examples) = examples {
-            say(format_args!("adversarial examples: {}", examples.display()));
+            say(format_args!("adversarial examples: {}", target.folder.path().join(examples).display()));
         }
     }
     Ok(())

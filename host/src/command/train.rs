@@ -33,7 +33,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     reporter.finish();
     let ending = ending?;
     let (update, seconds) = (training.progress().update, training.progress().seconds);
-    let passes = training.progress().epochs.last().map_or(0, |epoch| epoch.passes_per_sample);
+    let passes = training.passes_per_sample(update);
     let name = if ending == Ending::Finished { "finished" } else { "interrupted" };
     let epochs = &training.progress().epochs;
     let best = best_epoch(epochs).filter(|best| best.validation_accuracy.is_some());
@@ -58,7 +58,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
             Ok(0)
         }
         Ending::Interrupted => {
-            warn(format_args!("stopped at update {update}; go on with `host train --resume {path}`"));
+            warn(format_args!(
+                "stopped at update {update}, after {passes:.2} passes per sample; go on with `host train --resume {path}`"
+            ));
             Ok(INTERRUPTED)
         }
     }
@@ -78,6 +80,14 @@ fn begin(arguments: &TrainArguments) -> Result<(Training, RunFolder)> {
             .fix("give --store-file a name that is free, or remove the file"));
     }
     let store_file = experiment.train.store_file.clone();
+    let out = std::path::absolute(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
+    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(&out)) {
+        return Err(Error::new(format!(
+            "train.store_file: expected a file outside the run's folder, got {}",
+            file.display()
+        ))
+        .fix("give --store-file another folder: the run's is not made before its particles have room"));
+    }
     let training = begin_in(&mut folder, experiment).inspect_err(|_| {
         // They were free above: whatever is there now was made for this run.
         for file in store_file.iter().flat_map(|file| store::files(file)) {
@@ -113,7 +123,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
 
 /// A run that was stopped: the same experiment, plugins and data, from its last checkpoint.
 fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Result<(Training, RunFolder)> {
-    let allow_changed = arguments.allow_changed;
+    let mut on_change = run::unless(arguments.allow_changed);
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
     let mut experiment = record.experiment;
@@ -121,20 +131,20 @@ fn resume(path: &Path, arguments: &TrainArguments, reporter: &Reporter) -> Resul
         experiment.data.folder.clone_from(data_folder);
     }
     set_threads(experiment.train.threads)?;
-    experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, allow_changed)?;
+    experiment.model = run::recorded_plugin(&experiment.model, &record.plugins.model, &mut on_change)?;
     for (spec, recorded) in [
         (&mut experiment.train.probe, &record.plugins.probe),
         (&mut experiment.train.trace, &record.plugins.trace),
     ] {
         if let (Some(spec), Some(recorded)) = (spec, recorded) {
-            *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+            *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
         }
     }
     if let (Some(spec), Some(recorded)) = (&mut experiment.sampler.0, &record.plugins.sampler) {
-        *spec = run::recorded_plugin(spec, recorded, allow_changed)?;
+        *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
     }
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
-    run::check_data(&dataset, &record.data, allow_changed)?;
+    run::check_data(&dataset, &record.data, &mut on_change)?;
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.resume(&folder)?;
     for what in damaged {

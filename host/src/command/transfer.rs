@@ -40,7 +40,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let (mut matrix, mut journals, mut goes_on) = (Vec::new(), Vec::new(), false);
     for source in &subjects {
         let mut row = Vec::new();
-        for target in &subjects {
+        for (path, target) in arguments.runs.iter().zip(&subjects) {
             // Set up alike for all: one row's examples differ by the points that are attacked alone.
             let evaluator = bench.evaluator(arguments, first, target, source, &stop);
             let points = evaluator.choose_points(wanted_points(arguments, first))?;
@@ -54,11 +54,14 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
                 say("going on with this matrix, which was interrupted");
             }
             goes_on |= before.is_some();
-            let (evaluation, failure) = evaluator.run(&attacks, points, before, Some(&journal))?;
-            failure.map_or(Ok(()), Err)?;
+            let evaluation = match evaluator.run(&attacks, points, before, Some(&journal)) {
+                Ok((evaluation, None)) => evaluation,
+                Ok((_, Some(failure))) | Err(failure) => return Err(journal.abandon(failure)),
+            };
             journals.push(journal);
-            for doubt in found.iter().chain(&evaluation.doubts) {
-                let finding = format!("{}: {}", target.record.experiment.model, doubt.finding);
+            let changes = target.changes.iter().filter(|_| std::ptr::eq(source, target));
+            for doubt in changes.chain(&found).chain(&evaluation.doubts) {
+                let finding = format!("{}: {}", path.display(), doubt.finding);
                 doubts.push(Doubt { finding, name: doubt.name.clone() });
             }
             row.push(evaluation);

@@ -294,7 +294,7 @@ impl<'a> Collector<'a> {
             None => Rc::new(data::load(&key.0, &key.1)?),
         };
         self.datasets.insert(key, Rc::clone(&dataset));
-        run::check_data(&dataset, &record.data, self.allow_changed)?;
+        run::check_data(&dataset, &record.data, &mut run::unless(self.allow_changed))?;
         Ok(dataset)
     }
 
@@ -345,7 +345,8 @@ impl<'a> Collector<'a> {
             return Err(damaged("it is not of the run's data"));
         }
         let spec = &run.record.experiment.model;
-        let spec = run::recorded_plugin(spec, &run.record.plugins.model, self.allow_changed)?;
+        let spec =
+            run::recorded_plugin(spec, &run.record.plugins.model, &mut run::unless(self.allow_changed))?;
         let model = Model::build(&spec, dataset.task(), Device::Cpu, 0)?;
         let progress = run::load_weights(folder, &run.record, &model)?;
         if progress.update != evaluation.update {

@@ -47,6 +47,18 @@ fn latest_verdicts(place: &Place) -> Vec<bool> {
     verdicts(&evaluation["verdicts"]["attacks"][0])
 }
 
+/// The loss of an image depends on its batch in the last bits, which is neither a rise nor a fall.
+#[test]
+fn an_attack_that_hands_natural_examples_back_raises_the_loss_by_exactly_nothing() {
+    let place = trained(0.06);
+    for points in [7, 20, 37] {
+        let still = "--attack langevin.so,step_size=0,noise=0,steps=2";
+        let printed = place.host(&format!("eval run --json --points {points} {still}")).ended_with(0).json();
+        assert_eq!(printed["attacks"][0]["loss_rise"], 0.0, "{points} points");
+        assert_eq!(printed["doubts"][0]["name"], "loss-not-raised", "{points} points");
+    }
+}
+
 #[test]
 fn json_is_one_object_of_documented_keys_that_agree() {
     let place = trained(0.06);
@@ -54,7 +66,7 @@ fn json_is_one_object_of_documented_keys_that_agree() {
     let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
     let printed = place.host(&format!("eval run --json {flags}")).succeeds().json();
 
-    assert_eq!(keys(&printed), ["attacks", "clean", "doubts", "order", "points", "worst_case"]);
+    assert_eq!(keys(&printed), ["attacks", "clean", "doubts", "order", "points", "source", "worst_case"]);
     assert_eq!(printed["points"], TEST_POINTS);
     let saved = &place.run("run").evaluations()[0];
     let clean = verdicts(&saved["verdicts"]["clean"]);

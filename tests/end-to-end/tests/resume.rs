@@ -315,12 +315,19 @@ fn changed_data_are_refused_unless_allowed() {
     edit(&place.path("digits").join(file), |contents| contents[16] ^= 1);
     let recorded = run.record()["data"]["checksums"][file].as_str().expect("a checksum").to_owned();
     for command in ["train --resume run", "eval run --attack fgsm.so"] {
-        place.refuses(command, &[file, "has changed since the run began"]).explains(&[
+        place.refuses(command, &[file, "is not the one that the run began with"]).explains(&[
             &recorded,
             "found",
             "--allow-changed",
         ]);
         place.host(&format!("{command} --allow-changed")).succeeds_with_warning(&[file]);
     }
+    let evaluation = &run.evaluations()[0];
+    assert_eq!(evaluation["result"]["doubts"][0]["name"], "changed");
+    assert_ne!(
+        evaluation["settings"]["data"][file],
+        serde_json::Value::from(recorded),
+        "what was used is told"
+    );
     assert_eq!(run.evaluations()[0]["verdicts"]["clean"].as_array().map(Vec::len), Some(TEST_POINTS));
 }

@@ -101,7 +101,7 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
     let command = "eval run --suite mine.toml --batch 8 --restarts 2 --save-examples --threads 1";
     place.host(command).succeeds();
     let expected = latest(&place);
-    let examples = expected["examples"].as_str().expect("a path").to_owned();
+    let examples = format!("run/{}", expected["examples"].as_str().expect("a name"));
     let read_examples = || fs::read(place.path(&examples)).expect("examples");
     let expected_examples = read_examples();
     for (number, signal) in [(2, libc::SIGKILL), (3, libc::SIGINT)] {
@@ -163,6 +163,25 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
 }
 
 #[test]
+fn examples_that_are_lost_on_the_way_are_missed() {
+    let place = trained(0.06);
+    suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
+    let command = "eval run --suite mine.toml --batch 8 --save-examples";
+    let first_attack_is_over = || {
+        let text = findings(&place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        text.contains("\"attack\":\"fgsm.so\"")
+    };
+    place.signal_when(command, libc::SIGKILL, first_attack_is_over).was_killed(libc::SIGKILL);
+    let folder = findings(&place).and_then(|path| path.parent().map(PathBuf::from)).expect("a folder");
+    fs::remove_file(folder.join("0000-00000-000000000.safetensors")).expect("of the first batch");
+    place
+        .host(command)
+        .fails(1, &["run/unfinished/", "adversarial examples of attack 0, got"])
+        .explains(&["remove run/unfinished/", "to evaluate from the beginning"]);
+    assert!(!place.path("run/eval.json").exists());
+}
+
+#[test]
 fn half_a_suite_has_no_verdict_and_is_kept() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "bad_plugins.so,plugin=outside", "pgd.so,steps=3,step_size=0.02"]);
@@ -195,8 +214,8 @@ fn examples_on_request_are_those_that_fool_the_model() {
     suite(&place, &["fgsm.so", "pgd.so,steps=10,step_size=0.02"]);
     place.host("eval run --suite mine.toml --save-examples --batch 30").succeeds();
     let saved = latest(&place);
-    let examples = saved["examples"].as_str().expect("a path");
-    let bytes = fs::read(place.path(examples)).expect("examples");
+    let examples = saved["examples"].as_str().expect("a name");
+    let bytes = fs::read(place.path("run").join(examples)).expect("examples");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
     let whole = |name: &str| -> Vec<i64> {
         let (words, _) = tensors.tensor(name).expect("present").data().as_chunks::<8>();
@@ -247,6 +266,9 @@ fn transferred_examples_fool_less_than_ones_own() {
         format!("eval run --source other --json {attack} --attack square.so,queries=50");
     let printed = place.host(&gradients_of_another).ended_with(0).json();
     assert_eq!(printed["doubts"], serde_json::json!([]), "another model's gradients mask nothing");
+    assert_eq!(printed["source"], "other");
+    let table = place.host(&format!("eval run --source other {attack}")).succeeds().words();
+    assert!(table.contains("examples made on other"), "{table}");
     let matrix = place.host(&format!("eval run other --transfer --json {attack}")).succeeds().json();
     assert_eq!(matrix["worst_case"][0][0], own["worst_case"], "on the diagonal, one's own examples");
     assert_eq!(matrix["worst_case"][1][0], transferred["worst_case"], "a row for each source");
@@ -409,7 +431,8 @@ fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance:
     const RECORD: usize = 1 + 3 * 32 * 32;
     let pictures = fs::read(place.path("pictures/test_batch.bin")).expect("a batch");
     let saved = place.run(run).evaluations().pop().expect("an evaluation");
-    let bytes = fs::read(place.path(saved["examples"].as_str().expect("a path"))).expect("examples");
+    let bytes =
+        fs::read(place.path(run).join(saved["examples"].as_str().expect("a name"))).expect("examples");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
     let data = |name: &str| tensors.tensor(name).expect("present").data().to_vec();
     let (points, images) = (data("points"), data("images"));
