@@ -9,13 +9,20 @@ const CHANCE: f64 = 0.98;
 /// several terms may pass by that of guessing long after the classifier has begun to learn.
 const GUESSING: f64 = 0.1;
 
-/// Epochs at chance that are nothing unusual.
+/// Epochs at chance that are nothing unusual where a run begins.
 const PATIENCE: usize = 2;
 
+/// A run of fewer updates may well end before it has learnt anything.
+const UPDATES_TO_LEARN: u64 = 100;
+
+/// A loss this many times that of guessing is no longer a classifier's.
+const DIVERGED: f64 = 2.0;
+
 /// What the last of these epochs looks like, if it looks wrong: what was found, and what helps.
-/// `adversary` says whether that of training moves in the whole of the probe's ball yet; where it
-/// does not, or there is none, breaking down under the probe is what is expected.
-pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversary: Option<bool>) -> Vec<String> {
+/// `is_end` says whether none will follow. `adversary` says whether that of training moves in the
+/// whole of the probe's ball yet; where it does not, or there is none, breaking down under the probe
+/// is what is expected.
+pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: Option<bool>) -> Vec<String> {
     let Some((last, before)) = epochs.split_last() else { return Vec::new() };
     let mut alarms = Vec::new();
     let guessing = (classes as f64).ln();
@@ -24,20 +31,29 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversary: Option<bool>) -
         (CHANCE * guessing..guessing * (2.0 - CHANCE)).contains(&epoch.train_loss)
             && epoch.train_accuracy < lucky + GUESSING * (1.0 - lucky)
     };
+    let helps = match adversary {
+        Some(_) => {
+            "let epsilon grow for longer (train.warmup_epsilon), or change train.epsilon_scale, the learning rate \
+             or the seed"
+        }
+        None => "change the learning rate",
+    };
+    let had_time = last.updates >= UPDATES_TO_LEARN;
     let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
-    if stuck > PATIENCE {
-        let helps = match adversary {
-            Some(_) => "let epsilon grow for longer (train.warmup_epsilon), or change the learning rate",
-            None => "change the learning rate",
-        };
+    if let Some(before) = before.iter().rev().find(|before| has_learnt(before)).filter(|_| stuck > 0) {
         alarms.push(format!(
-            "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} epochs; {helps}",
+            "collapsed: the loss is {:.3} (guessing has {guessing:.3}), and was {:.3} in epoch {}; {helps}",
+            last.train_loss, before.train_loss, before.epoch
+        ));
+    } else if stuck > PATIENCE || (stuck > 0 && is_end && had_time) {
+        let epochs = if stuck == 1 { "epoch" } else { "epochs" };
+        alarms.push(format!(
+            "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} {epochs}; {helps}",
             last.train_loss
         ));
     }
-    if last.train_loss > 2.0 * guessing
-        && before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss)
-    {
+    let has_doubled = before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss);
+    if last.train_loss > DIVERGED * guessing && (has_doubled || is_end && had_time) {
         alarms.push(format!(
             "diverging: the loss is {:.3} (guessing has {guessing:.3}); lower the learning rate",
             last.train_loss
@@ -45,8 +61,7 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversary: Option<bool>) -
     }
     if let Some(probe) = last.probe_accuracy.filter(|_| adversary == Some(true)) {
         let best = before.iter().filter_map(|epoch| epoch.probe_accuracy).fold(0.0, f64::max);
-        let learnt = last.train_accuracy > 0.5;
-        if learnt && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
+        if has_learnt(last) && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
             alarms.push(format!(
                 "catastrophic overfitting: {:.1} % on the training adversary's particles, {:.1} % against the probe on \
                  held-out points (best so far {:.1} %); use more replays or steps, a start in the ball \
@@ -58,6 +73,11 @@ pub fn look_at(epochs: &[EpochMetrics], classes: i64, adversary: Option<bool>) -
         }
     }
     alarms
+}
+
+/// Whether more than half of an epoch's particles were classified correctly.
+fn has_learnt(epoch: &EpochMetrics) -> bool {
+    epoch.train_accuracy > 0.5
 }
 
 #[cfg(test)]
@@ -73,7 +93,7 @@ mod tests {
             train_accuracy,
             validation_accuracy: None,
             probe_accuracy,
-            probe_passes: None,
+            validation_passes: None,
             statistics_passes: None,
             alarms: Vec::new(),
             stopped_early: false,
@@ -84,7 +104,12 @@ mod tests {
 
     fn names(epochs: &[EpochMetrics]) -> Vec<String> {
         let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        look_at(epochs, 10, Some(true)).iter().map(name).collect()
+        look_at(epochs, false, 10, Some(true)).iter().map(name).collect()
+    }
+
+    fn names_at_the_end(epochs: &[EpochMetrics]) -> Vec<String> {
+        let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
+        look_at(epochs, true, 10, Some(true)).iter().map(name).collect()
     }
 
     #[test]
@@ -94,6 +119,21 @@ mod tests {
         assert!(names(&[chance(), chance()]).is_empty());
         assert_eq!(names(&[chance(), chance(), chance()]), ["stuck at chance"]);
         assert!(names(&[chance(), chance(), chance(), epoch(2.1, 0.2, None)]).is_empty(), "it fell");
+        let late = || EpochMetrics { updates: 100, ..chance() };
+        assert_eq!(names_at_the_end(&[late()]), ["stuck at chance"], "nothing more will come");
+        assert!(names(&[late()]).is_empty() && names_at_the_end(&[chance()]).is_empty());
+    }
+
+    #[test]
+    fn who_had_learnt_and_guesses_again_has_collapsed() {
+        // The loss and accuracy of a run of two epochs that ended dead.
+        let epochs = [epoch(0.651, 0.764, None), epoch(2.302, 0.112, None)];
+        assert_eq!(names(&epochs), ["collapsed"]);
+        assert_eq!(names_at_the_end(&epochs), ["collapsed"]);
+        assert!(
+            names(&[epoch(2.2, 0.2, None), epoch(2.302, 0.112, None)]).is_empty(),
+            "it had learnt nothing"
+        );
     }
 
     #[test]
@@ -113,13 +153,20 @@ mod tests {
         assert!(names(&[epoch(0.5, 0.8, Some(0.7)), epoch(0.2, 0.95, Some(0.6))]).is_empty());
         assert!(names(&[epoch(2.2, 0.2, Some(0.0))]).is_empty(), "nothing is learnt yet");
         let broken_down = [epoch(0.2, 0.95, Some(0.1))];
-        assert!(look_at(&broken_down, 10, None).is_empty(), "ordinary training");
-        assert!(look_at(&broken_down, 10, Some(false)).is_empty(), "in a smaller ball than the probe's");
+        assert!(look_at(&broken_down, false, 10, None).is_empty(), "ordinary training");
+        assert!(
+            look_at(&broken_down, false, 10, Some(false)).is_empty(),
+            "in a smaller ball than the probe's"
+        );
     }
 
     #[test]
-    fn a_loss_that_doubles_beyond_guessing_diverges() {
+    fn a_loss_that_doubles_beyond_guessing_or_ends_there_diverges() {
         assert_eq!(names(&[epoch(2.3, 0.1, None), epoch(9.0, 0.1, None)]), ["diverging"]);
-        assert!(names(&[epoch(8.0, 0.1, None), epoch(9.0, 0.1, None)]).is_empty(), "said already");
+        assert!(names(&[epoch(8.0, 0.1, None), epoch(9.0, 0.1, None)]).is_empty(), "it may fall yet");
+        let late = |loss| EpochMetrics { updates: 100, ..epoch(loss, 0.1, None) };
+        assert_eq!(names_at_the_end(&[epoch(9.0, 0.1, None), late(8.0)]), ["diverging"]);
+        assert!(names_at_the_end(&[epoch(9.0, 0.1, None), late(4.0)]).is_empty());
+        assert!(names_at_the_end(&[epoch(9.0, 0.1, None)]).is_empty(), "it had no time to fall");
     }
 }

@@ -184,7 +184,7 @@ pub struct ExperimentFlags {
     /// Its learning rate
     #[arg(long, value_name = "RATE")]
     learning_rate: Option<f64>,
-    /// Its momentum
+    /// Its momentum (`sgd` and `sign-sgd`)
     #[arg(long, value_name = "SHARE")]
     momentum: Option<f64>,
     /// Its weight decay

@@ -22,6 +22,7 @@ pub struct Reporter {
     bar: ProgressBar,
     started: Instant,
     first_update: u64,
+    first_seconds: f64,
     updates_per_epoch: u64,
     points: usize,
 }
@@ -34,6 +35,7 @@ impl Reporter {
             bar: ProgressBar::hidden(),
             started: Instant::now(),
             first_update: 0,
+            first_seconds: 0.0,
             updates_per_epoch: 1,
             points: 0,
         }
@@ -43,6 +45,7 @@ impl Reporter {
     pub fn start(&mut self, progress: &Progress, updates: u64, updates_per_epoch: u64, points: usize) {
         self.started = Instant::now();
         self.first_update = progress.update;
+        self.first_seconds = progress.seconds;
         self.updates_per_epoch = updates_per_epoch;
         self.points = points;
         self.bar = bar(self.style, updates, "{msg} [{bar:30}] {percent}% {eta} left");
@@ -58,13 +61,13 @@ impl Reporter {
             "epoch {epoch} loss {:.3} accuracy {:.1} % {:.0} images/s",
             loss / particles,
             100.0 * correct / particles,
-            self.images_per_second(update)
+            self.images(update) / self.started.elapsed().as_secs_f64()
         ));
     }
 
-    fn images_per_second(&self, update: u64) -> f64 {
-        let images = (update - self.first_update) as f64 / self.updates_per_epoch as f64 * self.points as f64;
-        images / self.started.elapsed().as_secs_f64()
+    /// Training points that this sitting has gone through, one in every epoch.
+    fn images(&self, update: u64) -> f64 {
+        (update - self.first_update) as f64 / self.updates_per_epoch as f64 * self.points as f64
     }
 
     /// An epoch is done.
@@ -83,7 +86,10 @@ impl Reporter {
             .unwrap_or_default();
         // An epoch may be settled by a sitting that trained none of it.
         let speed = match metrics.updates > self.first_update {
-            true => format!("  {:.0} images/s", self.images_per_second(metrics.updates)),
+            true => format!(
+                "  {:.0} images/s",
+                self.images(metrics.updates) / (metrics.seconds - self.first_seconds)
+            ),
             false => String::new(),
         };
         let line = format!(

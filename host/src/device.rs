@@ -114,9 +114,11 @@ pub(crate) fn refusal(message: *const c_char) -> Option<String> {
 }
 
 /// Makes this process compute quickly, before it does anything else: its allocator, and libtorch's
-/// first layers on a CPU.
+/// first layers on a CPU. And makes a file that grows too large an error like any other.
 pub fn set_up() {
     keep_freed_memory();
+    // SAFETY: to ignore a signal installs no handler; it is called before threads start.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     convolution::quicken();
 }
 

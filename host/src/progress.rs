@@ -79,9 +79,10 @@ pub struct EpochMetrics {
     /// Accuracy on the validation points against the probe; there is none if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_accuracy: Option<f64>,
-    /// Passes that this epoch's probe took, all points together; not part of training's cost.
+    /// Passes that scoring this epoch took, all validation points together: a forward of each, half
+    /// a pass, and the probe's. Not part of training's cost. Absent if there are no such points.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub probe_passes: Option<f64>,
+    pub validation_passes: Option<f64>,
     /// Passes that the epoch's last look of the averaged weights at training particles took, for
     /// their batch normalisation's statistics; not part of training's cost. Absent if none.
     #[serde(skip_serializing_if = "Option::is_none", default)]

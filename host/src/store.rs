@@ -65,10 +65,11 @@ pub enum Format {
     /// As they are: four bytes a number.
     #[default]
     F32,
-    /// Their distance from the natural example and their state in half precision: two bytes.
+    /// Their distance from the natural example in half precision: two bytes; their state in bf16, as
+    /// many, which has fewer digits and the range of f32: gradients may be very small.
     F16,
     /// Their distance from the natural example in 255 steps over the ball, off by epsilon / 254
-    /// at most: one byte; their state in half precision.
+    /// at most: one byte; their state in bf16.
     U8,
 }
 
@@ -134,8 +135,8 @@ impl ParticleStore {
         };
         let (kind, state_kind) = match format {
             Format::F32 => (Kind::Float, Kind::Float),
-            Format::F16 => (Kind::Half, Kind::Half),
-            Format::U8 => (Kind::Uint8, Kind::Half),
+            Format::F16 => (Kind::Half, Kind::BFloat16),
+            Format::U8 => (Kind::Uint8, Kind::BFloat16),
         };
         let mut tensors = vec![make(0, kind)?];
         for number in 1..=state_tensors {
@@ -259,7 +260,16 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     if !files::try_lock(&file, path)? {
         return Err(refused(&"another run keeps its particles there"));
     }
-    file.set_len(0).and_then(|()| claim(&file, bytes)).map_err(|why| refused(&why))?;
+    let there = file.metadata().map_err(|why| refused(&why))?.len();
+    if there != 0 && there != bytes {
+        return Err(refused(&format!(
+            "{there} bytes of something else are there, where particles take {bytes}"
+        ))
+        .fix("move that file away"));
+    }
+    let claimed = file.set_len(0).and_then(|()| claim(&file, bytes));
+    // What is left of a full disk is not to be mistaken for somebody's data.
+    claimed.inspect_err(|_| drop(file.set_len(0))).map_err(|why| refused(&why))?;
     let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
     let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));
     mapped
@@ -361,6 +371,33 @@ mod tests {
     }
 
     #[test]
+    fn what_particles_remember_keeps_its_order_of_magnitude_in_every_format() {
+        for format in [Format::F32, Format::F16, Format::U8] {
+            let mut store = store(1, format, None);
+            let points = Tensor::from_slice(&[0i64, 1]);
+            let (natural, _) = examples().batch(&points);
+            let state = Tensor::from_slice(&[1e-12f32, 3e15]).reshape([2, 1, 1, 1]);
+            store.save(
+                &points,
+                &natural,
+                &Stored { particles: natural.shallow_clone(), state: vec![state.copy()] },
+            );
+            let off = (&store.load(&points, &natural).state[0] / &state - 1.0).abs().max().double_value(&[]);
+            assert!(off <= 1.0 / 256.0, "{format:?}: off by {off}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("notes");
+        std::fs::write(&path, "years of work").expect("written");
+        let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::U8, Some(&path));
+        assert!(refused.is_err_and(|why| why.to_string().contains("13 bytes of something else are there")));
+        assert_eq!(std::fs::read_to_string(&path).expect("text"), "years of work");
+    }
+
+    #[test]
     fn a_file_holds_what_memory_does() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("particles");
@@ -377,8 +414,8 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).expect("a file").len(), 8);
         assert_eq!(std::fs::metadata(folder.path().join("particles.1")).expect("a file").len(), 16);
         // While particles lie in it, nobody else's can.
-        let held = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&path)).expect("room");
-        let second = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&path));
+        let held = store(2, Format::U8, Some(&path));
+        let second = ParticleStore::new(&examples(), 2, 1, THREAT, Format::U8, Some(&path));
         assert!(second.is_err_and(|why| why.to_string().contains("another run keeps its particles there")));
         drop(held);
         let nowhere = folder.path().join("nowhere/particles");

@@ -101,20 +101,13 @@ impl Training {
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
-        let smallest_side = dataset.task().height.min(dataset.task().width);
-        if experiment.train.crop as u64 >= smallest_side as u64 {
-            return Err(Error::new(format!(
-                "train.crop: expected 0 to {} (windows that show something of these images), got {}",
-                smallest_side - 1,
-                experiment.train.crop
-            )));
-        }
+        check(&experiment, dataset, sampler.as_ref())?;
         let examples = Examples::new(&dataset.train, 0, count, device)?;
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
             .transpose()?;
         let declared = sampler.as_ref().map(Sampler::declaration);
-        let start = experiment.train.start.of(declared.map_or(Start::Natural, |sampler| sampler.start));
+        let start = start_of_chains(&experiment, sampler.as_ref());
         let mut store = declared
             .filter(|_| start == Start::Store)
             .map(|sampler| {
@@ -129,10 +122,6 @@ impl Training {
                 )
             })
             .transpose()?;
-        if let (None, Some(file)) = (&store, &experiment.train.store_file) {
-            return Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
-                .note("because", "no chain begins in the particle store (sampler, train.start)"));
-        }
         if let (Some(store), StartChoice::UniformStore) = (&mut store, experiment.train.start) {
             store.begin_at_uniform_draws(&examples, &experiment.training_threat(), experiment.train.seed)?;
         }
@@ -428,7 +417,7 @@ impl Training {
             train_accuracy: correct / particles,
             validation_accuracy: None,
             probe_accuracy: None,
-            probe_passes: None,
+            validation_passes: None,
             statistics_passes: self.statistics_passes(),
             alarms: Vec::new(),
             stopped_early: false,
@@ -462,7 +451,8 @@ impl Training {
         let first_update = (last.epoch as u64 - 1) * self.updates_per_epoch();
         let is_whole = self.risen(first_update) == 1.0 && self.experiment.train.epsilon_scale >= 1.0;
         let adversary = self.sampler.as_ref().map(|_| is_whole);
-        let alarms = alarm::look_at(&self.progress.epochs, self.model.classes(), adversary);
+        let classes = self.model.classes();
+        let alarms = alarm::look_at(&self.progress.epochs, self.is_over(), classes, adversary);
         if let Some(last) = self.progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
             checkpoint::save_progress(&folder.checkpoints(), self.progress.update, &self.progress)?;
@@ -494,8 +484,8 @@ impl Training {
         (passes * particles + natural) as u64
     }
 
-    /// The same after so many updates, of all epochs together.
-    fn passes_per_sample(&self, updates: u64) -> f64 {
+    /// Passes of each training point (for each of its K particles) after so many updates.
+    pub fn passes_per_sample(&self, updates: u64) -> f64 {
         let (epochs, within) = (updates / self.updates_per_epoch(), updates % self.updates_per_epoch());
         let share = within as f64 * self.experiment.train.batch as f64 / self.examples.len() as f64;
         (epochs as f64 + share) * self.passes_per_epoch() as f64
@@ -609,6 +599,33 @@ fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
     let first = |share: f64| ((share * updates as f64).round() as u64).min(updates - 1);
     let equal = swa_from.map(|share| Averaging::EqualFrom(first(share) * replay as u64));
     equal.or((average > 0.0).then_some(Averaging::Exponential(average)))
+}
+
+/// Refuses what this data set or this sampler make impossible.
+///
+/// # Errors
+/// What, and which values would do.
+pub fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<&Sampler>) -> Result<()> {
+    let smallest_side = dataset.task().height.min(dataset.task().width);
+    if experiment.train.crop as u64 >= smallest_side as u64 {
+        return Err(Error::new(format!(
+            "train.crop: expected 0 to {} (windows that show something of these images), got {}",
+            smallest_side - 1,
+            experiment.train.crop
+        )));
+    }
+    match &experiment.train.store_file {
+        Some(file) if start_of_chains(experiment, sampler) != Start::Store => {
+            Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
+                .note("because", "no chain begins in the particle store (sampler, train.start)"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where this sampler's chains begin; at natural examples if there is none.
+fn start_of_chains(experiment: &Experiment, sampler: Option<&Sampler>) -> Start {
+    sampler.map_or(Start::Natural, |sampler| experiment.train.start.of(sampler.declaration().start))
 }
 
 /// How many points are trained on, and how many of the last are held out.

@@ -12,8 +12,8 @@ use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary};
 use crate::sweep::{Setting, Sweep, short};
 use crate::trace::Trace;
-use crate::training::split;
-use crate::{Error, INTERRUPTED, Result, checkpoint, files, suite};
+use crate::training::{self, split};
+use crate::{Error, INTERRUPTED, Result, checkpoint, files, store, suite};
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         retry_failed: arguments.retry_failed,
         stop: &*stop_on_signals()?,
     };
-    let (mut busy, mut failed) = (Vec::new(), 0);
+    let (mut busy, mut failed, mut damaged) = (Vec::new(), 0, 0);
     // Runs that another process is at are looked at once more: it may have been stopped.
     for second_look in [false, true] {
         let runs = if second_look { std::mem::take(&mut busy) } else { mine.clone() };
@@ -65,6 +65,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
             match worker.attend_to(number, setting)? {
                 Ending::Finished => {}
                 Ending::Failed => failed += 1,
+                Ending::Damaged => damaged += 1,
                 Ending::Busy => busy.push((number, setting)),
                 Ending::Interrupted => {
                     folder.summarise(&sweep)?;
@@ -83,7 +84,13 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     if failed > 0 {
         warn(format_args!("{failed} of {} runs failed; --retry-failed tries them again", mine.len()));
     }
-    Ok(u8::from(failed > 0))
+    if damaged > 0 {
+        warn(format_args!(
+            "{damaged} of {} runs were left as they are: their files cannot be read",
+            mine.len()
+        ));
+    }
+    Ok(u8::from(failed + damaged > 0))
 }
 
 /// Refuses what the plugins or the data make impossible, before anything is begun.
@@ -105,9 +112,9 @@ fn check(sweep: &Sweep) -> Result<()> {
                 Model::build(&experiment.model, dataset.task(), Device::Cpu, 0)?;
                 models.push(model);
             }
-            if let Some(sampler) = &experiment.sampler.0 {
-                make_sampler(sampler, &experiment.train)?;
-            }
+            let sampler = experiment.sampler.0.as_ref();
+            let sampler = sampler.map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
+            training::check(experiment, dataset, sampler.as_ref())?;
             if let Some(probe) = &experiment.train.probe {
                 Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
             }
@@ -326,8 +333,14 @@ impl SweepFolder {
         let json = format!("{:#}\n", summary.json());
         files::write_whole(&self.file("summary.json"), json.as_bytes())?;
         files::write_whole(&self.file("summary.csv"), summary.runs_csv().as_bytes())?;
-        if let Some(groups) = summary.groups_csv() {
-            files::write_whole(&self.file("summary-seeds.csv"), groups.as_bytes())?;
+        let of_seeds = self.file("summary-seeds.csv");
+        match summary.groups_csv() {
+            Some(groups) => files::write_whole(&of_seeds, groups.as_bytes())?,
+            // The file may have asked for several seeds before.
+            None if of_seeds.exists() => {
+                fs::remove_file(&of_seeds).map_err(|why| Error::file("remove", &of_seeds, why))?;
+            }
+            None => {}
         }
         Ok(summary)
     }
@@ -357,6 +370,8 @@ fn difference(one: &Value, other: &Value) -> Option<(String, Value, Value)> {
 enum Ending {
     Finished,
     Failed,
+    /// Its files cannot be read.
+    Damaged,
     /// Another process is at it.
     Busy,
     /// The user stopped the sweep.
@@ -402,7 +417,7 @@ impl Worker<'_> {
                 warn(format_args!(
                     "{name} is left as it is: {why}; move that file away, and what it tells is done again"
                 ));
-                return Ok(Ending::Failed);
+                return Ok(Ending::Damaged);
             }
         }
         say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
@@ -544,12 +559,17 @@ fn read_from(file: &mut File, start: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Takes a run's folder away that holds no checkpoint: there is nothing to go on from, and
-/// beginning anew does not depend on plugins that may have been mended since.
+/// Takes a run's folder and its file of particles away if it holds no checkpoint: there is nothing
+/// to go on from, and beginning anew does not depend on plugins that may have been mended since.
 fn forget_unless_saved(run: &Path) -> Result<()> {
     let saved = checkpoint::load::<Value>(&RunFolder::at(run).checkpoints(), &[]);
-    match run.exists() && matches!(saved, Ok(None)) {
-        true => fs::remove_dir_all(run).map_err(|why| Error::file("remove", run, why)),
-        false => Ok(()),
+    if !run.exists() || !matches!(saved, Ok(None)) {
+        return Ok(());
     }
+    // A run that has a record found these names free.
+    let recorded = RunFolder::open(run).ok().and_then(|(_, record)| record.experiment.train.store_file);
+    for file in recorded.iter().flat_map(|file| store::files(file)).filter(|file| file.exists()) {
+        fs::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
+    }
+    fs::remove_dir_all(run).map_err(|why| Error::file("remove", run, why))
 }

@@ -176,10 +176,10 @@ impl Training {
         let validation = self.evaluate(self.probe.as_slice(), (held_out, None), Purpose::Probe, stop)?;
         let Some((last, before)) = self.progress.epochs.split_last_mut() else { return Ok(()) };
         last.validation_accuracy = Some(validation.clean);
-        if let Some(probe) = validation.attacks.first() {
-            last.probe_accuracy = Some(probe.robust);
-            last.probe_passes = Some(probe.cost.passes());
-        }
+        let probe = validation.attacks.first();
+        last.probe_accuracy = probe.map(|probe| probe.robust);
+        let of_probe = probe.map_or(0.0, |probe| probe.cost.passes());
+        last.validation_passes = Some(validation.points as f64 / 2.0 + of_probe);
         let Train { epochs, patience, select, .. } = self.experiment.train;
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         if select == Select::Best && last.score() > best_before {

@@ -423,6 +423,14 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     assert_eq!(fs::metadata(place.path("one-byte")).expect("a file").len(), 60 * 64);
     assert!((whole - bytes).abs() < 0.02 * whole, "f32 {whole}, u8 {bytes}");
     place.refuses(&format!("{TRAIN} --store-file particles"), &["particles exists already"]);
+    place.refuses(
+        &format!("{TRAIN} --sampler langevin.so --store-file inside/particles --out inside"),
+        &["train.store_file: expected a file outside the run's folder", "inside/particles"],
+    );
+    // What has come to lie there since is somebody else's.
+    fs::write(place.path("particles"), "years of work").expect("written");
+    place.refuses("train --resume filed", &["particles", "13 bytes of something else are there"]);
+    assert_eq!(fs::read_to_string(place.path("particles")).expect("text"), "years of work");
     // A run that cannot begin leaves no file behind: its folder is the last thing made.
     place.refuses(
         &format!("{TRAIN} --sampler langevin.so --store-file left --out particles/run"),

@@ -120,6 +120,14 @@ fn every_run_is_an_ordinary_run_and_finished_ones_are_left_alone() {
     place.host("sweep small.toml").succeeds();
     assert!(place.contents() == before, "a finished sweep changes nothing");
 
+    // The table of seeds goes with the seeds.
+    let several = read(&place, "small.toml");
+    assert!(place.path("sweeps/small/summary-seeds.csv").exists());
+    fs::write(place.path("small.toml"), several.replace("seeds = [0, 1]", "seeds = [0]")).expect("written");
+    place.host("sweep small.toml").succeeds();
+    assert!(!place.path("sweeps/small/summary-seeds.csv").exists());
+    fs::write(place.path("small.toml"), several).expect("written");
+
     // A run whose folder is removed is trained and evaluated anew.
     let removed = format!("sweeps/small/{}", SMALL_RUNS[1]);
     fs::remove_dir_all(place.path(&removed)).expect("removed");
@@ -310,7 +318,7 @@ fn a_run_that_failed_without_a_checkpoint_begins_anew_with_mended_plugins() {
     let place = Place::with_digits(8, 60);
     let library = place.copy_built("libbad_plugins.so");
     let text = format!(
-        "{LINEAR}[data]\nname = \"digits\"\n[train]\nepochs = 1\nthreads = 1\n\
+        "{LINEAR}[data]\nname = \"digits\"\n[train]\nepochs = 1\nthreads = 1\nstore_file = \"kept\"\n\
          [sweep.axes]\nsampler = [\"./bad_plugins.so,plugin=panics\"]\n"
     );
     fs::write(place.path("anew.toml"), text).expect("written");

@@ -226,6 +226,12 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
     let scores: Vec<f64> =
         run.metrics().iter().map(|epoch| epoch["probe_accuracy"].as_f64().expect("a score")).collect();
     assert_eq!(scores.len(), 3);
+    for epoch in run.metrics() {
+        // A forward of all 40; three steps and a verdict of those that are right without the probe.
+        let right = 40.0 * epoch["validation_accuracy"].as_f64().expect("a share");
+        let passes = epoch["validation_passes"].as_f64().expect("a number");
+        assert!((passes - (20.0 + 3.5 * right)).abs() < 1e-9, "{epoch}");
+    }
     let best = scores.iter().fold(f64::MIN, |best, score| best.max(*score));
     let first_best = scores.iter().position(|score| *score == best).expect("one of them") + 1;
     // Resuming a finished run loses no score.
@@ -257,7 +263,7 @@ fn a_tree_of_images_is_a_data_set() {
     // A file that is gone or has another name is another data set.
     fs::rename(place.path("pictures/test/digit-1/1.png"), place.path("pictures/test/digit-2/1.png"))
         .expect("renamed");
-    place.refuses("eval run --attack fgsm.so", &["data file test has changed since the run began"]);
+    place.refuses("eval run --attack fgsm.so", &["data file test is not the one that the run began with"]);
 }
 
 #[test]
