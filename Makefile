@@ -82,7 +82,7 @@ $(python):
 		torchvision==0.28.0 pyautoattack==0.2.0 foolbox==3.3.4 torchattacks==3.5.1 \
 		adversarial-robustness-toolbox==1.20.1 safetensors numpy packaging || { rm -rf .setup/oracle; exit 1; }
 
-# A robust classifier, and weak ones of both architectures.
+# A robust classifier, weak ones of both architectures, and the same within a ball of which attacks leave about half.
 classifiers: setup
 	cargo build --release
 	$(host) data fetch mnist
@@ -90,6 +90,9 @@ classifiers: setup
 	[ -e runs/weak-b/run.json ] || $(host) train --sampler none --epochs 1 --out runs/weak-b
 	[ -e runs/weak-a/run.json ] || $(host) train --model cnn.so,arch=A --sampler none --train-points 10000 \
 		--epochs 1 --out runs/weak-a
+	[ -e runs/half-b/run.json ] || $(host) train --sampler none --epochs 1 --epsilon 0.1 --out runs/half-b
+	[ -e runs/half-a/run.json ] || $(host) train --model cnn.so,arch=A --sampler none --train-points 10000 \
+		--epochs 1 --epsilon 0.1 --out runs/half-a
 
 POINTS := 500
 SEEDS := 5
@@ -97,7 +100,7 @@ SEEDS := 5
 DEVICE := cpu
 
 parity: classifiers $(python)
-	$(python) tests/parity/verdicts.py runs/demo runs/weak-b runs/weak-a --points $(POINTS) --seeds $(SEEDS) \
+	$(python) tests/parity/verdicts.py runs/demo runs/half-b runs/half-a --points $(POINTS) --seeds $(SEEDS) \
 		--device $(DEVICE) --out docs/parity-verdicts.md
 
 peers: classifiers $(python)

@@ -79,8 +79,8 @@ impl Attack {
         }
     }
 
-    /// What its random numbers are keyed by: the plugin and its options, however the file is
-    /// spelled.
+    /// What its random numbers are keyed by: the plugin and its options as they were given (a default
+    /// that is spelled out draws others), however the file is spelled.
     pub fn key(&self) -> &str {
         &self.key
     }
