@@ -9,13 +9,16 @@ const CHANCE: f64 = 0.98;
 /// several terms may pass by that of guessing long after the classifier has begun to learn.
 const GUESSING: f64 = 0.1;
 
+/// So much of that way in accuracy has learnt.
+const LEARNT: f64 = 0.5;
+
 /// Epochs at chance that are nothing unusual where a run begins.
 const PATIENCE: usize = 2;
 
 /// A run of fewer updates may well end before it has learnt anything.
 const UPDATES_TO_LEARN: u64 = 100;
 
-/// A loss this many times that of guessing is no longer a classifier's.
+/// A loss this many times that of guessing, of a network that guesses, is no longer falling towards it.
 const DIVERGED: f64 = 2.0;
 
 /// What the last of these epochs looks like, if it looks wrong: what was found, and what helps.
@@ -27,9 +30,10 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
     let mut alarms = Vec::new();
     let guessing = (classes as f64).ln();
     let lucky = 1.0 / classes as f64;
+    // How far accuracy has got on the way from guessing to certainty.
+    let learnt = |epoch: &EpochMetrics| (epoch.train_accuracy - lucky) / (1.0 - lucky);
     let at_chance = |epoch: &EpochMetrics| {
-        (CHANCE * guessing..guessing * (2.0 - CHANCE)).contains(&epoch.train_loss)
-            && epoch.train_accuracy < lucky + GUESSING * (1.0 - lucky)
+        (CHANCE * guessing..guessing * (2.0 - CHANCE)).contains(&epoch.train_loss) && learnt(epoch) < GUESSING
     };
     let helps = match adversary {
         Some(_) => {
@@ -40,7 +44,7 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
     };
     let had_time = last.updates >= UPDATES_TO_LEARN;
     let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
-    if let Some(before) = before.iter().rev().find(|before| has_learnt(before)).filter(|_| stuck > 0) {
+    if let Some(before) = before.iter().rev().find(|before| learnt(before) > LEARNT).filter(|_| stuck > 0) {
         alarms.push(format!(
             "collapsed: the loss is {:.3} (guessing has {guessing:.3}), and was {:.3} in epoch {}; {helps}",
             last.train_loss, before.train_loss, before.epoch
@@ -53,7 +57,8 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
         ));
     }
     let has_doubled = before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss);
-    if last.train_loss > DIVERGED * guessing && (has_doubled || is_end && had_time) {
+    if last.train_loss > DIVERGED * guessing && (has_doubled || is_end && had_time && learnt(last) < GUESSING)
+    {
         alarms.push(format!(
             "diverging: the loss is {:.3} (guessing has {guessing:.3}); lower the learning rate",
             last.train_loss
@@ -61,7 +66,7 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
     }
     if let Some(probe) = last.probe_accuracy.filter(|_| adversary == Some(true)) {
         let best = before.iter().filter_map(|epoch| epoch.probe_accuracy).fold(0.0, f64::max);
-        if has_learnt(last) && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
+        if learnt(last) > LEARNT && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
             alarms.push(format!(
                 "catastrophic overfitting: {:.1} % on the training adversary's particles, {:.1} % against the probe on \
                  held-out points (best so far {:.1} %); use more replays or steps, a start in the ball \
@@ -73,11 +78,6 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
         }
     }
     alarms
-}
-
-/// Whether more than half of an epoch's particles were classified correctly.
-fn has_learnt(epoch: &EpochMetrics) -> bool {
-    epoch.train_accuracy > 0.5
 }
 
 #[cfg(test)]
@@ -144,6 +144,12 @@ mod tests {
     }
 
     #[test]
+    fn half_right_of_two_classes_is_guessing() {
+        let guesses = || epoch(0.692, 0.53, None);
+        assert!(look_at(&[guesses(), guesses()], false, 2, None).is_empty());
+    }
+
+    #[test]
     fn good_accuracy_on_the_particles_and_none_against_the_probe_is_overfitting() {
         assert_eq!(names(&[epoch(0.2, 0.95, Some(0.1))]), ["catastrophic overfitting"]);
         assert_eq!(
@@ -168,5 +174,7 @@ mod tests {
         assert_eq!(names_at_the_end(&[epoch(9.0, 0.1, None), late(8.0)]), ["diverging"]);
         assert!(names_at_the_end(&[epoch(9.0, 0.1, None), late(4.0)]).is_empty());
         assert!(names_at_the_end(&[epoch(9.0, 0.1, None)]).is_empty(), "it had no time to fall");
+        let sum_of_terms = EpochMetrics { updates: 100, ..epoch(5.0, 0.6, None) };
+        assert!(names_at_the_end(&[sum_of_terms]).is_empty(), "it classifies");
     }
 }

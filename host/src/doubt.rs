@@ -41,23 +41,42 @@ const MASKED_POINTS: usize = 2;
 /// # Errors
 /// If the model fails.
 pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<Doubt>> {
-    let mut doubts = Vec::new();
-    let number = |tensor: Tensor| tensor.to_kind(Kind::Double).double_value(&[]);
-    let logits = model.logits(images)?;
-    let points = images.size()[0];
-    let finite = number(logits.isfinite().all_dim(1, false).sum(Kind::Int64));
-    if finite < points as f64 {
-        let broken = points as f64 - finite;
+    let mut doubts = of_logits(&model.logits(images)?, &model.logits(images)?);
+    let victim = CountedVictim::new(model);
+    let (logits, leaf) = victim.differentiable(images).map_err(Error::new)?;
+    let loss = tch::with_grad(|| cross_entropy(&logits, labels));
+    let zero = victim.input_gradient(&loss, &leaf).map_err(Error::new)?.eq(0.0).flatten(1, -1);
+    let (points, vanished) = (images.size()[0], number(zero.all_dim(1, false).sum(Kind::Int64)));
+    if vanished > 0.0 {
+        let entries = 100.0 * number(zero.to_kind(Kind::Double).mean(Kind::Double));
         doubts.push(Doubt::new(
-            "not-finite",
+            "vanishing-gradients",
             format!(
-                "logits of {broken:.0} of {points} points are NaN or infinite: they count as misclassified"
+                "the gradient is exactly zero at {vanished:.0} of {points} points ({entries:.1} % of all its entries)"
             ),
         ));
     }
-    // Of two that are not finite, the difference is NaN.
-    let difference = number((&logits - model.logits(images)?).abs().nan_to_num(0.0, 0.0, 0.0).max());
-    if difference > ROUNDING * number(logits.abs().nan_to_num(0.0, 0.0, 0.0).max()).max(1.0) {
+    Ok(doubts)
+}
+
+fn number(tensor: Tensor) -> f64 {
+    tensor.to_kind(Kind::Double).double_value(&[])
+}
+
+/// What the logits of the same images, `[N, classes]`, in two passes give cause for.
+fn of_logits(logits: &Tensor, again: &Tensor) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    let (points, finite) = (logits.size()[0], logits.isfinite());
+    let broken = points - finite.all_dim(1, false).sum(Kind::Int64).int64_value(&[]);
+    if broken > 0 {
+        doubts.push(Doubt::new(
+            "not-finite",
+            format!("logits of {broken} of {points} points are NaN or infinite: they count as misclassified"),
+        ));
+    }
+    let largest = |of: Tensor| number(of.abs().where_scalarother(&finite, 0.0).max());
+    let difference = largest(logits - again);
+    if difference.is_nan() || difference > ROUNDING * largest(logits.shallow_clone()).max(1.0) {
         doubts.push(Doubt::new(
             "random-logits",
             format!("logits of the same images differ by {difference:.2e} from one pass to the next"),
@@ -70,21 +89,7 @@ pub fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<D
             "every row of the logits is positive and sums to 1: they look like probabilities",
         ));
     }
-    let victim = CountedVictim::new(model);
-    let (logits, leaf) = victim.differentiable(images).map_err(Error::new)?;
-    let loss = tch::with_grad(|| cross_entropy(&logits, labels));
-    let zero = victim.input_gradient(&loss, &leaf).map_err(Error::new)?.eq(0.0).flatten(1, -1);
-    let vanished = number(zero.all_dim(1, false).sum(Kind::Int64));
-    if vanished > 0.0 {
-        let entries = 100.0 * number(zero.to_kind(Kind::Double).mean(Kind::Double));
-        doubts.push(Doubt::new(
-            "vanishing-gradients",
-            format!(
-                "the gradient is exactly zero at {vanished:.0} of {points} points ({entries:.1} % of all its entries)"
-            ),
-        ));
-    }
-    Ok(doubts)
+    doubts
 }
 
 /// What the results of attacks on the model's own gradients give cause for.
@@ -151,6 +156,23 @@ mod tests {
         };
         let results: Vec<_> = attacks.iter().map(result).collect();
         of_results(order, &verdicts, &results).into_iter().map(|doubt| doubt.name).collect()
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_are_one_doubt_and_random_ones_another() {
+        let names = |logits: [f64; 4], again: [f64; 4]| -> Vec<_> {
+            let [logits, again] = [logits, again].map(|values| Tensor::from_slice(&values).reshape([2, 2]));
+            of_logits(&logits, &again).into_iter().map(|doubt| doubt.name).collect()
+        };
+        let (infinite, nan) = (f64::INFINITY, f64::NAN);
+        assert!(names([1.0, 2.0, -3.0, 4.0], [1.0, 2.0, -3.0, 4.0 + 1e-5]).is_empty());
+        assert_eq!(names([1.0, 2.0, -3.0, 4.0], [1.0, 2.0, -3.0, 4.001]), ["random-logits"]);
+        for broken in [infinite, -infinite, nan] {
+            assert_eq!(names([1.0, 2.0, -3.0, broken], [1.0, 2.0, -3.0, broken]), ["not-finite"]);
+        }
+        assert_eq!(names([1.0, nan, 2.0, 3.0], [1.0, nan, 2.0, 4.0]), ["not-finite", "random-logits"]);
+        assert_eq!(names([1.0, 2.0, -3.0, 4.0], [1.0, 2.0, -3.0, nan]), ["random-logits"]);
+        assert_eq!(names([0.25, 0.75, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5]), ["probabilities"]);
     }
 
     #[test]

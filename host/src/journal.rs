@@ -67,11 +67,15 @@ impl Journal {
     }
 
     /// What an evaluation ends with that cannot go on: nothing is left of it if nothing was found.
-    pub fn abandon(self, failure: Error) -> Error {
-        match self.is_empty() {
-            true => self.discard().err().unwrap_or(failure),
-            false if failure.is_interrupted() => failure,
-            false => failure.note("kept", "what was found so far; the same command goes on from there"),
+    /// `has_more` says whether something else of the same command is kept.
+    pub fn abandon(self, failure: Error, has_more: bool) -> Error {
+        let is_empty = self.is_empty();
+        if is_empty && let Err(why) = self.discard() {
+            return why;
+        }
+        match (has_more || !is_empty) && !failure.is_interrupted() {
+            true => failure.note("kept", "what was found so far; the same command goes on from there"),
+            false => failure,
         }
     }
 

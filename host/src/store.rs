@@ -100,7 +100,7 @@ pub struct ParticleStore {
 
 impl ParticleStore {
     /// All particles at their natural examples, remembering `state_tensors` zeros. They lie in
-    /// `file` (and `file.1`, ... for their state), mapped into memory, if one is given, else in
+    /// `file` (and `file.state-1`, ...), mapped into memory, if one is given, else in
     /// memory on the device of the examples.
     ///
     /// # Errors
@@ -242,7 +242,7 @@ pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
     const MOST: usize = 100;
     let numbered = (1..MOST).map(move |number| {
         let mut path = file.as_os_str().to_owned();
-        path.push(format!(".{number}"));
+        path.push(format!(".state-{number}"));
         path.into()
     });
     std::iter::once(file.to_owned()).chain(numbered)
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(loaded[0], loaded[1]);
         // Four points of two particles: a byte each, and two for each number of their state.
         assert_eq!(std::fs::metadata(&path).expect("a file").len(), 8);
-        assert_eq!(std::fs::metadata(folder.path().join("particles.1")).expect("a file").len(), 16);
+        assert_eq!(std::fs::metadata(folder.path().join("particles.state-1")).expect("a file").len(), 16);
         // While particles lie in it, nobody else's can.
         let held = store(2, Format::U8, Some(&path));
         let second = ParticleStore::new(&examples(), 2, 1, THREAT, Format::U8, Some(&path));

@@ -38,8 +38,13 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     target.folder.evaluations()?;
 
     let (attacks, left_out) = bench.attacks(arguments, &target.record)?;
-    let of_source = source.iter().flat_map(|source| &source.changes);
-    let mut doubts: Vec<_> = target.changes.iter().chain(of_source).chain(&left_out).cloned().collect();
+    let mut doubts = target.changes.clone();
+    for doubt in source.iter().flat_map(|source| &source.changes) {
+        if !doubts.contains(doubt) {
+            doubts.push(doubt.clone());
+        }
+    }
+    doubts.extend(left_out);
     let source = source.as_ref().unwrap_or(&target);
     let experiment = &target.record.experiment;
     let evaluator = bench.evaluator(arguments, experiment, &target, source, &stop);
@@ -52,14 +57,14 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     }
     let (mut evaluation, failure) = match evaluator.run(&attacks, points, found, Some(&journal)) {
         Ok(found) => found,
-        Err(why) => return Err(journal.abandon(why)),
+        Err(why) => return Err(journal.abandon(why, false)),
     };
     doubts.append(&mut evaluation.doubts);
     evaluation.doubts = doubts;
     // Half a suite has no verdict; attacks judged on their own have each their own.
     let has_verdict = evaluator.order == Order::Separate && !evaluation.attacks.is_empty();
     match failure {
-        Some(error) if error.is_interrupted() || !has_verdict => return Err(journal.abandon(error)),
+        Some(error) if error.is_interrupted() || !has_verdict => return Err(journal.abandon(error, false)),
         _ => {}
     }
     show(arguments, &evaluation, &target.progress, evaluator.style);

@@ -56,7 +56,9 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             goes_on |= before.is_some();
             let evaluation = match evaluator.run(&attacks, points, before, Some(&journal)) {
                 Ok((evaluation, None)) => evaluation,
-                Ok((_, Some(failure))) | Err(failure) => return Err(journal.abandon(failure)),
+                Ok((_, Some(failure))) | Err(failure) => {
+                    return Err(journal.abandon(failure, !journals.is_empty()));
+                }
             };
             journals.push(journal);
             let changes = target.changes.iter().filter(|_| std::ptr::eq(source, target));

@@ -682,6 +682,12 @@ mod tests {
         let files: Vec<_> =
             settings.iter().filter_map(|setting| setting.experiment.train.store_file.as_deref()).collect();
         assert_eq!(files, ["big/particles.seed=0", "big/particles.seed=1"].map(Path::new));
+        // One name is the beginning of the other.
+        let text = "[train]\nstore_file = \"p\"\n[sweep.axes]\ntrain.momentum = [0.0, 0.1]\n";
+        let settings = sweep(text).expect("a sweep").settings;
+        let files = settings.iter().filter_map(|setting| setting.experiment.train.store_file.as_deref());
+        let all: Vec<_> = files.flat_map(crate::store::files).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "no file of one run is another's");
     }
 
     #[test]
