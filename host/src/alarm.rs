@@ -42,14 +42,14 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
         }
         None => "change the learning rate",
     };
-    let had_time = last.updates >= UPDATES_TO_LEARN;
+    let is_hopeless = is_end && last.updates >= UPDATES_TO_LEARN;
     let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
     if let Some(before) = before.iter().rev().find(|before| learnt(before) > LEARNT).filter(|_| stuck > 0) {
         alarms.push(format!(
             "collapsed: the loss is {:.3} (guessing has {guessing:.3}), and was {:.3} in epoch {}; {helps}",
             last.train_loss, before.train_loss, before.epoch
         ));
-    } else if stuck > PATIENCE || (stuck > 0 && is_end && had_time) {
+    } else if stuck > PATIENCE || (stuck > 0 && is_hopeless) {
         let epochs = if stuck == 1 { "epoch" } else { "epochs" };
         alarms.push(format!(
             "stuck at chance: the loss has been {:.3} (guessing has {guessing:.3}) for {stuck} {epochs}; {helps}",
@@ -57,8 +57,7 @@ pub fn look_at(epochs: &[EpochMetrics], is_end: bool, classes: i64, adversary: O
         ));
     }
     let has_doubled = before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss);
-    if last.train_loss > DIVERGED * guessing && (has_doubled || is_end && had_time && learnt(last) < GUESSING)
-    {
+    if last.train_loss > DIVERGED * guessing && (has_doubled || is_hopeless && learnt(last) < GUESSING) {
         alarms.push(format!(
             "diverging: the loss is {:.3} (guessing has {guessing:.3}); lower the learning rate",
             last.train_loss
@@ -102,14 +101,17 @@ mod tests {
         }
     }
 
-    fn names(epochs: &[EpochMetrics]) -> Vec<String> {
+    fn names_when(is_end: bool, epochs: &[EpochMetrics]) -> Vec<String> {
         let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        look_at(epochs, false, 10, Some(true)).iter().map(name).collect()
+        look_at(epochs, is_end, 10, Some(true)).iter().map(name).collect()
+    }
+
+    fn names(epochs: &[EpochMetrics]) -> Vec<String> {
+        names_when(false, epochs)
     }
 
     fn names_at_the_end(epochs: &[EpochMetrics]) -> Vec<String> {
-        let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        look_at(epochs, true, 10, Some(true)).iter().map(name).collect()
+        names_when(true, epochs)
     }
 
     #[test]

@@ -151,13 +151,10 @@ impl Journal {
                 columns.entry(name).or_default().push(tensor);
             }
         }
-        let joined: Vec<_> =
+        let joined: BTreeMap<_, _> =
             columns.into_iter().map(|(name, parts)| (name, Tensor::cat(&parts, 0))).collect();
         for (attack, expected) in fallen.iter().enumerate() {
-            let of_attack = |(name, tensor): &(String, Tensor)| {
-                (name == ATTACKS).then(|| tensor.eq(attack as i64).sum(Kind::Int64).int64_value(&[]))
-            };
-            let got = joined.iter().find_map(of_attack).unwrap_or_default();
+            let got = joined[ATTACKS].eq(attack as i64).sum(Kind::Int64).int64_value(&[]);
             if got != *expected as i64 {
                 return Err(Error::new(format!(
                     "{}: expected {expected} adversarial examples of attack {attack}, got {got}",
@@ -167,7 +164,7 @@ impl Journal {
                 .on_the_way());
             }
         }
-        write_tensors(path, &joined)
+        write_tensors(path, &Vec::from_iter(joined))
     }
 }
 

@@ -156,7 +156,8 @@ bool is_for_winograd(const at::Tensor& images, const at::Tensor& weight, at::Int
         return numbers.size() == 2 && allowed(numbers[0]) && allowed(numbers[1]);
     };
     const auto one = [](int64_t number) { return number == 1; };
-    if (!is_dense_f32(images) || !is_dense_f32(weight) || images.dim() != 4 || weight.dim() != 4 || groups != 1 || weight.size(2) != 3 || weight.size(3) != 3 ||
+    if (!is_dense_f32(images) || !is_dense_f32(weight) || images.dim() != 4 || weight.dim() != 4 || groups != 1 ||
+        weight.size(2) != 3 || weight.size(3) != 3 ||
         !are(stride, one) || !are(dilation, one) || !are(padding, [](int64_t number) { return number <= 2; }))
         return false;
     const int64_t height = images.size(2) + 2 * padding[0] - 2, width = images.size(3) + 2 * padding[1] - 2;

@@ -39,11 +39,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
 
     let (attacks, left_out) = bench.attacks(arguments, &target.record)?;
     let mut doubts = target.changes.clone();
-    for doubt in source.iter().flat_map(|source| &source.changes) {
-        if !doubts.contains(doubt) {
-            doubts.push(doubt.clone());
-        }
-    }
+    add_new(&mut doubts, source.iter().flat_map(|source| source.changes.clone()));
     doubts.extend(left_out);
     let source = source.as_ref().unwrap_or(&target);
     let experiment = &target.record.experiment;
@@ -238,14 +234,20 @@ pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt
     let (images, labels) = evaluator.examples.batch(&some);
     let mut doubts = doubt::of_model(evaluator.source, &images, &labels)?;
     if !std::ptr::eq(evaluator.source, evaluator.model) {
-        for doubt in doubt::of_model(evaluator.model, &images, &labels)? {
-            // Only examples need gradients.
-            if doubt.name != "vanishing-gradients" && !doubts.contains(&doubt) {
-                doubts.push(doubt);
-            }
-        }
+        let of_judged = doubt::of_model(evaluator.model, &images, &labels)?;
+        // Only examples need gradients.
+        add_new(&mut doubts, of_judged.into_iter().filter(|doubt| doubt.name != "vanishing-gradients"));
     }
     Ok(doubts)
+}
+
+/// Adds those of another model that are not the same as this one's.
+fn add_new(doubts: &mut Vec<Doubt>, others: impl IntoIterator<Item = Doubt>) {
+    for doubt in others {
+        if !doubts.contains(&doubt) {
+            doubts.push(doubt);
+        }
+    }
 }
 
 /// Everything that decides the verdicts: what an interrupted evaluation is recognised by.
@@ -299,18 +301,18 @@ pub fn points_name(arguments: &EvalArguments) -> &'static str {
 }
 
 fn show(arguments: &EvalArguments, evaluation: &Evaluation, progress: &Progress, style: Style) {
-    match (style, &arguments.source) {
-        (Style::Json, source) => {
+    let source = arguments.source.as_ref();
+    match style {
+        Style::Json => {
             let mut answer = json!(evaluation);
             answer["source"] = json!(source);
             say(answer);
         }
-        (Style::Human, None) => say(table(evaluation, points_name(arguments), progress)),
-        (Style::Human, Some(source)) => say(format_args!(
-            "{}; examples made on {}",
-            table(evaluation, points_name(arguments), progress),
-            source.display()
-        )),
+        Style::Human => {
+            let table = table(evaluation, points_name(arguments), progress);
+            let made_on = source.map(|source| format!("; examples made on {}", source.display()));
+            say(format_args!("{table}{}", made_on.unwrap_or_default()));
+        }
     }
     tell(&evaluation.doubts);
 }

@@ -25,6 +25,16 @@ fn findings(place: &Place) -> Option<PathBuf> {
     all_findings(place).pop()
 }
 
+/// Its text; empty if there is none yet.
+fn found_so_far(place: &Place) -> String {
+    findings(place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
+}
+
+/// The folder of the only unfinished evaluation.
+fn unfinished_folder(place: &Place) -> PathBuf {
+    findings(place).and_then(|path| path.parent().map(PathBuf::from)).expect("a folder")
+}
+
 fn latest(place: &Place) -> Value {
     place.run("run").evaluations().pop().expect("an evaluation")
 }
@@ -107,7 +117,7 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
     for (number, signal) in [(2, libc::SIGKILL), (3, libc::SIGINT)] {
         // Somewhere in the second attack.
         let ripe = || {
-            let text = findings(&place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+            let text = found_so_far(&place);
             let found: Value = serde_json::from_str(&text).unwrap_or_default();
             let found = &found["findings"];
             found["results"].as_array().is_some_and(|results| results.len() == 1)
@@ -134,7 +144,7 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
     let command = "eval run --suite mine.toml --batch 8";
     let ripe = || {
-        let text = findings(&place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let text = found_so_far(&place);
         // Inside the second, slow attack.
         text.contains("\"attack\":\"fgsm.so\"") && text.contains("\"done\":")
     };
@@ -168,11 +178,11 @@ fn examples_that_are_lost_on_the_way_are_missed() {
     suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
     let command = "eval run --suite mine.toml --batch 8 --save-examples";
     let first_attack_is_over = || {
-        let text = findings(&place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let text = found_so_far(&place);
         text.contains("\"attack\":\"fgsm.so\"")
     };
     place.signal_when(command, libc::SIGKILL, first_attack_is_over).was_killed(libc::SIGKILL);
-    let folder = findings(&place).and_then(|path| path.parent().map(PathBuf::from)).expect("a folder");
+    let folder = unfinished_folder(&place);
     fs::remove_file(folder.join("0000-00000-000000000.safetensors")).expect("of the first batch");
     place
         .host(command)
@@ -192,7 +202,7 @@ fn half_a_suite_has_no_verdict_and_is_kept() {
         let text = fs::read_to_string(findings(&place).expect("unfinished")).expect("readable");
         assert!(text.contains("\"attack\":\"fgsm.so\""), "{text}");
     }
-    let folder = findings(&place).and_then(|path| path.parent().map(PathBuf::from)).expect("a folder");
+    let folder = unfinished_folder(&place);
     let part = fs::read_dir(&folder).expect("readable").flatten().map(|entry| entry.path());
     let part = part.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
     edit(&part.expect("examples of the first attack"), |bytes| bytes.truncate(50));
