@@ -8,7 +8,7 @@
 //! Top to bottom: the types that cross; the plugin's side, which turns a trait into a table
 //! and panics into errors; the host's side, which turns a table into safe methods.
 
-use crate::tensor::{borrowed, give, lend, taken};
+use crate::tensor;
 use crate::{
     first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
     Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
@@ -159,15 +159,49 @@ pub struct Instance(*mut c_void);
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct Lent {
-    pub(crate) pointer: *const c_void,
+    pointer: *const c_void,
+}
+
+impl Lent {
+    /// Lends a tensor: it must outlive the call that is given this.
+    fn new(tensor: &Tensor) -> Self {
+        Self { pointer: tensor::pointer_to(tensor) }
+    }
+
+    /// A reference of one's own to the tensor.
+    ///
+    /// # Safety
+    /// The lender's tensor is still alive, and both sides use the same libtorch.
+    unsafe fn tensor(self) -> Tensor {
+        // SAFETY: the caller's promise.
+        unsafe { tensor::new_reference(self.pointer) }
+    }
 }
 
 /// A tensor given away: an `at::Tensor*` and what releases it.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct Given {
-    pub(crate) pointer: *mut c_void,
-    pub(crate) release: extern "C" fn(*mut c_void),
+    pointer: *mut c_void,
+    release: extern "C" fn(*mut c_void),
+}
+
+impl Given {
+    /// Gives a tensor away. Whoever drops this releases it through this side's binding.
+    fn new(tensor: Tensor) -> Self {
+        extern "C" fn release(pointer: *mut c_void) {
+            // SAFETY: called once, by `Given::drop`, with the pointer that `Given::new` made here.
+            unsafe { tensor::release(pointer) }
+        }
+        Self { pointer: tensor::into_pointer(tensor), release }
+    }
+
+    /// A reference of one's own to the tensor; the giver's is released.
+    fn into_tensor(self) -> Tensor {
+        // SAFETY: `Given::new` made the pointer, and it is alive until `self` is dropped, after
+        // the new reference was taken.
+        unsafe { tensor::new_reference(self.pointer) }
+    }
 }
 
 impl Drop for Given {
@@ -404,7 +438,7 @@ pub fn model_table<M: Model>() -> ModelTableRef {
     ) -> RResult<Instance, RString> {
         guarded(|| {
             // SAFETY: the host lends the tensor for the length of this call.
-            let images = unsafe { borrowed(images) };
+            let images = unsafe { images.tensor() };
             let (_, channels, height, width) = images.size4()?;
             let mut variables = nn::VarStore::new(images.device());
             let task = Task { channels, height, width, classes };
@@ -423,7 +457,7 @@ pub fn model_table<M: Model>() -> ModelTableRef {
                 variables.sort_by(|(one, _), (other, _)| one.cmp(other));
                 let parameters = variables.into_iter();
                 Ok(parameters
-                    .map(|(name, tensor)| Parameter { name: name.into(), tensor: give(tensor) })
+                    .map(|(name, tensor)| Parameter { name: name.into(), tensor: Given::new(tensor) })
                     .collect())
             })
         }
@@ -436,7 +470,7 @@ pub fn model_table<M: Model>() -> ModelTableRef {
         // SAFETY: the host calls this with an instance of this table, and lends the tensor.
         unsafe {
             Guarded::<BuiltModel<M>>::call(instance, |built| {
-                built.model.forward(&borrowed(images), train).map(give)
+                built.model.forward(&images.tensor(), train).map(Given::new)
             })
         }
     }
@@ -506,14 +540,14 @@ unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -
     // SAFETY: the caller's promise; slices are never null, also when empty.
     let (natural, labels, particles, loss, gradient, state, points) = unsafe {
         (
-            borrowed(call.natural()),
-            borrowed(call.labels()),
-            borrowed(call.particles()),
-            borrowed(call.loss()),
-            borrowed(call.gradient()),
+            call.natural().tensor(),
+            call.labels().tensor(),
+            call.particles().tensor(),
+            call.loss().tensor(),
+            call.gradient().tensor(),
             std::slice::from_raw_parts(call.state(), call.state_length())
                 .iter()
-                .map(|tensor| borrowed(*tensor))
+                .map(|tensor| tensor.tensor())
                 .collect::<Vec<_>>(),
             std::slice::from_raw_parts(call.points(), call.points_length()),
         )
@@ -532,7 +566,10 @@ unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -
         threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
         random: Random::new(&source),
     })?;
-    Ok(Moved { particles: give(next.particles), state: next.state.into_iter().map(give).collect() })
+    Ok(Moved {
+        particles: Given::new(next.particles),
+        state: next.state.into_iter().map(Given::new).collect(),
+    })
 }
 
 #[doc(hidden)]
@@ -560,15 +597,15 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
         unsafe {
             Guarded::<A>::call(instance, |attack| {
                 let target = Target {
-                    natural: &borrowed(call.natural()),
-                    labels: &borrowed(call.labels()),
+                    natural: &call.natural().tensor(),
+                    labels: &call.labels().tensor(),
                     points: std::slice::from_raw_parts(call.points(), call.points_length()),
                     classes: call.classes(),
                     threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
                     victim: Victim::new(&victim),
                     random: Random::new(&source),
                 };
-                attack.run(&target).map(give)
+                attack.run(&target).map(Given::new)
             })
         }
     }
@@ -615,7 +652,7 @@ impl RandomSource for HostRandom {
             Distribution::Normal => 0,
             Distribution::Uniform => 1,
         };
-        received((self.draw)(self.host, code, lend(like))).map(taken)
+        received((self.draw)(self.host, code, Lent::new(like))).map(Given::into_tensor)
     }
 }
 
@@ -626,16 +663,17 @@ struct HostVictim {
 
 impl VictimCalls for HostVictim {
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        received(self.call.logits()(self.call.host(), lend(images))).map(taken)
+        received(self.call.logits()(self.call.host(), Lent::new(images))).map(Given::into_tensor)
     }
 
     fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
-        let both = received(self.call.differentiable()(self.call.host(), lend(images)))?;
-        Ok((taken(both.logits), taken(both.leaf)))
+        let both = received(self.call.differentiable()(self.call.host(), Lent::new(images)))?;
+        Ok((both.logits.into_tensor(), both.leaf.into_tensor()))
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
-        received(self.call.input_gradient()(self.call.host(), lend(loss), lend(leaf))).map(taken)
+        received(self.call.input_gradient()(self.call.host(), Lent::new(loss), Lent::new(leaf)))
+            .map(Given::into_tensor)
     }
 }
 
@@ -809,7 +847,7 @@ impl ModelPlugin {
     /// # Errors
     /// The plugin's own.
     pub fn create(&self, options: &str, images: &Tensor, classes: i64) -> Result<ModelInstance> {
-        let instance = received(self.table.create()(options.into(), lend(images), classes))?;
+        let instance = received(self.table.create()(options.into(), Lent::new(images), classes))?;
         Ok(ModelInstance { table: self.table, instance })
     }
 }
@@ -832,7 +870,7 @@ impl ModelInstance {
         let parameters = received(self.table.parameters()(self.instance))?;
         Ok(parameters
             .into_iter()
-            .map(|parameter| (parameter.name.into_string(), taken(parameter.tensor)))
+            .map(|parameter| (parameter.name.into_string(), parameter.tensor.into_tensor()))
             .collect())
     }
 
@@ -850,7 +888,7 @@ impl ModelInstance {
     /// # Errors
     /// The plugin's own.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        received(self.table.forward()(self.instance, lend(images), train)).map(taken)
+        received(self.table.forward()(self.instance, Lent::new(images), train)).map(Given::into_tensor)
     }
 }
 
@@ -937,13 +975,13 @@ impl SamplerInstance {
         step: &Step,
         random: &dyn RandomSource,
     ) -> Result<Next> {
-        let state: Vec<Lent> = step.state.iter().map(lend).collect();
+        let state: Vec<Lent> = step.state.iter().map(Lent::new).collect();
         let call = WithMetadata::new(StepCall {
-            natural: lend(step.natural),
-            labels: lend(step.labels),
-            particles: lend(step.particles),
-            loss: lend(step.loss),
-            gradient: lend(step.gradient),
+            natural: Lent::new(step.natural),
+            labels: Lent::new(step.labels),
+            particles: Lent::new(step.particles),
+            loss: Lent::new(step.loss),
+            gradient: Lent::new(step.gradient),
             state: state.as_ptr(),
             state_length: state.len(),
             points: step.points.as_ptr(),
@@ -961,7 +999,10 @@ impl SamplerInstance {
         // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
         let moved =
             received(function(self.instance, StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) })))?;
-        Ok(Next { particles: taken(moved.particles), state: moved.state.into_iter().map(taken).collect() })
+        Ok(Next {
+            particles: moved.particles.into_tensor(),
+            state: moved.state.into_iter().map(Given::into_tensor).collect(),
+        })
     }
 }
 
@@ -981,7 +1022,7 @@ fn drawn(source: &dyn RandomSource, distribution: u32, like: Lent) -> RResult<Gi
     guarded(|| {
         let distribution = if distribution == 0 { Distribution::Normal } else { Distribution::Uniform };
         // SAFETY: the plugin lends the tensor for the length of this call.
-        source.draw(distribution, &unsafe { borrowed(like) }).map(give)
+        source.draw(distribution, &unsafe { like.tensor() }).map(Given::new)
     })
 }
 
@@ -1072,8 +1113,8 @@ impl AttackInstance {
     ) -> Result<Tensor> {
         let host = AttackHost { random, victim };
         let call = WithMetadata::new(AttackCall {
-            natural: lend(natural),
-            labels: lend(labels),
+            natural: Lent::new(natural),
+            labels: Lent::new(labels),
             points: points.as_ptr(),
             points_length: points.len(),
             classes,
@@ -1089,7 +1130,7 @@ impl AttackInstance {
         });
         // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
         let call = AttackCallRef(unsafe { PrefixRef::from_raw(&raw const call) });
-        received(self.table.run()(self.instance, call)).map(taken)
+        received(self.table.run()(self.instance, call)).map(Given::into_tensor)
     }
 }
 
@@ -1113,18 +1154,20 @@ extern "C" fn draw_for_attack(host: *const c_void, distribution: u32, like: Lent
 
 extern "C" fn victim_logits(host: *const c_void, images: Lent) -> RResult<Given, RString> {
     // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
-    guarded(|| unsafe { attack_host(host).victim.logits(&borrowed(images)) }.map(give))
+    guarded(|| unsafe { attack_host(host).victim.logits(&images.tensor()) }.map(Given::new))
 }
 
 extern "C" fn victim_differentiable(host: *const c_void, images: Lent) -> RResult<LogitsAndLeaf, RString> {
     guarded(|| {
         // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
-        let (logits, leaf) = unsafe { attack_host(host).victim.differentiable(&borrowed(images)) }?;
-        Ok(LogitsAndLeaf { logits: give(logits), leaf: give(leaf) })
+        let (logits, leaf) = unsafe { attack_host(host).victim.differentiable(&images.tensor()) }?;
+        Ok(LogitsAndLeaf { logits: Given::new(logits), leaf: Given::new(leaf) })
     })
 }
 
 extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent) -> RResult<Given, RString> {
     // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
-    guarded(|| unsafe { attack_host(host).victim.input_gradient(&borrowed(loss), &borrowed(leaf)) }.map(give))
+    guarded(|| {
+        unsafe { attack_host(host).victim.input_gradient(&loss.tensor(), &leaf.tensor()) }.map(Given::new)
+    })
 }

@@ -1,43 +1,62 @@
-//! How tensors cross the boundary between host and plugins.
+//! Tensors as raw pointers, the form in which they cross the boundary between host and plugins.
 //!
 //! Both sides link the same libtorch, so an `at::Tensor*` made on one side means the same on
 //! the other, autograd graph included. Each side has its own copy of the binding, so every
-//! tensor is released by the side that made its handle.
+//! pointer is released by the side that made it.
 
-use crate::abi::{Given, Lent};
 use std::ffi::c_void;
 use tch::Tensor;
 
-/// Lends a tensor for the length of a call.
-pub(crate) fn lend(tensor: &Tensor) -> Lent {
-    Lent { pointer: tensor.as_ptr() as *const c_void }
+/// The `at::Tensor*` of a tensor, valid while the tensor is; the tensor keeps its reference.
+pub(crate) fn pointer_to(tensor: &Tensor) -> *const c_void {
+    tensor.as_ptr() as *const c_void
 }
 
-/// A reference of one's own to a lent tensor.
+/// A reference of one's own to the tensor behind a pointer, which stays as it is.
 ///
 /// # Safety
-/// The lender's tensor is still alive, and both sides use the same libtorch.
-pub(crate) unsafe fn borrowed(lent: Lent) -> Tensor {
-    // SAFETY: the pointer is a live `at::Tensor*` (the caller's promise);
-    // `clone_from_ptr` takes a new reference and leaves the lender's alone.
-    unsafe { Tensor::clone_from_ptr(lent.pointer as *mut _) }
+/// `pointer` is a live `at::Tensor*` of the libtorch that this side uses.
+pub(crate) unsafe fn new_reference(pointer: *const c_void) -> Tensor {
+    // SAFETY: the pointer is a live `at::Tensor*` (the caller's promise); `clone_from_ptr` takes
+    // a new reference and leaves the given one alone.
+    unsafe { Tensor::clone_from_ptr(pointer as *mut _) }
 }
 
-/// Gives a tensor away; whoever drops the handle releases it through this side's binding.
-pub(crate) fn give(mut tensor: Tensor) -> Given {
+/// Turns a tensor into an `at::Tensor*` that is to be released with [`release`].
+pub(crate) fn into_pointer(mut tensor: Tensor) -> *mut c_void {
     let pointer = tensor.as_mut_ptr() as *mut c_void;
     std::mem::forget(tensor);
-    Given { pointer, release }
+    pointer
 }
 
-/// A reference of one's own to a given tensor; the giver's is released.
-pub(crate) fn taken(given: Given) -> Tensor {
-    // SAFETY: a `Given` is made by `give` alone and keeps its tensor alive until it is dropped,
-    // which happens at the end of this function, after the new reference was taken.
-    unsafe { Tensor::clone_from_ptr(given.pointer as *mut _) }
-}
-
-extern "C" fn release(pointer: *mut c_void) {
-    // SAFETY: called once, by `Given::drop`, with the pointer that `give` took out of a tensor.
+/// Drops the reference that a pointer stands for.
+///
+/// # Safety
+/// `pointer` was made by [`into_pointer`] of this library, and is not used any more.
+pub(crate) unsafe fn release(pointer: *mut c_void) {
+    // SAFETY: `into_pointer` took the pointer out of a tensor, and this happens once (the caller's
+    // promise).
     drop(unsafe { Tensor::from_ptr(pointer as *mut _) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_taken_through_pointers_share_memory_and_outlive_the_tensor() {
+        let tensor = Tensor::from_slice(&[1.0f32, 2.0]);
+        let address = tensor.data_ptr();
+        // SAFETY: `tensor` is alive.
+        let borrowed = unsafe { new_reference(pointer_to(&tensor)) };
+        let pointer = into_pointer(tensor);
+        // SAFETY: the pointer was just made and is not released yet; it is released once.
+        let taken = unsafe {
+            let taken = new_reference(pointer);
+            release(pointer);
+            taken
+        };
+        assert_eq!((borrowed.data_ptr(), taken.data_ptr()), (address, address));
+        assert_eq!(taken, Tensor::from_slice(&[1.0f32, 2.0]));
+    }
 }
