@@ -8,6 +8,7 @@
 //! Top to bottom: the types that cross; the plugin's side, which turns a trait into a table
 //! and panics into errors; the host's side, which turns a table into safe methods.
 
+use crate::contract::{self, Version};
 use crate::tensor;
 use crate::{
     first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
@@ -37,6 +38,9 @@ pub struct Library {
     samplers: extern "C" fn() -> RVec<Exported<SamplerTableRef>>,
     #[sabi(last_prefix_field)]
     attacks: extern "C" fn() -> RVec<Exported<AttackTableRef>>,
+    // Since 1.2: the minor number of the contract that the library was built for.
+    #[sabi(missing_field(option))]
+    minor: u32,
 }
 
 impl RootModule for LibraryRef {
@@ -277,15 +281,51 @@ pub struct AttackDeclaration {
     pub query_budget: Option<u64>,
 }
 
-fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> ThreatModel {
-    ThreatModel { norm: if norm == 0 { Norm::Linf } else { Norm::L2 }, epsilon, domain: (low, high) }
-}
+// ------------------------------------------------------------------- codes for what is chosen
 
+/// A norm as it crosses from host to plugin. Codes are never given another meaning.
 fn norm_code(norm: Norm) -> u32 {
     match norm {
         Norm::Linf => 0,
         Norm::L2 => 1,
     }
+}
+
+/// A distribution as it crosses from plugin to host. Codes are never given another meaning.
+fn distribution_code(distribution: Distribution) -> u32 {
+    match distribution {
+        Distribution::Normal => 0,
+        Distribution::Uniform => 1,
+    }
+}
+
+/// On the plugin's side, the threat model that the host sent.
+///
+/// # Errors
+/// If the norm's code is not known to this plugin.
+fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> Result<ThreatModel> {
+    let known = Norm::ALL.into_iter().find(|known| norm_code(*known) == norm);
+    let norm = known.ok_or_else(|| {
+        Error::new(format!(
+            "norm code {norm} is not known to this plugin (contract {}); rebuild it against the host's plugin-api",
+            contract::CURRENT
+        ))
+    })?;
+    Ok(ThreatModel { norm, epsilon, domain: (low, high) })
+}
+
+/// On the host's side, the distribution that a plugin asks for.
+///
+/// # Errors
+/// If its code is not known to this host.
+fn distribution(code: u32) -> Result<Distribution> {
+    let known = Distribution::ALL.into_iter().find(|known| distribution_code(*known) == code);
+    known.ok_or_else(|| {
+        Error::new(format!(
+            "distribution code {code} is not known to this host (contract {}); use a host that is as new as the plugin",
+            contract::CURRENT
+        ))
+    })
 }
 
 // ------------------------------------------------------------------------ panics and errors
@@ -409,7 +449,7 @@ fn root_module() -> LibraryRef {
     extern "C" fn attacks() -> RVec<Exported<AttackTableRef>> {
         exported(&ATTACKS)
     }
-    Library { models, samplers, attacks }.leak_into_prefix()
+    Library { models, samplers, attacks, minor: contract::CURRENT.minor }.leak_into_prefix()
 }
 
 fn declared<T: Serialize>(declaration: &T) -> Result<RString> {
@@ -563,7 +603,7 @@ unsafe fn on_step(call: StepCallRef, take: impl FnOnce(&Step) -> Result<Next>) -
         particles_per_point: call.particles_per_point(),
         number: call.number(),
         of: call.of(),
-        threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
+        threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high())?,
         random: Random::new(&source),
     })?;
     Ok(Moved {
@@ -586,7 +626,7 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     ) -> RResult<(), RString> {
         // SAFETY: the host calls this with an instance of this table.
         unsafe {
-            Guarded::<A>::call(instance, |attack| attack.supports(&threat_model(norm, epsilon, low, high)))
+            Guarded::<A>::call(instance, |attack| attack.supports(&threat_model(norm, epsilon, low, high)?))
         }
     }
     extern "C" fn run<A: Attack>(instance: Instance, call: AttackCallRef) -> RResult<Given, RString> {
@@ -601,7 +641,7 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
                     labels: &call.labels().tensor(),
                     points: std::slice::from_raw_parts(call.points(), call.points_length()),
                     classes: call.classes(),
-                    threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high()),
+                    threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high())?,
                     victim: Victim::new(&victim),
                     random: Random::new(&source),
                 };
@@ -648,11 +688,8 @@ struct HostRandom {
 
 impl RandomSource for HostRandom {
     fn draw(&self, distribution: Distribution, like: &Tensor) -> Result<Tensor> {
-        let code = match distribution {
-            Distribution::Normal => 0,
-            Distribution::Uniform => 1,
-        };
-        received((self.draw)(self.host, code, Lent::new(like))).map(Given::into_tensor)
+        received((self.draw)(self.host, distribution_code(distribution), Lent::new(like)))
+            .map(Given::into_tensor)
     }
 }
 
@@ -788,11 +825,18 @@ pub fn linked() -> Plugins {
 }
 
 fn from_library(library: LibraryRef) -> Plugins {
+    let told = library.minor().map(Version::one);
     Plugins {
         models: named(library.models()(), |name, table| ModelPlugin { name, table }),
-        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table }),
-        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table }),
+        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table, told }),
+        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table, told }),
     }
+}
+
+/// The version of the contract that a plugin was built for. Since 1.2 its library tells it; of an
+/// older one it is known by whether it has what 1.1 added.
+fn built_for(told: Option<Version>, has_additions_of_1_1: bool) -> Version {
+    told.unwrap_or(Version::one(u32::from(has_additions_of_1_1)))
 }
 
 fn layout_message(error: &LibraryError) -> String {
@@ -903,6 +947,8 @@ pub struct SamplerPlugin {
     /// Its name.
     pub name: String,
     table: SamplerTableRef,
+    /// The contract that its library says it was built for.
+    told: Option<Version>,
 }
 
 impl SamplerPlugin {
@@ -923,6 +969,7 @@ impl SamplerPlugin {
         let mut made = SamplerInstance {
             table: self.table,
             instance,
+            contract: Version::one(0),
             declaration: SamplerDeclaration {
                 start: Start::Store,
                 default_steps: 1,
@@ -933,6 +980,7 @@ impl SamplerPlugin {
             },
         };
         made.declaration = declaration(self.table.declare(), instance)?;
+        made.contract = built_for(self.told, made.declaration.ascends.is_some());
         Ok(made)
     }
 }
@@ -941,6 +989,7 @@ impl SamplerPlugin {
 pub struct SamplerInstance {
     table: SamplerTableRef,
     instance: Instance,
+    contract: Version,
     declaration: SamplerDeclaration,
 }
 
@@ -953,10 +1002,23 @@ impl SamplerInstance {
         self.declaration
     }
 
+    /// The version of the contract that it was built for.
+    pub fn contract(&self) -> Version {
+        self.contract
+    }
+
+    /// Whether the contract that it was built for knows this threat model.
+    ///
+    /// # Errors
+    /// If the norm was added later.
+    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        contract::check_norm(threat.norm, self.contract)
+    }
+
     /// One step. Random numbers come from `random`.
     ///
     /// # Errors
-    /// The plugin's own.
+    /// The plugin's own, or if it was built before the norm was added to the contract.
     pub fn step(&self, step: &Step, random: &dyn RandomSource) -> Result<Next> {
         self.call(self.table.step(), step, random)
     }
@@ -964,7 +1026,7 @@ impl SamplerInstance {
     /// The last proposal's verdict.
     ///
     /// # Errors
-    /// The plugin's own.
+    /// As for [`SamplerInstance::step`].
     pub fn finish(&self, proposal: &Step, random: &dyn RandomSource) -> Result<Next> {
         self.call(self.table.finish(), proposal, random)
     }
@@ -975,6 +1037,7 @@ impl SamplerInstance {
         step: &Step,
         random: &dyn RandomSource,
     ) -> Result<Next> {
+        self.supports(&step.threat)?;
         let state: Vec<Lent> = step.state.iter().map(Lent::new).collect();
         let call = WithMetadata::new(StepCall {
             natural: Lent::new(step.natural),
@@ -1020,7 +1083,7 @@ extern "C" fn draw_for_step(host: *const c_void, distribution: u32, like: Lent) 
 
 fn drawn(source: &dyn RandomSource, distribution: u32, like: Lent) -> RResult<Given, RString> {
     guarded(|| {
-        let distribution = if distribution == 0 { Distribution::Normal } else { Distribution::Uniform };
+        let distribution = self::distribution(distribution)?;
         // SAFETY: the plugin lends the tensor for the length of this call.
         source.draw(distribution, &unsafe { like.tensor() }).map(Given::new)
     })
@@ -1031,6 +1094,8 @@ pub struct AttackPlugin {
     /// Its name.
     pub name: String,
     table: AttackTableRef,
+    /// The contract that its library says it was built for.
+    told: Option<Version>,
 }
 
 impl AttackPlugin {
@@ -1048,7 +1113,8 @@ impl AttackPlugin {
     /// The plugin's own.
     pub fn create(&self, options: &str) -> Result<AttackInstance> {
         let instance = received(self.table.create()(options.into()))?;
-        Ok(AttackInstance { table: self.table, instance })
+        let contract = built_for(self.told, self.table.declare().is_some());
+        Ok(AttackInstance { table: self.table, instance, contract })
     }
 }
 
@@ -1056,6 +1122,7 @@ impl AttackPlugin {
 pub struct AttackInstance {
     table: AttackTableRef,
     instance: Instance,
+    contract: Version,
 }
 
 // SAFETY: `Attack: Send`, and an instance is used by one thread at a time (it is not Sync).
@@ -1068,11 +1135,18 @@ struct AttackHost<'a> {
 }
 
 impl AttackInstance {
+    /// The version of the contract that it was built for.
+    pub fn contract(&self) -> Version {
+        self.contract
+    }
+
     /// Whether it knows this threat model.
     ///
     /// # Errors
-    /// Why not, in the plugin's words.
+    /// Why not, in the plugin's words, or if it was built before the norm was added to the
+    /// contract: it is not asked then.
     pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        contract::check_norm(threat.norm, self.contract)?;
         let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
         received(self.table.supports()(self.instance, norm_code(norm), epsilon, low, high))
     }
@@ -1101,7 +1175,7 @@ impl AttackInstance {
     /// gradients from `victim`.
     ///
     /// # Errors
-    /// The plugin's own.
+    /// The plugin's own, or if it was built before the norm was added to the contract.
     pub fn run(
         &self,
         (natural, labels): (&Tensor, &Tensor),
@@ -1111,6 +1185,7 @@ impl AttackInstance {
         victim: &dyn VictimCalls,
         random: &dyn RandomSource,
     ) -> Result<Tensor> {
+        contract::check_norm(threat.norm, self.contract)?;
         let host = AttackHost { random, victim };
         let call = WithMetadata::new(AttackCall {
             natural: Lent::new(natural),
@@ -1170,4 +1245,245 @@ extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent)
     guarded(|| {
         unsafe { attack_host(host).victim.input_gradient(&loss.tensor(), &leaf.tensor()) }.map(Given::new)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::FixedNumbers;
+    use crate::NoOptions;
+
+    /// A sampler that leaves its particles where they are, and an attack that does.
+    struct Idle;
+
+    impl Sampler for Idle {
+        type Options = NoOptions;
+
+        fn new(_: NoOptions) -> Result<Self> {
+            Ok(Self)
+        }
+
+        fn step(&self, step: &Step) -> Result<Next> {
+            Ok(step.particles.copy().into())
+        }
+    }
+
+    impl Attack for Idle {
+        type Options = NoOptions;
+
+        fn new(_: NoOptions) -> Result<Self> {
+            Ok(Self)
+        }
+
+        fn run(&self, target: &Target) -> Result<Tensor> {
+            Ok(target.natural.copy())
+        }
+    }
+
+    /// A code that has no meaning yet.
+    const UNKNOWN: u32 = 2;
+
+    #[test]
+    fn every_norm_and_distribution_crosses_as_itself() {
+        for norm in Norm::ALL {
+            let threat = ThreatModel { norm, epsilon: 0.5, domain: (-1.0, 2.0) };
+            assert_eq!(threat_model(norm_code(norm), 0.5, -1.0, 2.0), Ok(threat));
+        }
+        for known in Distribution::ALL {
+            assert_eq!(distribution(distribution_code(known)), Ok(known));
+        }
+        // Plugins that are built have these numbers compiled in.
+        assert_eq!([Norm::Linf, Norm::L2].map(norm_code), [0, 1]);
+        assert_eq!([Distribution::Normal, Distribution::Uniform].map(distribution_code), [0, 1]);
+    }
+
+    #[test]
+    fn a_norm_that_a_plugin_does_not_know_is_an_error() {
+        let known = format!("norm code 2 is not known to this plugin (contract {})", contract::CURRENT);
+        let error = threat_model(UNKNOWN, 0.3, 0.0, 1.0).expect_err("refused").to_string();
+        assert!(error.starts_with(&known), "{error}");
+
+        let table = attack_table::<Idle>();
+        let instance = received(table.create()("{}".into())).expect("an instance");
+        let supports = |norm| received(table.supports()(instance, norm, 0.3, 0.0, 1.0));
+        assert_eq!(supports(norm_code(Norm::L2)), Ok(()));
+        let error = supports(UNKNOWN).expect_err("refused").to_string();
+        assert!(error.starts_with(&known), "{error}");
+        table.destroy()(instance);
+    }
+
+    #[test]
+    fn a_step_in_a_norm_that_a_sampler_does_not_know_is_an_error() {
+        let (images, labels) =
+            (Tensor::zeros([1, 1, 2, 2], tch::kind::FLOAT_CPU), Tensor::from_slice(&[0i64]));
+        let points = [0i64];
+        let numbers = FixedNumbers(vec![0.0]);
+        let random: &dyn RandomSource = &numbers;
+        let call = |norm| {
+            WithMetadata::new(StepCall {
+                natural: Lent::new(&images),
+                labels: Lent::new(&labels),
+                particles: Lent::new(&images),
+                loss: Lent::new(&images),
+                gradient: Lent::new(&images),
+                state: std::ptr::dangling(),
+                state_length: 0,
+                points: points.as_ptr(),
+                points_length: points.len(),
+                particles_per_point: 1,
+                number: 0,
+                of: 1,
+                norm,
+                epsilon: 0.3,
+                domain_low: 0.0,
+                domain_high: 1.0,
+                host: &raw const random as *const c_void,
+                draw: draw_for_step,
+            })
+        };
+        let table = sampler_table::<Idle>();
+        let instance = received(table.create()("{}".into())).expect("an instance");
+        let step = |norm| {
+            let call = call(norm);
+            // SAFETY: `call` outlives the function's use of it, which ends when it returns.
+            let moved = table.step()(instance, StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) }));
+            received(moved).map(|moved| moved.particles.into_tensor())
+        };
+        assert_eq!(step(norm_code(Norm::Linf)), Ok(images.shallow_clone()));
+        let error = step(UNKNOWN).expect_err("refused").to_string();
+        assert!(error.starts_with("norm code 2 is not known to this plugin"), "{error}");
+        table.destroy()(instance);
+    }
+
+    #[test]
+    fn a_distribution_that_the_host_does_not_know_is_an_error() {
+        let numbers = FixedNumbers(vec![0.5]);
+        let like = Tensor::zeros([2], tch::kind::FLOAT_CPU);
+        let draw = |code| received(drawn(&numbers, code, Lent::new(&like))).map(Given::into_tensor);
+        assert_eq!(draw(1), Ok(Tensor::from_slice(&[0.5f32, 0.5])));
+        let error = draw(UNKNOWN).expect_err("refused").to_string();
+        let known = format!("distribution code 2 is not known to this host (contract {})", contract::CURRENT);
+        assert!(error.starts_with(&known), "{error}");
+    }
+
+    /// A sampler plugin of a library that says `told` of its contract.
+    fn sampler(told: Option<Version>) -> SamplerPlugin {
+        SamplerPlugin { name: "idle".to_owned(), table: sampler_table::<Idle>(), told }
+    }
+
+    #[test]
+    fn a_plugin_is_known_by_what_its_library_says_or_else_by_what_1_1_added() {
+        let told = |minor| Some(Version::one(minor));
+        assert_eq!(root_module().minor(), Some(contract::CURRENT.minor));
+        for (told, expected) in [(None, "1.1"), (told(2), "1.2"), (told(7), "1.7")] {
+            let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), told };
+            let attack = attack.create("{}").expect("an attack");
+            let sampler = sampler(told).create("{}").expect("a sampler");
+            assert_eq!(
+                [attack.contract(), sampler.contract()].map(|version| version.to_string()),
+                [expected; 2]
+            );
+        }
+        assert_eq!(built_for(None, false).to_string(), "1.0");
+    }
+
+    #[test]
+    fn what_is_older_than_a_norm_is_not_called_with_it() {
+        // Older than every norm.
+        let told = Some(Version { major: 0, minor: 9 });
+        let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), told };
+        let attack = attack.create("{}").expect("an attack");
+        let sampler = sampler(told).create("{}").expect("a sampler");
+
+        let (images, labels) =
+            (Tensor::zeros([1, 1, 2, 2], tch::kind::FLOAT_CPU), Tensor::from_slice(&[0i64]));
+        let (points, numbers, threat) = ([0i64], FixedNumbers(vec![0.0]), ThreatModel::default());
+        let step = Step {
+            natural: &images,
+            labels: &labels,
+            particles: &images,
+            loss: &images,
+            gradient: &images,
+            state: &[],
+            points: &points,
+            particles_per_point: 1,
+            number: 0,
+            of: 1,
+            threat,
+            random: Random::new(&numbers),
+        };
+        let outcomes = [
+            attack.supports(&threat),
+            attack.run((&images, &labels), &points, 2, threat, &NoVictim, &numbers).map(drop),
+            sampler.supports(&threat),
+            sampler.step(&step, &numbers).map(drop),
+            sampler.finish(&step, &numbers).map(drop),
+        ];
+        for outcome in outcomes {
+            let error = outcome.expect_err("refused").to_string();
+            for part in ["built for contract 0.9", "the norm linf", "contract 1.0 added"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+    }
+
+    /// A victim that answers nothing.
+    struct NoVictim;
+
+    impl VictimCalls for NoVictim {
+        fn logits(&self, _: &Tensor) -> Result<Tensor> {
+            Err(Error::new("no logits"))
+        }
+
+        fn differentiable(&self, _: &Tensor) -> Result<(Tensor, Tensor)> {
+            Err(Error::new("no logits"))
+        }
+
+        fn input_gradient(&self, _: &Tensor, _: &Tensor) -> Result<Tensor> {
+            Err(Error::new("no gradient"))
+        }
+    }
+
+    /// What contract 1.0 had. The derive makes accessors that nothing calls.
+    #[allow(dead_code)]
+    mod first {
+        use super::*;
+
+        /// The functions of an attack plugin as contract 1.0 had them.
+        #[repr(C)]
+        #[derive(StableAbi)]
+        #[sabi(kind(Prefix(prefix_ref = FirstAttackTableRef)))]
+        pub struct FirstAttackTable {
+            pub describe: extern "C" fn() -> RString,
+            pub create: extern "C" fn(RStr<'_>) -> RResult<Instance, RString>,
+            pub supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
+            pub run: extern "C" fn(Instance, AttackCallRef) -> RResult<Given, RString>,
+            #[sabi(last_prefix_field)]
+            pub destroy: extern "C" fn(Instance),
+        }
+    }
+
+    #[test]
+    fn an_attack_of_the_first_contract_is_recognised_by_its_shorter_table() {
+        let table = attack_table::<Idle>();
+        let first = first::FirstAttackTable {
+            describe: table.describe(),
+            create: table.create(),
+            supports: table.supports(),
+            run: table.run(),
+            destroy: table.destroy(),
+        };
+        // SAFETY: the fields that the first table has are laid out alike, and the accessors of those
+        // that it lacks ask how many it has.
+        let table = unsafe {
+            std::mem::transmute::<first::FirstAttackTableRef, AttackTableRef>(first.leak_into_prefix())
+        };
+        let attack = AttackPlugin { name: "idle".to_owned(), table, told: None };
+        let attack = attack.create("{}").expect("an attack");
+        assert_eq!(attack.contract(), Version::one(0));
+        for norm in Norm::ALL {
+            let known = attack.supports(&ThreatModel { norm, ..ThreatModel::default() });
+            assert_eq!(known.is_ok(), contract::norm_since(norm) == Version::one(0), "{norm}");
+        }
+    }
 }

@@ -41,6 +41,7 @@ mod tensor;
 mod threat;
 
 pub mod abi;
+pub mod contract;
 pub mod layers;
 pub mod losses;
 pub mod manifest;

@@ -10,6 +10,11 @@ pub enum Distribution {
     Uniform,
 }
 
+impl Distribution {
+    /// Every distribution.
+    pub(crate) const ALL: [Self; 2] = [Self::Normal, Self::Uniform];
+}
+
 /// Where random numbers come from: the host's generator, or a test's own numbers.
 pub trait RandomSource {
     /// Numbers in the shape, dtype and device of `like`, whose rows are the call's examples.
