@@ -4,11 +4,10 @@
 use apgd::{Apgd, Loss, Options};
 use plugin_api::losses::{correct, cross_entropy, margin};
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::testing::{ReplayedNumbers, SmallNet, read_tensors};
 use plugin_api::{Attack, Norm, Random, Result, Target, ThreatModel, Victim, VictimCalls};
+use replay::{ReplayedNumbers, SmallNet, read_fixture};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::path::Path;
 
 /// One loss of a fixture.
 struct Recording {
@@ -19,8 +18,7 @@ struct Recording {
 
 impl Recording {
     fn read(file: &str, norm: Norm, loss: &'static str) -> Self {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures");
-        Self { tensors: read_tensors(fixtures.join(file)).expect("a fixture"), loss, norm }
+        Self { tensors: read_fixture(file).expect("a fixture"), loss, norm }
     }
 
     fn tensor(&self, name: &str) -> &Tensor {

@@ -4,11 +4,10 @@
 use fab::{Fab, Options};
 use plugin_api::losses::margin;
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::testing::{ReplayedNumbers, SmallNet, read_tensors};
 use plugin_api::{Attack, Norm, Random, Result, Target, ThreatModel, Victim, VictimCalls};
+use replay::{ReplayedNumbers, SmallNet, read_fixture};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::Path;
 
 /// Both sides compute in f64, but not in the same order: rounding is all that may differ, and an
 /// iteration does not magnify it by much.
@@ -23,8 +22,7 @@ struct Recording {
 
 impl Recording {
     fn read(name: &str, norm: Norm, mode: &'static str) -> Self {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures");
-        let tensors = read_tensors(fixtures.join(format!("fab-{name}.safetensors"))).expect("a fixture");
+        let tensors = read_fixture(&format!("fab-{name}.safetensors")).expect("a fixture");
         Self { tensors, mode, norm }
     }
 

@@ -3,8 +3,8 @@
 
 use plugin_api::losses::margin;
 use plugin_api::tch::{Kind, Tensor};
-use plugin_api::testing::{ReplayedNumbers, SmallNet, read_tensors};
 use plugin_api::{Attack, Norm, Random, Target, ThreatModel, Victim};
+use replay::{ReplayedNumbers, SmallNet, read_fixture};
 use square::{Options, QUERIES_PER_DRAW, Square};
 use std::collections::HashMap;
 
@@ -26,8 +26,7 @@ struct Recorded {
 
 impl Recorded {
     fn read(name: &str, norm: Norm) -> Self {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/fixtures");
-        let tensors = read_tensors(format!("{folder}/square-{name}.safetensors")).expect("a fixture");
+        let tensors = read_fixture(&format!("square-{name}.safetensors")).expect("a fixture");
         let threat = ThreatModel { norm, epsilon: tensors["epsilon"].double_value(&[0]), domain: (0.0, 1.0) };
 
         let numbers = |name: &str| tensors[name].to_kind(Kind::Double) / 256.0;

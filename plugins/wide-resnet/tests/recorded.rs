@@ -2,17 +2,16 @@
 //! (tests/parity/record_networks.py).
 
 use plugin_api::Result;
-use plugin_api::testing::assert_computes_as_recorded;
+use replay::assert_computes_as_recorded;
 use wide_resnet::{Options, WideResNet};
 
 #[test]
 fn narrow_and_wide_networks_compute_what_the_papers_do() -> Result<()> {
     for width in [1, 2] {
-        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/parity/fixtures");
         let options = Options { depth: 16, width, ..Options::default() };
         assert_computes_as_recorded::<WideResNet>(
             options,
-            format!("{fixtures}/wide-resnet-16-{width}.safetensors"),
+            &format!("wide-resnet-16-{width}.safetensors"),
             ["block1.layer.0.bn1", "bn1"],
         )?;
     }

@@ -1,0 +1,26 @@
+//! What the tests of this project's plugins need to replay recordings of other programs: random
+//! numbers and networks that both sides know.
+//!
+//! The recordings lie in `tests/parity/fixtures`; the programs that made them lie beside that folder.
+
+mod networks;
+mod numbers;
+mod small_net;
+
+pub use networks::assert_computes_as_recorded;
+pub use numbers::ReplayedNumbers;
+pub use small_net::SmallNet;
+
+use plugin_api::Result;
+use plugin_api::tch::Tensor;
+use std::collections::HashMap;
+use std::path::Path;
+
+/// The tensors of a recording by name; `file` is its name in `tests/parity/fixtures`.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn read_fixture(file: &str) -> Result<HashMap<String, Tensor>> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../parity/fixtures");
+    Ok(Tensor::read_safetensors(fixtures.join(file))?.into_iter().collect())
+}
