@@ -46,6 +46,7 @@ pub mod layers;
 pub mod losses;
 pub mod manifest;
 pub mod testing;
+pub mod walk;
 
 pub use attack::{Attack, Evaluation, Target, Victim, VictimCalls};
 pub use error::{first_line, Error, Result};

@@ -59,12 +59,14 @@ impl Attack {
     /// # Errors
     /// Why not.
     pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
-        let AttackKind::Plugin(instance) = &self.kind else { return Ok(()) };
-        call(&self.name, "supports", || {
-            instance.supports(threat)?;
-            instance.supports_task(task)
-        })
-        .map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
+        let supported = match &self.kind {
+            AttackKind::Plugin(instance) => call(&self.name, "supports", || {
+                instance.supports(threat)?;
+                instance.supports_task(task)
+            }),
+            AttackKind::Sampler(sampler) => sampler.supports(threat),
+        };
+        supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
     }
 
     /// A plugin that promised a number of queries keeps to it.
@@ -144,17 +146,21 @@ fn run_sampler(
         particles: fresh_start(sampler.declaration().start, natural, &threat, draws)?,
         state: sampler.fresh_state(natural),
     };
-    for number in 0..sampler.steps {
-        watch.at(number as u64 + 1);
-        let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
-        let loss = tch::with_grad(|| cross_entropy(&logits, labels));
-        let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;
-        sampler.step(&mut visit, number, (&loss.detach(), &gradient), &draws.step(number + 1), &mut watch)?;
-    }
-    if sampler.judges_last_proposal() {
-        let loss = cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels);
-        sampler.finish(&mut visit, &loss, &draws.step(sampler.steps + 1), &mut watch)?;
-    }
+    sampler.walk().run(
+        &mut visit,
+        |_, visit| {
+            let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
+            let loss = tch::with_grad(|| cross_entropy(&logits, labels));
+            let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;
+            Ok((loss.detach(), gradient))
+        },
+        |visit| Ok(cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels)),
+        |call| {
+            // The judgement belongs to the last step.
+            watch.at(sampler.steps.min(call.number + 1) as u64);
+            sampler.perform(call, draws, &mut watch)
+        },
+    )?;
     watch.read()?;
     Ok(visit.particles)
 }

@@ -10,7 +10,8 @@ mod spec;
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;
 pub use model::Model;
-pub use sampler::{Sampler, Visit, fresh_start};
+pub use plugin_api::walk::Visit;
+pub use sampler::{Sampler, fresh_start};
 pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};

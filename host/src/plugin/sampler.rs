@@ -4,7 +4,8 @@ use crate::random::Draws;
 use crate::watch::Watch;
 use crate::{Error, Result};
 use plugin_api::abi::{SamplerDeclaration, SamplerInstance};
-use plugin_api::{Next, Projection, Random, Start, Step, ThreatModel};
+use plugin_api::walk::{Call, Method, Visit, Walk};
+use plugin_api::{Next, Projection, Random, Start, ThreatModel};
 use tch::Tensor;
 
 /// A sampler plugin, made: the host's side of it.
@@ -29,24 +30,6 @@ pub fn fresh_start(start: Start, natural: &Tensor, threat: &ThreatModel, draws: 
             threat.random_start(natural, &Random::new(draws)).map_err(|error| Error::new(error).on_the_way())
         }
     }
-}
-
-/// A batch of chains on the move: B points with K particles each, N = B * K rows.
-pub struct Visit<'a> {
-    /// Natural examples, `[N, C, H, W]`.
-    pub natural: &'a Tensor,
-    /// Labels, `[N]`, i64.
-    pub labels: &'a Tensor,
-    /// Index of each row's point, length N.
-    pub points: &'a [i64],
-    /// K.
-    pub particles_per_point: usize,
-    /// What the adversary may do.
-    pub threat: ThreatModel,
-    /// Where the particles are, `[N, C, H, W]`.
-    pub particles: Tensor,
-    /// What they remember, `[N, C, H, W]` each.
-    pub state: Vec<Tensor>,
 }
 
 impl Sampler {
@@ -78,8 +61,43 @@ impl Sampler {
         (0..self.declaration().state_tensors).map(|_| natural.zeros_like()).collect()
     }
 
-    /// Step `number` of a visit, given the loss (`[N]`) and its gradient (`[N, C, H, W]`) at
-    /// the particles: moves them and projects them onto the threat model.
+    /// Whether the contract that the plugin was built for knows this threat model.
+    ///
+    /// # Errors
+    /// If the norm was added later.
+    pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        self.instance.supports(threat).map_err(|why| Error::new(format!("{}: {why}", self.name)))
+    }
+
+    /// Walks chains through visits of [`Sampler::steps`] steps; calls go through
+    /// [`Sampler::perform`].
+    pub fn walk(&self) -> Walk<'_> {
+        Walk { sampler: &self.instance, steps: self.steps }
+    }
+
+    /// A call of a walk as the host makes it: its random numbers are `draws` of the visit at the
+    /// call's place, and what is returned is checked. NaN, infinite values and particles outside the
+    /// threat model are left to `watch`.
+    ///
+    /// # Errors
+    /// If the plugin fails or returns something else.
+    pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut Watch) -> Result<Next> {
+        let draws = draws.step(due.number + 1);
+        let next = call(&self.name, due.method.name(), || due.make(&draws))?;
+        let Visit { threat, natural, ref particles, .. } = *due.visit;
+        self.check(due.method, &next, particles)?;
+        watch.finite(&self.name, &next.particles);
+        for state in &next.state {
+            watch.finite(&self.name, state);
+        }
+        if self.declaration().projection == Projection::Sampler {
+            watch.inside(&self.name, &threat.contains(&next.particles, natural));
+        }
+        Ok(next)
+    }
+
+    /// Step `number` (from 0) of a visit alone, given the loss (`[N]`) and its gradient
+    /// (`[N, C, H, W]`) at the particles: moves them and projects them onto the threat model.
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
@@ -87,11 +105,11 @@ impl Sampler {
         &self,
         visit: &mut Visit,
         number: usize,
-        (loss, gradient): (&Tensor, &Tensor),
+        at: (&Tensor, &Tensor),
         draws: &Draws,
         watch: &mut Watch,
     ) -> Result<()> {
-        self.advance("step", visit, number, (loss, gradient), draws, watch)
+        self.walk().step(visit, number, at, |call| self.perform(call, draws, watch))
     }
 
     /// Whether [`Sampler::finish`] is to follow the last step.
@@ -105,55 +123,11 @@ impl Sampler {
     /// # Errors
     /// If the plugin fails or returns something else.
     pub fn finish(&self, visit: &mut Visit, loss: &Tensor, draws: &Draws, watch: &mut Watch) -> Result<()> {
-        let no_gradient = visit.particles.zeros_like();
-        self.advance("finish", visit, self.steps, (loss, &no_gradient), draws, watch)
+        self.walk().finish(visit, loss, |call| self.perform(call, draws, watch))
     }
 
-    fn advance(
-        &self,
-        method: &str,
-        visit: &mut Visit,
-        number: usize,
-        (loss, gradient): (&Tensor, &Tensor),
-        draws: &Draws,
-        watch: &mut Watch,
-    ) -> Result<()> {
-        let _guard = tch::no_grad_guard();
-        let step = Step {
-            natural: visit.natural,
-            labels: visit.labels,
-            particles: &visit.particles,
-            loss,
-            gradient,
-            state: &visit.state,
-            points: visit.points,
-            particles_per_point: visit.particles_per_point,
-            number,
-            of: self.steps,
-            threat: visit.threat,
-            random: Random::new(draws),
-        };
-        let next = call(&self.name, method, || match method {
-            "finish" => self.instance.finish(&step, draws),
-            _ => self.instance.step(&step, draws),
-        })?;
-        self.check(method, &next, &visit.particles)?;
-        watch.finite(&self.name, &next.particles);
-        for state in &next.state {
-            watch.finite(&self.name, state);
-        }
-        visit.particles = match self.declaration().projection {
-            Projection::Host => visit.threat.project(&next.particles, visit.natural),
-            Projection::Sampler => {
-                watch.inside(&self.name, &visit.threat.contains(&next.particles, visit.natural));
-                next.particles
-            }
-        };
-        visit.state = next.state;
-        Ok(())
-    }
-
-    fn check(&self, method: &str, next: &Next, like: &Tensor) -> Result<()> {
+    fn check(&self, method: Method, next: &Next, like: &Tensor) -> Result<()> {
+        let method = method.name();
         check_like(&self.name, method, &next.particles, &like.size(), like)?;
         let declared = self.declaration().state_tensors;
         if next.state.len() != declared {

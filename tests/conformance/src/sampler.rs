@@ -5,7 +5,8 @@ use crate::toy::{LinearVictim, Numbers, Problem, THREATS, guarded, mix};
 use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::abi::SamplerInstance;
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::{Next, Projection, Random, Step, ThreatModel};
+use plugin_api::walk::{Call, Visit, Walk};
+use plugin_api::{Next, Projection, ThreatModel};
 
 pub const CHECKS: [Check; 5] = [
     Check::new(
@@ -84,34 +85,28 @@ impl<'a> Chains<'a> {
         let rows = Tensor::from_slice(points);
         let select = |tensor: &Tensor| tensor.index_select(0, &rows);
         let (natural, labels) = (select(&self.natural), select(&self.labels));
-        let (mut particles, mut state) =
-            (select(&self.particles), self.state.iter().map(select).collect::<Vec<_>>());
-        let judges = self.sampler.declaration().judges_last_proposal;
-        for number in 0..STEPS + usize::from(judges) {
-            let (loss, gradient) = self.victim.loss_and_gradient(&particles, &labels).map_err(no_result)?;
-            let random = Numbers::new(mix(self.problem.seed ^ mix(visit << 16 | number as u64)), points);
-            let finishing = number == STEPS;
-            let step = Step {
-                natural: &natural,
-                labels: &labels,
-                particles: &particles,
-                loss: &loss,
-                gradient: &if finishing { gradient.zeros_like() } else { gradient },
-                state: &state,
-                points,
-                particles_per_point: 1,
-                number,
-                of: STEPS,
-                threat: self.problem.threat,
-                random: Random::new(&random),
-            };
-            let next = take(self.sampler, &step, &random, finishing)?;
-            particles = match self.sampler.declaration().projection {
-                Projection::Host => self.problem.threat.project(&next.particles, &natural),
-                Projection::Sampler => next.particles,
-            };
-            state = next.state;
-        }
+        let mut chains = Visit {
+            natural: &natural,
+            labels: &labels,
+            points,
+            particles_per_point: 1,
+            threat: self.problem.threat,
+            particles: select(&self.particles),
+            state: self.state.iter().map(select).collect(),
+        };
+        let at = |chains: &Visit| {
+            self.victim.loss_and_gradient(&chains.particles, chains.labels).map_err(no_result)
+        };
+        Walk { sampler: self.sampler, steps: STEPS }.run(
+            &mut chains,
+            |_, chains| at(chains),
+            |chains| at(chains).map(|(loss, _)| loss),
+            |call| {
+                let seed = self.problem.seed ^ mix(visit << 16 | call.number as u64);
+                perform(self.sampler, call, &Numbers::new(mix(seed), points))
+            },
+        )?;
+        let Visit { particles, state, .. } = chains;
         let _guard = tch::no_grad_guard();
         let stores =
             std::iter::once((&mut self.particles, particles)).chain(self.state.iter_mut().zip(state));
@@ -137,17 +132,15 @@ impl<'a> Chains<'a> {
     }
 }
 
-/// A step, or the judgement of the last proposal; demands what is declared of the state.
-fn take(sampler: &SamplerInstance, step: &Step, random: &Numbers, finishing: bool) -> Result<Next, Outcome> {
-    let call = || if finishing { sampler.finish(step, random) } else { sampler.step(step, random) };
-    let next = guarded(call).map_err(no_result)?;
+/// Makes a call of a walk; demands what is declared of the state.
+fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Result<Next, Outcome> {
+    let next = guarded(|| call.make(random)).map_err(no_result)?;
     let shapes: Vec<_> = next.state.iter().map(Tensor::size).collect();
-    let expected = vec![step.particles.size(); sampler.declaration().state_tensors];
+    let expected = vec![call.visit.particles.size(); sampler.declaration().state_tensors];
     if shapes != expected {
-        let method = if finishing { "finish" } else { "step" };
         return Err(Outcome::failed(
             format!("state of shapes {expected:?}"),
-            format!("{shapes:?} from {method}"),
+            format!("{shapes:?} from {}", call.method.name()),
         ));
     }
     Ok(next)

@@ -1,0 +1,397 @@
+//! The host's side of a sampler: a visit of T steps to a batch of chains.
+//!
+//! A step is given the loss and its gradient at the particles, and moves them. After the last
+//! step, a sampler that judges its last proposal is given the loss there. Training, evaluation
+//! and the conformance checks run chains through this module. They differ in where losses come from
+//! and in what surrounds a call to the plugin, and pass both in as closures.
+
+use crate::abi::SamplerInstance;
+use crate::{Next, Projection, Random, RandomSource, Step, ThreatModel};
+use tch::Tensor;
+
+/// A batch of chains on the move: B points with K particles each, N = B * K rows. Float tensors
+/// share one dtype and device.
+pub struct Visit<'a> {
+    /// Natural examples, `[N, C, H, W]`.
+    pub natural: &'a Tensor,
+    /// Labels, `[N]`, i64.
+    pub labels: &'a Tensor,
+    /// Index of each row's point, length N.
+    pub points: &'a [i64],
+    /// K.
+    pub particles_per_point: usize,
+    /// What the adversary may do.
+    pub threat: ThreatModel,
+    /// Where the particles are, `[N, C, H, W]`.
+    pub particles: Tensor,
+    /// What they remember, `[N, C, H, W]` each.
+    pub state: Vec<Tensor>,
+}
+
+/// The two methods of a sampler that move particles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// [`Sampler::step`](crate::Sampler::step).
+    Step,
+    /// [`Sampler::finish`](crate::Sampler::finish).
+    Finish,
+}
+
+impl Method {
+    /// Its name in messages: "step" or "finish".
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Step => "step",
+            Self::Finish => "finish",
+        }
+    }
+}
+
+/// A call to a sampler that is due.
+pub struct Call<'a> {
+    /// The method to call.
+    pub method: Method,
+    /// How many steps of the visit came before: 0 to T - 1 for a step, T for `finish`.
+    pub number: usize,
+    /// The chains, not moved yet.
+    pub visit: &'a Visit<'a>,
+    walk: Walk<'a>,
+    loss: &'a Tensor,
+    gradient: &'a Tensor,
+}
+
+impl Call<'_> {
+    /// Calls the sampler with these random numbers. What it returns is neither checked nor
+    /// projected.
+    ///
+    /// # Errors
+    /// The plugin's own, or if it does not know the norm.
+    pub fn make(&self, random: &dyn RandomSource) -> crate::Result<Next> {
+        let Walk { sampler, steps } = self.walk;
+        let step = Step {
+            natural: self.visit.natural,
+            labels: self.visit.labels,
+            particles: &self.visit.particles,
+            loss: self.loss,
+            gradient: self.gradient,
+            state: &self.visit.state,
+            points: self.visit.points,
+            particles_per_point: self.visit.particles_per_point,
+            number: self.number,
+            of: steps,
+            threat: self.visit.threat,
+            random: Random::new(random),
+        };
+        match self.method {
+            Method::Step => sampler.step(&step, random),
+            Method::Finish => sampler.finish(&step, random),
+        }
+    }
+}
+
+/// A sampler and the length of its visits.
+///
+/// Each method takes `perform`, which surrounds the calls to the plugin. It makes the call
+/// ([`Call::make`], with random numbers for `call.number`), checks what was returned and hands it
+/// on. It runs without gradient tracking, whatever the plugin does to that setting.
+#[derive(Clone, Copy)]
+pub struct Walk<'a> {
+    /// The sampler.
+    pub sampler: &'a SamplerInstance,
+    /// Steps of a visit, T; at least 1.
+    pub steps: usize,
+}
+
+impl Walk<'_> {
+    /// A whole visit: T steps, then `finish` if the sampler judges its last proposal.
+    ///
+    /// `climbed` gives the loss (`[N]`) and the gradient of its sum (`[N, C, H, W]`) at the
+    /// particles, for each step by its number from 0. `judged` gives the loss (`[N]`) at the last
+    /// proposal. It is called at most once, and only if the sampler declares that it judges.
+    ///
+    /// # Errors
+    /// The first one of the closures; particles and state are then those before the call or the
+    /// loss that failed.
+    pub fn run<E>(
+        self,
+        visit: &mut Visit,
+        mut climbed: impl FnMut(usize, &Visit) -> Result<(Tensor, Tensor), E>,
+        judged: impl FnOnce(&Visit) -> Result<Tensor, E>,
+        mut perform: impl FnMut(&Call) -> Result<Next, E>,
+    ) -> Result<(), E> {
+        for number in 0..self.steps {
+            let (loss, gradient) = climbed(number, visit)?;
+            self.step(visit, number, (&loss, &gradient), &mut perform)?;
+        }
+        if self.sampler.declaration().judges_last_proposal {
+            let loss = judged(visit)?;
+            self.finish(visit, &loss, perform)?;
+        }
+        Ok(())
+    }
+
+    /// Step `number` (from 0) alone, given the loss (`[N]`) and the gradient of its sum
+    /// (`[N, C, H, W]`) at the particles. The result is projected if the host is to do it.
+    ///
+    /// # Errors
+    /// Those of `perform`; nothing has moved then.
+    pub fn step<E>(
+        self,
+        visit: &mut Visit,
+        number: usize,
+        (loss, gradient): (&Tensor, &Tensor),
+        perform: impl FnMut(&Call) -> Result<Next, E>,
+    ) -> Result<(), E> {
+        self.advance(Method::Step, visit, number, (loss, gradient), perform)
+    }
+
+    /// The judgement of the last proposal alone, given the loss (`[N]`) there.
+    ///
+    /// # Errors
+    /// Those of `perform`; nothing has moved then.
+    pub fn finish<E>(
+        self,
+        visit: &mut Visit,
+        loss: &Tensor,
+        perform: impl FnMut(&Call) -> Result<Next, E>,
+    ) -> Result<(), E> {
+        let no_gradient = visit.particles.zeros_like();
+        self.advance(Method::Finish, visit, self.steps, (loss, &no_gradient), perform)
+    }
+
+    fn advance<E>(
+        self,
+        method: Method,
+        visit: &mut Visit,
+        number: usize,
+        (loss, gradient): (&Tensor, &Tensor),
+        mut perform: impl FnMut(&Call) -> Result<Next, E>,
+    ) -> Result<(), E> {
+        let _guard = tch::no_grad_guard();
+        let next = perform(&Call { method, number, visit, walk: self, loss, gradient })?;
+        visit.particles = match self.sampler.declaration().projection {
+            Projection::Host => visit.threat.project(&next.particles, visit.natural),
+            Projection::Sampler => next.particles,
+        };
+        visit.state = next.state;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, FixedNumbers};
+    use crate::{abi, export_sampler, Error, Norm, Result, Sampler};
+    use std::cell::RefCell;
+    use tch::Kind;
+
+    export_sampler!("recorder", Recorder);
+
+    /// Adds the gradient and a random number to its particles. Its state holds what it was given
+    /// last: method (0 or 1), number, length and loss.
+    struct Recorder {
+        options: Options,
+    }
+
+    #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    struct Options {
+        /// Whether the last proposal is judged.
+        judges: bool,
+        /// Whether the sampler projects.
+        projects: bool,
+    }
+
+    impl Recorder {
+        fn next(step: &Step, method: f64) -> Result<Next> {
+            let of_call = [method, step.number as f64, step.of as f64];
+            let record = Tensor::cat(&[Tensor::from_slice(&of_call), step.loss.shallow_clone()], 0);
+            let moved = step.particles + step.gradient + step.random.normal(step.particles)?;
+            Ok(Next { particles: moved, state: vec![record] })
+        }
+    }
+
+    impl Sampler for Recorder {
+        type Options = Options;
+
+        fn new(options: Options) -> Result<Self> {
+            Ok(Self { options })
+        }
+
+        fn state_tensors(&self) -> usize {
+            1
+        }
+
+        fn judges_last_proposal(&self) -> bool {
+            self.options.judges
+        }
+
+        fn projection(&self) -> Projection {
+            if self.options.projects {
+                Projection::Sampler
+            } else {
+                Projection::Host
+            }
+        }
+
+        fn step(&self, step: &Step) -> Result<Next> {
+            Self::next(step, 0.0)
+        }
+
+        fn finish(&self, proposal: &Step) -> Result<Next> {
+            Self::next(proposal, 1.0)
+        }
+    }
+
+    fn recorder(options: Options) -> SamplerInstance {
+        let samplers = abi::linked().samplers;
+        let plugin = samplers.iter().find(|sampler| sampler.name == "recorder").expect("exported above");
+        plugin.create(&serde_json::to_string(&options).expect("JSON")).expect("a sampler")
+    }
+
+    /// One image of one pixel at 0, in the ball of radius 1.
+    struct Pixel {
+        natural: Tensor,
+        labels: Tensor,
+    }
+
+    impl Pixel {
+        fn new() -> Self {
+            let natural = Tensor::zeros([1, 1, 1, 1], (Kind::Double, tch::Device::Cpu));
+            Self { natural, labels: Tensor::from_slice(&[0i64]) }
+        }
+
+        fn visit(&self) -> Visit<'_> {
+            Visit {
+                natural: &self.natural,
+                labels: &self.labels,
+                points: &[0],
+                particles_per_point: 1,
+                threat: ThreatModel { norm: Norm::Linf, epsilon: 1.0, domain: (-2.0, 2.0) },
+                particles: self.natural.copy(),
+                state: vec![self.natural.zeros_like()],
+            }
+        }
+    }
+
+    /// The loss is ten times the particle, the gradient 0.25.
+    fn loss(visit: &Visit) -> Tensor {
+        visit.particles.flatten(0, -1) * 10.0
+    }
+
+    /// Walks two steps and tells the events, the random number of each call being a hundredth of
+    /// its number from 1.
+    fn walked(sampler: &SamplerInstance, visit: &mut Visit) -> Vec<String> {
+        let events = RefCell::new(Vec::new());
+        let tell = |event: String| events.borrow_mut().push(event);
+        let outcome = Walk { sampler, steps: 2 }.run(
+            visit,
+            |number, visit| {
+                tell(format!("climbed {number}"));
+                Ok::<_, Error>((loss(visit), visit.particles.full_like(0.25)))
+            },
+            |visit| {
+                tell("judged".to_owned());
+                Ok(loss(visit))
+            },
+            |call| {
+                tell(format!("{} {}", call.method.name(), call.number));
+                call.make(&FixedNumbers(vec![(call.number + 1) as f64 / 100.0]))
+            },
+        );
+        outcome.expect("a visit");
+        events.into_inner()
+    }
+
+    #[test]
+    fn a_visit_takes_its_steps_and_ends() {
+        let (pixel, sampler) = (Pixel::new(), recorder(Options::default()));
+        let mut visit = pixel.visit();
+        assert_eq!(walked(&sampler, &mut visit), ["climbed 0", "step 0", "climbed 1", "step 1"]);
+        // 0.25 + 0.01, then 0.25 + 0.02; the second step is number 1 of 2, at a loss of 2.6.
+        assert_close(&visit.particles, &[0.53]);
+        assert_close(&visit.state[0], &[0.0, 1.0, 2.0, 2.6]);
+    }
+
+    #[test]
+    fn a_last_proposal_is_judged_by_the_loss_there_without_a_gradient() {
+        let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
+        let mut visit = pixel.visit();
+        let events = walked(&sampler, &mut visit);
+        assert_eq!(events[..4], ["climbed 0", "step 0", "climbed 1", "step 1"]);
+        assert_eq!(events[4..], ["judged", "finish 2"]);
+        // The third random number, and no gradient; `finish` is number 2 of 2, at a loss of 5.3.
+        assert_close(&visit.particles, &[0.53 + 0.03]);
+        assert_close(&visit.state[0], &[1.0, 2.0, 2.0, 5.3]);
+    }
+
+    #[test]
+    fn particles_are_projected_unless_the_sampler_does_it() {
+        for (projects, expected) in [(false, 1.0), (true, 3.01)] {
+            let (pixel, sampler) = (Pixel::new(), recorder(Options { projects, ..Options::default() }));
+            let mut visit = pixel.visit();
+            let at = (&loss(&visit), &visit.particles.full_like(3.0));
+            let step = Walk { sampler: &sampler, steps: 1 }
+                .step(&mut visit, 0, at, |call| call.make(&FixedNumbers(vec![0.01])));
+            assert_eq!(step, Ok(()));
+            assert_close(&visit.particles, &[expected]);
+        }
+    }
+
+    #[test]
+    fn calls_are_made_without_gradient_tracking_and_losses_are_not() {
+        let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
+        let tracks = |visit: &Visit| {
+            let leaf = visit.particles.copy().set_requires_grad(true);
+            (leaf * 2.0).requires_grad()
+        };
+        let outcome = Walk { sampler: &sampler, steps: 2 }.run(
+            &mut pixel.visit(),
+            |_, visit| {
+                assert!(tracks(visit));
+                Ok::<_, Error>((loss(visit), visit.particles.zeros_like()))
+            },
+            |visit| {
+                assert!(tracks(visit));
+                Ok(loss(visit))
+            },
+            |call| {
+                assert!(!tracks(call.visit));
+                call.make(&FixedNumbers(vec![0.0]))
+            },
+        );
+        assert_eq!(outcome, Ok(()));
+    }
+
+    #[test]
+    fn an_error_ends_the_visit_where_it_was() {
+        let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
+        let walk = Walk { sampler: &sampler, steps: 2 };
+        let refuse = |refused: bool, what: &str| {
+            if refused {
+                Err(Error::new(what))
+            } else {
+                Ok(())
+            }
+        };
+        // What fails, and where the particle is then.
+        for (failing, expected) in [("climbed 1", 0.25), ("step 1", 0.25), ("judged", 0.5), ("finish 2", 0.5)]
+        {
+            let mut visit = pixel.visit();
+            let outcome = walk.run(
+                &mut visit,
+                |number, visit| {
+                    refuse(failing == format!("climbed {number}"), failing)?;
+                    Ok((loss(visit), visit.particles.full_like(0.25)))
+                },
+                |visit| refuse(failing == "judged", failing).map(|()| loss(visit)),
+                |call| {
+                    refuse(failing == format!("{} {}", call.method.name(), call.number), failing)?;
+                    call.make(&FixedNumbers(vec![0.0]))
+                },
+            );
+            assert_eq!(outcome, Err(Error::new(failing)));
+            assert_close(&visit.particles, &[expected]);
+        }
+    }
+}
