@@ -1241,9 +1241,10 @@ extern "C" fn victim_differentiable(host: *const c_void, images: Lent) -> RResul
 }
 
 extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent) -> RResult<Given, RString> {
-    // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
     guarded(|| {
-        unsafe { attack_host(host).victim.input_gradient(&loss.tensor(), &leaf.tensor()) }.map(Given::new)
+        // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
+        let (host, loss, leaf) = unsafe { (attack_host(host), loss.tensor(), leaf.tensor()) };
+        host.victim.input_gradient(&loss, &leaf).map(Given::new)
     })
 }
 
