@@ -1,8 +1,12 @@
-use crate::Random;
+use crate::{Error, Random, Result};
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 use tch::Tensor;
 
 /// The norm in which an adversary's distance to the natural example is measured.
+///
+/// Command lines, files and reports all spell it as `Display` does; `FromStr` reads that spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
@@ -10,6 +14,40 @@ pub enum Norm {
     Linf,
     /// The Euclidean length of the change over all pixels.
     L2,
+}
+
+impl Norm {
+    /// Every norm.
+    pub const ALL: [Self; 2] = [Self::Linf, Self::L2];
+
+    /// Its spelling: `linf` or `l2`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Linf => "linf",
+            Self::L2 => "l2",
+        }
+    }
+}
+
+impl fmt::Display for Norm {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+impl FromStr for Norm {
+    type Err = Error;
+
+    /// The norm of this name.
+    ///
+    /// # Errors
+    /// If there is none; the message lists the names that there are.
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|norm| norm.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(" or ");
+            Error::new(format!("unknown norm `{name}`; expected {known}"))
+        })
+    }
 }
 
 /// What an adversary may do: move each example within a ball of radius `epsilon` around its
@@ -64,7 +102,7 @@ impl ThreatModel {
     ///
     /// # Errors
     /// If the host cannot draw.
-    pub fn random_start(&self, natural: &Tensor, random: &Random) -> crate::Result<Tensor> {
+    pub fn random_start(&self, natural: &Tensor, random: &Random) -> Result<Tensor> {
         let change = match self.norm {
             Norm::Linf => (random.uniform(natural)? * 2.0 - 1.0) * self.epsilon,
             Norm::L2 => {
@@ -144,6 +182,33 @@ mod tests {
 
     const LINF: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.25, domain: (0.0, 1.0) };
     const L2: ThreatModel = ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) };
+
+    #[test]
+    fn display_from_str_and_serde_spell_every_norm_alike() {
+        for norm in Norm::ALL {
+            let name = norm.to_string();
+            assert_eq!(name.parse(), Ok(norm));
+            assert_eq!(serde_json::to_value(norm).expect("JSON"), name.as_str());
+            assert_eq!(serde_json::from_value::<Norm>(name.into()).expect("a norm"), norm);
+        }
+        assert_eq!(format!("[{:>5}]", Norm::L2), "[   l2]", "a width is respected");
+    }
+
+    #[test]
+    fn an_unknown_norm_is_refused_and_the_known_ones_are_listed() {
+        for unknown in ["l1", "Linf", "L2", ""] {
+            let error = unknown.parse::<Norm>().expect_err("refused").to_string();
+            assert_eq!(error, format!("unknown norm `{unknown}`; expected linf or l2"));
+        }
+    }
+
+    #[test]
+    fn no_norm_is_missing_from_all() {
+        // The error of serde lists every variant of the type: "… `?`, expected `linf` or `l2`".
+        let error = serde_json::from_str::<Norm>("\"?\"").expect_err("refused").to_string();
+        let variants: Vec<_> = error.split('`').skip(1).step_by(2).filter(|name| *name != "?").collect();
+        assert_eq!(variants, Norm::ALL.map(Norm::name), "{error}");
+    }
 
     #[test]
     fn linf_projects_onto_the_ball_and_then_the_domain() {

@@ -1,7 +1,8 @@
 //! Finding, checking and opening plugin libraries.
 
 use super::PluginSpec;
-use crate::{Error, Result, files};
+use crate::util::files;
+use crate::{Error, Result};
 use object::{Object, ObjectSection};
 use plugin_api::manifest::{CONTRACT, SECTION};
 use plugin_api::{LIBTORCH, abi};

@@ -1,7 +1,7 @@
 use super::library::{Opened, open_sampler};
 use super::{PluginSpec, Record, call, check_like};
-use crate::random::Draws;
-use crate::watch::Watch;
+use crate::torch::finite::FiniteCheck;
+use crate::torch::random::Draws;
 use crate::{Error, Result};
 use plugin_api::abi::{SamplerDeclaration, SamplerInstance};
 use plugin_api::{Next, Projection, Random, Start, Step, ThreatModel};
@@ -89,7 +89,7 @@ impl Sampler {
         number: usize,
         (loss, gradient): (&Tensor, &Tensor),
         draws: &Draws,
-        watch: &mut Watch,
+        watch: &mut FiniteCheck,
     ) -> Result<()> {
         self.advance("step", visit, number, (loss, gradient), draws, watch)
     }
@@ -104,7 +104,13 @@ impl Sampler {
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
-    pub fn finish(&self, visit: &mut Visit, loss: &Tensor, draws: &Draws, watch: &mut Watch) -> Result<()> {
+    pub fn finish(
+        &self,
+        visit: &mut Visit,
+        loss: &Tensor,
+        draws: &Draws,
+        watch: &mut FiniteCheck,
+    ) -> Result<()> {
         let no_gradient = visit.particles.zeros_like();
         self.advance("finish", visit, self.steps, (loss, &no_gradient), draws, watch)
     }
@@ -116,7 +122,7 @@ impl Sampler {
         number: usize,
         (loss, gradient): (&Tensor, &Tensor),
         draws: &Draws,
-        watch: &mut Watch,
+        watch: &mut FiniteCheck,
     ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let step = Step {
