@@ -84,6 +84,21 @@ pub struct Record {
     pub manifest: Manifest,
 }
 
+impl Record {
+    /// The record of a plugin that is linked into the program.
+    #[cfg(test)]
+    pub fn linked(kind: Kind, name: &str) -> Self {
+        let manifest = Manifest {
+            kind,
+            name: name.to_owned(),
+            version: String::new(),
+            contract: CONTRACT,
+            libtorch: LIBTORCH.to_owned(),
+        };
+        Self { spec: name.to_owned(), path: PathBuf::new(), sha256: String::new(), manifest }
+    }
+}
+
 /// A plugin of an open library.
 pub struct Opened<Plugin> {
     /// What it can make.
