@@ -3,16 +3,19 @@
 //! precision.
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use host::config::Algorithm;
+use host::config::Format;
+use host::config::{Experiment, Mode};
+use host::data::examples::Examples;
 use host::data::{Dataset, Split};
-use host::device::set_up;
-use host::experiment::{Experiment, Mode};
-use host::optimizer::{Algorithm, Optimizer, Settings};
 use host::plugin::library::open_sampler;
 use host::plugin::{Model, PluginSpec, Sampler, parse};
-use host::precision::Precision;
-use host::random::{Draws, Purpose};
-use host::store::{Examples, Format, ParticleStore};
+use host::torch::device::set_up;
+use host::torch::precision::Precision;
+use host::torch::random::{Draws, Purpose};
 use host::training::Training;
+use host::training::optimizer::{Optimizer, Settings};
+use host::training::store::ParticleStore;
 use langevin::{Langevin, Options};
 use plugin_api::tch::{Device, Kind, Tensor};
 use plugin_api::{Distribution, Random, RandomSource, Result, Sampler as _, Step, ThreatModel};
@@ -168,7 +171,7 @@ fn update(criterion: &mut Criterion) {
         let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
         let mut training =
-            Training::new(experiment, model, sampler, None, None, &dataset, Device::Cpu).expect("room");
+            Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu).expect("room");
         group.bench_function(name, |bench| {
             bench.iter(|| training.update(&points, &indices).expect("an update"))
         });

@@ -1,12 +1,12 @@
 //! The `host` program; everything it does is in the library.
 
 use clap::Parser;
-use host::cli::Arguments;
+use host::command::Arguments;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    host::device::set_up();
+    host::torch::device::set_up();
     let arguments = Arguments::parse();
     // A panic is a defect of ours, or libtorch's word that it cannot go on (memory, say): one
     // line either way.

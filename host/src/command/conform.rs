@@ -1,8 +1,9 @@
-use crate::cli::ConformArguments;
-use crate::console::say;
+use crate::command::arguments::ConformArguments;
 use crate::plugin::library::{self, File, Kind, Manifest};
 use crate::plugin::{PluginSpec, parse};
-use crate::{Error, Result, device};
+use crate::torch::device;
+use crate::util::console::say;
+use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
 use glob_match::glob_match;
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-use crate::cli::DataCommand;
-use crate::console::say;
+use crate::command::arguments::DataCommand;
+use crate::util::console::say;
 use crate::{Result, data};
 
 /// `host data`

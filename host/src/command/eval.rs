@@ -1,17 +1,24 @@
-use super::{set_threads, stop_on_signals};
-use crate::cli::{EvalArguments, style};
-use crate::console::{Style, say, warn};
+use super::stop_on_signals;
+use crate::command::arguments::{EvalArguments, style};
+use crate::config::Experiment;
+use crate::config::suite;
 use crate::data::Dataset;
-use crate::doubt::{self, Doubt};
-use crate::evaluation::{Evaluation, Evaluator, Findings, Order, confidence_interval};
-use crate::experiment::Experiment;
-use crate::journal::Journal;
+use crate::data::examples::Examples;
+use crate::evaluation::caveat;
+use crate::evaluation::evaluator::Evaluator;
+use crate::evaluation::journal::Journal;
+use crate::evaluation::verdict::Caveat;
+use crate::evaluation::verdict::{Evaluation, Findings, Order, confidence_interval};
 use crate::plugin::{Attack, Model, PluginSpec};
-use crate::progress::Progress;
-use crate::random::Purpose;
-use crate::run::{self, RunFolder, RunRecord, Versions};
-use crate::store::Examples;
-use crate::{Error, Result, data, device, files, suite, tensors};
+use crate::run;
+use crate::run::progress::Progress;
+use crate::run::{RunFolder, RunRecord, Versions};
+use crate::torch::device::set_threads;
+use crate::torch::random::Purpose;
+use crate::torch::{device, tensors};
+use crate::util::console::{Style, say, warn};
+use crate::util::files;
+use crate::{Error, Result, data};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -86,7 +93,7 @@ pub struct Subject {
     /// Its classifier.
     pub model: Model,
     /// What is not as it was recorded, which was allowed.
-    pub changes: Vec<Doubt>,
+    pub changes: Vec<Caveat>,
     progress: Progress,
 }
 
@@ -122,7 +129,7 @@ impl Bench {
         let mut changes = Vec::new();
         let mut on_change = |change: Error| match arguments.allow_changed {
             true => {
-                changes.push(Doubt::new("changed", change.first_line()));
+                changes.push(Caveat::new("changed", change.first_line()));
                 Ok(())
             }
             false => Err(change.note("run", path.display())),
@@ -148,7 +155,7 @@ impl Bench {
         &self,
         arguments: &EvalArguments,
         record: &RunRecord,
-    ) -> Result<(Vec<Attack>, Vec<Doubt>)> {
+    ) -> Result<(Vec<Attack>, Vec<Caveat>)> {
         let asked_for = !arguments.attacks.is_empty();
         let specs: Vec<PluginSpec> = match &arguments.suite {
             Some(suite) => suite::attacks(suite)?,
@@ -164,7 +171,7 @@ impl Bench {
                 Err(why) => {
                     let why = why.to_string();
                     let why = why.lines().next().unwrap_or_default();
-                    left_out.push(Doubt::new("left-out", format!("{spec} is left out: {why}")));
+                    left_out.push(Caveat::new("left-out", format!("{spec} is left out: {why}")));
                 }
             }
         }
@@ -229,12 +236,12 @@ impl Bench {
 }
 
 /// Looks at the model that is judged, and at the one that examples are made on.
-pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt>> {
+pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
     let some = Tensor::from_slice(&points[..points.len().min(LOOKED_AT)]).to_device(evaluator.device);
     let (images, labels) = evaluator.examples.batch(&some);
-    let mut doubts = doubt::of_model(evaluator.source, &images, &labels)?;
+    let mut doubts = caveat::of_model(evaluator.source, &images, &labels)?;
     if !std::ptr::eq(evaluator.source, evaluator.model) {
-        let of_judged = doubt::of_model(evaluator.model, &images, &labels)?;
+        let of_judged = caveat::of_model(evaluator.model, &images, &labels)?;
         // Only examples need gradients.
         add_new(&mut doubts, of_judged.into_iter().filter(|doubt| doubt.name != "vanishing-gradients"));
     }
@@ -242,7 +249,7 @@ pub fn look_at_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Doubt
 }
 
 /// Adds those of another model that are not the same as this one's.
-fn add_new(doubts: &mut Vec<Doubt>, others: impl IntoIterator<Item = Doubt>) {
+fn add_new(doubts: &mut Vec<Caveat>, others: impl IntoIterator<Item = Caveat>) {
     for doubt in others {
         if !doubts.contains(&doubt) {
             doubts.push(doubt);
@@ -284,8 +291,8 @@ fn settings(
 }
 
 /// Warns of every doubt, and of where to read on.
-pub fn tell(doubts: &[Doubt]) {
-    for Doubt { name, finding } in doubts {
+pub fn tell(doubts: &[Caveat]) {
+    for Caveat { name, finding } in doubts {
         warn(format_args!("{finding} (docs/evaluation.md, section {name})"));
     }
 }

@@ -1,7 +1,7 @@
-use crate::cli::InspectArguments;
-use crate::console::say;
+use crate::command::arguments::InspectArguments;
 use crate::plugin::library::{self, Kind, Manifest};
 use crate::plugin::parse;
+use crate::util::console::say;
 use crate::{Error, Result};
 use plugin_api::abi::Description;
 use serde_json::{Value, json};

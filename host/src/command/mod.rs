@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+pub(crate) mod arguments;
 mod conform;
 mod data;
 mod eval;
@@ -11,9 +12,9 @@ mod sweep;
 mod train;
 mod transfer;
 
-use crate::cli::Command;
-use crate::console::warn;
 use crate::{Error, INTERRUPTED, Result};
+pub use arguments::Arguments;
+use arguments::Command;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
@@ -38,26 +39,6 @@ pub fn run(command: &Command) -> Result<u8> {
         Command::New(arguments) => new::run(arguments),
         Command::Data(command) => data::run(command),
     }
-}
-
-const MOST_THREADS: usize = 1024;
-
-/// Sets the threads of libtorch and of random numbers; all cores unless a number is given.
-fn set_threads(threads: Option<usize>) -> Result<usize> {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let threads = threads.unwrap_or(cores);
-    if !(1..=MOST_THREADS).contains(&threads) {
-        return Err(Error::new(format!(
-            "threads: expected at least 1 and at most {MOST_THREADS}, got {threads}"
-        )));
-    }
-    if threads > cores {
-        warn(format_args!("{threads} threads on {cores} cores get into one another's way"));
-    }
-    tch::set_num_threads(threads as i32);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|why| Error::new(format!("cannot start {threads} threads: {why}")))?;
-    Ok(threads)
 }
 
 /// Within this time of the first, a signal tells the same wish again: a shell or a job manager

@@ -1,6 +1,7 @@
-use crate::cli::{NewArguments, NewKind};
-use crate::console::say;
-use crate::{Error, Result, files};
+use crate::command::arguments::{NewArguments, NewKind};
+use crate::util::console::say;
+use crate::util::files;
+use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 

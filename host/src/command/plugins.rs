@@ -1,7 +1,7 @@
 use crate::Result;
-use crate::cli::PluginsArguments;
-use crate::console::say;
+use crate::command::arguments::PluginsArguments;
 use crate::plugin::library::installed;
+use crate::util::console::say;
 use serde_json::json;
 
 /// `host plugins`

@@ -1,9 +1,11 @@
-use super::set_threads;
-use crate::cli::ReportArguments;
-use crate::console::say;
+use crate::command::arguments::ReportArguments;
+use crate::report;
+use crate::report::Report;
 use crate::report::collect::Collector;
-use crate::report::{self, Report};
-use crate::{Error, Result, files};
+use crate::torch::device::set_threads;
+use crate::util::console::say;
+use crate::util::files;
+use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 

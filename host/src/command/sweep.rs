@@ -1,19 +1,23 @@
 use super::stop_on_signals;
-use super::train::make_sampler;
-use crate::cli::SweepArguments;
-use crate::console::{say, warn};
-use crate::data::{self, Dataset};
-use crate::evaluation::check_points;
-use crate::experiment::{Experiment, Select};
+use crate::command::arguments::SweepArguments;
+use crate::config::suite;
+use crate::config::{Experiment, Select};
+use crate::data;
+use crate::data::Dataset;
+use crate::evaluation::evaluator::check_points;
 use crate::plugin::{Attack, Model};
-use crate::progress::{EpochMetrics, is_trained};
 use crate::run::RunFolder;
+use crate::run::checkpoint;
+use crate::run::progress::{EpochMetrics, is_trained};
 use crate::sweep::axis::text;
 use crate::sweep::summary::{Evaluated, Row, Status, Summary};
 use crate::sweep::{Setting, Sweep, short};
-use crate::trace::Trace;
-use crate::training::{self, split};
-use crate::{Error, INTERRUPTED, Result, checkpoint, files, store, suite};
+use crate::training::Trace;
+use crate::training::setup::{check as check_run, make_sampler, split};
+use crate::training::store;
+use crate::util::console::{say, warn};
+use crate::util::files;
+use crate::{Error, INTERRUPTED, Result};
 use comfy_table::{Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -114,7 +118,7 @@ fn check(sweep: &Sweep) -> Result<()> {
             }
             let sampler = experiment.sampler.0.as_ref();
             let sampler = sampler.map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
-            training::check(experiment, dataset, sampler.as_ref())?;
+            check_run(experiment, dataset, sampler.as_ref())?;
             if let Some(probe) = &experiment.train.probe {
                 Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
             }

@@ -1,9 +1,9 @@
 use super::eval::{Bench, Subject, look_at_models, points_name, tell, wanted_points};
 use super::stop_on_signals;
-use crate::cli::EvalArguments;
-use crate::console::{Style, say};
-use crate::doubt::Doubt;
-use crate::journal::Journal;
+use crate::command::arguments::EvalArguments;
+use crate::evaluation::journal::Journal;
+use crate::evaluation::verdict::Caveat;
+use crate::util::console::{Style, say};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
@@ -64,7 +64,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
             let changes = target.changes.iter().filter(|_| std::ptr::eq(source, target));
             for doubt in changes.chain(&found).chain(&evaluation.doubts) {
                 let finding = format!("{}: {}", path.display(), doubt.finding);
-                doubts.push(Doubt { finding, name: doubt.name.clone() });
+                doubts.push(Caveat { finding, name: doubt.name.clone() });
             }
             row.push(evaluation);
         }

@@ -1,7 +1,8 @@
 //! Getting the original files of a data set, from the first source that has them.
 
 use super::{DataFile, KNOWN_CLASSES, Layout, NAMES, cifar, idx, md5};
-use crate::{Error, Result, files};
+use crate::util::files;
+use crate::{Error, Result};
 use flate2::read::GzDecoder;
 use std::fmt;
 use std::fs;

@@ -5,7 +5,8 @@
 //! All images are of one size. If all are grey they have one channel, else all have three.
 
 use super::{Dataset, Split, md5};
-use crate::{Error, Result, files};
+use crate::util::files;
+use crate::{Error, Result};
 use image::{ColorType, DynamicImage, ImageDecoder, ImageReader};
 use std::collections::BTreeMap;
 use std::fs;

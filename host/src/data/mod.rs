@@ -2,13 +2,15 @@
 //! one of them (IDX files, or the binary version of CIFAR-10), or a tree of image files.
 
 mod cifar;
+pub mod examples;
 mod fetch;
 mod idx;
 mod images;
 
 pub use fetch::fetch;
 
-use crate::{Error, Result, files};
+use crate::util::files;
+use crate::{Error, Result};
 use md5::{Digest, Md5};
 use plugin_api::Task;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 use super::library::{self, Kind, Opened, open_attack};
 use super::{Model, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
-use crate::random::Draws;
-use crate::watch::Watch;
+use crate::torch::finite::FiniteCheck;
+use crate::torch::random::Draws;
 use crate::{Error, Result};
 use plugin_api::abi::AttackInstance;
 use plugin_api::losses::{self, cross_entropy};
@@ -136,7 +136,7 @@ fn run_sampler(
     threat: ThreatModel,
     draws: &Draws,
 ) -> Result<Tensor> {
-    let mut watch = Watch::new("step", natural.device());
+    let mut watch = FiniteCheck::new("step", natural.device());
     let mut visit = Visit {
         natural,
         labels,

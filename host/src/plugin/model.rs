@@ -1,10 +1,13 @@
 use super::library::{Opened, open_model};
 use super::{PluginSpec, Record, call, check_like};
-use crate::precision::Precision;
+use crate::torch::precision::Precision;
 use crate::{Error, Result};
 use plugin_api::Task;
-use plugin_api::abi::ModelInstance;
+use plugin_api::abi::{ModelInstance, ModelPlugin};
+use plugin_api::losses;
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use tch::{Device, Kind, Tensor};
 
 /// A model plugin, built: the host's side of it.
@@ -17,6 +20,10 @@ pub struct Model {
     pub train_differs: bool,
     /// Which it is.
     pub record: Record,
+    /// Forward passes of single images.
+    forwards: Cell<u64>,
+    /// Backward passes of single images.
+    backwards: Cell<u64>,
 }
 
 /// Images that a thread is given at a time on a CPU where no graph is kept: each layer then finds
@@ -48,6 +55,17 @@ impl Model {
     /// train.
     pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
         let Opened { plugin, record } = open_model(spec)?;
+        Self::make(&plugin, record, spec, task, device, seed)
+    }
+
+    fn make(
+        plugin: &ModelPlugin,
+        record: Record,
+        spec: &PluginSpec,
+        task: Task,
+        device: Device,
+        seed: i64,
+    ) -> Result<Self> {
         if spec.steps().is_some() {
             return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
         }
@@ -76,7 +94,8 @@ impl Model {
         lay_channels_last(&state)?;
         let declaration = instance.declaration().map_err(|error| refused(error.to_string()))?;
         let train_differs = declaration.train_differs.unwrap_or(true);
-        let model = Self { instance, name, classes, state, train_differs, record };
+        let (forwards, backwards) = (Cell::new(0), Cell::new(0));
+        let model = Self { instance, name, classes, state, train_differs, record, forwards, backwards };
         if model.trainable().is_empty() {
             return Err(spec.error(format!("{}: the model has no parameter that can be trained", model.name)));
         }
@@ -87,6 +106,16 @@ impl Model {
             spec.error(error).note("images", format!("{channels}x{height}x{width}, {classes} classes"))
         })?;
         Ok(model)
+    }
+
+    /// The model of this name that is linked into the program.
+    #[cfg(test)]
+    pub fn linked(name: &str, task: Task) -> Self {
+        let mut models = plugin_api::abi::linked().models.into_iter();
+        let plugin = models.find(|model| model.name == name).expect("a linked model");
+        let spec = name.parse().expect("a spec");
+        let record = Record::linked(super::library::Kind::Model, name);
+        Self::make(&plugin, record, &spec, task, Device::Cpu, 0).expect("a model")
     }
 
     /// Logits `[N, classes]` with a graph, of images `[N, C, H, W]`.
@@ -131,8 +160,68 @@ impl Model {
 
     fn checked(&self, images: &Tensor, logits: Result<Tensor>) -> Result<Tensor> {
         let logits = logits?;
+        self.forwards.set(self.forwards.get() + images.size()[0] as u64);
         check_like(&self.name, "forward", &logits, &[images.size()[0], self.classes], images)?;
         Ok(logits)
+    }
+
+    /// The gradient of a scalar loss, formed from logits of this model at `leaf` (`[N, C, H, W]`),
+    /// towards `leaf`.
+    ///
+    /// # Errors
+    /// If the loss does not depend on it.
+    pub fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
+        self.count_backward(leaf.size()[0]);
+        losses::gradient(loss, leaf, false).map_err(|why| self.without_gradient("images", why))
+    }
+
+    /// The gradients of a scalar loss, formed from logits of `rows` images, towards parameters; one is
+    /// undefined where the loss does not depend on the parameter.
+    ///
+    /// # Errors
+    /// If the loss depends on none.
+    pub fn parameter_gradients(
+        &self,
+        loss: &Tensor,
+        parameters: &[Tensor],
+        rows: i64,
+    ) -> Result<Vec<Tensor>> {
+        self.count_backward(rows);
+        losses::gradients(loss, parameters, false).map_err(|why| self.without_gradient("parameters", why))
+    }
+
+    /// The gradients of a scalar loss towards parameters and towards `leaf` (`[N, C, H, W]`), by one
+    /// backward.
+    ///
+    /// # Errors
+    /// If the loss does not depend on `leaf`.
+    pub fn both_gradients(
+        &self,
+        loss: &Tensor,
+        parameters: &[Tensor],
+        leaf: &Tensor,
+    ) -> Result<(Vec<Tensor>, Tensor)> {
+        self.count_backward(leaf.size()[0]);
+        let mut inputs: Vec<_> = parameters.iter().map(Tensor::shallow_clone).collect();
+        inputs.push(leaf.shallow_clone());
+        let mut gradients = losses::gradients(loss, &inputs, false)
+            .map_err(|why| self.without_gradient("images and parameters", why))?;
+        let towards_leaf = gradients.pop().filter(Tensor::defined);
+        let missing = || self.without_gradient("images", "the logits do not depend on them");
+        Ok((gradients, towards_leaf.ok_or_else(missing)?))
+    }
+
+    fn without_gradient(&self, inputs: &str, why: impl Display) -> Error {
+        Error::new(format!("model {} has no gradient towards its {inputs}: {why}", self.name)).on_the_way()
+    }
+
+    fn count_backward(&self, rows: i64) {
+        self.backwards.set(self.backwards.get() + rows as u64);
+    }
+
+    /// Forward and backward passes of single images so far.
+    pub fn passes(&self) -> (u64, u64) {
+        (self.forwards.get(), self.backwards.get())
     }
 
     /// Number of classes.

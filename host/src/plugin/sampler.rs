@@ -1,9 +1,9 @@
 use super::library::{Opened, open_sampler};
 use super::{PluginSpec, Record, call, check_like};
-use crate::random::Draws;
-use crate::watch::Watch;
+use crate::torch::finite::FiniteCheck;
+use crate::torch::random::Draws;
 use crate::{Error, Result};
-use plugin_api::abi::{SamplerDeclaration, SamplerInstance};
+use plugin_api::abi::{SamplerDeclaration, SamplerInstance, SamplerPlugin};
 use plugin_api::walk::{Call, Method, Visit, Walk};
 use plugin_api::{Next, Projection, Random, Start, ThreatModel};
 use tch::Tensor;
@@ -39,6 +39,20 @@ impl Sampler {
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
         let Opened { plugin, record } = open_sampler(spec)?;
+        Self::of_plugin(&plugin, record, spec)
+    }
+
+    /// The sampler linked into the program that `spec` names (`plugin=NAME`).
+    #[cfg(test)]
+    pub fn linked(spec: &PluginSpec) -> Self {
+        let name = spec.name.as_deref().expect("a name");
+        let mut samplers = plugin_api::abi::linked().samplers.into_iter();
+        let plugin = samplers.find(|sampler| sampler.name == name).expect("a linked sampler");
+        Self::of_plugin(&plugin, Record::linked(super::library::Kind::Sampler, name), spec)
+            .expect("a sampler")
+    }
+
+    fn of_plugin(plugin: &SamplerPlugin, record: Record, spec: &PluginSpec) -> Result<Self> {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();
@@ -81,7 +95,7 @@ impl Sampler {
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
-    pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut Watch) -> Result<Next> {
+    pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut FiniteCheck) -> Result<Next> {
         let draws = draws.step(due.number + 1);
         let next = call(&self.name, due.method.name(), || due.make(&draws))?;
         let Visit { threat, natural, ref particles, .. } = *due.visit;
@@ -107,7 +121,7 @@ impl Sampler {
         number: usize,
         at: (&Tensor, &Tensor),
         draws: &Draws,
-        watch: &mut Watch,
+        watch: &mut FiniteCheck,
     ) -> Result<()> {
         self.walk().step(visit, number, at, |call| self.perform(call, draws, watch))
     }
@@ -122,7 +136,13 @@ impl Sampler {
     ///
     /// # Errors
     /// If the plugin fails or returns something else.
-    pub fn finish(&self, visit: &mut Visit, loss: &Tensor, draws: &Draws, watch: &mut Watch) -> Result<()> {
+    pub fn finish(
+        &self,
+        visit: &mut Visit,
+        loss: &Tensor,
+        draws: &Draws,
+        watch: &mut FiniteCheck,
+    ) -> Result<()> {
         self.walk().finish(visit, loss, |call| self.perform(call, draws, watch))
     }
 

@@ -1,4 +1,4 @@
-use crate::random::MOST_STEPS;
+use crate::torch::random::MOST_STEPS;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};

@@ -1,15 +1,22 @@
 //! What runs and sweeps left behind, read for a report.
 
-use crate::data::{self, Dataset};
-use crate::doubt::Doubt;
-use crate::evaluation::Evaluation;
-use crate::experiment::Select;
+use crate::config::Select;
+use crate::data;
+use crate::data::Dataset;
+use crate::data::examples::{Examples, repeat_rows};
+use crate::evaluation::verdict::Caveat;
+use crate::evaluation::verdict::Evaluation;
 use crate::plugin::{Model, Record};
-use crate::progress::{EpochMetrics, Progress, TracePoint, is_trained};
-use crate::run::{self, RunFolder, RunRecord, Versions};
-use crate::store::{Examples, ParticleStore, repeat_rows};
+use crate::run;
+use crate::run::checkpoint;
+use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
+use crate::run::{RunFolder, RunRecord, Versions};
 use crate::sweep::summary::{self, Row, Status};
-use crate::{Error, Result, checkpoint, files, sweep, tensors, training};
+use crate::torch::tensors;
+use crate::training::setup::split;
+use crate::training::store::ParticleStore;
+use crate::util::files;
+use crate::{Error, Result, sweep};
 use plugin_api::{Norm, ThreatModel};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -185,7 +192,7 @@ pub struct SummaryRow {
     pub reason: Option<String>,
     /// Why its evaluations may not be trusted.
     #[serde(default)]
-    pub doubts: Vec<Doubt>,
+    pub doubts: Vec<Caveat>,
     /// What its training looked like in the end, if it looked wrong.
     #[serde(default)]
     pub alarms: Vec<String>,
@@ -396,7 +403,7 @@ impl<'a> Collector<'a> {
         // Chains that begin anew at every visit leave none.
         let Some(saved) = saved.groups.remove("particles") else { return Ok(None) };
         let dataset = self.dataset(&run.record)?;
-        let (points, _) = training::split(experiment, &dataset)?;
+        let (points, _) = split(experiment, &dataset)?;
         let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
         let (format, threat) = (experiment.train.store, experiment.training_threat());
         let mut store = ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
@@ -741,8 +748,9 @@ fn distances(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Format;
     use crate::data::Split;
-    use crate::store::{Format, Stored};
+    use crate::training::store::Stored;
 
     #[test]
     fn each_class_is_shown_before_any_is_shown_twice() {

@@ -1,6 +1,6 @@
 //! The figures that the paper prints, and the runs that they belong beside.
 
-use crate::objective::Objective;
+use crate::config::Objective;
 use crate::plugin::PluginSpec;
 use crate::run::RunRecord;
 use plugin_api::Norm;

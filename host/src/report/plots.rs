@@ -7,8 +7,8 @@ mod sweep;
 
 use super::collect::{BARS, Distances, Run};
 use crate::Result;
-use crate::objective::Objective;
-use crate::progress::TracePoint;
+use crate::config::Objective;
+use crate::run::progress::TracePoint;
 use chart::*;
 use plotters::prelude::*;
 use plugin_api::ThreatModel;
@@ -35,10 +35,11 @@ pub struct Figure {
 /// Training, epoch by epoch; none if fewer than two are finished.
 pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
     let [_, .., last] = run.epochs.as_slice() else { return Ok(None) };
-    let over_epochs = |name: &str, value: &dyn Fn(&crate::progress::EpochMetrics) -> Option<f64>| Series {
-        name: name.to_owned(),
-        points: run.epochs.iter().filter_map(|epoch| Some((epoch.epoch as f64, value(epoch)?))).collect(),
-    };
+    let over_epochs =
+        |name: &str, value: &dyn Fn(&crate::run::progress::EpochMetrics) -> Option<f64>| Series {
+            name: name.to_owned(),
+            points: run.epochs.iter().filter_map(|epoch| Some((epoch.epoch as f64, value(epoch)?))).collect(),
+        };
     let panel = |y: Axis<'static>, mut series: Vec<Series>| {
         series.retain(|series| !series.points.is_empty());
         Panel { x: Axis { title: "epoch", scale: Scale::Whole }, y, series }

@@ -2,15 +2,15 @@
 
 use super::collect::{Evaluated, Part, Run, Summary, SummaryRow, Sweep, shell_words};
 use super::paper::{self, Column};
-use crate::doubt::Doubt;
-use crate::evaluation::{Order, confidence_interval};
-use crate::experiment::{Experiment, Mode, Select};
-use crate::objective::Objective;
+use crate::config::Objective;
+use crate::config::{Experiment, Mode, Select};
+use crate::evaluation::verdict::Caveat;
+use crate::evaluation::verdict::{Order, confidence_interval};
 use crate::plugin::{PluginSpec, Record};
-use crate::precision::Precision;
-use crate::progress::EpochMetrics;
+use crate::run::progress::EpochMetrics;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SECONDS, csv, is_shown, title};
 use crate::sweep::{axis, short};
+use crate::torch::precision::Precision;
 use plugin_api::Norm;
 use serde_json::Value;
 use std::fmt::Write;
@@ -349,7 +349,7 @@ fn measured(table: &mut Table, run: &Run, best: Option<(&Evaluated, f64, usize)>
     let Some((evaluation, share, count)) = best else { return empty() };
     let mut cell: Cell = Content::Share(share, Some(evaluation.result.points)).into();
     for doubt in &evaluation.result.doubts {
-        cell.notes.push(table.note(&format!("Doubt ({}): {}.", doubt.name, doubt.finding)));
+        cell.notes.push(table.note(&format!("Caveat ({}): {}.", doubt.name, doubt.finding)));
     }
     if count > 1 {
         let note = "Measured several times (all of them are below): shown is that of the newest weights, of these the one \
@@ -484,7 +484,7 @@ pub fn evaluations(runs: &[Run]) -> Table {
                     name.notes.push(table.note(&format!("Examples made on {}.", source.display())));
                 }
                 for doubt in &result.doubts {
-                    name.notes.push(table.note(&format!("Doubt ({}): {}.", doubt.name, doubt.finding)));
+                    name.notes.push(table.note(&format!("Caveat ({}): {}.", doubt.name, doubt.finding)));
                 }
                 table.add(vec![
                     text(&run.name),
@@ -614,8 +614,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
         if let Some(reason) = &row.reason {
             status.notes.push(tables[0].note(&format!("{}: {reason}.", row.run)));
         }
-        for Doubt { name, finding } in &row.doubts {
-            status.notes.push(tables[0].note(&format!("Doubt ({name}): {finding}.")));
+        for Caveat { name, finding } in &row.doubts {
+            status.notes.push(tables[0].note(&format!("Caveat ({name}): {finding}.")));
         }
         status.notes.dedup();
         cells.push(status);
@@ -634,8 +634,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Vec<Table> {
             let mut finished = text(format!("{} of {}", group.finished, group.runs));
             let of_group =
                 |row: &&SummaryRow| keys.iter().all(|key| row.settings.get(key) == group.settings.get(key));
-            for Doubt { name, finding } in runs.iter().filter(of_group).flat_map(|row| &row.doubts) {
-                finished.notes.push(table.note(&format!("Doubt ({name}): {finding}.")));
+            for Caveat { name, finding } in runs.iter().filter(of_group).flat_map(|row| &row.doubts) {
+                finished.notes.push(table.note(&format!("Caveat ({name}): {finding}.")));
             }
             finished.notes.dedup();
             cells.push(finished);

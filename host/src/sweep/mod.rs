@@ -6,10 +6,10 @@
 pub mod axis;
 pub mod summary;
 
-use crate::experiment::{Experiment, from_table, origin, parse_toml};
-use crate::plugin::PluginSpec;
-use crate::random::{Purpose, step_of_name, uniform};
-use crate::{Error, Result, files};
+use crate::config::{self, Experiment, Role, from_table, one_line, origin, parse_toml};
+use crate::torch::random::{Purpose, step_of_name, uniform};
+use crate::util::files;
+use crate::{Error, Result};
 use axis::{Axis, Choice, MOST, text};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -18,9 +18,6 @@ use std::path::Path;
 use std::str::FromStr;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
-
-/// Keys whose values are plugins: what follows them in an axis's key is an option.
-const PLUGINS: [&str; 3] = ["model", "sampler", "train.probe"];
 
 const SEED: &str = "train.seed";
 
@@ -291,8 +288,7 @@ struct Template {
 
 impl Template {
     fn new(experiment: Experiment) -> Result<Self> {
-        let table = Table::try_from(&experiment).map_err(Error::new)?;
-        Ok(Self { experiment, table })
+        Ok(Self { table: experiment.table()?, experiment })
     }
 
     /// Refuses values that no run can have.
@@ -302,7 +298,7 @@ impl Template {
             if option_of(&axis.key).is_none() {
                 let mut table = self.table.clone();
                 place(&mut table, &axis.key, &value);
-                Experiment::deserialize(table).map_err(|why| refused(&why.message().replace('\n', "; ")))?;
+                Experiment::deserialize(table).map_err(|why| refused(&one_line(&why)))?;
             } else if matches!(value, Value::Array(_) | Value::Table(_) | Value::Datetime(_)) {
                 let expected = "a plugin's option takes a number, a string, true or false";
                 return Err(refused(&format!("{expected}; got {}", value.type_str())));
@@ -332,30 +328,18 @@ impl Template {
                 .map_err(|why| with_name(Error::new(format!("{}: {}: {why}", choice.origin, axis.key))))?;
             place(&mut table, plugin, &Value::String(with_option));
         }
-        let mut experiment = Experiment::deserialize(table)
-            .map_err(|why| with_name(Error::new(why.message().replace('\n', "; "))))?;
+        let mut experiment =
+            Experiment::deserialize(table).map_err(|why| with_name(Error::new(one_line(&why))))?;
         if let Some(file) = &mut experiment.train.store_file {
             file.as_mut_os_string().push(format!(".{name}"));
         }
-        let base = &self.experiment;
-        let named_by = |plugin: &str, spec: &PluginSpec, base: Option<&PluginSpec>| {
+        for (role, spec) in experiment.plugins_mut() {
             let names = |(axis, _): &&(&Axis, &Choice)| {
-                let rest = axis.key.strip_prefix(plugin);
+                let rest = axis.key.strip_prefix(role.key());
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             let choice = keys.iter().chain(&options).rfind(names).map(|(_, choice)| choice.origin.clone());
-            let unchanged = base.filter(|base| base.to_string() == spec.to_string());
-            choice.or(unchanged.and_then(|base| base.origin.clone()))
-        };
-        experiment.model.origin = named_by("model", &experiment.model, Some(&base.model));
-        if let Some(sampler) = &mut experiment.sampler.0 {
-            sampler.origin = named_by("sampler", sampler, base.sampler.0.as_ref());
-        }
-        if let Some(probe) = &mut experiment.train.probe {
-            probe.origin = named_by("train.probe", probe, base.train.probe.as_ref());
-        }
-        for (number, attack) in experiment.eval.attacks.iter_mut().enumerate() {
-            attack.origin = named_by("eval.attacks", attack, base.eval.attacks.get(number));
+            spec.origin = choice.or_else(|| self.experiment.origin_of(role, spec));
         }
         experiment.validate().map_err(|error| {
             let message = error.to_string();
@@ -374,28 +358,15 @@ impl Template {
 
 /// The plugin and the option that a key means, if it means one.
 fn option_of(key: &str) -> Option<(&'static str, &str)> {
-    PLUGINS.into_iter().find_map(|plugin| Some((plugin, key.strip_prefix(plugin)?.strip_prefix('.')?)))
+    let plugins = Role::ALL.into_iter().filter(|role| role.is_single()).map(Role::key);
+    plugins.into_iter().find_map(|plugin| Some((plugin, key.strip_prefix(plugin)?.strip_prefix('.')?)))
 }
 
-/// Sets the value at a dotted key; a table is merged into the one that is there.
+/// Sets the value of an axis.
 fn place(table: &mut Table, key: &str, value: &Value) {
-    if let (WHOLE, Value::Table(new)) = (key, value) {
-        return new.iter().for_each(|(key, value)| place(table, key, value));
-    }
-    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
-    let slot = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
-    match (rest, slot, value) {
-        (Some(rest), Value::Table(inner), _) => place(inner, rest, value),
-        (None, Value::Table(inner), Value::Table(new)) => {
-            new.iter().for_each(|(key, value)| place(inner, key, value));
-        }
-        (None, slot, _) => *slot = value.clone(),
-        // A key below something that is no table: the experiment refuses it by its type.
-        (Some(rest), slot, _) => {
-            let mut inner = Table::new();
-            place(&mut inner, rest, value);
-            *slot = Value::Table(inner);
-        }
+    match (key, value) {
+        (WHOLE, Value::Table(keys)) => keys.iter().for_each(|(key, value)| config::place(table, key, value)),
+        _ => config::place(table, key, value),
     }
 }
 
@@ -686,7 +657,7 @@ mod tests {
         let text = "[train]\nstore_file = \"p\"\n[sweep.axes]\ntrain.momentum = [0.0, 0.1]\n";
         let settings = sweep(text).expect("a sweep").settings;
         let files = settings.iter().filter_map(|setting| setting.experiment.train.store_file.as_deref());
-        let all: Vec<_> = files.flat_map(crate::store::files).collect();
+        let all: Vec<_> = files.flat_map(crate::training::store::files).collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "no file of one run is another's");
     }
 

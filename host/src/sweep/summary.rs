@@ -2,7 +2,8 @@
 
 use super::axis::text;
 use super::{SEED, Sweep, short};
-use crate::progress::{self, EpochMetrics};
+use crate::run::progress;
+use crate::run::progress::EpochMetrics;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -1,0 +1,499 @@
+//! The command line.
+
+use crate::Result;
+use crate::config::{DEFAULT_RECIPE, DataFlags, Experiment, PluginFlags, ThreatFlags, TrainFlags, recipe};
+use crate::plugin::PluginSpec;
+use crate::sweep::Task;
+use crate::util::console::Style;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use plugin_api::LIBTORCH;
+use plugin_api::manifest::CONTRACT;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (contract {CONTRACT}, libtorch {LIBTORCH})", env!("CARGO_PKG_VERSION")));
+
+const ABOUT: &str = "Distributionally robust training with plugins";
+
+const LONG_ABOUT: &str = "\
+Trains classifiers against adversarial distributions, and evaluates their robustness.
+
+Models, samplers and attacks are plugins: shared libraries that are loaded at run time. A plugin
+is written FILE[,option=value]… everywhere, for example
+
+    host train --model cnn.so,arch=B --sampler langevin.so,step_size=0.2,noise=0.2
+    host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
+    host inspect langevin.so
+
+The `lib` in front of a FILE may be left out. A FILE without a folder is searched in the working
+directory, next to this program, and in the folders of DRO_PLUGIN_PATH. Every sampler has an
+option `steps`, and can be used as an attack. If a library holds several plugins of a kind,
+`plugin=NAME` chooses one.
+
+A plugin is native code and runs with your rights: load only what you trust.";
+
+/// The program's arguments.
+#[derive(Debug, Parser)]
+#[command(name = "host", version = VERSION.as_str(), about = ABOUT, long_about = LONG_ABOUT)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a classifier against a sampler's adversarial distribution
+    #[command(allow_negative_numbers = true)]
+    Train(Box<TrainArguments>),
+    /// Measure the robust accuracy of a trained classifier
+    Eval(EvalArguments),
+    /// Train and evaluate many experiments from one file
+    Sweep(SweepArguments),
+    /// Write a page, tables and figures about runs and sweeps
+    Report(ReportArguments),
+    /// Show the plugins of a library, their options, defaults and help
+    Inspect(InspectArguments),
+    /// Run the conformance checks, which every plugin must pass, on the plugins of a library
+    Conform(ConformArguments),
+    /// List the plugins in the folders that are searched, and whether this host can load them
+    Plugins(PluginsArguments),
+    /// Write the crate of a new plugin, ready to build
+    New(NewArguments),
+    /// Fetch data sets, or list the known ones
+    #[command(
+        subcommand,
+        after_help = "Besides these, --data takes a folder of one's own: IDX files named as MNIST's, the binary version
+of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or val/CLASS)."
+    )]
+    Data(DataCommand),
+}
+
+/// `host train`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --config and --recipe, host train runs the recipe `demo` (examples/mnist-demo.toml): MNIST,
+architecture B, linf 0.3, free adversarial training (mode fused) with 5 replays of each minibatch and a
+Langevin particle per sample, in a ball of 1.2 epsilon, two epochs. Flags override the recipe or the
+file, and nothing else. Algorithm 1 of the paper is `--recipe algorithm-1`. A key that a file leaves out
+has the default of docs/training.md.
+
+Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it had
+never been stopped."
+)]
+pub struct TrainArguments {
+    /// Experiment file (TOML); flags override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Experiment that the program brings along, by its name; `list` shows them
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub recipe: Option<String>,
+    /// Folder for the run [default: runs/ and the time]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Continue the run in this folder from its last checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe", "out", "PluginFlags", "DataFlags", "ThreatFlags", "TrainFlags"])]
+    pub resume: Option<PathBuf>,
+    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as recorded]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_folder: Option<PathBuf>,
+    /// With --resume: continue even if a plugin or the data differ from those recorded
+    #[arg(long, requires = "resume")]
+    pub allow_changed: bool,
+    /// What the run overrides
+    #[command(flatten)]
+    pub experiment: ExperimentFlags,
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags that override the recipe or the experiment file.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct ExperimentFlags {
+    #[command(flatten)]
+    #[serde(flatten)]
+    plugins: PluginFlags,
+    #[command(flatten)]
+    data: DataFlags,
+    #[command(flatten)]
+    threat: ThreatFlags,
+    #[command(flatten)]
+    train: TrainFlags,
+}
+
+impl TrainArguments {
+    /// The experiment: that of the file or recipe, with the flags laid over it.
+    ///
+    /// # Errors
+    /// If the file, the recipe or a value is not valid.
+    pub fn experiment(&self) -> Result<Experiment> {
+        let base = match &self.config {
+            Some(file) => Experiment::read(file)?,
+            None => recipe(self.recipe.as_deref().unwrap_or(DEFAULT_RECIPE))?,
+        };
+        let mut experiment = base.with(&self.experiment)?;
+        if let Some(folder) = &self.data_folder {
+            experiment.data.folder.clone_from(folder);
+        }
+        experiment.validate()?;
+        Ok(experiment)
+    }
+}
+
+/// `host eval`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With --attack, each attack is judged on its own. With --suite, attacks run in order on the points
+that still stand. A point that the model misclassifies anyway counts as fooled and is not
+attacked, nor is a point that an earlier restart fooled. A sampler's verdict is that of its final
+iterate. Verdicts of every point are added to RUN/eval.json.
+
+An evaluation that was interrupted goes on where it was when the same command is given again.
+docs/evaluation.md explains the warnings."
+)]
+pub struct EvalArguments {
+    /// Folder of the run; several with --transfer
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Attack or sampler plugin; may be repeated [default: those of the run's config]
+    #[arg(long = "attack", value_name = "PLUGIN")]
+    pub attacks: Vec<PluginSpec>,
+    /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
+    pub suite: Option<String>,
+    /// Make the examples on this other run's model (with attacks that do not stop once they fooled it:
+    /// samplers, or apgd.so,keep_climbing=true)
+    #[arg(long, value_name = "RUN", conflicts_with = "transfer")]
+    pub source: Option<PathBuf>,
+    /// Attack every run with examples made on every run, and print the matrix
+    #[arg(long)]
+    pub transfer: bool,
+    /// A random subset of the points, the same for every run and seed [default: as many as the run's
+    /// config says, else all; with --validation all]
+    #[arg(long, value_name = "N")]
+    pub points: Option<usize>,
+    /// Evaluate on the training points that the run held out, to choose among runs without a look at
+    /// the test set
+    #[arg(long)]
+    pub validation: bool,
+    /// Times each attack runs with new random numbers; the worst case counts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub restarts: Option<u16>,
+    /// Examples per forward pass
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub batch: Option<usize>,
+    /// Seed of the attacks [default: the run's]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
+    #[arg(long, conflicts_with = "transfer")]
+    pub save_examples: bool,
+    /// End with exit code 1 if there is reason to doubt the verdict
+    #[arg(long)]
+    pub strict: bool,
+    /// Where named data sets lie [default: as in the run]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_folder: Option<PathBuf>,
+    /// cpu, cuda or cuda:N [default: as in the run]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Threads of libtorch [default: as in the run]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Go on even if a plugin or the data are not those recorded
+    #[arg(long)]
+    pub allow_changed: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host sweep`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file is an experiment file with a table [sweep], which lists the options that vary. Every run
+has its own folder. `host train` and `host eval` run in processes of their own, one run at a time.
+The same command skips finished runs and continues the others from their checkpoints. Several such
+commands may work in one folder at the same time. The results so far are in summary.csv and
+summary.json, in the sweep's folder. docs/sweeps.md describes the file and job arrays.
+
+Exit code 0: all runs are finished, or other processes work on them; 1: some failed; 2: a mistake,
+known before any work began; 130: stopped by Ctrl-C, with a checkpoint."
+)]
+pub struct SweepArguments {
+    /// The sweep's file (TOML)
+    pub file: PathBuf,
+    /// Folder for the sweep [default: sweeps/ and the file's name]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+    /// Do the I-th of N equal shares; I counts from 1 to N or from 0 to N - 1
+    #[arg(long, value_name = "I/N")]
+    pub task: Option<Task>,
+    /// Try runs again that have failed, from their last checkpoint
+    #[arg(long)]
+    pub retry_failed: bool,
+    /// List the runs and how far they are, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `host report`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The page needs no other file. It shows robust accuracies beside those of the paper, training curves,
+error against passes, sweeps, adversarial examples, distances of the particles, and how every run
+was made. A folder of the same name beside the page holds the tables as CSV and Markdown and the
+figures as SVG and PNG. Missing parts are marked, with the command that makes them: adversarial
+examples need `host eval --save-examples`. docs/report.md has the details."
+)]
+pub struct ReportArguments {
+    /// Folders of runs and of sweeps
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// The page to write; its folder has the same name without .html
+    #[arg(long, value_name = "FILE", default_value = "report.html")]
+    pub out: PathBuf,
+    /// Replace an earlier report of this name
+    #[arg(long)]
+    pub force: bool,
+    /// Where named data sets lie [default: as in each run]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_folder: Option<PathBuf>,
+    /// Use plugins and data even if they are not those recorded
+    #[arg(long)]
+    pub allow_changed: bool,
+}
+
+/// `host inspect`
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The library's file
+    pub file: String,
+    /// Print JSON, with a JSON Schema of each plugin's options
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host conform`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Checks run in processes of their own, so that a crash, an endless loop or a flood of output affects
+the result of one check only. A check that others depend on runs before them, selected or not.
+docs/conformance.md explains every check and how to repair a plugin that fails it. Exit code 0:
+all passed; 1: some failed; 2: the checks could not run."
+)]
+pub struct ConformArguments {
+    /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for example
+    /// to check a large model in a small size: FILE,width=4
+    pub file: String,
+    /// Run only the checks whose names match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave out the checks whose names match; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Seed of every random choice
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Time limit of a check, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
+    /// Number of plugins that are checked at the same time
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub jobs: usize,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Check this plugin in this process, by the checks named on standard input (used by the program
+    /// itself)
+    #[arg(long, hide = true, value_name = "KIND/NAME")]
+    pub judge: Option<String>,
+    /// The options of the plugin that `--judge` names
+    #[arg(long, hide = true, value_name = "JSON", default_value = "{}")]
+    pub judge_options: String,
+}
+
+/// `host plugins`
+#[derive(Debug, Args)]
+pub struct PluginsArguments {
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `host new`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The crate begins as a copy of langevin, cnn or the example my-attack under the new name. It may lie
+in any folder: its files name the places of plugin-api and libtorch."
+)]
+pub struct NewArguments {
+    /// Kind of the plugin
+    pub kind: NewKind,
+    /// Its name: lower-case letters, digits and `-`
+    pub name: String,
+    /// Folder to write the crate's folder into
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    pub path: PathBuf,
+}
+
+/// What `host new` can write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NewKind {
+    /// A differentiable classifier
+    Model,
+    /// A transition kernel
+    Sampler,
+    /// A whole procedure
+    Attack,
+}
+
+/// `host data`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Fetch a data set and verify its checksums
+    Fetch {
+        /// Its name
+        name: String,
+        /// Where named data sets lie
+        #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
+        data_folder: PathBuf,
+    },
+    /// List the known data sets, and whether they are here
+    List {
+        /// Where named data sets lie
+        #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
+        data_folder: PathBuf,
+    },
+}
+
+fn at_least_one(text: &str) -> std::result::Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number >= 1)
+        .ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
+/// How to report, given `--json`.
+pub fn style(json: bool) -> Style {
+    if json { Style::Json } else { Style::Human }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::collections::BTreeMap;
+
+    fn train(arguments: &[&str]) -> Box<TrainArguments> {
+        let words = ["host", "train"].iter().chain(arguments);
+        match Arguments::try_parse_from(words).expect("arguments").command {
+            Command::Train(arguments) => arguments,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A value of each flag that differs from the recipe's, and what the option becomes.
+    fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
+        let values: [(&str, &str, serde_json::Value); 44] = [
+            ("model", "a.so", "a.so".into()),
+            ("sampler", "none", "none".into()),
+            ("data.name", "fashion-mnist", "fashion-mnist".into()),
+            ("data.train_points", "7", 7.into()),
+            ("data.validation_points", "7", 7.into()),
+            ("threat.norm", "l2", "l2".into()),
+            ("threat.epsilon", "0.5", 0.5.into()),
+            ("train.mode", "faithful", "faithful".into()),
+            ("train.replay", "7", 7.into()),
+            ("train.objective", "trades", "trades".into()),
+            ("train.trades_beta", "0.5", 0.5.into()),
+            ("train.start", "uniform-store", "uniform-store".into()),
+            ("train.sampler_gradient", "eval", "eval".into()),
+            ("train.precision", "bf16", "bf16".into()),
+            ("train.epochs", "7", 7.into()),
+            ("train.crop", "2", 2.into()),
+            ("train.flip", "true", true.into()),
+            ("train.batch", "7", 7.into()),
+            ("train.particles", "7", 7.into()),
+            ("train.store", "u8", "u8".into()),
+            ("train.store_file", "p", "p".into()),
+            ("train.optimizer", "adam", "adam".into()),
+            ("train.learning_rate", "0.5", 0.5.into()),
+            ("train.momentum", "0.5", 0.5.into()),
+            ("train.weight_decay", "0.5", 0.5.into()),
+            ("train.schedule", "one-cycle", "one-cycle".into()),
+            ("train.milestones", "0.25,0.5", vec![0.25, 0.5].into()),
+            ("train.step_factor", "0.5", 0.5.into()),
+            ("train.peak_at", "0.5", 0.5.into()),
+            ("train.warmup_epochs", "0.5", 0.5.into()),
+            ("train.epsilon_scale", "0.5", 0.5.into()),
+            ("train.warmup_epsilon", "0.5", 0.5.into()),
+            ("train.average", "0.5", 0.5.into()),
+            ("train.swa_from", "0.5", 0.5.into()),
+            ("train.probe", "a.so", "a.so".into()),
+            ("train.trace", "a.so", "a.so".into()),
+            ("train.trace_points", "7", 7.into()),
+            ("train.trace_at", "1,2.5", vec![1.0, 2.5].into()),
+            ("train.select", "best", "best".into()),
+            ("train.patience", "7", 7.into()),
+            ("train.seed", "9223372036854775807", i64::MAX.into()),
+            ("train.tensorboard", "true", true.into()),
+            ("train.checkpoint_every", "7", 7.into()),
+            ("train.device", "cuda:1", "cuda:1".into()),
+        ];
+        let threads = ("train.threads", "7", 7.into());
+        values.into_iter().chain([threads]).map(|(key, flag, value)| (key, (flag, value))).collect()
+    }
+
+    fn flag_of(key: &str) -> String {
+        let name = if key == "data.name" { "data" } else { key.rsplit('.').next().unwrap_or(key) };
+        format!("--{}", name.replace('_', "-"))
+    }
+
+    #[test]
+    fn every_flag_sets_its_key_and_no_other() {
+        let base = recipe(DEFAULT_RECIPE).expect("a recipe");
+        for (key, (flag, value)) in values() {
+            let arguments = train(&[&flag_of(key), flag]);
+            let changed = base.with(&arguments.experiment).expect("valid");
+            assert_eq!(changed.differences(&base), [(key.to_owned(), value)], "{key}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_training_has_a_flag() {
+        let options = serde_json::json!(Experiment::default());
+        let options = options["train"].as_object().expect("a table").keys().map(|key| format!("train.{key}"));
+        let options: Vec<_> = options.collect();
+        let known = values();
+        for key in &options {
+            assert!(known.contains_key(key.as_str()), "{key} has no flag in this test");
+        }
+        // And every flag of `host train` is one of an experiment's, or of the command.
+        let command = Arguments::command();
+        let train = command.find_subcommand("train").expect("a command");
+        let own = ["config", "recipe", "out", "resume", "data-folder", "allow-changed", "json", "help"];
+        for flag in train.get_arguments().filter_map(|argument| argument.get_long()) {
+            let of_experiment = known.keys().any(|key| flag_of(key) == format!("--{flag}"));
+            assert!(of_experiment || own.contains(&flag), "--{flag}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_recipe_and_nothing_else() {
+        let by_default = train(&[]).experiment().expect("valid");
+        let named = train(&["--mode", "fused", "--sampler", "langevin.so"]).experiment().expect("valid");
+        let differences = named.differences(&by_default);
+        // The demo's file spells the options of its sampler out.
+        assert_eq!(differences, [("sampler".to_owned(), "langevin.so".into())]);
+        let algorithm = train(&["--recipe", "algorithm-1", "--epochs", "7"]).experiment().expect("valid");
+        let file = recipe("algorithm-1").expect("a recipe");
+        assert_eq!(algorithm.differences(&file), [("train.epochs".to_owned(), 7.into())]);
+        let refused = train(&["--mode", "faithful"]).experiment().expect_err("refused").to_string();
+        assert!(refused.starts_with("train.replay: expected 1 (mode fused alone"), "{refused}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Experiment files: TOML, whose mistakes are told with their line.
+
+use super::Experiment;
+use super::overlay::one_line;
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+impl Experiment {
+    /// Reads an experiment file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has an unknown key or a value of the wrong type (naming the line).
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// The experiment in the text of a file of this name.
+    ///
+    /// # Errors
+    /// As for [`Experiment::read`].
+    pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
+        let table = parse_toml(text, name)?;
+        if table.get_ref().contains_key("sweep") {
+            return Err(Error::new(format!(
+                "{name}: expected one experiment, got a sweep: it has a [sweep]"
+            ))
+            .fix(format!("train and evaluate its runs with `host sweep {name}`, or remove [sweep]")));
+        }
+        Self::from_table(table, text, name)
+    }
+
+    /// The experiment in a table out of the text of a TOML file of this name. Its plugins remember
+    /// the lines on which they are named.
+    ///
+    /// # Errors
+    /// If it has an unknown key or a value of the wrong type (naming the line).
+    pub(crate) fn from_table(table: Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
+        let mut experiment: Self = from_table(table.clone(), text, name)?;
+        let mut attack = 0;
+        for (role, spec) in experiment.plugins_mut() {
+            let value = value_at(table.get_ref(), role.key());
+            let value = if role.is_single() {
+                value
+            } else {
+                attack += 1;
+                value.and_then(|list| list.get_ref().as_array()?.get(attack - 1))
+            };
+            spec.origin = value.map(|value| origin(text, name, value.span().start));
+        }
+        Ok(experiment)
+    }
+}
+
+/// The value at a dotted key.
+fn value_at<'t, 'a>(table: &'t DeTable<'a>, key: &str) -> Option<&'t Spanned<DeValue<'a>>> {
+    match key.split_once('.') {
+        None => table.get(key),
+        Some((first, rest)) => value_at(table.get(first)?.get_ref().as_table()?, rest),
+    }
+}
+
+/// A value out of the text of a TOML file of this name.
+///
+/// # Errors
+/// If it has an unknown key or a value of the wrong type (naming the line).
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, name: &str) -> Result<T> {
+    from_table(parse_toml(text, name)?, text, name)
+}
+
+/// The table that the text of a TOML file of this name is.
+///
+/// # Errors
+/// If the text is no TOML (naming the line).
+pub(crate) fn parse_toml<'a>(text: &'a str, name: &str) -> Result<Spanned<DeTable<'a>>> {
+    DeTable::parse(text).map_err(|error| refused(&error, text, name))
+}
+
+/// A value out of a table in the text of a TOML file of this name.
+///
+/// # Errors
+/// If it has an unknown key or a value of the wrong type (naming the line).
+pub(crate) fn from_table<T: DeserializeOwned>(table: Spanned<DeTable>, text: &str, name: &str) -> Result<T> {
+    T::deserialize(toml::Deserializer::from(table)).map_err(|error| refused(&error, text, name))
+}
+
+fn refused(error: &toml::de::Error, text: &str, name: &str) -> Error {
+    let start = error.span().map(|span| span.start);
+    let place = start.map_or(name.to_owned(), |start| origin(text, name, start));
+    Error::new(format!("{place}: {}", one_line(error)))
+        .note("line", start.map(|start| line_at(text, start)).unwrap_or_default())
+}
+
+/// A place in a file, for people: "demo.toml, line 3".
+pub(crate) fn origin(text: &str, name: &str, offset: usize) -> String {
+    format!("{name}, line {}", line_of(text, offset))
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+fn line_at(text: &str, offset: usize) -> String {
+    text.lines().nth(line_of(text, offset) - 1).unwrap_or_default().trim().to_owned()
+}

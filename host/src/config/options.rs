@@ -1,0 +1,156 @@
+//! How an option is declared: once, with its help, default and range.
+
+use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
+use crate::plugin::PluginSpec;
+use crate::torch::precision::Precision;
+use std::path::PathBuf;
+
+/// The type of an option.
+pub trait Setting {
+    /// The type of its flag's value, and of its value where it is set.
+    type Value;
+
+    /// The value, if one is set.
+    fn value(&self) -> Option<&Self::Value>;
+}
+
+impl<T> Setting for Option<T> {
+    type Value = T;
+
+    fn value(&self) -> Option<&T> {
+        self.as_ref()
+    }
+}
+
+macro_rules! settings {
+    ($($type:ty),*) => {
+        $(impl Setting for $type {
+            type Value = Self;
+
+            fn value(&self) -> Option<&Self> {
+                Some(self)
+            }
+        })*
+    };
+}
+
+settings!(bool, u64, usize, f64, String, PathBuf, PluginSpec);
+settings!(Algorithm, Format, Mode, ModelMode, Objective, Precision, Select, Shape, Start);
+
+/// A value as it is shown where it is refused.
+pub(super) trait Shown {
+    fn shown(&self) -> String;
+}
+
+macro_rules! shown {
+    ($($type:ty: $format:literal),*) => {
+        $(impl Shown for $type {
+            fn shown(&self) -> String {
+                format!($format, self)
+            }
+        })*
+    };
+}
+
+shown!(f64: "{}", usize: "{}", u64: "{}", Vec<f64>: "{:?}");
+
+/// A value that an option must not have.
+pub struct Refused {
+    /// The option's key.
+    pub key: &'static str,
+    /// What it must be.
+    pub expected: &'static str,
+    /// What it is.
+    pub got: String,
+}
+
+/// Declares a table of options and the flags that override it. An option is
+///
+/// `/// help`, `name (arguments of its flag): type = default, test of a value => "what is expected";`
+///
+/// where the arguments and the test may be left out. An `Option` may be unset, and is then not tested.
+macro_rules! options {
+    (
+        $(#[doc = $about:literal])*
+        $section:literal: $Table:ident, $Flags:ident {
+            $(
+                $(#[doc = $help:literal])*
+                $name:ident $(($($argument:tt)*))?: $type:ty = $default:expr $(, $test:expr => $expected:literal)?;
+            )*
+        }
+    ) => {
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $Table {
+            $($(#[doc = $help])* pub $name: $type,)*
+        }
+
+        impl Default for $Table {
+            fn default() -> Self {
+                Self { $($name: $default,)* }
+            }
+        }
+
+        impl $Table {
+            /// The first option whose value is out of its range.
+            pub(super) fn out_of_range(&self) -> Option<$crate::config::options::Refused> {
+                use $crate::config::options::{Refused, Setting, Shown};
+                $($({
+                    let test: fn(&<$type as Setting>::Value) -> bool = $test;
+                    if let Some(value) = Setting::value(&self.$name).filter(|value| !test(value)) {
+                        let key = concat!($section, ".", stringify!($name));
+                        return Some(Refused { key, expected: $expected, got: value.shown() });
+                    }
+                })?)*
+                None
+            }
+        }
+
+        #[doc = concat!("Flags that override the options of `", $section, "`.")]
+        #[derive(Debug, Default, clap::Args, serde::Serialize)]
+        pub struct $Flags {
+            $(
+                $(#[doc = $help])*
+                #[arg(long $(, $($argument)*)?)]
+                #[serde(skip_serializing_if = "Option::is_none")]
+                $name: Option<<$type as $crate::config::options::Setting>::Value>,
+            )*
+        }
+    };
+}
+
+pub(super) use options;
+
+/// A number of at least 0.
+pub(super) fn at_least_0(number: &f64) -> bool {
+    *number >= 0.0 && number.is_finite()
+}
+
+/// A number above 0.
+pub(super) fn above_0(number: &f64) -> bool {
+    *number > 0.0 && number.is_finite()
+}
+
+/// A number from 0 to below 1.
+pub(super) fn from_0_to_below_1(number: &f64) -> bool {
+    (0.0..1.0).contains(number)
+}
+
+/// A number above 0 and below 1.
+pub(super) fn between_0_and_1(number: &f64) -> bool {
+    *number > 0.0 && *number < 1.0
+}
+
+/// Numbers above 0, each above the one before it.
+pub(super) fn rising(numbers: &[f64]) -> bool {
+    numbers.first().is_some_and(|first| *first > 0.0)
+        && numbers.is_sorted_by(|one, next| one < next)
+        && numbers.iter().all(|number| number.is_finite())
+}
+
+/// A list as a flag's value: numbers with commas between them.
+pub(super) fn numbers(written: &str) -> Result<Vec<f64>, String> {
+    let number = |part: &str| part.trim().parse().map_err(|_| format!("expected numbers, got `{part}`"));
+    written.split(',').map(number).collect()
+}

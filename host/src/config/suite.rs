@@ -1,0 +1,87 @@
+//! Suites: lists of attacks that are run in order, each on the points that still stand.
+
+use crate::config::{from_toml, origin};
+use crate::plugin::PluginSpec;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The suites known by name, and their files.
+pub const KNOWN: [(&str, &str); 3] = [
+    ("autoattack", include_str!("../../suites/autoattack.toml")),
+    ("autoattack-plus", include_str!("../../suites/autoattack-plus.toml")),
+    ("autoattack-rand", include_str!("../../suites/autoattack-rand.toml")),
+];
+
+/// A suite's file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Suite {
+    /// Attack or sampler plugins, in the order in which they are run.
+    attacks: Vec<toml::Spanned<PluginSpec>>,
+}
+
+/// The attacks of a suite, given its name or file.
+///
+/// # Errors
+/// If there is no such suite or file, or the file has an unknown key, a plugin that is not
+/// well written, or no attack at all.
+pub fn attacks(suite: &str) -> Result<Vec<PluginSpec>> {
+    let text = match KNOWN.iter().find(|(name, _)| *name == suite) {
+        Some((_, text)) => (*text).to_owned(),
+        None if Path::new(suite).is_file() => {
+            std::fs::read_to_string(suite).map_err(|why| Error::file("read", Path::new(suite), why))?
+        }
+        None => {
+            let known: Vec<_> = KNOWN.iter().map(|(name, _)| *name).collect();
+            return Err(Error::new(format!("there is no suite `{suite}`, nor a file of that name"))
+                .note("suites", known.join(", "))
+                .fix("name one of these, or a TOML file with a list `attacks`"));
+        }
+    };
+    let Suite { attacks } = from_toml(&text, suite)?;
+    if attacks.is_empty() {
+        return Err(Error::new(format!("{suite}: `attacks` is empty; expected at least one")));
+    }
+    let with_origin = |spec: toml::Spanned<PluginSpec>| {
+        let place = origin(&text, suite, spec.span().start);
+        let mut spec = spec.into_inner();
+        spec.origin = Some(place);
+        spec
+    };
+    Ok(attacks.into_iter().map(with_origin).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_suite_can_be_read() {
+        for (name, _) in KNOWN {
+            assert!(attacks(name).expect("valid").len() >= 2, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_a_suite_and_its_mistakes_are_named_with_their_line() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            attacks(&path.display().to_string())
+        };
+        let specs = read("attacks = [\"pgd.so,steps=3\",\n\"square.so\"]").expect("valid");
+        assert_eq!(specs[0].to_string(), "pgd.so,steps=3");
+        assert!(specs[1].origin.as_deref().is_some_and(|place| place.ends_with("mine.toml, line 2")));
+        for (text, expected) in [
+            ("attacks = []", "`attacks` is empty"),
+            ("attacks = [\"pgd.so\"]\nrestarts = 3", "mine.toml, line 2: unknown field `restarts`"),
+            ("attacks = [\"pgd.so,x\"]", "mine.toml, line 1: expected option=value"),
+        ] {
+            let error = read(text).expect_err("refused").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(attacks("autoatack").expect_err("refused").to_string().contains("no suite `autoatack`"));
+    }
+}

@@ -1,0 +1,199 @@
+use super::*;
+use crate::Result;
+use crate::plugin::PluginSpec;
+use std::path::Path;
+
+fn read(text: &str) -> Result<Experiment> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("e.toml");
+    std::fs::write(&path, text).expect("written");
+    Experiment::read(&path)
+}
+
+fn first_line(text: &str) -> String {
+    let error = read(text).expect_err("refused").to_string();
+    let line = error.lines().next().unwrap_or_default();
+    line.rsplit('/').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn mistakes_are_refused_with_their_line() {
+    assert!(
+        first_line("[train]\nepochs = 3\nepoch = 3\n").starts_with("e.toml, line 3: unknown field `epoch`")
+    );
+    assert!(
+        first_line("[train]\nepochs = \"3\"\n").starts_with("e.toml, line 2: invalid type: string \"3\"")
+    );
+    assert!(first_line("\n\nsampler = \"a.so,x\"\n").starts_with("e.toml, line 3: expected option=value"));
+    assert!(first_line("modell = \"cnn.so\"\n").starts_with("e.toml, line 1: unknown field `modell`"));
+    assert!(first_line("[train\n").starts_with("e.toml, line 1: "));
+    assert_eq!(first_line("[sweep]\n"), "e.toml: expected one experiment, got a sweep: it has a [sweep]");
+}
+
+#[test]
+fn plugins_remember_where_they_were_named() {
+    let text = "sampler = \"a.so\"\n[eval]\nattacks = [\n\"b.so\",\n\"c.so\"]\n";
+    let experiment = read(text).expect("valid");
+    let line =
+        |spec: &PluginSpec| spec.origin.clone().expect("an origin").rsplit(' ').next().map(str::to_owned);
+    assert_eq!(experiment.sampler.0.as_ref().and_then(line).as_deref(), Some("1"));
+    assert_eq!(line(&experiment.eval.attacks[1]).as_deref(), Some("5"));
+}
+
+#[test]
+fn every_experiment_file_is_valid_and_a_recipe() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let files = std::fs::read_dir(&folder).expect("a folder").flatten().map(|entry| entry.path());
+    let files: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect();
+    assert_eq!(files.len(), recipes().count());
+    for file in files {
+        let experiment = Experiment::read(&file).expect("valid");
+        experiment.validate().expect("valid");
+        let is_of_file =
+            |about: &str| about.ends_with(&format!("{})", file.file_name().expect("a name").display()));
+        let (name, _) = recipes().find(|(_, about)| is_of_file(about)).expect("a recipe");
+        assert!(recipe(name).expect("a recipe").differences(&experiment).is_empty());
+    }
+    let error = recipe("dmeo").expect_err("refused").to_string();
+    assert!(error.starts_with("--recipe: there is no recipe `dmeo`") && error.contains("algorithm-1"));
+}
+
+#[test]
+fn the_file_of_algorithm_1_has_the_defaults_of_files() {
+    let differences = recipe("algorithm-1").expect("a recipe").differences(&Experiment::default());
+    let keys: Vec<_> = differences.iter().map(|(key, _)| key.as_str()).collect();
+    // It spells the options of its sampler out.
+    assert_eq!(keys, ["sampler"]);
+}
+
+#[test]
+fn keys_are_laid_over_an_experiment_and_plugins_keep_their_lines() {
+    let base = read("sampler = \"a.so\"\n[train]\nprobe = \"b.so\"\nmomentum = 0.5\n").expect("valid");
+    let keys: toml::Table = toml::from_str("train = { epochs = 7, probe = \"c.so\" }").expect("TOML");
+    let changed = base.with(&keys).expect("valid");
+    assert_eq!((changed.train.epochs, changed.train.momentum), (7, 0.5));
+    let origin = |experiment: &Experiment, role| {
+        let (_, spec) = experiment.plugins().find(|(known, _)| *known == role).expect("a plugin");
+        spec.origin.clone()
+    };
+    assert_eq!(origin(&changed, Role::Sampler), origin(&base, Role::Sampler));
+    assert!(origin(&changed, Role::Sampler).is_some_and(|origin| origin.ends_with("e.toml, line 1")));
+    assert_eq!(origin(&changed, Role::Probe), None, "it was named elsewhere");
+    let differences = changed.differences(&base);
+    assert_eq!(differences, [("train.epochs".into(), 7.into()), ("train.probe".into(), "c.so".into())]);
+    let unknown: toml::Table = toml::from_str("train = { epoch = 7 }").expect("TOML");
+    assert!(base.with(&unknown).expect_err("refused").to_string().contains("unknown field `epoch`"));
+}
+
+#[test]
+fn every_consumer_finds_every_plugin_of_an_experiment() {
+    let mut experiment = Experiment::default();
+    experiment.train.probe = Some("probe.so".parse().expect("a spec"));
+    experiment.train.trace = Some("trace.so".parse().expect("a spec"));
+    let roles = |experiment: &Experiment| {
+        let mut roles: Vec<_> = experiment.plugins().map(|(role, _)| role).collect();
+        roles.dedup();
+        roles
+    };
+    assert_eq!(roles(&experiment), Role::ALL);
+    let mut changed = experiment.clone();
+    let same = changed.plugins_mut().into_iter().map(|(role, spec)| (role, spec.to_string()));
+    assert!(same.eq(experiment.plugins().map(|(role, spec)| (role, spec.to_string()))));
+    // Every key of the table that holds a plugin is one of them: what ends in `.so`.
+    let mut found = Vec::new();
+    fn walk(prefix: &str, value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(inner) => {
+                inner.iter().for_each(|(key, value)| walk(&format!("{prefix}.{key}"), value, found));
+            }
+            serde_json::Value::Array(list) => list.iter().for_each(|value| walk(prefix, value, found)),
+            serde_json::Value::String(text) if text.contains(".so") => {
+                found.push(prefix.trim_start_matches('.').to_owned());
+            }
+            _ => {}
+        }
+    }
+    walk("", &serde_json::json!(experiment), &mut found);
+    found.sort();
+    found.dedup();
+    let mut keys = Role::ALL.map(Role::key);
+    keys.sort_unstable();
+    assert_eq!(found, keys);
+}
+
+#[test]
+fn values_out_of_range_are_named() {
+    let refusal = |change: &dyn Fn(&mut Experiment)| {
+        let mut experiment = Experiment::default();
+        change(&mut experiment);
+        experiment.validate().expect_err("refused").to_string()
+    };
+    assert_eq!(
+        refusal(&|e| e.threat.epsilon = -0.1),
+        "threat.epsilon: expected a number of at least 0, got -0.1"
+    );
+    assert_eq!(
+        refusal(&|e| e.train.momentum = 1.0),
+        "train.momentum: expected a number from 0 to below 1, got 1"
+    );
+    assert_eq!(
+        refusal(&|e| e.train.learning_rate = f64::NAN),
+        "train.learning_rate: expected a number above 0, got NaN"
+    );
+    assert!(refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`"));
+    assert!(Experiment::default().validate().is_ok());
+}
+
+#[test]
+fn the_samplers_gradient_is_taken_in_the_mode_that_the_passes_allow() {
+    let mut train = Train::default();
+    assert_eq!(train.sampler_gradient(), ModelMode::Eval);
+    train.sampler_gradient = Some(ModelMode::Train);
+    assert_eq!(train.sampler_gradient(), ModelMode::Train);
+    train = Train { mode: Mode::Fused, ..Train::default() };
+    assert_eq!(train.sampler_gradient(), ModelMode::Train);
+    train.sampler_gradient = Some(ModelMode::Eval);
+    let refused = Experiment { train, ..Experiment::default() }.validate().expect_err("refused");
+    assert!(refused.to_string().starts_with("train.sampler_gradient: expected train (in mode fused"));
+    assert!(read("[train]\nsampler_gradient = \"eval\"\n").is_ok());
+}
+
+#[test]
+fn what_another_schedule_would_use_is_refused() {
+    let refusal = |written: &str| {
+        let experiment = read(&format!("[train]\n{written}\n")).expect("TOML");
+        experiment.validate().expect_err("refused").to_string().lines().next().unwrap_or_default().to_owned()
+    };
+    let rising =
+        "train.milestones: expected shares of the run above 0 and below 1, each above the one before it";
+    for (written, expected) in [
+        ("milestones = [0.5]", "train.milestones: only the step schedule uses it".to_owned()),
+        (
+            "schedule = \"one-cycle\"\nstep_factor = 0.5",
+            "train.step_factor: only the step schedule uses it".to_owned(),
+        ),
+        (
+            "schedule = \"step\"\npeak_at = 0.5",
+            "train.peak_at: only the one-cycle schedule uses it".to_owned(),
+        ),
+        (
+            "schedule = \"one-cycle\"\nwarmup_epochs = 1",
+            "train.warmup_epochs: the one-cycle schedule rises from 0 by itself".to_owned(),
+        ),
+        (
+            "schedule = \"one-cycle\"\npeak_at = 1.0",
+            "train.peak_at: expected a share of the run above 0 and below 1, got 1".to_owned(),
+        ),
+        (
+            "schedule = \"step\"\nstep_factor = nan",
+            "train.step_factor: expected a number above 0 and below 1, got NaN".to_owned(),
+        ),
+        ("schedule = \"step\"\nmilestones = []", format!("{rising}, got []")),
+        ("schedule = \"step\"\nmilestones = [0.0, 0.5]", format!("{rising}, got [0.0, 0.5]")),
+        ("schedule = \"step\"\nmilestones = [0.5, 0.5]", format!("{rising}, got [0.5, 0.5]")),
+        ("schedule = \"step\"\nmilestones = [0.8, 0.5]", format!("{rising}, got [0.8, 0.5]")),
+    ] {
+        assert_eq!(refusal(written), expected);
+    }
+}

@@ -1,0 +1,291 @@
+//! Everything a run needs to go on exactly where it was.
+//!
+//! A checkpoint is a folder: weights, optimiser state and particles as safetensors, and
+//! `progress.json` with the rest and a digest of each file. It is written under another name,
+//! synced and renamed. The last two are kept, so that one can be damaged.
+
+use crate::torch::tensors;
+use crate::util::files;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The group of a moving average of the weights, which is evaluated in their place.
+pub const AVERAGE: &str = "average";
+
+/// How many checkpoints stay.
+const KEPT: usize = 2;
+
+/// Ending of a checkpoint's folder while it is being removed.
+const OUTDATED: &str = "outdated";
+
+/// Ending of a checkpoint's folder while it is being written.
+const PARTIAL: &str = "partial";
+
+const PROGRESS: &str = "progress.json";
+
+/// Named tensors of a checkpoint, by file.
+pub type Groups = BTreeMap<String, Vec<(String, Tensor)>>;
+
+/// A checkpoint that was read: its progress and the tensors asked for.
+pub struct Loaded<Progress> {
+    /// What the run had got to.
+    pub progress: Progress,
+    /// Tensors by group and name, on the CPU.
+    pub groups: BTreeMap<String, BTreeMap<String, Tensor>>,
+    /// Damaged checkpoints that were passed over, newest first, with the reason.
+    pub damaged: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved<Progress> {
+    progress: Progress,
+    /// Size and SHA-256 of each file.
+    files: BTreeMap<String, (u64, String)>,
+}
+
+/// Writes the checkpoint of update number `update` into `folder`, and removes those that are
+/// not needed any more.
+///
+/// # Errors
+/// If the disk refuses; earlier checkpoints are then untouched.
+pub fn save<Progress: Serialize>(
+    folder: &Path,
+    update: u64,
+    groups: &Groups,
+    progress: &Progress,
+) -> Result<()> {
+    let finished = path_of(folder, update);
+    let partial = finished.with_extension(PARTIAL);
+    remove_leftovers(folder);
+    let written = write(&partial, groups, progress).and_then(|()| {
+        let hidden = finished.with_extension(OUTDATED);
+        let renamed = (|| {
+            // One of the same update is gone only once this one stands in its place.
+            let is_replaced = finished.exists();
+            if is_replaced {
+                fs::rename(&finished, &hidden)?;
+            }
+            if let Err(why) = fs::rename(&partial, &finished) {
+                if is_replaced {
+                    fs::rename(&hidden, &finished)?;
+                }
+                return Err(why);
+            }
+            files::sync_folder(folder)?;
+            let _ = fs::remove_dir_all(&hidden);
+            Ok(())
+        })();
+        renamed.map_err(|why| Error::file("write", &finished, why))
+    });
+    if let Err(error) = written {
+        let _ = fs::remove_dir_all(&partial);
+        let before = newest_first(folder);
+        let kept = match before.first() {
+            Some(path) => format!("the checkpoint before it, {}, is untouched", path.display()),
+            None => "there was none before it".to_owned(),
+        };
+        return Err(error
+            .note("kept", kept)
+            .fix("make room on the disk, then go on with --resume")
+            .on_the_way());
+    }
+    // Newer ones were passed over as damaged when the run was resumed.
+    let (damaged, whole): (Vec<_>, Vec<_>) =
+        newest_first(folder).into_iter().partition(|path| *path > finished);
+    for outdated in damaged.into_iter().chain(whole.into_iter().skip(KEPT)) {
+        // Under another name first: half a checkpoint must never look like one.
+        let hidden = outdated.with_extension(OUTDATED);
+        let _ = fs::rename(&outdated, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
+    }
+    Ok(())
+}
+
+fn path_of(folder: &Path, update: u64) -> PathBuf {
+    folder.join(format!("{update:09}"))
+}
+
+/// Adds to what the checkpoint of update number `update` says of the run's progress.
+///
+/// # Errors
+/// If there is no such checkpoint, or the disk refuses; it is then untouched.
+pub fn save_progress<Progress: Serialize>(folder: &Path, update: u64, progress: &Progress) -> Result<()> {
+    let path = path_of(folder, update).join(PROGRESS);
+    let saved: Saved<serde::de::IgnoredAny> =
+        serde_json::from_slice(&files::read(&path)?).map_err(|why| Error::file("understand", &path, why))?;
+    let saved = serde_json::to_vec_pretty(&Saved { progress, files: saved.files })
+        .map_err(|why| Error::file("write", &path, why))?;
+    files::write_whole(&path, &saved)
+}
+
+/// What a process left behind that was killed while it wrote or removed a checkpoint.
+fn remove_leftovers(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let left =
+        |path: &PathBuf| path.extension().is_some_and(|ending| ending == OUTDATED || ending == PARTIAL);
+    for path in entries.filter(left) {
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
+fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progress) -> Result<()> {
+    let refused = |path: &Path, why: &dyn std::fmt::Display| Error::file("write", path, why);
+    let _ = fs::remove_dir_all(partial);
+    fs::create_dir_all(partial).map_err(|why| refused(partial, &why))?;
+    let mut digests = BTreeMap::new();
+    for (group, tensors) in groups {
+        let file_name = format!("{group}.safetensors");
+        let path = partial.join(&file_name);
+        tensors::write(&path, tensors)?;
+        digests.insert(file_name, files::size_and_sha256(&path)?);
+    }
+    let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests })
+        .map_err(|why| refused(partial, &why))?;
+    files::write_whole(&partial.join(PROGRESS), &saved)
+}
+
+/// Reads the newest checkpoint in `folder` whose files of the groups of tensors named are whole; others
+/// may be gone. None if there is no checkpoint at all.
+///
+/// # Errors
+/// If there are checkpoints and every one is damaged.
+pub fn load<Progress: for<'de> Deserialize<'de>>(
+    folder: &Path,
+    groups: &[&str],
+) -> Result<Option<Loaded<Progress>>> {
+    let mut damaged = Vec::new();
+    for path in newest_first(folder) {
+        match read(&path, groups) {
+            Ok((progress, groups)) => return Ok(Some(Loaded { progress, groups, damaged })),
+            Err(error) => damaged.push(error.to_string()),
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(None);
+    }
+    Err(Error::new(format!("no checkpoint in {} is whole", folder.display()))
+        .note("damaged", damaged.join("; "))
+        .fix("train anew into another folder"))
+}
+
+type ReadGroups = BTreeMap<String, BTreeMap<String, Tensor>>;
+
+fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Result<(Progress, ReadGroups)> {
+    let progress_path = path.join(PROGRESS);
+    let saved: Saved<Progress> = serde_json::from_slice(&files::read(&progress_path)?)
+        .map_err(|why| Error::file("understand", &progress_path, why))?;
+    let mut groups = BTreeMap::new();
+    for (file_name, (size, digest)) in &saved.files {
+        let file = path.join(file_name);
+        let group = file_name.trim_end_matches(".safetensors");
+        if !wanted.contains(&group) {
+            continue;
+        }
+        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", file.display()));
+        let got = fs::metadata(&file).map_err(|why| Error::file("read", &file, why))?.len();
+        if got != *size {
+            return Err(damaged(format!("expected {size} bytes, got {got}")));
+        }
+        if files::size_and_sha256(&file)?.1 != *digest {
+            return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
+        }
+        let tensors = tensors::read(&file).map_err(|why| damaged(why.to_string()))?;
+        groups.insert(group.to_owned(), tensors);
+    }
+    Ok((saved.progress, groups))
+}
+
+/// Paths of all checkpoints, the newest first.
+fn newest_first(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_number = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    let mut paths: Vec<_> = entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_number))
+        .map(|entry| entry.path())
+        .collect();
+    paths.sort_by(|one, other| other.cmp(one));
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn groups(value: f32) -> Groups {
+        let tensors = vec![
+            ("half".to_owned(), Tensor::from_slice(&[value, -0.0]).to_kind(tch::Kind::Half)),
+            ("whole".to_owned(), Tensor::from_slice(&[value, f32::MIN_POSITIVE]).reshape([2, 1])),
+        ];
+        [("weights".to_owned(), tensors)].into()
+    }
+
+    fn first_weight(loaded: &Loaded<u32>) -> f64 {
+        loaded.groups["weights"]["whole"].double_value(&[0, 0])
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        save(folder.path(), 7, &groups(0.1), &42u32).expect("saved");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("whole").expect("present");
+        assert_eq!(loaded.progress, 42);
+        for (name, expected) in &groups(0.1)["weights"] {
+            let got = &loaded.groups["weights"][name];
+            assert_eq!((got.kind(), got), (expected.kind(), expected));
+        }
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for update in 1..=3u32 {
+            save(folder.path(), update.into(), &groups(update as f32), &update).expect("saved");
+        }
+        assert_eq!(newest_first(folder.path()).len(), KEPT);
+
+        let newest = newest_first(folder.path())[0].join("weights.safetensors");
+        let whole = fs::read(&newest).expect("readable");
+        fs::write(&newest, &whole[..whole.len() - 3]).expect("truncated");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
+        assert_eq!((loaded.progress, first_weight(&loaded)), (2, 2.0));
+        assert!(loaded.damaged[0].contains(&format!(
+            "expected {} bytes, got {}",
+            whole.len(),
+            whole.len() - 3
+        )));
+
+        // Whoever does not need the file does not miss it.
+        let loaded: Loaded<u32> = load(folder.path(), &["others"]).expect("whole").expect("present");
+        assert_eq!((loaded.progress, loaded.damaged.len()), (3, 0));
+
+        let mut flipped = whole;
+        *flipped.last_mut().expect("bytes") ^= 1;
+        fs::write(&newest, flipped).expect("corrupted");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
+        assert!(loaded.damaged[0].contains("SHA-256"));
+
+        for path in newest_first(folder.path()) {
+            fs::write(path.join(PROGRESS), "{").expect("truncated");
+        }
+        assert!(load::<u32>(folder.path(), &["weights"]).is_err());
+    }
+
+    #[test]
+    fn progress_is_added_to_and_the_tensors_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        save(folder.path(), 7, &groups(0.1), &42u32).expect("saved");
+        save_progress(folder.path(), 7, &43u32).expect("saved");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("whole").expect("present");
+        assert_eq!((loaded.progress, first_weight(&loaded)), (43, f64::from(0.1f32)));
+        assert!(save_progress(folder.path(), 8, &43u32).is_err(), "there is none");
+    }
+
+    #[test]
+    fn an_empty_folder_holds_no_checkpoint() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(load::<u32>(folder.path(), &[]).expect("not damaged").is_none());
+    }
+}

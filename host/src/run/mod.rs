@@ -1,0 +1,422 @@
+//! The folder of a run: what it was made with, what it measured, where it can go on.
+
+pub(crate) mod checkpoint;
+pub(crate) mod progress;
+pub(crate) mod tensorboard;
+
+use crate::config::{Experiment, Role, Select};
+use crate::data::Dataset;
+use crate::plugin::{Model, PluginSpec, Record};
+use crate::run::progress::{Progress, is_trained};
+use crate::util::console::warn;
+use crate::util::files;
+use crate::{Error, Result};
+use plugin_api::LIBTORCH;
+use plugin_api::manifest::CONTRACT;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// Everything needed to repeat a run: the contents of `run.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The command that started it.
+    pub command: Vec<String>,
+    /// When it was started (UTC).
+    pub started: String,
+    /// All options and the seed.
+    pub experiment: Experiment,
+    /// The plugins it used.
+    pub plugins: Plugins,
+    /// The data it used.
+    pub data: DataRecord,
+    /// The software it used.
+    pub versions: Versions,
+}
+
+/// The plugins of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Plugins {
+    /// The classifier.
+    pub model: Record,
+    /// The adversary; none for ordinary training.
+    pub sampler: Option<Record>,
+    /// What is tried on the validation points, if anything.
+    pub probe: Option<Record>,
+    /// What is traced on the test set, if anything.
+    #[serde(default)]
+    pub trace: Option<Record>,
+}
+
+impl Plugins {
+    /// The plugins by what they were used for.
+    pub fn iter(&self) -> impl Iterator<Item = (Role, &Record)> {
+        Role::ALL.into_iter().filter_map(|role| Some((role, self.of(role)?)))
+    }
+
+    /// The plugin that was used so; none if there was none, or if an evaluation used it.
+    pub fn of(&self, role: Role) -> Option<&Record> {
+        match role {
+            Role::Model => Some(&self.model),
+            Role::Sampler => self.sampler.as_ref(),
+            Role::Probe => self.probe.as_ref(),
+            Role::Trace => self.trace.as_ref(),
+            Role::Attack => None,
+        }
+    }
+}
+
+/// The data of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataRecord {
+    /// Its name.
+    pub name: String,
+    /// MD5 of each file, or of each split of a tree of images.
+    pub checksums: BTreeMap<String, String>,
+    /// The names of the classes, in the order of their labels, if they are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_names: Vec<String>,
+    /// Points of the test split; unknown of runs of older versions.
+    #[serde(default)]
+    pub test_points: Option<usize>,
+    /// Points trained on.
+    pub train_points: usize,
+    /// Points held out of training.
+    pub validation_points: usize,
+}
+
+/// The software of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Versions {
+    /// This program.
+    pub host: String,
+    /// The contract with plugins.
+    pub contract: u32,
+    /// libtorch, version and build.
+    pub libtorch: String,
+}
+
+impl Versions {
+    /// Those of this program.
+    pub fn current() -> Self {
+        Self { host: env!("CARGO_PKG_VERSION").to_owned(), contract: CONTRACT, libtorch: LIBTORCH.to_owned() }
+    }
+}
+
+/// The contents of `eval.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Evaluations {
+    evaluations: Vec<serde_json::Value>,
+}
+
+impl Evaluations {
+    /// Each of them, oldest first.
+    ///
+    /// # Errors
+    /// If one is not as this program writes them.
+    pub fn read<Evaluation: DeserializeOwned>(self, folder: &RunFolder) -> Result<Vec<Evaluation>> {
+        let each = self.evaluations.into_iter().map(serde_json::from_value);
+        each.collect::<std::result::Result<_, _>>()
+            .map_err(|why| Error::file("understand", &folder.path.join(EVALUATIONS), why))
+    }
+}
+
+const LOCK: &str = ".lock";
+
+const EVALUATIONS: &str = "eval.json";
+
+/// A run's folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held while this process trains in the folder.
+    lock: Option<File>,
+}
+
+impl RunFolder {
+    /// The folder at this path, whatever is in it.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), lock: None }
+    }
+
+    /// A folder for a new run; nothing is written yet.
+    ///
+    /// # Errors
+    /// If it already holds something.
+    pub fn for_new_run(path: &Path) -> Result<Self> {
+        let run = Self::at(path);
+        if run.record_path().exists() {
+            return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
+                "choose another folder with --out, or go on with --resume {}",
+                path.display()
+            )));
+        }
+        let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
+        if path.is_file() || entries.any(|entry| entry.file_name() != LOCK) {
+            return Err(Error::new(format!("{} already exists and is not empty", path.display()))
+                .fix("choose another folder with --out"));
+        }
+        Ok(run)
+    }
+
+    /// A folder named after the time, under `runs`, that does not exist yet.
+    pub fn named_after_now() -> PathBuf {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let name = now.trim_end_matches('Z').replace(':', "-");
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        let mut names =
+            std::iter::once(name.clone()).chain(numbered).map(|name| Path::new("runs").join(name));
+        names.find(|path| !path.exists()).unwrap_or_else(|| Path::new("runs").join(&name))
+    }
+
+    /// The folder of a run that exists, and its record.
+    ///
+    /// # Errors
+    /// If it holds no run, or one that cannot be understood.
+    pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
+        let run = Self::at(path);
+        let record_path = run.record_path();
+        if !record_path.is_file() {
+            return Err(Error::new(format!(
+                "{} holds no run: {} is missing",
+                path.display(),
+                record_path.display()
+            ))
+            .fix("give the folder that `host train` wrote (its --out)"));
+        }
+        let record = serde_json::from_slice(&files::read(&record_path)?)
+            .map_err(|why| Error::file("understand", &record_path, why))?;
+        Ok((run, record))
+    }
+
+    /// Creates the folder and writes the run's record.
+    ///
+    /// # Errors
+    /// If the disk refuses, or another run began there in the meantime; nothing of this one is
+    /// left behind.
+    pub fn create(&mut self, record: &RunRecord) -> Result<()> {
+        let existed = self.path.exists();
+        fs::create_dir_all(&self.path).map_err(|why| Error::file("create", &self.path, why))?;
+        self.lock()?;
+        Self::for_new_run(&self.path)?;
+        let written = fs::create_dir(self.checkpoints())
+            .map_err(|why| Error::file("create", &self.checkpoints(), why))
+            .and_then(|()| self.write_json(&self.record_path(), record));
+        if written.is_err() {
+            let _ = fs::remove_dir(self.checkpoints());
+            let _ = fs::remove_file(self.path.join(LOCK));
+            if !existed {
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
+        written
+    }
+
+    /// Keeps other processes from training in this folder for as long as this one lives.
+    ///
+    /// # Errors
+    /// If another one does already.
+    pub fn lock(&mut self) -> Result<()> {
+        self.lock = files::lock(&self.path.join(LOCK))?;
+        match self.lock {
+            Some(_) => Ok(()),
+            None => Err(Error::new(format!("another process is training in {}", self.path.display()))
+                .fix("wait for it or stop it, or choose another folder with --out")),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where its checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where the weights are that scored best on the validation points, if they are selected.
+    pub fn best(&self) -> PathBuf {
+        self.path.join("best")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.path.join("run.json")
+    }
+
+    /// Rewrites `metrics.jsonl`: one line per epoch.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
+        write_lines(&self.metrics_path(), epochs)
+    }
+
+    /// Rewrites `trace.jsonl`: one line per point of the trace.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
+        write_lines(&self.path.join("trace.jsonl"), points)
+    }
+
+    /// The lines of `metrics.jsonl`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If a line is not one of metrics.
+    pub fn metrics<Metrics: DeserializeOwned>(&self) -> Result<Vec<Metrics>> {
+        lines(&self.metrics_path())
+    }
+
+    /// The lines of `trace.jsonl`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If a line is not one of a trace.
+    pub fn trace<Point: DeserializeOwned>(&self) -> Result<Vec<Point>> {
+        lines(&self.path.join("trace.jsonl"))
+    }
+
+    fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// The evaluations in `eval.json`, none if there is no such file.
+    ///
+    /// # Errors
+    /// If the file is not one of evaluations.
+    pub fn evaluations(&self) -> Result<Evaluations> {
+        let path = self.path.join(EVALUATIONS);
+        match path.exists() {
+            false => Ok(Evaluations::default()),
+            true => serde_json::from_slice(&files::read(&path)?)
+                .map_err(|why| Error::file("understand", &path, why).fix("move the file away")),
+        }
+    }
+
+    /// Adds an evaluation to `eval.json`, after those already there.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
+        let lock_path = self.path.join(".eval.lock");
+        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
+        // Evaluations may go on beside one another: whoever is done adds to what is there then.
+        lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
+        let mut evaluations = self.evaluations()?;
+        evaluations.evaluations.push(new);
+        let path = self.path.join(EVALUATIONS);
+        self.write_json(&path, &evaluations)?;
+        Ok(path)
+    }
+
+    fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(|why| Error::file("write", path, why))?;
+        text.push(b'\n');
+        files::write_whole(path, &text)
+    }
+}
+
+/// Writes a file of one JSON object a line.
+fn write_lines<Line: Serialize>(path: &Path, objects: &[Line]) -> Result<()> {
+    let mut lines = String::new();
+    for object in objects {
+        lines += &serde_json::to_string(object).map_err(|why| Error::file("write", path, why))?;
+        lines.push('\n');
+    }
+    files::write_whole(path, lines.as_bytes())
+}
+
+/// The JSON lines of a file, none if it does not exist.
+fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
+    let lines = if path.exists() { files::read(path)? } else { Vec::new() };
+    let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
+    lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
+}
+
+/// Loads into a model the weights that a run is evaluated with: those of its last checkpoint or
+/// its best, averaged if it averages. Returns what the run had got to then.
+///
+/// # Errors
+/// If there is no checkpoint that is whole, or its weights are not of this model.
+pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
+    let train = &record.experiment.train;
+    let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
+    let saved =
+        checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
+            let path = folder.path().display();
+            Error::new(format!("{path} has no checkpoint yet"))
+                .fix(format!("train it with `host train --resume {path}`"))
+        })?;
+    for what in &saved.damaged {
+        warn(format_args!("{what}; evaluating the checkpoint before it"));
+    }
+    let (done, all) = (saved.progress.epochs.len(), train.epochs);
+    if train.select == Select::Last && !is_trained(&saved.progress.epochs, all) {
+        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
+    }
+    let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
+    model.load(weights.unwrap_or(&Default::default()))?;
+    Ok(saved.progress)
+}
+
+/// What is done about something that is not as a run recorded it: it is refused, unless that is allowed,
+/// which is a warning then.
+pub fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
+    move |change| match allowed {
+        true => {
+            warn(change.first_line());
+            Ok(())
+        }
+        false => Err(change),
+    }
+}
+
+/// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.
+///
+/// # Errors
+/// If `on_change` makes one of a file that would be loaded now and is not the one that was recorded.
+pub fn recorded_plugin(
+    spec: &PluginSpec,
+    record: &Record,
+    on_change: &mut dyn FnMut(Error) -> Result<()>,
+) -> Result<PluginSpec> {
+    let mut spec = spec.clone();
+    if record.path.is_file() {
+        spec.file = record.path.display().to_string();
+    }
+    let found = crate::plugin::library::inspect(&spec.file)?;
+    if record.sha256 != found.sha256 {
+        let what = format!("{} has changed since the run began", found.path.display());
+        on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
+    }
+    Ok(spec)
+}
+
+/// Looks whether a data set's files are the recorded ones.
+///
+/// # Errors
+/// If `on_change` makes one of a file that differs.
+pub fn check_data(
+    dataset: &Dataset,
+    record: &DataRecord,
+    on_change: &mut dyn FnMut(Error) -> Result<()>,
+) -> Result<()> {
+    for (file, recorded) in &record.checksums {
+        let found = dataset.checksums.get(file).map_or("absent", String::as_str);
+        if recorded != found {
+            let what = format!("data file {file} is not the one that the run began with");
+            on_change(change(what, &format!("MD5 {recorded}"), &format!("MD5 {found}")))?;
+        }
+    }
+    Ok(())
+}
+
+fn change(what: String, recorded: &str, found: &str) -> Error {
+    Error::new(what)
+        .note("recorded", recorded)
+        .note("found", found)
+        .fix("restore the recorded file, or pass --allow-changed to use the new one")
+}

@@ -1,0 +1,160 @@
+//! Where tensors live, and how libtorch and the process are set up for it.
+
+use crate::util::console::warn;
+use crate::{Error, Result};
+use plugin_api::{LIBTORCH, first_line};
+use std::ffi::{CStr, c_char};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+/// A device by its name: `cpu`, `cuda` or `cuda:N`.
+///
+/// # Errors
+/// If the name is another one.
+pub fn parse(name: &str) -> std::result::Result<Device, String> {
+    let index = |number: &str| number.parse().map(Device::Cuda).ok();
+    let device = match name {
+        "cpu" => Some(Device::Cpu),
+        "cuda" => Some(Device::Cuda(0)),
+        _ => name.strip_prefix("cuda:").and_then(index),
+    };
+    device.ok_or_else(|| format!("expected cpu, cuda or cuda:N, got `{name}`"))
+}
+
+unsafe extern "C" {
+    fn host_exact_cuda();
+    fn host_upload(tensor: *const C_tensor, index: i64, copy: *mut *mut C_tensor) -> *const c_char;
+}
+
+/// Makes a device usable, or says what is missing.
+///
+/// # Errors
+/// If CUDA was asked for and libtorch was built without it, an NVIDIA library is missing, or
+/// no GPU answers.
+pub fn open(device: Device) -> Result<Device> {
+    let Device::Cuda(index) = device else { return Ok(device) };
+    load_cuda()?;
+    match Tensor::f_zeros([1], (Kind::Float, device)) {
+        Ok(_) => Ok(device),
+        Err(error) => {
+            Err(Error::new(format!("no usable GPU for cuda:{index}: {}", first_line(&error.to_string())))
+                .fix("check that `nvidia-smi` lists the GPU, or use --device cpu"))
+        }
+    }
+}
+
+/// Loads libtorch's CUDA half, here and nowhere else: a program linked to it would not start where
+/// NVIDIA's libraries are absent. libtorch looks for it once and remembers what it found: nothing may
+/// have asked for a GPU before. Afterwards f32 is f32 on a GPU, not TF32.
+///
+/// # Errors
+/// If libtorch was built without CUDA, or an NVIDIA library is missing.
+pub fn load_cuda() -> Result<()> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    let library = libtorch_folder()?.join("libtorch_cuda.so");
+    if !library.is_file() {
+        return Err(Error::new(format!("this libtorch ({LIBTORCH}) was built without CUDA"))
+            .note("missing", library.display())
+            .fix("set LIBTORCH to a libtorch with CUDA and rebuild, or use --device cpu"));
+    }
+    // SAFETY: opening runs the initialisers of libtorch's own CUDA half, which register its
+    // kernels; it belongs to the libtorch that is already loaded from the same folder.
+    match unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            std::mem::forget(library);
+            // SAFETY: this sets flags of libtorch's global context.
+            unsafe { host_exact_cuda() };
+            Ok(())
+        }
+        Err(error) => {
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let message = causes.last().map(ToString::to_string).unwrap_or_default();
+            let name = message.split(':').next().unwrap_or_default().to_owned();
+            Err(Error::new(format!("libtorch's CUDA half cannot be loaded: {name} is missing"))
+                .note("loader", first_line(&message))
+                .fix("install the CUDA build's NVIDIA libraries (README, section CUDA), or use --device cpu"))
+        }
+    }
+}
+
+/// The folder that this process loaded libtorch from.
+fn libtorch_folder() -> Result<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
+    let mut libraries = mapped.filter(|path| path.ends_with("libtorch_cpu.so"));
+    let folder = libraries.next().and_then(Path::parent).map(Path::to_owned);
+    folder.ok_or_else(|| Error::new("cannot tell where libtorch was loaded from (/proc/self/maps)"))
+}
+
+/// Copies a tensor made on the CPU to a device without waiting for the device.
+///
+/// # Errors
+/// If libtorch cannot.
+pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, TchError> {
+    match device {
+        Device::Cuda(index) => {
+            let mut copy = std::ptr::null_mut();
+            // SAFETY: the tensor lives during the call.
+            match refusal(unsafe { host_upload(tensor.as_ptr(), index as i64, &mut copy) }) {
+                // SAFETY: nothing was refused: `copy` is a tensor that nobody else owns.
+                None => Ok(unsafe { Tensor::from_ptr(copy) }),
+                Some(why) => Err(TchError::Torch(why)),
+            }
+        }
+        _ => tensor.f_to_device(device),
+    }
+}
+
+/// What a function of `libtorch.cpp` returned: why it refused, if it did.
+pub(crate) fn refusal(message: *const c_char) -> Option<String> {
+    // SAFETY: such a message is a string that lives until this thread's next call of one.
+    (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+}
+
+const MOST_THREADS: usize = 1024;
+
+/// Sets the number of threads of libtorch and of random numbers; all cores unless a number is given.
+///
+/// # Errors
+/// If the number is out of range, or the threads cannot be started.
+pub fn set_threads(threads: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = threads.unwrap_or(cores);
+    if !(1..=MOST_THREADS).contains(&threads) {
+        return Err(Error::new(format!(
+            "threads: expected at least 1 and at most {MOST_THREADS}, got {threads}"
+        )));
+    }
+    if threads > cores {
+        warn(format_args!("{threads} threads on {cores} cores get into one another's way"));
+    }
+    tch::set_num_threads(threads as i32);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|why| Error::new(format!("cannot start {threads} threads: {why}")))?;
+    Ok(threads)
+}
+
+/// Sets this process up before it does anything else: its allocator keeps freed memory, and a file that
+/// grows too large is an error like any other.
+pub fn set_up() {
+    keep_freed_memory();
+    // SAFETY: to ignore a signal installs no handler; it is called before threads start.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Keeps freed memory in the process: by default glibc returns large activations to the
+/// kernel after every step and pays for fresh pages at the next.
+fn keep_freed_memory() {
+    const KEPT: libc::c_int = 1 << 30;
+    const MOST_OF_OLD_GLIBC: libc::c_int = 32 << 20;
+    // SAFETY: mallopt only sets thresholds of the allocator; it is called before threads start.
+    unsafe {
+        if libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT) == 0 {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, MOST_OF_OLD_GLIBC);
+        }
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}

@@ -1,0 +1,8 @@
+//! What the binding to libtorch lacks: devices, precisions, keyed random numbers, a check for NaN
+//! that does not wait for the device, and tensors in files.
+
+pub mod device;
+pub(crate) mod finite;
+pub mod precision;
+pub mod random;
+pub(crate) mod tensors;

@@ -1,0 +1,417 @@
+//! What happens between updates: a run is measured, reported and saved, without disturbing what
+//! comes after.
+
+use super::average::Average;
+use super::cost::statistics_passes;
+use super::reporter::Reporter;
+use super::tally::Tally;
+use super::trace::Trace;
+use super::{Training, alarm};
+use crate::config::{Select, Train};
+use crate::data::examples::Examples;
+use crate::evaluation::evaluator::Evaluator;
+use crate::evaluation::verdict::{Evaluation, Order};
+use crate::plugin::Attack;
+use crate::run::RunFolder;
+use crate::run::checkpoint::{self, Groups};
+use crate::run::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
+use crate::run::tensorboard::EventFile;
+use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
+use crate::util::console::Style;
+use crate::{Error, Result};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use tch::{Kind, Tensor, no_grad};
+
+/// Number of updates between two reads of what the device has noted (losses, NaN).
+const UPDATES_PER_READ: u64 = 50;
+
+/// Minibatches from which averaged weights take the running statistics of batch normalisation. With
+/// the usual momentum of 0.1, all but 0.003 % of a running statistic comes from them.
+const STATISTICS_BATCHES: usize = 100;
+
+impl Training {
+    /// Prepares the run's folder. A resumed run may go back behind lines that were written, and may
+    /// have been stopped before its last epoch was recorded.
+    pub(super) fn begin(
+        &mut self,
+        folder: &RunFolder,
+        reporter: &mut Reporter,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let plan = &self.plan;
+        let (updates, points) = (plan.schedule.updates, plan.examples.len());
+        reporter.start(&self.records.progress, updates, plan.updates_per_epoch(), points);
+        folder.write_metrics(&self.records.progress.epochs[..self.records.recorded_epochs])?;
+        self.write_trace(folder)?;
+        if self.measure(folder, reporter, stop)? || !self.is_over() {
+            self.begin_events(folder)?;
+        }
+        Ok(())
+    }
+
+    /// What is due after an update: the device's notes are read, an epoch is summed up, a checkpoint
+    /// is saved, and what is to be measured is measured.
+    pub(super) fn after_update(
+        &mut self,
+        folder: &RunFolder,
+        reporter: &mut Reporter,
+        stop: &AtomicBool,
+        stopping: bool,
+    ) -> Result<()> {
+        let update = self.records.progress.update;
+        if update.is_multiple_of(UPDATES_PER_READ) {
+            self.sums.finite.read()?;
+            reporter.update(update, self.sums.tally.read());
+        }
+        let ends_epoch = update.is_multiple_of(self.plan.updates_per_epoch());
+        if ends_epoch {
+            self.end_epoch();
+        }
+        let checkpoint_every = self.plan.experiment.train.checkpoint_every;
+        if ends_epoch || stopping || checkpoint_every.is_some_and(|every| update.is_multiple_of(every)) {
+            self.save_checkpoint(folder)?;
+        }
+        self.measure(folder, reporter, stop)?;
+        Ok(())
+    }
+
+    /// Measures what is due after this update and not measured yet: the score of an epoch, a point of
+    /// the trace. The checkpoint comes first, since a measurement may take long, fail or be
+    /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is done.
+    /// Returns whether there was anything to do.
+    fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
+        self.validate_epoch(folder, stop)?;
+        let traced = self.trace_if_due(folder, reporter, stop)?;
+        if self.records.recorded_epochs == self.records.progress.epochs.len() {
+            return Ok(traced);
+        }
+        self.raise_alarms(folder)?;
+        self.report_epoch(reporter)?;
+        folder.write_metrics(&self.records.progress.epochs)?;
+        self.records.recorded_epochs = self.records.progress.epochs.len();
+        Ok(true)
+    }
+
+    /// Sums up the epoch that has just ended.
+    fn end_epoch(&mut self) {
+        let (loss, correct, particles) = self.sums.tally.read();
+        self.stop_clock();
+        self.sums.tally = Tally::new((0.0, 0.0, 0.0), self.plan.device);
+        let Progress { update, seconds, .. } = self.records.progress;
+        let epoch = update / self.plan.updates_per_epoch();
+        let metrics = EpochMetrics {
+            epoch: epoch as usize,
+            updates: update,
+            learning_rate: self.plan.schedule.learning_rate(update - 1),
+            train_loss: loss / particles,
+            train_accuracy: correct / particles,
+            validation_accuracy: None,
+            probe_accuracy: None,
+            validation_passes: None,
+            statistics_passes: self.statistics_passes(),
+            alarms: Vec::new(),
+            stopped_early: false,
+            passes_per_sample: epoch * self.plan.passes_per_epoch,
+            seconds,
+        };
+        self.records.progress.epochs.push(metrics);
+    }
+
+    /// Adds to the last epoch what is wrong with it, if anything, in its checkpoint too.
+    fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
+        let over = self.is_over();
+        let progress = &mut self.records.progress;
+        let Some(last) = progress.epochs.last() else { return Ok(()) };
+        // A network that was not trained in the probe's whole ball need not withstand the probe yet.
+        let first_update = (last.epoch as u64 - 1) * self.plan.updates_per_epoch();
+        let is_whole =
+            self.plan.epsilon_ramp(first_update) == 1.0 && self.plan.experiment.train.epsilon_scale >= 1.0;
+        let adversary = self.players.sampler.as_ref().map(|_| is_whole);
+        let alarms = alarm::look_at(&progress.epochs, over, self.players.model.classes(), adversary);
+        if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
+            last.alarms = alarms;
+            checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)?;
+        }
+        Ok(())
+    }
+
+    fn report_epoch(&mut self, reporter: &mut Reporter) -> Result<()> {
+        let Some(metrics) = self.records.progress.epochs.last() else { return Ok(()) };
+        reporter.epoch(metrics);
+        metrics.alarms.iter().for_each(|finding| reporter.alarm(finding));
+        self.records.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))
+    }
+
+    pub(super) fn start_clock(&mut self) {
+        self.records.clock.get_or_insert_with(Instant::now);
+    }
+
+    fn stop_clock(&mut self) {
+        let seconds = self.records.clock.take().map_or(0.0, |started| started.elapsed().as_secs_f64());
+        self.records.progress.seconds += seconds;
+    }
+
+    /// Refuses to save a state from which training could not go on: weights or moments that the last
+    /// update broke, or weights that give no finite logits.
+    fn refuse_broken_state(&self) -> Result<()> {
+        let broken = |what: &str| {
+            let update = self.records.progress.update;
+            Err(Error::new(format!("{what} became NaN or infinite at update {update}"))
+                .fix("lower train.learning_rate")
+                .on_the_way())
+        };
+        let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+        let (model, optimizer) = (&self.players.model, &self.players.optimizer);
+        for (name, tensor) in model.state().iter().chain(&optimizer.state()) {
+            if !finite(tensor) {
+                return broken(&format!("`{name}`"));
+            }
+        }
+        let some = self.plan.experiment.train.batch.min(self.plan.examples.len()) as i64;
+        let (images, _) = self.plan.examples.batch(&Tensor::arange(some, (Kind::Int64, self.plan.device)));
+        if finite(&model.logits(&images)?) { Ok(()) } else { broken("the model's logits") }
+    }
+
+    fn save_checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
+        // Work that the device still has to do belongs to the time of training.
+        self.sums.finite.read()?;
+        self.stop_clock();
+        self.refuse_broken_state()?;
+        self.renew_statistics()?;
+        let progress = &mut self.records.progress;
+        progress.tally = self.sums.tally.read();
+        progress.optimizer_steps = self.players.optimizer.steps();
+        let mut groups: Groups = [
+            ("weights".to_owned(), named_clones(self.players.model.state())),
+            ("optimizer".to_owned(), self.players.optimizer.state()),
+        ]
+        .into();
+        if let Some(store) = &self.players.store {
+            groups.insert("particles".to_owned(), store.state());
+        }
+        if let Some(average) = averaged(&self.players.average) {
+            groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
+        }
+        checkpoint::save(&folder.checkpoints(), progress.update, &groups, progress)?;
+        self.records.saved = Some(progress.update);
+        Ok(())
+    }
+
+    /// Continues from the newest checkpoint that is whole. Returns its update, and which checkpoints
+    /// were damaged.
+    ///
+    /// # Errors
+    /// If every checkpoint is damaged, or it does not fit this run.
+    pub(super) fn load_checkpoint(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
+        let groups = ["weights", "optimizer", "particles", checkpoint::AVERAGE];
+        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
+            return Ok((0, Vec::new()));
+        };
+        let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
+        let players = &mut self.players;
+        players.model.load(&group("weights"))?;
+        players.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
+        if let Some(store) = &mut players.store {
+            store.load_state(&group("particles"))?;
+        }
+        if let Some(average) = &mut players.average {
+            average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
+        }
+        self.sums.tally = Tally::new(saved.progress.tally, self.plan.device);
+        self.records.progress = saved.progress;
+        self.records.saved = Some(self.records.progress.update);
+        // Metrics that cannot be read are written anew.
+        let written: Vec<EpochMetrics> = folder.metrics().unwrap_or_default();
+        self.records.recorded_epochs = written.len().min(self.records.progress.epochs.len());
+        Ok((self.records.progress.update, saved.damaged))
+    }
+
+    /// Gives averaged weights running statistics of batch normalisation of their own, where these are
+    /// not averaged too: from some minibatches of particles, where visits begin. They depend on the
+    /// state of training alone, not on when they were last renewed.
+    fn renew_statistics(&mut self) -> Result<()> {
+        let model = &self.players.model;
+        let Some(mut average) = self.players.average.take_if(|average| average.has_stale_buffers(model))
+        else {
+            return Ok(());
+        };
+        let renewed = average.renew_buffers(&self.players.model, || self.forward_particles());
+        self.players.average = Some(average);
+        renewed
+    }
+
+    fn forward_particles(&self) -> Result<()> {
+        let (plan, update) = (&self.plan, self.records.progress.update);
+        let Train { seed, batch, particles, precision, .. } = plan.experiment.train;
+        let order = permutation(seed, Purpose::Statistics, update, plan.examples.len());
+        for (number, points) in order.chunks(batch).cycle().take(STATISTICS_BATCHES).enumerate() {
+            let indices = Tensor::from_slice(points).to_device(plan.device);
+            let minibatch = self.players.minibatch(plan, update, points, &indices)?;
+            let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
+            let visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
+            let forward = Forward::Step(number).of_update(update);
+            tch::manual_seed(seed_for(seed, Purpose::Statistics, forward));
+            drop(no_grad(|| self.players.model.forward_in(precision, &visit.particles, true))?);
+        }
+        Ok(())
+    }
+
+    /// Passes that renewing the running statistics takes; none if they are not renewed.
+    fn statistics_passes(&self) -> Option<f64> {
+        let (plan, players) = (&self.plan, &self.players);
+        let stale = players.average.as_ref().is_some_and(|average| average.has_stale_buffers(&players.model));
+        stale.then(|| statistics_passes(&plan.experiment.train, plan.examples.len(), STATISTICS_BATCHES))
+    }
+
+    /// Evaluates the weights that are evaluated in the end (averaged ones if there are any); an error
+    /// that is an interruption once `stop` is set.
+    fn evaluate(
+        &self,
+        attacks: &[Attack],
+        (examples, points): (&Examples, Option<usize>),
+        purpose: Purpose,
+        stop: &AtomicBool,
+    ) -> Result<Evaluation> {
+        let (experiment, model) = (&self.plan.experiment, &self.players.model);
+        let evaluator = Evaluator {
+            model,
+            source: model,
+            order: Order::Separate,
+            stop,
+            examples,
+            purpose,
+            threat: experiment.threat,
+            restarts: 1,
+            batch: experiment.eval.batch,
+            seed: experiment.train.seed,
+            device: self.plan.device,
+            style: Style::Json,
+        };
+        let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
+        let (evaluation, failure) = match averaged(&self.players.average) {
+            Some(average) => average.in_place_of(model, work)?,
+            None => work()?,
+        };
+        failure.map_or(Ok(evaluation), Err)
+    }
+
+    /// Adds the present weights to the trace, if they are to be traced and are not yet: after the
+    /// updates that were planned, and at the end of a run that patience has ended. The random numbers
+    /// are those of `host eval`; the clock of training stands still meanwhile. Returns whether there
+    /// was anything to add.
+    fn trace_if_due(&mut self, folder: &RunFolder, reporter: &Reporter, stop: &AtomicBool) -> Result<bool> {
+        let Progress { update, ref trace, .. } = self.records.progress;
+        let traced = trace.last().is_some_and(|point| point.updates == update);
+        let ended = self.records.progress.stopped_early();
+        let is_due = |trace: &Trace| !traced && (ended || trace.updates.binary_search(&update).is_ok());
+        if !self.records.trace.as_ref().is_some_and(is_due) {
+            return Ok(false);
+        }
+        // Work that the device still has to do belongs to the time of training.
+        self.sums.finite.read()?;
+        self.stop_clock();
+        self.renew_statistics()?;
+        let Some(Trace { attack, examples, points, .. }) = &self.records.trace else { return Ok(false) };
+        let spec = attack.record.spec.clone();
+        let found =
+            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop);
+        if found.as_ref().is_err_and(Error::is_interrupted) && self.records.saved != Some(update) {
+            self.save_checkpoint(folder)?;
+        }
+        let found = found?;
+        let point = TracePoint {
+            updates: update,
+            optimizer_steps: self.players.optimizer.steps(),
+            passes_per_sample: self.plan.passes_per_sample(update),
+            seconds: self.records.progress.seconds,
+            clean_accuracy: found.clean,
+            attack_accuracy: found.worst_case,
+            attack: spec,
+            points: found.points,
+        };
+        reporter.trace(&point);
+        self.records.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
+        self.records.progress.trace.push(point);
+        self.write_trace(folder)?;
+        if self.records.saved == Some(update) {
+            checkpoint::save_progress(&folder.checkpoints(), update, &self.records.progress)?;
+        }
+        Ok(true)
+    }
+
+    /// Rewrites `trace.jsonl`: a resumed run may go back behind points that were written.
+    fn write_trace(&self, folder: &RunFolder) -> Result<()> {
+        match self.records.trace {
+            Some(_) => folder.write_trace(&self.records.progress.trace),
+            None => Ok(()),
+        }
+    }
+
+    /// Scores the last epoch on the validation points, if it is not scored yet, keeps its weights if
+    /// they are to be selected, and ends the run if no epoch has scored better for as long as
+    /// patience lasts. The score is added to its checkpoint.
+    fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<()> {
+        let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
+        let last = self.records.progress.epochs.last().filter(unscored);
+        let (Some(held_out), Some(_)) = (&self.records.validation, last) else { return Ok(()) };
+        let probe = self.records.probe.as_slice();
+        let validation = self.evaluate(probe, (held_out, None), Purpose::Probe, stop)?;
+        let progress = &mut self.records.progress;
+        let Some((last, before)) = progress.epochs.split_last_mut() else { return Ok(()) };
+        last.validation_accuracy = Some(validation.clean);
+        let probe = validation.attacks.first();
+        last.probe_accuracy = probe.map(|probe| probe.robust);
+        let of_probe = probe.map_or(0.0, |probe| probe.cost.passes());
+        last.validation_passes = Some(validation.points as f64 / 2.0 + of_probe);
+        let Train { epochs, patience, select, .. } = self.plan.experiment.train;
+        let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
+        let players = &self.players;
+        if select == Select::Best && last.score() > best_before {
+            let own = || named_clones(players.model.state());
+            let weights = averaged(&players.average).map_or_else(own, Average::state);
+            let weights = [("weights".to_owned(), weights)].into();
+            checkpoint::save(&folder.best(), progress.update, &weights, progress)?;
+        }
+        let best = best_epoch(&progress.epochs).map_or(0, |best| best.epoch);
+        if let Some(last) = progress.epochs.last_mut() {
+            // An average that begins at some epoch has not been scored before that epoch.
+            let steps_of_an_epoch = (players.optimizer.steps() / last.epoch as u64).max(1);
+            let scored = players
+                .average
+                .as_ref()
+                .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
+            let without_a_better = (last.epoch - best).min(scored);
+            last.stopped_early =
+                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+        }
+        checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
+    }
+
+    /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this update:
+    /// the session before may have been stopped before it could write that.
+    fn begin_events(&mut self, folder: &RunFolder) -> Result<()> {
+        if !self.plan.experiment.train.tensorboard {
+            return Ok(());
+        }
+        let Progress { update, ref epochs, ref trace, .. } = self.records.progress;
+        let mut events = EventFile::new(folder.path(), update);
+        if let Some(point) = trace.last().filter(|point| point.updates == update) {
+            events.trace(point)?;
+        }
+        if let Some(metrics) = epochs.last().filter(|epoch| epoch.updates == update) {
+            events.epoch(metrics)?;
+        }
+        self.records.events = Some(events);
+        Ok(())
+    }
+}
+
+/// The averaged weights, if any step is in them yet: they are evaluated in the weights' place.
+fn averaged(average: &Option<Average>) -> Option<&Average> {
+    average.as_ref().filter(|average| average.has_begun())
+}
+
+fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}

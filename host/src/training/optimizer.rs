@@ -1,0 +1,284 @@
+//! Gradient descent on the weights.
+//!
+//! Moments are plain tensors of ours, because those inside libtorch's optimisers cannot be
+//! read out for a checkpoint; the steps are libtorch's fused ones, which move all weights in one
+//! walk through memory and make no temporaries.
+
+use crate::config::{Algorithm, Train};
+use crate::torch::device::refusal;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::ffi::c_char;
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+/// What distinguishes one optimiser from another, learning rate aside.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// Which optimiser.
+    pub algorithm: Algorithm,
+    /// Share of the last step kept, 0 to 1 (`sgd`, `sign-sgd`).
+    pub momentum: f64,
+    /// Multiple of the weights added to their gradients, at least 0.
+    pub weight_decay: f64,
+}
+
+impl Settings {
+    /// The optimiser of a run.
+    pub fn of(train: &Train) -> Self {
+        Self { algorithm: train.optimizer, momentum: train.momentum, weight_decay: train.weight_decay }
+    }
+}
+
+const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
+const ADAM_EPSILON: f64 = 1e-8;
+
+/// An optimiser and its moments.
+pub struct Optimizer {
+    settings: Settings,
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    first_moments: Vec<Tensor>,
+    second_moments: Vec<Tensor>,
+    steps: u64,
+}
+
+impl Optimizer {
+    /// An optimiser of these parameters (shared, not copied) that has taken no step.
+    pub fn new(settings: Settings, parameters: &[(&str, &Tensor)]) -> Self {
+        let zeros = |wanted: bool| {
+            let wanted = parameters.iter().filter(|_| wanted);
+            wanted.map(|(_, parameter)| parameter.detach().zeros_like()).collect()
+        };
+        let adam = settings.algorithm == Algorithm::Adam;
+        Self {
+            first_moments: zeros(adam || settings.momentum > 0.0),
+            second_moments: zeros(adam),
+            names: parameters.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            parameters: parameters.iter().map(|(_, parameter)| parameter.shallow_clone()).collect(),
+            settings,
+            steps: 0,
+        }
+    }
+
+    /// The parameters, in the order that [`Optimizer::step`] expects gradients in.
+    pub fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
+    /// One step down these gradients; a parameter without one (undefined) stays.
+    ///
+    /// # Panics
+    /// If libtorch refuses.
+    pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) {
+        let _guard = tch::no_grad_guard();
+        self.steps += 1;
+        let moving: Vec<_> = (0..gradients.len()).filter(|index| gradients[*index].defined()).collect();
+        if moving.is_empty() {
+            return;
+        }
+        match self.settings.algorithm {
+            Algorithm::Sgd => self.sgd(&moving, gradients, learning_rate),
+            Algorithm::SignSgd => self.sign_sgd(&moving, gradients, learning_rate),
+            Algorithm::Adam => self.adam(&moving, gradients, learning_rate),
+        }
+    }
+
+    fn sgd(&self, moving: &[usize], gradients: &[Tensor], learning_rate: f64) {
+        let Settings { momentum, weight_decay, .. } = self.settings;
+        let of = |tensors: &[Tensor]| pointers(moving, tensors);
+        let (parameters, gradients) = (of(&self.parameters), of(gradients));
+        let moments = if self.first_moments.is_empty() { Vec::new() } else { of(&self.first_moments) };
+        // SAFETY: the pointers are those of tensors that live during the call, `moving.len()` of
+        // them in each list, and none or as many in the moments'.
+        check(unsafe {
+            host_sgd_step(
+                parameters.as_ptr(),
+                gradients.as_ptr(),
+                moving.len(),
+                moments.as_ptr(),
+                moments.len(),
+                learning_rate,
+                momentum,
+                weight_decay,
+            )
+        });
+    }
+
+    fn adam(&self, moving: &[usize], gradients: &[Tensor], learning_rate: f64) {
+        let of = |tensors: &[Tensor]| pointers(moving, tensors);
+        let (parameters, gradients) = (of(&self.parameters), of(gradients));
+        let (first, second) = (of(&self.first_moments), of(&self.second_moments));
+        let device = self.parameters[0].device();
+        let step = Tensor::full([] as [i64; 0], self.steps as f64, (Kind::Float, device));
+        let (keep_first, keep_second) = ADAM_BETAS;
+        // SAFETY: the pointers are those of tensors that live during the call, `moving.len()` of
+        // them in each list.
+        check(unsafe {
+            host_adam_step(
+                parameters.as_ptr(),
+                gradients.as_ptr(),
+                moving.len(),
+                first.as_ptr(),
+                second.as_ptr(),
+                step.as_ptr(),
+                learning_rate,
+                keep_first,
+                keep_second,
+                self.settings.weight_decay,
+                ADAM_EPSILON,
+            )
+        });
+    }
+
+    /// libtorch has no fused step for signs.
+    fn sign_sgd(&mut self, moving: &[usize], gradients: &[Tensor], learning_rate: f64) {
+        let Settings { momentum, weight_decay, .. } = self.settings;
+        for &index in moving {
+            let parameter = &mut self.parameters[index];
+            let mut direction = if weight_decay > 0.0 {
+                &gradients[index] + &*parameter * weight_decay
+            } else {
+                gradients[index].shallow_clone()
+            };
+            if let Some(moment) = self.first_moments.get_mut(index) {
+                *moment *= momentum;
+                *moment += direction;
+                direction = moment.shallow_clone();
+            }
+            *parameter -= direction.sign() * learning_rate;
+        }
+    }
+
+    /// Number of steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Its moments by name, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let named = |kind: &'static str, moments: &[Tensor]| -> Vec<(String, Tensor)> {
+            let pairs = self.names.iter().zip(moments);
+            pairs.map(|(name, moment)| (format!("{kind}.{name}"), moment.shallow_clone())).collect()
+        };
+        let mut state = named("first_moment", &self.first_moments);
+        state.extend(named("second_moment", &self.second_moments));
+        state
+    }
+
+    /// Takes over saved moments and the number of steps.
+    ///
+    /// # Errors
+    /// If one is missing or has another shape.
+    pub fn load(&mut self, saved: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for (name, mut moment) in self.state() {
+            match saved.get(&name) {
+                Some(saved) if saved.size() == moment.size() => moment.copy_(saved),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the checkpoint's optimiser state does not fit: `{name}`"
+                    )));
+                }
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+unsafe extern "C" {
+    fn host_sgd_step(
+        parameters: *const *mut C_tensor,
+        gradients: *const *mut C_tensor,
+        count: usize,
+        moments: *const *mut C_tensor,
+        moment_count: usize,
+        learning_rate: f64,
+        momentum: f64,
+        weight_decay: f64,
+    ) -> *const c_char;
+    fn host_adam_step(
+        parameters: *const *mut C_tensor,
+        gradients: *const *mut C_tensor,
+        count: usize,
+        first_moments: *const *mut C_tensor,
+        second_moments: *const *mut C_tensor,
+        step: *const C_tensor,
+        learning_rate: f64,
+        keep_first: f64,
+        keep_second: f64,
+        weight_decay: f64,
+        epsilon: f64,
+    ) -> *const c_char;
+}
+
+/// The chosen of these tensors, as libtorch knows them.
+fn pointers(chosen: &[usize], tensors: &[Tensor]) -> Vec<*mut C_tensor> {
+    chosen.iter().map(|&index| tensors[index].as_ptr().cast_mut()).collect()
+}
+
+/// Panics with what libtorch refused, as its other in-place operations do.
+fn check(message: *const c_char) {
+    if let Some(why) = refusal(message) {
+        panic!("{why}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+    use tch::nn::{self, OptimizerConfig};
+
+    /// Ten steps on a quadratic of a convolution's weights, by ours and by libtorch's optimiser.
+    /// Ours lie with `strides`, and their gradients otherwise, as convolutions give them; a second
+    /// parameter has no gradient.
+    fn assert_same_as_libtorch<C: OptimizerConfig>(settings: Settings, strides: [i64; 4], config: C) {
+        let start = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([2, 3, 2, 2]) / 10.0 - 1.0;
+        let curvature = start.flip([0, 1]) + 2.0;
+        let loss = |x: &Tensor| (x * x * &curvature).sum(Kind::Float);
+
+        let variables = nn::VarStore::new(Device::Cpu);
+        let theirs = variables.root().var_copy("x", &start);
+        let mut reference = config.build(&variables, 0.01).expect("an optimiser");
+        let memory = Tensor::full([60], 7.0, (Kind::Float, Device::Cpu));
+        let mut ours = memory.as_strided([2, 3, 2, 2], strides, 0);
+        ours.copy_(&start);
+        let unused = Tensor::ones([2], (Kind::Float, Device::Cpu));
+        let mut optimizer = Optimizer::new(settings, &[("unused", &unused), ("x", &ours)]);
+        for _ in 0..10 {
+            reference.backward_step(&loss(&theirs));
+            let gradient = (&ours * &curvature * 2.0).contiguous();
+            optimizer.step(&[Tensor::new(), gradient], 0.01);
+        }
+        let difference = (&ours - &theirs).abs().max().double_value(&[]);
+        assert!(difference < 1e-6, "{settings:?}: {ours:?} differs from {theirs:?} by {difference}");
+        assert!((&ours - &start).abs().max().double_value(&[]) > 1e-2, "it moved");
+        assert_eq!(Vec::<f32>::try_from(&unused).expect("f32"), [1.0, 1.0]);
+        let beside = memory.eq(7.0).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(beside, 60 - 24, "nothing between the weights was written");
+    }
+
+    #[test]
+    fn steps_are_libtorchs_however_the_weights_lie_in_memory() {
+        let sgd = Settings { algorithm: Algorithm::Sgd, momentum: 0.0, weight_decay: 0.0 };
+        let heavy = Settings { momentum: 0.9, weight_decay: 0.01, ..sgd };
+        let adam = Settings { algorithm: Algorithm::Adam, weight_decay: 0.01, ..sgd };
+        // In order, with the channels last, and with gaps.
+        for strides in [[12, 4, 2, 1], [12, 1, 6, 3], [30, 8, 4, 2]] {
+            assert_same_as_libtorch(sgd, strides, nn::sgd(0.0, 0.0, 0.0, false));
+            assert_same_as_libtorch(heavy, strides, nn::sgd(0.9, 0.0, 0.01, false));
+            assert_same_as_libtorch(adam, strides, nn::adam(0.9, 0.999, 0.01));
+        }
+    }
+
+    #[test]
+    fn sign_sgd_moves_every_weight_by_the_learning_rate() {
+        let weights = Tensor::from_slice(&[1.0f32, 1.0, 1.0]);
+        let settings = Settings { algorithm: Algorithm::SignSgd, momentum: 0.0, weight_decay: 0.0 };
+        let mut optimizer = Optimizer::new(settings, &[("w", &weights)]);
+        optimizer.step(&[Tensor::from_slice(&[5.0f32, -0.001, 0.0])], 0.25);
+        assert_eq!(Vec::<f32>::try_from(&weights).expect("f32"), [0.75, 1.25, 1.0]);
+    }
+}
