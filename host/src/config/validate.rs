@@ -42,7 +42,7 @@ impl Experiment {
             rule(holds_images, "threat.domain", "bounds that hold all images, which lie in [0, 1]", format!("[{low}, {high}]")),
             rule((0.0..=epochs).contains(&train.warmup_epochs), "train.warmup_epochs", "a number from 0 to train.epochs", train.warmup_epochs),
             rule((0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
-            rule(fused || train.replay == 1, "train.replay", "1 (mode fused alone uses a minibatch several times in a row)", train.replay),
+            rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch; `--recipe algorithm-1` is Algorithm 1)", train.replay),
             rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused the pass that gives the sampler's gradient trains the weights too)", "eval"),
             rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one backward of one loss, and trades has an inner loss of its own)", &objective),
             rule(adversarial || !has_divergence, "train.objective", "cross-entropy (without a sampler no prediction diverges from the natural one)", &objective),

@@ -339,7 +339,7 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
     }
     place.refuses(
         &format!("{TRAIN} --mode faithful --replay 2"),
-        &["train.replay: expected 1 (mode fused alone", "got 2"],
+        &["train.replay: expected 1 (only mode fused", "got 2"],
     );
     place.refuses(
         &format!("{TRAIN} --average 1"),
