@@ -210,7 +210,7 @@ fn damaged_idx_files() {
         (
             "train-images-idx3-ubyte",
             |contents| *contents = b"\x89PNG\r\n and so on".into(),
-            &["no IDX file", "0x00000803", "0x89504e47"],
+            &["not an IDX file", "0x00000803", "0x89504e47"],
         ),
         (
             "t10k-images-idx3-ubyte",
@@ -303,15 +303,15 @@ fn trees_of_images_that_are_damaged() {
     place.refuses(&train, &["pictures/test/digit-7 holds no images"]);
     save("pictures/test/stray.png", 8, 8, grey);
     place
-        .refuses(&train, &["pictures/test/stray.png is in no class's folder"])
+        .refuses(&train, &["pictures/test/stray.png is not in the folder of a class"])
         .explains(&["SPLIT/CLASS/IMAGE"]);
     fs::remove_dir_all(place.path("pictures/test")).expect("removed");
-    place.refuses(&train, &["pictures has no folder test (nor val)"]);
+    place.refuses(&train, &["pictures has no folder test or val"]);
     fs::remove_dir_all(place.path("pictures/train")).expect("removed");
     place.refuses(&train, &["pictures holds no data set", "images in train/CLASS"]);
     fs::create_dir(place.path("pictures/train")).expect("made");
     fs::create_dir(place.path("pictures/test")).expect("made");
-    place.refuses(&train, &["pictures/train has no classes to tell apart", "got 0"]);
+    place.refuses(&train, &["pictures/train has too few classes", "got 0"]);
 }
 
 #[test]
