@@ -93,7 +93,10 @@ fn a_kind_that_this_host_does_not_know_is_passed_over() {
     let listed = place.host("inspect ./bad_plugins.so --json").succeeds().json();
     let plugins = listed["plugins"].as_array().expect("a list");
     let unknown = plugins.iter().find(|plugin| plugin["manifest"]["name"] == "momentum").expect("listed");
-    assert!(unknown["error"].as_str().is_some_and(|why| why.contains("does not know its kind")), "{unknown}");
+    assert!(
+        unknown["error"].as_str().is_some_and(|why| why.contains("does not support plugins of this kind")),
+        "{unknown}"
+    );
 
     // The others are used as ever.
     let judged = place.host("conform ./bad_plugins.so --include load-cold --json").succeeds().json_lines();
@@ -105,7 +108,7 @@ fn a_kind_that_this_host_does_not_know_is_passed_over() {
         .refuses(&format!("{TRAIN} --sampler ./bad_plugins.so,plugin=momentum --out other"), &["`momentum`"]);
 
     patch(&place.copy_built("liblangevin.so"), r#""kind":"sampler""#, r#""kind":"sorcery""#);
-    place.refuses("conform ./langevin.so", &["no plugin of a kind that this host knows"]);
+    place.refuses("conform ./langevin.so", &["no plugin of a kind that this host supports"]);
 }
 
 #[test]
