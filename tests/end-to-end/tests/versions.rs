@@ -123,7 +123,7 @@ fn weights_of_another_model_are_refused() {
     let before: Value = place.run("run").record();
     place
         .host("eval run --attack fgsm.so")
-        .fails(2, &["these weights are not of model cnn", "`conv1.bias`", "expected Float [64]"])
+        .fails(2, &["the weights do not match model cnn", "`conv1.bias`", "expected Float [64]"])
         .explains(&["the model plugin and options that the weights were saved with"]);
     assert_eq!(place.run("run").record(), before);
 }
