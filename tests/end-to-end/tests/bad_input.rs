@@ -155,7 +155,7 @@ fn models_that_break_the_contract() {
         ("detached", "--mode faithful", "images"),
     ] {
         let flags = format!("{TRAIN} --model nonconforming.so,plugin={model} {mode}");
-        let told = format!("model {model} has no gradient towards its {missing}: ");
+        let told = format!("model {model} has no gradient with respect to its {missing}: ");
         Place::with_digits(8, 60).host(&flags).fails(1, &[&told]);
     }
 }
@@ -354,10 +354,13 @@ fn values_that_cannot_work() {
         ("--learning-rate 0", &["train.learning_rate", "above 0", "got 0"]),
         ("--milestones 0.5", &["train.milestones", "only the step schedule"]),
         ("--schedule step --milestones 0.5,0.2", &["train.milestones", "got [0.5, 0.2]"]),
-        ("--schedule one-cycle --warmup-epochs 1", &["train.warmup_epochs", "one-cycle", "by itself"]),
-        ("--patience 3", &["train.patience", "no score to wait for"]),
+        (
+            "--schedule one-cycle --warmup-epochs 1",
+            &["train.warmup_epochs", "one-cycle", "already rises from 0"],
+        ),
+        ("--patience 3", &["train.patience", "the epochs are not scored"]),
         ("--patience 0 --select best", &["train.patience", "at least 1", "got 0"]),
-        ("--trace-at 1", &["train.trace_at", "nothing to trace"]),
+        ("--trace-at 1", &["train.trace_at", "there is no trace"]),
         ("--trace fgsm.so --trace-at 1,0.5", &["train.trace_at", "got [1.0, 0.5]"]),
         ("--trace fgsm.so --trace-at 0", &["train.trace_at", "got [0.0]"]),
         (

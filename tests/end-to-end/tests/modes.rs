@@ -439,6 +439,6 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     assert!(!place.path("left").exists());
     place.refuses(
         &format!("{TRAIN} --store-file other --device cuda"),
-        &["train.store_file: particles in a file are for the CPU; train.device is cuda"],
+        &["train.store_file: particles in a file need train.device = \"cpu\", got cuda"],
     );
 }
