@@ -40,7 +40,7 @@ fn images(count: i64) -> Tensor {
 /// A plugin from the target folder. Benchmarks are in its subfolder `deps`.
 fn plugin(name: &str) -> PluginSpec {
     let program = std::env::current_exe().expect("this program has a path");
-    let folder = program.ancestors().nth(2).expect("it lies in a target folder");
+    let folder = program.ancestors().nth(2).expect("it is in a target folder");
     parse(&folder.join(name).display().to_string()).expect("a plugin")
 }
 
@@ -100,9 +100,9 @@ fn project(criterion: &mut Criterion) {
 }
 
 fn store(criterion: &mut Criterion) {
-    let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("room");
-    let mut store =
-        ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None).expect("room");
+    let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("enough memory");
+    let mut store = ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None)
+        .expect("enough memory");
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     let (natural, _) = examples.batch(&indices);
     criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices, &natural)));
@@ -119,7 +119,7 @@ fn beside_the_passes(criterion: &mut Criterion) {
         images: Tensor::randint(256, [60_000, 1, 28, 28], (Kind::Uint8, Device::Cpu)),
         labels: Tensor::zeros([60_000], (Kind::Int64, Device::Cpu)),
     };
-    let examples = Examples::new(&split, 0, 60_000, Device::Cpu).expect("room");
+    let examples = Examples::new(&split, 0, 60_000, Device::Cpu).expect("enough memory");
     let indices = Tensor::randperm(60_000, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     group.bench_function("batch of 60,000 points", |bench| bench.iter(|| examples.batch(&indices)));
     let points: Vec<i64> = (0..BATCH).collect();
@@ -171,8 +171,8 @@ fn update(criterion: &mut Criterion) {
         (experiment.train.mode, experiment.train.precision) = (mode, precision);
         let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
-        let mut training =
-            Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu).expect("room");
+        let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
+            .expect("enough memory");
         group.bench_function(name, |bench| {
             bench.iter(|| training.update(&points, &indices).expect("an update"))
         });

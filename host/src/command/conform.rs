@@ -78,8 +78,8 @@ fn chosen(spec: &PluginSpec) -> Result<(File, Vec<Manifest>)> {
         return Err(Error::new(format!("{} has no plugin of a kind that this host supports", spec.file))
             .fix("check it with the host that it was built for"));
     }
-    let is_meant = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
-    let plugins: Vec<_> = known.iter().filter(|manifest| is_meant(manifest)).cloned().collect();
+    let is_chosen = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
+    let plugins: Vec<_> = known.iter().filter(|manifest| is_chosen(manifest)).cloned().collect();
     if plugins.is_empty() {
         let names: Vec<_> = known.iter().map(|manifest| manifest.name.as_str()).collect();
         return Err(spec

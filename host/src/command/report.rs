@@ -55,7 +55,7 @@ impl Place {
             return Err(Error::new(format!("{} is not a file", place.page.display())));
         }
         if place.page.exists() && !report::is_page_of_report(&files::read(&place.page)?) {
-            return Err(foreign(&place.page));
+            return Err(not_of_report(&place.page));
         }
         if place.folder.exists() {
             place.earlier_files()?;
@@ -81,7 +81,7 @@ impl Place {
         };
         match files.iter().find(|path| !is_of_report(path)) {
             None => Ok(files),
-            Some(path) => Err(foreign(path)),
+            Some(path) => Err(not_of_report(path)),
         }
     }
 
@@ -103,7 +103,7 @@ impl Place {
     }
 }
 
-fn foreign(path: &Path) -> Error {
+fn not_of_report(path: &Path) -> Error {
     Error::new(format!("{} was not written by `host report`", path.display()))
         .fix("move it, or choose another name with --out")
 }

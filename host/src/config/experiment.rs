@@ -231,8 +231,8 @@ pub struct Eval {
 impl Default for Experiment {
     fn default() -> Self {
         Self {
-            model: known("cnn.so,arch=B"),
-            sampler: SamplerChoice(Some(known("langevin.so"))),
+            model: default_plugin("cnn.so,arch=B"),
+            sampler: SamplerChoice(Some(default_plugin("langevin.so"))),
             data: Data::default(),
             threat: ThreatModel::default(),
             train: Train::default(),
@@ -241,7 +241,7 @@ impl Default for Experiment {
     }
 }
 
-fn known(spec: &str) -> PluginSpec {
+fn default_plugin(spec: &str) -> PluginSpec {
     spec.parse().unwrap_or_else(|error| unreachable!("the spec of a default plugin is valid: {error}"))
 }
 
@@ -255,7 +255,7 @@ impl Default for Data {
 impl Default for Eval {
     fn default() -> Self {
         let attacks = ["fgsm.so", "pgd.so,steps=40", "pgd.so,steps=100", "apgd.so"];
-        Self { attacks: attacks.map(known).into(), points: None, restarts: 1, batch: 250 }
+        Self { attacks: attacks.map(default_plugin).into(), points: None, restarts: 1, batch: 250 }
     }
 }
 

@@ -248,20 +248,20 @@ impl Model {
     /// # Errors
     /// If a name is missing or unknown, or a shape or dtype differs. The model is then unchanged.
     pub fn load(&self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
-        let foreign = |what: String| {
+        let mismatch = |what: String| {
             Error::new(format!("the weights do not match model {}: {what}", self.name))
                 .fix("use the model plugin and options that the weights were saved with")
         };
         for (name, tensor) in &self.state {
-            let saved = saved.get(name).ok_or_else(|| foreign(format!("`{name}` is missing")))?;
+            let saved = saved.get(name).ok_or_else(|| mismatch(format!("`{name}` is missing")))?;
             if (saved.size(), saved.kind()) != (tensor.size(), tensor.kind()) {
                 let expected = format!("{:?} {:?}", tensor.kind(), tensor.size());
                 let got = format!("{:?} {:?}", saved.kind(), saved.size());
-                return Err(foreign(format!("`{name}`: expected {expected}, got {got}")));
+                return Err(mismatch(format!("`{name}`: expected {expected}, got {got}")));
             }
         }
         if let Some(unknown) = saved.keys().find(|name| !self.state.iter().any(|(known, _)| known == *name)) {
-            return Err(foreign(format!("the model has no tensor `{unknown}`")));
+            return Err(mismatch(format!("the model has no tensor `{unknown}`")));
         }
         let _guard = tch::no_grad_guard();
         for (name, tensor) in &self.state {

@@ -204,17 +204,17 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     if !files::try_lock(&file, path)? {
         return Err(refused(&"another run uses this file"));
     }
-    let there = file.metadata().map_err(|why| refused(&why))?.len();
-    if there != 0 && there != bytes {
+    let length = file.metadata().map_err(|why| refused(&why))?.len();
+    if length != 0 && length != bytes {
         return Err(refused(&format!(
-            "it holds other data: expected an empty file or {bytes} bytes, got {there} bytes"
+            "it holds other data: expected an empty file or {bytes} bytes, got {length} bytes"
         ))
         .fix("move this file, or choose another name"));
     }
     // Disk space is allocated now: if the disk filled up later, the process would be killed.
-    let claimed = file.set_len(0).and_then(|()| claim(&file, bytes));
+    let allocated = file.set_len(0).and_then(|()| allocate(&file, bytes));
     // If the allocation fails, the file is left empty, so that a later run can use it.
-    claimed.inspect_err(|_| drop(file.set_len(0))).map_err(|why| refused(&why))?;
+    allocated.inspect_err(|_| drop(file.set_len(0))).map_err(|why| refused(&why))?;
     let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
     let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));
     mapped
@@ -224,7 +224,7 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
 }
 
 /// Extends a file to this length and allocates disk space for all of it.
-fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
+fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
     // SAFETY: the descriptor belongs to an open file, and the call only extends the file.
     match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
