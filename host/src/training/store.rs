@@ -242,7 +242,7 @@ mod tests {
     fn examples() -> Examples {
         let images = Tensor::from_slice(&[0u8, 51, 102, 255]).reshape([4, 1, 1, 1]);
         let split = Split { images, labels: Tensor::from_slice(&[0i64, 1, 2, 3]) };
-        Examples::new(&split, 0, 4, Device::Cpu).expect("room")
+        Examples::new(&split, 0, 4, Device::Cpu).expect("enough memory")
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
@@ -252,7 +252,7 @@ mod tests {
     const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
 
     fn store(particles_per_point: usize, format: Format, file: Option<&Path>) -> ParticleStore {
-        ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("room")
+        ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("enough memory")
     }
 
     /// Chains whose state is ten times the particles.
@@ -295,13 +295,13 @@ mod tests {
         // The natural example is 0.4; the particles cover the whole ball.
         let images = Tensor::full([201], 102, (Kind::Uint8, Device::Cpu)).reshape([201, 1, 1, 1]);
         let split = Split { images, labels: Tensor::zeros([201], (Kind::Int64, Device::Cpu)) };
-        let examples = Examples::new(&split, 0, 201, Device::Cpu).expect("room");
+        let examples = Examples::new(&split, 0, 201, Device::Cpu).expect("enough memory");
         let points = Tensor::arange(201, (Kind::Int64, Device::Cpu));
         let (natural, _) = examples.batch(&points);
         let moved =
             &natural + Tensor::linspace(-0.3, 0.3, 201, (Kind::Float, Device::Cpu)).reshape([201, 1, 1, 1]);
         for (format, bound) in [(Format::U8, 0.3 / 254.0), (Format::F16, 0.3 / 2048.0)] {
-            let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("room");
+            let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("enough memory");
             store.save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() });
             let loaded = store.load(&points, &natural);
             let off = (&loaded.particles - &moved).abs().max().double_value(&[]);
