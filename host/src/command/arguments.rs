@@ -494,6 +494,6 @@ mod tests {
         let file = recipe("algorithm-1").expect("a recipe");
         assert_eq!(algorithm.differences(&file), [("train.epochs".to_owned(), 7.into())]);
         let refused = train(&["--mode", "faithful"]).experiment().expect_err("refused").to_string();
-        assert!(refused.starts_with("train.replay: expected 1 (mode fused alone"), "{refused}");
+        assert!(refused.starts_with("train.replay: expected 1 (only mode fused"), "{refused}");
     }
 }

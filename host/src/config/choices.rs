@@ -1,9 +1,9 @@
-//! The options of an experiment that are one of a few words.
+//! The options of an experiment that are a choice of named values.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// A choice as it is written.
+/// The name of a choice in files and flags.
 pub(crate) fn name_of(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
@@ -36,9 +36,10 @@ pub enum ModelMode {
 pub enum Start {
     /// As the sampler declares
     Sampler,
-    /// Where they were left: in the particle store, which begins at the natural examples
+    /// At the particles of the last visit, from the particle store, which begins at the natural
+    /// examples
     Store,
-    /// The same, but the particle store begins at uniform draws from the ball
+    /// As `store`, but the particle store begins at uniform draws from the ball
     UniformStore,
     /// At the natural example, at every visit
     Natural,
@@ -47,7 +48,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// The start of chains, for a sampler that declares the start `declared`.
+    /// The start of chains for a sampler that declares the start `declared`.
     pub fn of(self, declared: plugin_api::Start) -> plugin_api::Start {
         match self {
             Self::Sampler => declared,
@@ -75,14 +76,14 @@ pub enum Select {
 pub enum Objective {
     /// The cross-entropy at the particles, for both problems
     CrossEntropy,
-    /// TRADES (Zhang et al. 2019): the weights descend on the cross-entropy at the natural example plus
-    /// `trades_beta` times the KL divergence between the predictions at the natural example and at the
-    /// particle; the sampler climbs the divergence
+    /// TRADES (Zhang et al. 2019): the inner loss is the KL divergence between the predictions at
+    /// the natural example and at the particle; the outer loss is the cross-entropy at the natural
+    /// example plus `trades_beta` times this divergence
     Trades,
 }
 
 impl Objective {
-    /// Whether the sampler climbs another loss than the weights descend on.
+    /// Whether the inner loss differs from the outer loss.
     pub fn has_its_own_inner_loss(self) -> bool {
         match self {
             Self::CrossEntropy => false,
@@ -95,14 +96,15 @@ impl Objective {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Four bytes a number, exact
+    /// Four bytes per number, exact
     #[default]
     F32,
-    /// Two bytes a number: the difference from the natural example in half precision, the state in bf16
+    /// Two bytes per number: the difference from the natural example in half precision, the state in
+    /// bf16
     // The state may hold very small gradients: bf16 has the range of f32.
     F16,
-    /// One byte a number: the difference from the natural example in 255 steps over the ball, with an
-    /// error of at most epsilon / 254; the state in bf16
+    /// One byte per number: the difference from the natural example in 255 steps over the ball, with
+    /// an error of at most epsilon / 254; the state in bf16
     U8,
 }
 

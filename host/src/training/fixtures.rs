@@ -10,7 +10,7 @@ export_model!("without-dropout", WithDropout<false>);
 export_sampler!("ascending", Ascending<false>);
 export_sampler!("judging", Ascending<true>);
 
-/// A linear classifier, whose logits in training may differ from those in evaluation.
+/// A linear classifier, with dropout in training mode if `DROPS`.
 struct WithDropout<const DROPS: bool> {
     layer: nn::Linear,
 }
@@ -32,7 +32,8 @@ impl<const DROPS: bool> plugin_api::Model for WithDropout<DROPS> {
     }
 }
 
-/// Steps along the sign of the gradient.
+/// Steps along the sign of the gradient. With `JUDGES`, an acceptance step follows the last
+/// proposal.
 struct Ascending<const JUDGES: bool>;
 
 impl<const JUDGES: bool> Sampler for Ascending<JUDGES> {
@@ -69,7 +70,8 @@ pub fn dataset() -> Dataset {
 
 export_sampler!("rejecting", Rejecting);
 
-/// Steps along the sign of the gradient, and rejects its last proposal: back to the natural example.
+/// Steps along the sign of the gradient and rejects the last proposal: it returns the natural
+/// example.
 struct Rejecting;
 
 impl Sampler for Rejecting {

@@ -1,4 +1,4 @@
-//! What everything else stands on: files, and what a user sees on a terminal.
+//! Common functions for files and output.
 
 pub(crate) mod console;
 pub(crate) mod files;

@@ -56,7 +56,7 @@ impl Cnn {
         let side = |axis: usize| sides[axis] + 2 * padding - width + 1;
         let patches = images.im2col([width; 2], [1, 1], [padding; 2], [1, 1]).transpose(1, 2);
         let products = patches.matmul(&convolution.ws.reshape([outputs, -1]).tr());
-        let products = match &convolution.bs {
+        let mut products = match &convolution.bs {
             Some(bias) => products + bias,
             None => products,
         };
