@@ -145,23 +145,25 @@ impl Players {
         let objective = self.losses(train, update, visit)?;
         let model = &self.model;
         if let Some(sampler) = &self.sampler {
-            for number in 0..sampler.steps {
-                let leaf = visit.particles.detach().set_requires_grad(true);
-                seed_forward(train, update, Forward::Step(number));
-                let logits = model.forward_in(precision, &leaf, train_mode)?;
-                let losses = objective.inner(&logits, visit.labels);
-                let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
-                let at = (&losses.detach(), &gradient);
-                sampler.step(visit, number, at, &draws.step(number + 1), &mut sums.finite)?;
-            }
-            if sampler.judges_last_proposal() {
-                // The last proposal is judged by the function that was climbed, before the weights
-                // descend: they descend at the accepted particle.
-                seed_forward(train, update, Forward::Weights);
-                let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
-                let losses = objective.inner(&logits, visit.labels);
-                sampler.finish(visit, &losses, &draws.step(sampler.steps + 1), &mut sums.finite)?;
-            }
+            sampler.walk().run(
+                visit,
+                |number, visit| {
+                    let leaf = visit.particles.detach().set_requires_grad(true);
+                    seed_forward(train, update, Forward::Step(number));
+                    let logits = model.forward_in(precision, &leaf, train_mode)?;
+                    let losses = objective.inner(&logits, visit.labels);
+                    let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
+                    Ok((losses.detach(), gradient))
+                },
+                |visit| {
+                    // The last proposal is judged by the function that was climbed, before the weights
+                    // descend: they descend at the accepted particle.
+                    seed_forward(train, update, Forward::Weights);
+                    let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
+                    Ok(objective.inner(&logits, visit.labels))
+                },
+                |call| sampler.perform(call, draws, &mut sums.finite),
+            )?;
         }
         seed_forward(train, update, Forward::Weights);
         let logits = model.forward_in(precision, &visit.particles, true)?;
