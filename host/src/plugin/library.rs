@@ -7,6 +7,7 @@ use object::{Object, ObjectSection};
 use plugin_api::manifest::{CONTRACT, SECTION};
 use plugin_api::{LIBTORCH, abi};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -80,11 +81,20 @@ pub struct Record {
     pub path: PathBuf,
     /// SHA-256 of the library.
     pub sha256: String,
-    /// The plugin's own words.
+    /// Its manifest.
     pub manifest: Manifest,
+    /// The value of every option, defaults included, and the `steps` of a sampler; empty in the
+    /// record of an older version.
+    #[serde(default)]
+    pub options: Map<String, Value>,
 }
 
 impl Record {
+    /// Records the number of steps that a sampler takes.
+    pub(crate) fn set_steps(&mut self, steps: usize) {
+        self.options.insert("steps".to_owned(), steps.into());
+    }
+
     /// The record of a plugin that is linked into the program.
     #[cfg(test)]
     pub fn linked(kind: Kind, name: &str) -> Self {
@@ -95,7 +105,8 @@ impl Record {
             contract: CONTRACT,
             libtorch: LIBTORCH.to_owned(),
         };
-        Self { spec: name.to_owned(), path: PathBuf::new(), sha256: String::new(), manifest }
+        let (path, sha256, options) = Default::default();
+        Self { spec: name.to_owned(), path, sha256, manifest, options }
     }
 }
 
@@ -138,7 +149,14 @@ pub fn inspect(file: &str) -> Result<File> {
 /// # Errors
 /// If it cannot be found or opened, or does not fit this host.
 pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
-    open(spec, Kind::Model, |plugins| plugins.models, |plugin| &plugin.name)
+    open(
+        spec,
+        Kind::Model,
+        &spec.options(),
+        |plugins| plugins.models,
+        |plugin| &plugin.name,
+        abi::ModelPlugin::describe,
+    )
 }
 
 /// Opens the sampler that `spec` names.
@@ -146,7 +164,14 @@ pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
 /// # Errors
 /// As for [`open_model`].
 pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
-    open(spec, Kind::Sampler, |plugins| plugins.samplers, |plugin| &plugin.name)
+    open(
+        spec,
+        Kind::Sampler,
+        &spec.options(),
+        |plugins| plugins.samplers,
+        |plugin| &plugin.name,
+        abi::SamplerPlugin::describe,
+    )
 }
 
 /// Opens the attack that `spec` names.
@@ -154,7 +179,14 @@ pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
 /// # Errors
 /// As for [`open_model`].
 pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
-    open(spec, Kind::Attack, |plugins| plugins.attacks, |plugin| &plugin.name)
+    open(
+        spec,
+        Kind::Attack,
+        &spec.attack_options(),
+        |plugins| plugins.attacks,
+        |plugin| &plugin.name,
+        abi::AttackPlugin::describe,
+    )
 }
 
 /// The plugin among `accepted` kinds that `spec` means, read from the manifests alone.
@@ -208,8 +240,10 @@ impl Manifest {
 fn open<Plugin>(
     spec: &PluginSpec,
     kind: Kind,
+    given_options: &str,
     of_kind: fn(abi::Plugins) -> Vec<Plugin>,
     name: fn(&Plugin) -> &str,
+    describe: fn(&Plugin) -> plugin_api::Result<abi::Description>,
 ) -> Result<Opened<Plugin>> {
     let (file, manifest) = choose(spec, &[kind])?;
     let described = format!(
@@ -231,8 +265,22 @@ fn open<Plugin>(
             let name = &manifest.name;
             spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
         })?;
-    let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest };
+    // Conformance checks judge a plugin whose description is broken: it must open all the same.
+    let schema = describe(&plugin).map(|description| description.options).unwrap_or_default();
+    let given = serde_json::from_str(given_options)
+        .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
+    let options = resolved_options(&schema, given);
+    let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest, options };
     Ok(Opened { plugin, record })
+}
+
+/// The value of every option: the given one, or else the default in the JSON schema of the options.
+fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Value> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let defaults =
+        properties.filter_map(|(name, property)| Some((name.clone(), property.get("default")?.clone())));
+    // Options that the schema does not know are refused when the plugin is made.
+    defaults.chain(given).collect()
 }
 
 /// Opens a library with all its symbols resolved now, private to it, and never closes it:
@@ -276,10 +324,8 @@ fn find(file: &str) -> Result<PathBuf> {
 
 /// Every plugin library in the folders that are searched, in the order of the search.
 pub fn installed() -> Vec<File> {
-    let folders = search_path().into_iter().map(|folder| match folder.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => folder,
-    });
+    let here_if_empty = |folder: PathBuf| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+    let folders = search_path().into_iter().map(here_if_empty);
     let libraries = folders.flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
@@ -302,4 +348,35 @@ fn search_path() -> Vec<PathBuf> {
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();
     let listed: Vec<_> = env::split_paths(&listed).filter(|folder| !folder.as_os_str().is_empty()).collect();
     [PathBuf::new()].into_iter().chain(beside_executable).chain(listed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn options_are_resolved_with_the_defaults_of_the_schema() {
+        let schema = json!({"properties": {
+            "step_size": {"type": "number", "default": 0.25},
+            "epsilon": {"type": ["number", "null"], "default": null},
+            "required": {"type": "string"},
+        }});
+        let resolved = |given: Value| Value::Object(resolved_options(&schema, given.as_object().expect("a map").clone()));
+        assert_eq!(resolved(json!({})), json!({"step_size": 0.25, "epsilon": null}));
+        let given = json!({"step_size": 1, "required": "yes"});
+        assert_eq!(resolved(given), json!({"step_size": 1, "epsilon": null, "required": "yes"}));
+        let broken = json!({"error": "no schema"});
+        assert_eq!(resolved_options(&broken, Map::new()), Map::new());
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_has_no_options() {
+        let manifest = json!({"kind": "model", "name": "a", "version": "1", "contract": 1, "libtorch": "2"});
+        let older = json!({"spec": "a.so", "path": "a.so", "sha256": "0", "manifest": manifest});
+        let mut record: Record = serde_json::from_value(older).expect("understood");
+        assert_eq!(record.options, Map::new());
+        record.set_steps(7);
+        assert_eq!(json!(record)["options"], json!({"steps": 7}));
+    }
 }

@@ -136,7 +136,7 @@ impl Model {
     /// If the plugin fails or returns something else.
     pub fn forward_in(&self, precision: Precision, images: &Tensor, train: bool) -> Result<Tensor> {
         let forward = || self.instance.forward(images, train).map(|logits| logits.to_kind(images.kind()));
-        self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)))
+        self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)?))
     }
 
     /// Logits `[N, classes]` in evaluation mode, without a graph.

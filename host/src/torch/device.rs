@@ -24,7 +24,7 @@ pub fn parse(name: &str) -> std::result::Result<Device, String> {
 }
 
 unsafe extern "C" {
-    fn host_exact_cuda();
+    fn host_exact_cuda() -> *const c_char;
     fn host_upload(tensor: *const C_tensor, index: i64, copy: *mut *mut C_tensor) -> *const c_char;
 }
 
@@ -65,8 +65,12 @@ pub fn load_cuda() -> Result<()> {
         Ok(library) => {
             std::mem::forget(library);
             // SAFETY: this sets flags of libtorch's global context.
-            unsafe { host_exact_cuda() };
-            Ok(())
+            match refusal(unsafe { host_exact_cuda() }) {
+                None => Ok(()),
+                Some(why) => {
+                    Err(Error::new(format!("libtorch cannot turn TF32 off on the GPU: {}", first_line(&why))))
+                }
+            }
         }
         Err(error) => {
             let causes =

@@ -259,6 +259,7 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
                 .fix("set train.replay (--replay), or let chains go on from a store (--start store)"));
         }
         sampler.steps = train.replay;
+        sampler.record.set_steps(train.replay);
     }
     Ok(sampler)
 }
