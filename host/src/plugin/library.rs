@@ -324,7 +324,8 @@ fn find(file: &str) -> Result<PathBuf> {
 
 /// Every plugin library in the folders that are searched, in the order of the search.
 pub fn installed() -> Vec<File> {
-    let here_if_empty = |folder: PathBuf| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+    let here_if_empty =
+        |folder: PathBuf| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
     let folders = search_path().into_iter().map(here_if_empty);
     let libraries = folders.flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -362,7 +363,9 @@ mod tests {
             "epsilon": {"type": ["number", "null"], "default": null},
             "required": {"type": "string"},
         }});
-        let resolved = |given: Value| Value::Object(resolved_options(&schema, given.as_object().expect("a map").clone()));
+        let resolved = |given: Value| {
+            Value::Object(resolved_options(&schema, given.as_object().expect("a map").clone()))
+        };
         assert_eq!(resolved(json!({})), json!({"step_size": 0.25, "epsilon": null}));
         let given = json!({"step_size": 1, "required": "yes"});
         assert_eq!(resolved(given), json!({"step_size": 1, "epsilon": null, "required": "yes"}));

@@ -232,13 +232,15 @@ mod tests {
     fn gpus_and_driver_are_read_from_the_drivers_folder() {
         let folder = tempfile::tempdir().expect("a folder");
         assert_eq!((gpus(folder.path()), driver(folder.path())), (Vec::new(), None));
-        for (address, model) in [("0000:01:00.0", "H200"), ("0000:02:00.0", "H100"), ("0000:03:00.0", "H100")] {
+        for (address, model) in [("0000:01:00.0", "H200"), ("0000:02:00.0", "H100"), ("0000:03:00.0", "H100")]
+        {
             let gpu = folder.path().join("gpus").join(address);
             fs::create_dir_all(&gpu).expect("a folder");
             let text = format!("Model: \t\t NVIDIA {model}\nIRQ:   \t\t 1\n");
             fs::write(gpu.join("information"), text).expect("written");
         }
-        let version = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Jan 1 UTC 2026\nGCC 12\n";
+        let version =
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Jan 1 UTC 2026\nGCC 12\n";
         fs::write(folder.path().join("version"), version).expect("written");
         assert_eq!(gpus(folder.path()), ["NVIDIA H100", "NVIDIA H200"]);
         assert_eq!(driver(folder.path()).as_deref(), Some("580.159.04"));
