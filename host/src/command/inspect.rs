@@ -39,7 +39,7 @@ fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
         Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
         Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
         Kind::Unknown => {
-            return Err(Error::new("this host does not know its kind; it was built for a newer one"));
+            return Err(Error::new("this host does not know its kind: a newer host may"));
         }
     };
     described.map_err(Error::new)

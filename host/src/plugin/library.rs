@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// What a plugin says of itself in its library's file.
+/// A plugin's manifest, part of its library's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its name.
     pub name: String,
@@ -22,7 +22,7 @@ pub struct Manifest {
     pub version: String,
     /// The contract it was built for.
     pub contract: u32,
-    /// The libtorch it was built for, version and build.
+    /// Version and build of the libtorch it was built for.
     pub libtorch: String,
 }
 
@@ -36,14 +36,14 @@ pub enum Kind {
     Sampler,
     /// A whole procedure.
     Attack,
-    /// One that this host does not know yet.
+    /// A kind of a newer host.
     #[serde(other)]
     Unknown,
 }
 
 impl Kind {
     /// Its name in manifests.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Model => "model",
             Kind::Sampler => "sampler",
@@ -62,17 +62,17 @@ impl Kind {
     }
 }
 
-/// A plugin's library as it lies on disk, not yet running.
-pub struct File {
-    /// Where it was found.
-    pub path: PathBuf,
+/// A plugin library's file, not opened yet.
+pub(crate) struct File {
+    /// Its path.
+    pub(crate) path: PathBuf,
     /// SHA-256 of the whole file, in hexadecimal.
-    pub sha256: String,
+    pub(crate) sha256: String,
     /// Its plugins.
-    pub manifests: Vec<Manifest>,
+    pub(crate) manifests: Vec<Manifest>,
 }
 
-/// Which plugin a run used, so that it can be found and recognised again.
+/// The record of a plugin that a run used: how to find it, how to recognise it, and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// As the user wrote it.
@@ -97,7 +97,7 @@ impl Record {
 
     /// The record of a plugin that is linked into the program.
     #[cfg(test)]
-    pub fn linked(kind: Kind, name: &str) -> Self {
+    pub(crate) fn linked(kind: Kind, name: &str) -> Self {
         let manifest = Manifest {
             kind,
             name: name.to_owned(),
@@ -112,17 +112,17 @@ impl Record {
 
 /// A plugin of an open library.
 pub struct Opened<Plugin> {
-    /// What it can make.
+    /// The plugin.
     pub plugin: Plugin,
-    /// Which it is.
+    /// Its record.
     pub record: Record,
 }
 
-/// Reads what is known of a library without running it.
+/// Reads a library's manifests without opening it.
 ///
 /// # Errors
-/// If it cannot be found (naming every place tried), is not a library, or has no manifest.
-pub fn inspect(file: &str) -> Result<File> {
+/// If it cannot be found (with every path tried), is not a library, or has no manifest.
+pub(crate) fn inspect(file: &str) -> Result<File> {
     let path = find(file)?;
     let bytes = files::read(&path)?;
     let not_a_plugin = |what: &str| {
@@ -148,7 +148,7 @@ pub fn inspect(file: &str) -> Result<File> {
 ///
 /// # Errors
 /// If it cannot be found or opened, or does not fit this host.
-pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
+pub(crate) fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
     open(
         spec,
         Kind::Model,
@@ -162,7 +162,7 @@ pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
 /// Opens the sampler that `spec` names.
 ///
 /// # Errors
-/// As for [`open_model`].
+/// If it cannot be found or opened, or does not fit this host.
 pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
     open(
         spec,
@@ -178,7 +178,7 @@ pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
 ///
 /// # Errors
 /// As for [`open_model`].
-pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
+pub(crate) fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
     open(
         spec,
         Kind::Attack,
@@ -189,11 +189,11 @@ pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
     )
 }
 
-/// The plugin among `accepted` kinds that `spec` means, read from the manifests alone.
+/// The plugin of the `accepted` kinds that `spec` names, found by the manifests alone.
 ///
 /// # Errors
-/// If the library has no such plugin, or several and `spec` does not say which.
-pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> {
+/// If the library has no such plugin, or several and `spec` does not choose one.
+pub(crate) fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> {
     let file = inspect(&spec.file).map_err(|error| match &spec.origin {
         Some(origin) => error.note("in", origin),
         None => error,
@@ -220,11 +220,11 @@ pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> 
 }
 
 impl Manifest {
-    /// Whether this host can open the plugin.
+    /// Checks that this host can open the plugin.
     ///
     /// # Errors
-    /// What the plugin was built for, what this host has, and what to do.
-    pub fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
+    /// Otherwise: what the plugin was built for and what this host has, and a remedy.
+    pub(crate) fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
         if self.contract != CONTRACT {
             let what = format!("built for contract {}; this host knows contract {CONTRACT}", self.contract);
             return Err((what, "rebuild it against this host's plugin-api"));
@@ -283,12 +283,12 @@ fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Va
     defaults.chain(given).collect()
 }
 
-/// Opens a library with all its symbols resolved now, private to it, and never closes it:
-/// tensors, types and threads of its own may outlive every instance.
+/// Opens a library with all symbols resolved at once and private to it. It is never closed: its tensors,
+/// types and threads may outlive every instance.
 fn keep_open(path: &Path) -> std::result::Result<(), String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-    // SAFETY: opening runs the library's initialisers. A plugin is native code that the user
-    // chose to run with their own rights; its manifest says that it is one of ours.
+    // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
+    // chosen to run it with their own rights.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
     library.map(std::mem::forget).map_err(|error| full_message(&error))
 }
@@ -300,8 +300,8 @@ fn full_message(error: &dyn std::error::Error) -> String {
     lines.join(": ")
 }
 
-/// The library's path: as given if it names a folder; else in the working directory, next to
-/// the executable, or in DRO_PLUGIN_PATH, with or without `lib` in front.
+/// The library's path: as given if it has a folder. Otherwise the file is searched for in the working
+/// directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in front.
 fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -322,8 +322,8 @@ fn find(file: &str) -> Result<PathBuf> {
     })
 }
 
-/// Every plugin library in the folders that are searched, in the order of the search.
-pub fn installed() -> Vec<File> {
+/// Every plugin library in the folders of the search, in their order.
+pub(crate) fn installed() -> Vec<File> {
     let here_if_empty =
         |folder: PathBuf| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
     let folders = search_path().into_iter().map(here_if_empty);
@@ -343,7 +343,7 @@ pub fn installed() -> Vec<File> {
     files
 }
 
-/// The folders in which a plugin named without one is looked for.
+/// The folders that are searched for a plugin named without a folder.
 fn search_path() -> Vec<PathBuf> {
     let beside_executable = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();
