@@ -76,7 +76,7 @@ fn after_a_kill_with_two_particles_that_remember() {
 fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
     goes_on_after_a_kill(
         9,
-        "--model cnn.so,arch=A --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
+        "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
          --store u8",
     );
 }
@@ -101,8 +101,8 @@ fn after_a_kill_with_trades_and_dropout() {
 fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
     goes_on_after_a_kill(
         8,
-        "--model bad_plugins.so,plugin=normalised --mode fused --replay 2 --swa-from 0.35 --schedule step \
-         --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5 \
+        "--model bad_plugins.so,plugin=normalised --sampler langevin.so --mode fused --replay 2 --swa-from 0.35 \
+         --schedule step --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5 \
          --tensorboard",
     );
 }
