@@ -1,6 +1,6 @@
-//! The hot pieces: a sampler step through the boundary and called directly, projection, the
-//! particle store, what else an update does beside its passes, an update in every mode and
-//! precision.
+//! Benchmarks of the hot code: a sampler step (called directly and through the plugin boundary),
+//! projection, the particle store, other work of an update outside its passes, and an update in
+//! every mode and precision.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use host::config::Algorithm;
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 const BATCH: i64 = 100;
 const POINTS: i64 = 1000;
 
-/// Numbers drawn beforehand: what is measured is the call.
+/// Random numbers drawn in advance, so that the benchmark does not measure the draw.
 struct Drawn(Tensor);
 
 impl RandomSource for Drawn {
@@ -37,10 +37,10 @@ fn images(count: i64) -> Tensor {
     Tensor::rand([count, 1, 28, 28], (Kind::Float, Device::Cpu))
 }
 
-/// A plugin beside this program: benches lie in `deps`, plugins above it.
+/// A plugin from the target folder. Benchmarks are in its subfolder `deps`.
 fn plugin(name: &str) -> PluginSpec {
     let program = std::env::current_exe().expect("this program has a path");
-    let folder = program.ancestors().nth(2).expect("it lies in a target folder");
+    let folder = program.ancestors().nth(2).expect("it is in a target folder");
     parse(&folder.join(name).display().to_string()).expect("a plugin")
 }
 
@@ -59,7 +59,7 @@ fn dataset() -> Dataset {
     }
 }
 
-/// Of a whole batch, and of one particle, where the boundary weighs most.
+/// A sampler step. With one particle, the relative cost of the plugin boundary is largest.
 fn sampler_step(criterion: &mut Criterion, particles: i64) {
     let _guard = plugin_api::tch::no_grad_guard();
     let (natural, gradient) = (images(particles), images(particles) - 0.5);
@@ -100,9 +100,9 @@ fn project(criterion: &mut Criterion) {
 }
 
 fn store(criterion: &mut Criterion) {
-    let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("room");
-    let mut store =
-        ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None).expect("room");
+    let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("enough memory");
+    let mut store = ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None)
+        .expect("enough memory");
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     let (natural, _) = examples.batch(&indices);
     criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices, &natural)));
@@ -111,14 +111,15 @@ fn store(criterion: &mut Criterion) {
         .bench_function("particles save", |bench| bench.iter(|| store.save(&indices, &natural, &stored)));
 }
 
-/// What an update of architecture B does beside its passes, and the optimisers on A's weights too.
+/// The work of an update outside its passes. The optimisers run on the weights of architectures A
+/// and B.
 fn beside_the_passes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("beside the passes");
     let split = Split {
         images: Tensor::randint(256, [60_000, 1, 28, 28], (Kind::Uint8, Device::Cpu)),
         labels: Tensor::zeros([60_000], (Kind::Int64, Device::Cpu)),
     };
-    let examples = Examples::new(&split, 0, 60_000, Device::Cpu).expect("room");
+    let examples = Examples::new(&split, 0, 60_000, Device::Cpu).expect("enough memory");
     let indices = Tensor::randperm(60_000, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     group.bench_function("batch of 60,000 points", |bench| bench.iter(|| examples.batch(&indices)));
     let points: Vec<i64> = (0..BATCH).collect();
@@ -170,8 +171,8 @@ fn update(criterion: &mut Criterion) {
         (experiment.train.mode, experiment.train.precision) = (mode, precision);
         let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
-        let mut training =
-            Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu).expect("room");
+        let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
+            .expect("enough memory");
         group.bench_function(name, |bench| {
             bench.iter(|| training.update(&points, &indices).expect("an update"))
         });

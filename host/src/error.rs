@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::Path;
 
-/// Why the host stopped: what happened in one line, then labelled details and what to do.
+/// An error for the user: one line with what happened, then labelled details and a fix.
 #[derive(Debug)]
 pub struct Error(Box<Contents>);
 
@@ -12,22 +12,22 @@ struct Contents {
     exit_code: u8,
 }
 
-/// The label of what to do.
+/// The label of the fix.
 const FIX: &str = "fix";
 
-/// Exit code of a process stopped by Ctrl-C.
+/// Exit code of a process that was stopped by Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
-/// What the host's functions return.
+/// The result type of the host.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// A mistake that is known before work starts (exit code 2).
+    /// An error that is found before work starts (exit code 2).
     pub fn new(message: impl fmt::Display) -> Self {
         Self(Box::new(Contents { message: message.to_string(), notes: Vec::new(), exit_code: 2 }))
     }
 
-    /// Something that could not be done with a file: `cannot VERB PATH: why`.
+    /// An error about a file: `cannot VERB PATH: why`.
     pub fn file(verb: &str, path: &Path, why: impl fmt::Display) -> Self {
         Self::new(format!("cannot {verb} {}: {why}", path.display()))
     }
@@ -38,24 +38,24 @@ impl Error {
         self
     }
 
-    /// Adds what the user can do about it.
+    /// Adds a fix: what the user can do.
     pub fn fix(self, text: impl fmt::Display) -> Self {
         self.note(FIX, text)
     }
 
-    /// Marks a failure on the way, after work has started (exit code 1).
+    /// Marks an error that occurred after work has started (exit code 1).
     pub fn on_the_way(mut self) -> Self {
         self.0.exit_code = 1;
         self
     }
 
-    /// Marks that the user stopped the work.
+    /// Marks an interruption by the user (exit code 130).
     pub fn interrupted(mut self) -> Self {
         self.0.exit_code = INTERRUPTED;
         self
     }
 
-    /// Whether the user stopped the work.
+    /// Whether the error is an interruption by the user.
     pub fn is_interrupted(&self) -> bool {
         self.0.exit_code == INTERRUPTED
     }
@@ -65,13 +65,13 @@ impl Error {
         self.0.message.lines().next().unwrap_or_default()
     }
 
-    /// What the user can do about it, if anything is known.
+    /// The fix, if there is one.
     pub fn advice(&self) -> Option<&str> {
         self.0.notes.iter().find_map(|(label, text)| (*label == FIX).then_some(text.as_str()))
     }
 
-    /// The exit code of the process: 2 before work started, 1 on the way, 130 if the user
-    /// stopped it.
+    /// The exit code of the process: 2 if work has not started, 1 if it has, 130 after an
+    /// interruption by the user.
     pub fn exit_code(&self) -> u8 {
         self.0.exit_code
     }

@@ -40,7 +40,7 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
         for _ in 0..arguments.jobs.min(plugins.len()) {
             scope.spawn(|| {
                 while let Some(manifest) = next() {
-                    let outcomes = judge(arguments, &spec, &file, manifest);
+                    let outcomes = check_plugin(arguments, &spec, &file, manifest);
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                     match (total.as_mut(), outcomes) {
                         (Ok(total), Ok(outcomes)) => {
@@ -69,17 +69,17 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
     Ok(u8::from(total.bad > 0))
 }
 
-/// The library, and those of its plugins that are to be judged: `FILE[,plugin=NAME][,option=value]…`.
+/// The library of a spec `FILE[,plugin=NAME][,option=value]…`, and its plugins to check.
 fn chosen(spec: &PluginSpec) -> Result<(File, Vec<Manifest>)> {
     let file = library::inspect(&spec.file)?;
     let known: Vec<_> =
         file.manifests.iter().filter(|manifest| manifest.kind != Kind::Unknown).cloned().collect();
     if known.is_empty() {
-        return Err(Error::new(format!("{} has no plugin of a kind that this host knows", spec.file))
-            .fix("judge it with the host that it was built for"));
+        return Err(Error::new(format!("{} has no plugin of a kind that this host supports", spec.file))
+            .fix("check it with the host that it was built for"));
     }
-    let is_meant = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
-    let plugins: Vec<_> = known.iter().filter(|manifest| is_meant(manifest)).cloned().collect();
+    let is_chosen = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
+    let plugins: Vec<_> = known.iter().filter(|manifest| is_chosen(manifest)).cloned().collect();
     if plugins.is_empty() {
         let names: Vec<_> = known.iter().map(|manifest| manifest.name.as_str()).collect();
         return Err(spec
@@ -87,12 +87,13 @@ fn chosen(spec: &PluginSpec) -> Result<(File, Vec<Manifest>)> {
             .fix(format!("choose one with `,plugin=NAME` among: {}", names.join(", "))));
     }
     if spec.steps().is_some() && plugins.iter().any(|manifest| manifest.kind != Kind::Attack) {
-        return Err(spec.error("a sampler's `steps` are the host's; every check has its own number"));
+        return Err(spec
+            .error("a sampler has no option `steps` here, since every check sets its own number of steps"));
     }
     Ok((file, plugins))
 }
 
-/// How many checks ended how.
+/// Number of checks by result.
 #[derive(Default, PartialEq)]
 struct Count {
     passed: usize,
@@ -112,9 +113,10 @@ impl Count {
     }
 }
 
-/// Judges one plugin by the checks selected and by those that they need. What was not selected
-/// is told only where it is bad: then it is why others were not judged.
-fn judge(
+/// Runs the selected checks of one plugin, and the checks that they need. Returns the results of
+/// the selected checks. A check that was not selected is included only if it is bad, since it then
+/// blocks selected checks.
+fn check_plugin(
     arguments: &ConformArguments,
     spec: &PluginSpec,
     file: &File,
@@ -130,8 +132,8 @@ fn judge(
             Some(running) => running,
             None => Process::start(arguments, spec, file, manifest)?,
         };
-        let outcome = running.judge(check, Duration::from_secs(arguments.timeout));
-        // Whatever a check that went wrong has left behind must not show in the next one.
+        let outcome = running.run(check, Duration::from_secs(arguments.timeout));
+        // The effects of a bad check must not reach the next one.
         process = (!outcome.is_bad()).then_some(running);
         Ok::<_, Error>(outcome)
     });
@@ -139,25 +141,25 @@ fn judge(
     for check in of_its_kind().filter(|check| selected(check)) {
         outcomes.of(check)?;
     }
-    let told = of_its_kind().filter_map(|check| {
+    let reported = of_its_kind().filter_map(|check| {
         let outcome = outcomes.known(check)?.clone();
         (selected(check) || outcome.is_bad()).then_some((check, outcome))
     });
-    Ok(told.collect())
+    Ok(reported.collect())
 }
 
-/// A line from a judging process.
+/// A line from a checking process.
 #[derive(Serialize, Deserialize)]
 enum Line {
-    /// What the check asked for is about to do.
+    /// The next action of the check.
     AboutTo(String),
-    /// What became of it.
+    /// The result of the check.
     Outcome(Outcome),
 }
 
-/// A process, leader of its own group, that judges one plugin by the checks it is asked for,
-/// and may be lost. Both sides talk over a socket that is its standard input: nothing that a
-/// plugin prints can get in between.
+/// A checking process: it runs single checks of one plugin on request, and may crash. It is the
+/// leader of its own process group. Requests and results use a socket that is the standard input of
+/// the process, so that the output of a plugin cannot mix with them.
 struct Process {
     child: Child,
     channel: BufReader<UnixStream>,
@@ -170,7 +172,7 @@ impl Process {
         file: &File,
         manifest: &Manifest,
     ) -> Result<Self> {
-        let cannot = |why: io::Error| Error::new(format!("cannot start a judging process: {why}"));
+        let cannot = |why: io::Error| Error::new(format!("cannot start a process for the checks: {why}"));
         let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
         let child = Command::new(std::env::current_exe().map_err(cannot)?)
             .arg("conform")
@@ -187,15 +189,15 @@ impl Process {
         Ok(Self { child, channel: BufReader::new(ours) })
     }
 
-    /// Asks for one check.
-    fn judge(&mut self, check: &Check, timeout: Duration) -> Outcome {
+    /// Runs one check in the process.
+    fn run(&mut self, check: &Check, timeout: Duration) -> Outcome {
         let deadline = Instant::now() + timeout;
         let mut doing = String::new();
-        let asked = writeln!(self.channel.get_ref(), "{}", check.name);
+        let request = writeln!(self.channel.get_ref(), "{}", check.name);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut line = String::new();
-            let heard = match asked {
+            let answer = match request {
                 Ok(()) if left.is_zero() => Err(ErrorKind::TimedOut.into()),
                 Ok(()) => {
                     let read = self.channel.get_ref().set_read_timeout(Some(left));
@@ -203,24 +205,24 @@ impl Process {
                 }
                 Err(_) => Ok(0),
             };
-            match heard {
+            match answer {
                 Ok(0) => return Outcome::Crashed(how_it_ended(self.wait()) + &doing),
                 Ok(_) => match serde_json::from_str(&line) {
                     Ok(Line::AboutTo(what)) => doing = format!(", about to {what}"),
                     Ok(Line::Outcome(outcome)) => return outcome,
                     Err(why) => {
-                        return Outcome::Crashed(format!("it sent something else than an outcome: {why}"));
+                        return Outcome::Crashed(format!("the process sent an invalid result: {why}"));
                     }
                 },
                 Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    return Outcome::TimedOut(format!("no end within {} s{doing}", timeout.as_secs()));
+                    return Outcome::TimedOut(format!("did not end within {} s{doing}", timeout.as_secs()));
                 }
-                Err(why) => return Outcome::Crashed(format!("it cannot be heard any more: {why}")),
+                Err(why) => return Outcome::Crashed(format!("lost the connection to the process: {why}")),
             }
         }
     }
 
-    /// How the process ended that does not answer any more, or none if it lives on.
+    /// The exit status of a process that has stopped responding; none if it is still running.
     fn wait(&mut self) -> Option<ExitStatus> {
         const PATIENCE: Duration = Duration::from_secs(2);
         let started = Instant::now();
@@ -235,17 +237,17 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Ends the process and everything it started.
+    /// Kills the process group.
     fn drop(&mut self) {
-        // SAFETY: kill only sends a signal; the group is the child's own (`process_group(0)`),
-        // and exists as long as the child or something it started does.
+        // SAFETY: kill only sends a signal. The group belongs to the child (`process_group(0)`) and
+        // exists as long as the child or one of its own children.
         unsafe { libc::kill(-(self.child.id() as i32), libc::SIGKILL) };
         let _ = self.child.wait();
     }
 }
 
 fn how_it_ended(status: Option<ExitStatus>) -> String {
-    status.map_or_else(|| "its process does not answer any more".to_owned(), |status| status.to_string())
+    status.map_or_else(|| "the process does not respond".to_owned(), |status| status.to_string())
 }
 
 fn show(
@@ -260,11 +262,11 @@ fn show(
     if spec.name.is_none() {
         plugin = plugin.replacen(&spec.file, &format!("{},plugin={}", spec.file, manifest.name), 1);
     }
-    let mut again = format!("host conform {} --include {} --seed {seed}", quoted(&plugin), check.name);
+    let mut reproduce = format!("host conform {} --include {} --seed {seed}", quoted(&plugin), check.name);
     if let Outcome::TimedOut(_) = outcome {
-        again += &format!(" --timeout {}", arguments.timeout);
+        reproduce += &format!(" --timeout {}", arguments.timeout);
     }
-    let ends = "that it comes to its end";
+    let ends = "that the check ends";
     let (status, expected, got, reason) = match outcome {
         Outcome::Passed => ("passed", None, None, None),
         Outcome::Failed { expected, got } => ("failed", Some(expected.as_str()), Some(got), None),
@@ -278,7 +280,7 @@ fn show(
         return say(json!({
             "plugin": manifest.name, "kind": manifest.kind, "check": check.name, "sentence": check.sentence,
             "status": status, "expected": expected, "got": got, "reason": reason, "seed": seed,
-            "reproduce": again,
+            "reproduce": reproduce,
         }));
     }
     let status = if outcome.is_bad() { status.to_uppercase() } else { status.to_owned() };
@@ -293,24 +295,25 @@ fn show(
     }
     if outcome.is_bad() || matches!(outcome, Outcome::Warning(_)) {
         say(format_args!(
-            "    seed      {seed}\n    again     {again}\n    more      docs/conformance.md, section {}",
+            "    seed      {seed}\n    reproduce {reproduce}\n    see       docs/conformance.md, section {}",
             check.name
         ));
     }
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:,=".contains(letter);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-// ---------------------------------------------------------------- inside a judging process
+// --------------------------------------------------------------- inside a checking process
 
-/// The judging process: reads names of checks from standard input, a socket, and answers each.
+/// The checking process: reads names of checks from standard input (a socket) and answers each with
+/// the result.
 fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let refused = |why: &dyn std::fmt::Display| Error::new(format!("--judge: {why}"));
-    // SAFETY: this only asks the kernel to end this process when its parent ends.
+    // SAFETY: the call only sets a signal: the kernel ends this process when its parent ends.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let standard_input = io::stdin().as_fd().try_clone_to_owned().map_err(|why| refused(&why))?;
     redirect(&fs::File::open("/dev/null").map_err(|why| refused(&why))?, &[0])
@@ -322,15 +325,15 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let manifest =
         file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
     let options = arguments.judge_options.clone();
-    let library = Judged { file: &file, manifest, options, opened: OnceCell::new() };
+    let library = Checked { file: &file, manifest, options, opened: OnceCell::new() };
 
-    // Before a check asks for a GPU; the one that needs it says what is missing.
+    // CUDA must be loaded before the first check. A check that needs it reports an error.
     let _ = device::load_cuda();
-    // Judging is small work, and several processes may be at it.
+    // Checks are small, and several processes may run at the same time.
     tch::set_num_threads(1);
-    let told = channel.try_clone().map_err(|why| refused(&why))?;
+    let actions = channel.try_clone().map_err(|why| refused(&why))?;
     conformance::listen(move |what| {
-        let _ = writeln!(&told, "{}", json!(Line::AboutTo(what.to_owned())));
+        let _ = writeln!(&actions, "{}", json!(Line::AboutTo(what.to_owned())));
     });
     for name in BufReader::new(channel).lines() {
         let name = name.map_err(|why| refused(&why))?;
@@ -342,23 +345,23 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     Ok(0)
 }
 
-/// The library that is judged in this process.
-struct Judged<'a> {
+/// The library that is checked in this process.
+struct Checked<'a> {
     file: &'a File,
     manifest: &'a Manifest,
-    /// What it is judged with, as a JSON object.
+    /// The options of the plugin, as a JSON object.
     options: String,
-    /// The plugin and what was printed while it was opened.
+    /// The plugin, and the output while it was opened.
     opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
 }
 
-impl Judged<'_> {
+impl Checked<'_> {
     fn opened(&self) -> &(std::result::Result<Plugin, String>, String) {
         self.opened.get_or_init(|| {
             let path = self.file.path.display().to_string();
-            match listening(|| self.open(&path)) {
+            match capture_output(|| self.open(&path)) {
                 Ok(opened) => opened,
-                Err(why) => (Err(format!("cannot listen to what is printed: {why}")), String::new()),
+                Err(why) => (Err(format!("cannot capture the output: {why}")), String::new()),
             }
         })
     }
@@ -369,7 +372,7 @@ impl Judged<'_> {
                 Kind::Model => Table::Model(library::open_model(&spec)?.plugin),
                 Kind::Sampler => Table::Sampler(library::open_sampler(&spec)?.plugin),
                 Kind::Attack => Table::Attack(library::open_attack(&spec)?.plugin),
-                Kind::Unknown => return Err(Error::new("this host does not know its kind")),
+                Kind::Unknown => return Err(Error::new("this host does not support plugins of this kind")),
             })
         });
         let plugin = |table| Plugin { table, options: self.options.clone() };
@@ -377,7 +380,7 @@ impl Judged<'_> {
     }
 }
 
-impl Library for Judged<'_> {
+impl Library for Checked<'_> {
     fn plugin(&self) -> std::result::Result<&Plugin, String> {
         self.opened().0.as_ref().map_err(String::clone)
     }
@@ -405,7 +408,7 @@ impl Library for Judged<'_> {
         let folder = tempfile::tempdir().map_err(cannot)?;
         let copy = folder.path().join("copy.so");
         fs::copy(&self.file.path, &copy).map_err(cannot)?;
-        // Once it is open, its file is not needed any more.
+        // An open library does not need its file.
         self.open(&copy.display().to_string())
     }
 
@@ -414,11 +417,11 @@ impl Library for Judged<'_> {
     }
 }
 
-/// Makes these file descriptors mean a file.
+/// Redirects these file descriptors to a file.
 fn redirect(file: &impl AsRawFd, descriptors: &[i32]) -> io::Result<()> {
     for descriptor in descriptors {
-        // SAFETY: dup2 closes and reopens descriptors of the standard streams, which nothing
-        // in this process owns.
+        // SAFETY: dup2 replaces descriptors of the standard streams, which no object in this
+        // process owns.
         if unsafe { libc::dup2(file.as_raw_fd(), *descriptor) } < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -426,24 +429,25 @@ fn redirect(file: &impl AsRawFd, descriptors: &[i32]) -> io::Result<()> {
     Ok(())
 }
 
-/// How much of what is printed is kept.
-const MOST_HEARD: u64 = 200;
+/// Number of bytes that are kept of captured output.
+const CAPTURED_BYTES: u64 = 200;
 
-/// Runs something, and gives what was printed meanwhile (its beginning), by whatever means.
-fn listening<T>(run: impl FnOnce() -> T) -> io::Result<(T, String)> {
+/// Calls a function and returns its result and the beginning of the output meanwhile, including
+/// that of C code.
+fn capture_output<T>(run: impl FnOnce() -> T) -> io::Result<(T, String)> {
     let (mut ours, theirs) = io::pipe()?;
     redirect(&theirs, &[1, 2])?;
     drop(theirs);
     let reader = std::thread::spawn(move || {
-        let mut heard = Vec::new();
-        let kept = (&mut ours).take(MOST_HEARD).read_to_end(&mut heard);
-        // Whoever prints more must not wait for a reader.
-        kept.and_then(|_| io::copy(&mut ours, &mut io::sink())).map(|_| heard)
+        let mut captured = Vec::new();
+        let kept = (&mut ours).take(CAPTURED_BYTES).read_to_end(&mut captured);
+        // The rest is read too, so that a writer is not blocked by a full pipe.
+        kept.and_then(|_| io::copy(&mut ours, &mut io::sink())).map(|_| captured)
     });
     let result = run();
-    // SAFETY: fflush of no stream flushes all streams of C; those are held back in a pipe.
+    // SAFETY: fflush of a null pointer flushes all streams of C, which are buffered in a pipe.
     unsafe { libc::fflush(std::ptr::null_mut()) };
     redirect(&fs::OpenOptions::new().write(true).open("/dev/null")?, &[1, 2])?;
-    let heard = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
-    Ok((result, String::from_utf8_lossy(&heard).into_owned()))
+    let captured = reader.join().map_err(|_| io::Error::other("the reader panicked"))??;
+    Ok((result, String::from_utf8_lossy(&captured).into_owned()))
 }

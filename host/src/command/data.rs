@@ -11,9 +11,9 @@ pub fn run(command: &DataCommand) -> Result<u8> {
         }
         DataCommand::List { data_folder } => {
             for name in data::NAMES {
-                let here = match data::load(name, data_folder) {
+                let status = match data::load(name, data_folder) {
                     Ok(dataset) => format!(
-                        "here: {} training and {} test images, {} classes",
+                        "present: {} training and {} test images, {} classes",
                         dataset.train.count(),
                         dataset.test.count(),
                         dataset.classes
@@ -21,9 +21,9 @@ pub fn run(command: &DataCommand) -> Result<u8> {
                     Err(error) if data_folder.join(name).exists() => {
                         format!("damaged: {}", error.to_string().lines().next().unwrap_or_default())
                     }
-                    Err(_) => format!("not here; `host data fetch {name}`"),
+                    Err(_) => format!("missing; run `host data fetch {name}`"),
                 };
-                say(format_args!("{name:15}{here}"));
+                say(format_args!("{name:15}{status}"));
             }
         }
     }

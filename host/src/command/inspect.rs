@@ -26,7 +26,7 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
         say(format_args!("\n{name} {version}: {kind:?}, contract {contract}, libtorch {libtorch}"));
         match description {
             Ok(description) => print_options(*kind, &description.options),
-            Err(error) => say(format_args!("  cannot be opened here: {error}")),
+            Err(error) => say(format_args!("  cannot be opened: {error}")),
         }
     }
     Ok(0)
@@ -39,7 +39,9 @@ fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
         Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
         Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
         Kind::Unknown => {
-            return Err(Error::new("this host does not know its kind: a newer host may"));
+            return Err(Error::new(
+                "this host does not support plugins of this kind; use the newer host that it was built for",
+            ));
         }
     };
     described.map_err(Error::new)
@@ -55,12 +57,12 @@ fn print_options(kind: Kind, schema: &Value) {
     }
     if kind == Kind::Sampler {
         say(format_args!(
-            "  steps=N  (the host's option for every sampler)\n      Steps of a visit, or of an attack."
+            "  steps=N  (option of the host for samplers)\n      Number of steps of a visit, or of an attack."
         ));
     }
 }
 
-/// Type and range of an option.
+/// The type and range of an option, or its choices.
 fn allowed(option: &Value, schema: &Value) -> String {
     let reference = option["$ref"].as_str().or_else(|| option["allOf"][0]["$ref"].as_str());
     let definition = reference.and_then(|reference| schema.pointer(reference.trim_start_matches('#')));

@@ -5,17 +5,18 @@ use crate::{Error, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where this program's sources were when it was built: plugin-api is there.
+/// The folder of the host's sources when it was built; plugin-api is beside it.
 const HOST_SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The libtorch that this program was built against.
+/// The libtorch that this program was built with.
 const LIBTORCH_FOLDER: &str = env!("HOST_LIBTORCH");
 
-/// Versions that host and plugin share, so that what is compiled can be shared too.
+/// The versions of the host's dependencies. A plugin uses the same versions, so that compiled
+/// crates are shared.
 const LOCKED_VERSIONS: &str = include_str!("../../../Cargo.lock");
 
-/// A plugin that a new one begins as: its source, its name and its type. Each is built and judged
-/// by the tests.
+/// The template of a new plugin: its source, its name and its type. The tests build and check each
+/// template.
 fn template(kind: NewKind) -> (&'static str, &'static str, &'static str) {
     match kind {
         NewKind::Model => (include_str!("../../../plugins/cnn/src/lib.rs"), "cnn", "Cnn"),
@@ -35,9 +36,10 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
         );
     }
     let repository = repository()?;
-    // The target folder is common: another crate of that name would write over its library.
+    // All plugins share the target folder: two crates of one name would overwrite each other's
+    // library.
     if ["plugins", "examples"].iter().any(|folder| repository.join(folder).join(name).exists()) {
-        return Err(Error::new(format!("there is a plugin `{name}` already")).fix("choose another name"));
+        return Err(Error::new(format!("there is already a plugin `{name}`")).fix("choose another name"));
     }
     let target_folder = repository.join("target");
     let plugin = target_folder.join("debug").join(format!("lib{}.so", name.replace('-', "_")));
@@ -56,17 +58,17 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     write(".cargo/config.toml", cargo_config(&target_folder))?;
     write("README.md", readme(*kind, name, &plugin))?;
 
-    say(format_args!("wrote {}, which begins as {old_name}", folder.display()));
+    say(format_args!("wrote {}: a copy of {old_name}", folder.display()));
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
     say(format_args!("  libtorch    {LIBTORCH_FOLDER}"));
-    say(format_args!("  the plugin  {plugin}"));
-    say(format_args!("  build it    cd {} && cargo build", folder.display()));
-    say(format_args!("  judge it    host conform {plugin}"));
-    say(format_args!("  use it      {}", usage(*kind, &plugin)));
+    say(format_args!("  library     {plugin}"));
+    say(format_args!("  build       cd {} && cargo build", folder.display()));
+    say(format_args!("  check       host conform {plugin}"));
+    say(format_args!("  use         {}", usage(*kind, &plugin)));
     Ok(0)
 }
 
-/// A name that cargo takes, and that needs no escapes in a manifest.
+/// Refuses names that cargo does not accept or that need escapes in a manifest.
 fn check_name(name: &str) -> Result<()> {
     let good = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
     if name.starts_with(|letter: char| letter.is_ascii_lowercase())
@@ -85,7 +87,7 @@ fn repository() -> Result<PathBuf> {
     if repository.join("plugin-api/Cargo.toml").is_file() {
         return Ok(repository);
     }
-    Err(Error::new(format!("the sources of this host are not in {} any more", repository.display()))
+    Err(Error::new(format!("the sources of this host are no longer in {}", repository.display()))
         .fix("run the host from the clone that it was built in"))
 }
 
@@ -98,11 +100,12 @@ fn type_name(name: &str) -> String {
     capitalised.collect()
 }
 
-/// The template under its new name; comments stay, they describe the mathematics.
+/// The template under its new name. Comments stay unchanged: they describe the mathematics.
 fn renamed(source: &str, (old_name, old_type): (&str, &str), (name, type_name): (&str, &str)) -> String {
-    let lines = source.lines().map(|line| match line.trim_start().starts_with("//") {
-        true => line.to_owned(),
-        false => {
+    let lines = source.lines().map(|line| {
+        if line.trim_start().starts_with("//") {
+            line.to_owned()
+        } else {
             line.replace(&format!("\"{old_name}\""), &format!("\"{name}\"")).replace(old_type, type_name)
         }
     });
@@ -138,7 +141,7 @@ conformance = {{ path = {conformance:?} }}
 name = \"conformance\"
 harness = false
 
-# A workspace of its own, wherever it lies.
+# Makes this crate its own workspace, even inside another one.
 [workspace]
 "
     )
@@ -146,7 +149,7 @@ harness = false
 
 fn cargo_config(target_folder: &Path) -> String {
     format!(
-        "# One libtorch with the host, and one target folder: libtorch's bindings are compiled once.
+        "# The libtorch and the target folder of the host, so that libtorch's bindings are compiled only once.
 
 [build]
 target-dir = {target_folder:?}
@@ -161,7 +164,7 @@ debug = \"line-tables-only\"
     )
 }
 
-/// The command that uses a plugin.
+/// The command that uses the plugin.
 fn usage(kind: NewKind, plugin: &str) -> String {
     match kind {
         NewKind::Model => format!("host train --model {plugin}"),
@@ -181,11 +184,12 @@ fn readme(kind: NewKind, name: &str, plugin: &str) -> String {
     host conform {plugin}
     {use_it}
 
-`Cargo.toml` says where plugin-api is, `.cargo/config.toml` which libtorch and target folder are
-used. Rebuild the plugin when the contract or libtorch changes; the host says so if not.
+`Cargo.toml` has the path of plugin-api, `.cargo/config.toml` the paths of libtorch and of the target
+folder. Rebuild the plugin when the contract or libtorch changes; otherwise the host refuses to open
+it.
 
-Tests in `src/lib.rs`, if any, are those of the plugin that this one began as: they hold until
-its arithmetic becomes yours. `tests/conformance.rs` judges whatever it becomes.
+Tests in `src/lib.rs`, if any, are tests of the template. Replace them when you change the
+computation. `tests/conformance.rs` checks any plugin.
 "
     )
 }
@@ -195,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_become_types_and_mistakes_are_refused() {
+    fn names_become_type_names_and_invalid_names_are_refused() {
         assert_eq!(type_name("my-idea2"), "MyIdea2");
         assert!(check_name("my-idea").is_ok());
         for name in ["", "My", "2d", "a_b", "a-", "../a", "a b"] {
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_renamed_and_comments_stay() {
+    fn names_change_in_code_but_not_in_comments() {
         let source = "//! Langevin Monte Carlo\nexport_sampler!(\"langevin\", Langevin);\n";
         let renamed = renamed(source, ("langevin", "Langevin"), ("my-idea", "MyIdea"));
         assert_eq!(renamed, "//! Langevin Monte Carlo\nexport_sampler!(\"my-idea\", MyIdea);\n");

@@ -20,7 +20,7 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let of_runs = collection.runs.iter().flat_map(|run| &run.gaps);
     let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gaps)).count();
     if gaps > 0 {
-        say(format_args!("{gaps} gaps are marked, each with what fills it"));
+        say(format_args!("{gaps} gaps are marked, each with a way to fill it"));
     }
     let runs = collection.runs.len();
     say(format_args!("report of {runs} runs: {}", place.page.display()));
@@ -28,14 +28,15 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     Ok(0)
 }
 
-/// Where a report is written: a page, and a folder beside it that is called the same.
+/// The output of a report: a page, and a folder of the same name beside it.
 struct Place {
     page: PathBuf,
     folder: PathBuf,
 }
 
 impl Place {
-    /// Refuses to overwrite anything, or with `force` anything that no report wrote.
+    /// Refuses to overwrite existing files. With `force` it refuses only files that no report
+    /// wrote.
     fn new(page: &Path, force: bool) -> Result<Self> {
         if page.extension().is_none_or(|ending| ending != "html") {
             return Err(Error::new(format!(
@@ -54,7 +55,7 @@ impl Place {
             return Err(Error::new(format!("{} is not a file", place.page.display())));
         }
         if place.page.exists() && !report::is_page_of_report(&files::read(&place.page)?) {
-            return Err(foreign(&place.page));
+            return Err(not_of_report(&place.page));
         }
         if place.folder.exists() {
             place.earlier_files()?;
@@ -66,7 +67,10 @@ impl Place {
         self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// What an earlier report wrote into the folder.
+    /// The files of an earlier report in the folder.
+    ///
+    /// # Errors
+    /// If the folder holds another file.
     fn earlier_files(&self) -> Result<Vec<PathBuf>> {
         let entries =
             fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
@@ -77,11 +81,11 @@ impl Place {
         };
         match files.iter().find(|path| !is_of_report(path)) {
             None => Ok(files),
-            Some(path) => Err(foreign(path)),
+            Some(path) => Err(not_of_report(path)),
         }
     }
 
-    /// Writes the files, then the page; what is left of an earlier report goes.
+    /// Writes the files, then the page, then removes remaining files of an earlier report.
     fn write(&self, report: &Report) -> Result<()> {
         fs::create_dir_all(&self.folder)
             .map_err(|why| Error::file("create", &self.folder, why).on_the_way())?;
@@ -99,7 +103,7 @@ impl Place {
     }
 }
 
-fn foreign(path: &Path) -> Error {
-    Error::new(format!("{} is from no report", path.display()))
-        .fix("move it away, or choose another name with --out")
+fn not_of_report(path: &Path) -> Error {
+    Error::new(format!("{} was not written by `host report`", path.display()))
+        .fix("move it, or choose another name with --out")
 }

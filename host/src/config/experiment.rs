@@ -1,4 +1,4 @@
-//! A whole experiment: its keys and their defaults.
+//! An experiment: its keys and their defaults.
 
 use super::options::*;
 use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
@@ -12,21 +12,21 @@ use plugin_api::{Norm, ThreatModel};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Everything that decides a run's result, but for the files that plugins and data live in.
+/// Everything that determines the result of a run, except the files of plugins and data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Experiment {
     /// The classifier: a model plugin.
     pub model: PluginSpec,
-    /// The adversary while training: a sampler plugin, or `none` for ordinary training.
+    /// The training adversary: a sampler plugin, or `none` for ordinary training.
     pub sampler: SamplerChoice,
-    /// Which images.
+    /// The data set.
     pub data: Data,
-    /// What the adversary may do.
+    /// The threat model of the adversary.
     pub threat: ThreatModel,
     /// The training loop.
     pub train: Train,
-    /// What `host eval` does unless told otherwise.
+    /// The defaults of `host eval`.
     pub eval: Eval,
 }
 
@@ -34,42 +34,41 @@ pub struct Experiment {
 #[derive(Debug, Clone)]
 pub struct SamplerChoice(pub Option<PluginSpec>);
 
-/// Which images.
+/// The data set and its split.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// A name that `host data list` knows, or a folder.
+    /// A name from `host data list`, or a folder.
     pub name: String,
-    /// Where named data sets lie, one folder each: DRO_DATA if set, else `data`.
+    /// The folder with a subfolder for each named data set. Default: the environment variable
+    /// DRO_DATA if set, otherwise `data`.
     pub folder: PathBuf,
-    /// Train on the first N points only; all if not given.
+    /// Train on the first N points only. Default: all points that are not held out.
     pub train_points: Option<usize>,
-    /// Hold out the last N training points for validation; if not given, 5,000 where a score
-    /// on them is asked for (`train.probe`, `train.select`), else none.
+    /// Hold out the last N training points for validation. Default: 5,000 if validation points are
+    /// scored (`train.probe`, `train.select`), otherwise none.
     pub validation_points: Option<usize>,
 }
 
-/// What the authors of TRADES take.
+/// The value of the authors of TRADES (Zhang et al. 2019).
 const DEFAULT_TRADES_BETA: f64 = 6.0;
 
-/// Shares of the run after which the step schedule lowers the learning rate, unless told
-/// otherwise.
+/// Default shares of the run at which the step schedule lowers the learning rate.
 pub const MILESTONES: [f64; 2] = [0.5, 0.75];
 
-/// What the step schedule multiplies the learning rate by at each milestone, unless told
-/// otherwise.
+/// Default factor by which the step schedule multiplies the learning rate at each milestone.
 pub const STEP_FACTOR: f64 = 0.1;
 
-/// Share of the run at which the one-cycle schedule is at its peak, unless told otherwise: that
-/// of Wong et al. (2020) on MNIST.
+/// Default share of the run at which the one-cycle schedule has its peak: the value of Wong et al.
+/// (2020) on MNIST.
 pub const PEAK_AT: f64 = 0.4;
 
 const MOST_EPOCHS: usize = 1_000_000;
 
-/// TOML has no larger whole number.
+/// The largest integer in TOML.
 const LARGEST_SEED: u64 = i64::MAX as u64;
 
-/// Validation points held out where a score is asked for and no number is given.
+/// Default number of validation points if they are scored.
 const DEFAULT_VALIDATION_POINTS: usize = 5000;
 
 options! {
@@ -77,26 +76,26 @@ options! {
     "train": Train, TrainFlags {
         /// How updates of the weights and of the particles share passes
         mode: Mode = Mode::Faithful;
-        /// Times that a minibatch is used in a row before its particles go back (mode fused)
+        /// Number of times that each minibatch is used in a row (mode fused)
         replay (value_name = "N"): usize = 1, |n| (1..=MOST_STEPS).contains(n) => "1 to 65534";
-        /// What the weights descend on and the sampler climbs
+        /// The losses that the weights minimise and the sampler maximises
         objective: Objective = Objective::CrossEntropy;
         /// Weight of the divergence in objective trades [default: 6]
         trades_beta (value_name = "WEIGHT"): Option<f64> = None, at_least_0 => "a number of at least 0";
         /// Where chains begin
         start: Start = Start::Sampler;
         /// Mode of the model while the sampler's gradient is taken [default: eval in mode faithful;
-        /// mode fused knows train only]
+        /// mode fused always uses train]
         sampler_gradient: Option<ModelMode> = None;
-        /// Precision in which the network computes while training; evaluation and probes are f32 in any
+        /// Precision of the network's computation in training; evaluation and probes always use f32
         precision: Precision = Precision::F32;
         /// Number of times that training goes through the training points
         epochs (value_name = "N"): usize = 5,
             |n| (1..=MOST_EPOCHS).contains(n) => "at least 1 and at most 1000000";
-        /// Pad every image by N pixels of zeros and cut a window of its own size at a random place, at
-        /// every visit
+        /// Pad every image by N pixels of zeros and cut a window of its own size at a random place,
+        /// at every visit
         crop (value_name = "N"): usize = 0;
-        /// Mirror every second image left to right, at random, at every visit
+        /// Mirror each image left to right with probability 1/2, at every visit
         flip (value_name = "true|false", num_args = 0..=1, default_missing_value = "true"): bool = false;
         /// Points per update
         batch (value_name = "N"): usize = 100,
@@ -106,7 +105,7 @@ options! {
             |n| (1..=usize::from(u16::MAX)).contains(n) => "1 to 65535";
         /// How particles are stored
         store: Format = Format::F32;
-        /// Keep particles in this file, mapped into memory (CPU only)
+        /// Store particles in this file, mapped into memory (CPU only)
         store_file (value_name = "FILE"): Option<PathBuf> = None;
         /// Optimiser of the weights
         optimizer: Algorithm = Algorithm::Sgd;
@@ -130,29 +129,29 @@ options! {
             between_0_and_1 => "a share of the run above 0 and below 1";
         /// Epochs over which the learning rate rises from 0; may be a fraction
         warmup_epochs (value_name = "N"): f64 = 0.0;
-        /// Radius of the ball that is trained in, in epsilons of the threat model
+        /// Radius of the ball in training, as a multiple of the epsilon of the threat model
         epsilon_scale (value_name = "FACTOR"): f64 = 1.0, above_0 => "a number above 0";
         /// Epochs over which that radius rises from 0 (epsilon ramp); may be a fraction
         warmup_epsilon (value_name = "N"): f64 = 0.0;
-        /// Evaluate an exponential moving average of the weights, of which every step keeps this share;
-        /// 0 evaluates the weights themselves
+        /// Evaluate an exponential moving average of the weights, of which every step keeps this
+        /// share; 0 evaluates the weights themselves
         average (value_name = "SHARE"): f64 = 0.0, from_0_to_below_1 => "a share from 0 to below 1";
         /// Evaluate the equal mean of the weights from this share of the run on (stochastic weight
         /// averaging)
         swa_from (value_name = "SHARE"): Option<f64> = None,
             from_0_to_below_1 => "a share of the run from 0 to below 1";
-        /// Attack or sampler plugin to try on the validation points after every epoch
+        /// Attack or sampler plugin to run on the validation points after every epoch
         probe (value_name = "PLUGIN"): Option<PluginSpec> = None;
-        /// Attack or sampler plugin to try on test points during training
+        /// Attack or sampler plugin to run on test points during training
         trace (value_name = "PLUGIN"): Option<PluginSpec> = None;
         /// Number of those test points, the same as those of `host eval --points` [default: 1000]
         trace_points (value_name = "N"): Option<usize> = None, |n| *n >= 1 => "at least 1";
-        /// Passes per sample after which the trace is measured [default: 1, 2, 5 times the powers of ten
-        /// from one update on, and the end]
+        /// Passes per sample after which the trace is measured [default: 1, 2, 5 times the powers
+        /// of ten from one update on, and the end]
         trace_at (value_name = "PASSES,...", value_parser = numbers): Option<Vec<f64>> = None,
             |at| rising(at) => "passes per sample above 0, each above the one before it";
-        /// Which weights are evaluated in the end: those of the last epoch, or those that scored best on
-        /// the validation points
+        /// Which weights are evaluated in the end: those of the last epoch, or those that scored
+        /// best on the validation points
         select: Select = Select::Last;
         /// End the run once N epochs in a row have not scored better on the validation points
         patience (value_name = "N"): Option<usize> = None, |n| *n >= 1 => "at least 1";
@@ -186,8 +185,8 @@ pub struct PluginFlags {
 /// Flags that override the options of `data`.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct DataFlags {
-    /// Data set: a name (see `host data list`), or a folder of IDX files, CIFAR-10's binary version or
-    /// images in train/CLASS and test/CLASS
+    /// Data set: a name (see `host data list`), or a folder of IDX files, CIFAR-10's binary version
+    /// or images in train/CLASS and test/CLASS
     #[arg(id = "data", long = "data", value_name = "NAME|FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -195,8 +194,8 @@ pub struct DataFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     train_points: Option<usize>,
-    /// Hold out the last N training points for validation [default: 5000 with --probe or --select best,
-    /// else none]
+    /// Hold out the last N training points for validation [default: 5000 with --probe or --select
+    /// best, else none]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     validation_points: Option<usize>,
@@ -219,11 +218,11 @@ pub struct ThreatFlags {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Eval {
-    /// Attacks, each on its own: attack or sampler plugins.
+    /// The attacks: attack or sampler plugins. Each is evaluated separately, on all points.
     pub attacks: Vec<PluginSpec>,
-    /// A random subset of the test set; the whole set if not given.
+    /// Number of points of a random subset of the test set. Default: the whole set.
     pub points: Option<usize>,
-    /// Times each attack runs with new random numbers; the worst case counts.
+    /// Number of runs of each attack with new random numbers; the worst case counts.
     pub restarts: u16,
     /// Examples per forward pass.
     pub batch: usize,
@@ -232,8 +231,8 @@ pub struct Eval {
 impl Default for Experiment {
     fn default() -> Self {
         Self {
-            model: known("cnn.so,arch=B"),
-            sampler: SamplerChoice(Some(known("langevin.so"))),
+            model: default_plugin("cnn.so,arch=B"),
+            sampler: SamplerChoice(Some(default_plugin("langevin.so"))),
             data: Data::default(),
             threat: ThreatModel::default(),
             train: Train::default(),
@@ -242,8 +241,8 @@ impl Default for Experiment {
     }
 }
 
-fn known(spec: &str) -> PluginSpec {
-    spec.parse().unwrap_or_else(|error| unreachable!("a default plugin is well written: {error}"))
+fn default_plugin(spec: &str) -> PluginSpec {
+    spec.parse().unwrap_or_else(|error| unreachable!("the spec of a default plugin is valid: {error}"))
 }
 
 impl Default for Data {
@@ -256,17 +255,17 @@ impl Default for Data {
 impl Default for Eval {
     fn default() -> Self {
         let attacks = ["fgsm.so", "pgd.so,steps=40", "pgd.so,steps=100", "apgd.so"];
-        Self { attacks: attacks.map(known).into(), points: None, restarts: 1, batch: 250 }
+        Self { attacks: attacks.map(default_plugin).into(), points: None, restarts: 1, batch: 250 }
     }
 }
 
 impl Train {
-    /// In objective trades, the weight of the divergence.
+    /// The weight of the KL divergence in objective trades.
     pub fn trades_beta(&self) -> f64 {
         self.trades_beta.unwrap_or(DEFAULT_TRADES_BETA)
     }
 
-    /// Which mode the model is in while the sampler's gradient is taken.
+    /// The mode of the model while the sampler's gradient is taken.
     pub fn sampler_gradient(&self) -> ModelMode {
         match self.mode {
             Mode::Faithful => self.sampler_gradient.unwrap_or(ModelMode::Eval),
@@ -276,7 +275,7 @@ impl Train {
 }
 
 impl Experiment {
-    /// The ball that particles live in while training.
+    /// The threat model of the training particles: its radius is scaled by `train.epsilon_scale`.
     pub fn training_threat(&self) -> ThreatModel {
         ThreatModel { epsilon: self.threat.epsilon * self.train.epsilon_scale, ..self.threat }
     }
@@ -293,12 +292,12 @@ impl Experiment {
         self.plugins_mut().into_iter().for_each(|(_, spec)| spec.make_absolute());
     }
 
-    /// How many of the last training points are held out.
+    /// Number of training points that are held out for validation.
     pub fn validation_points(&self) -> usize {
         self.data.validation_points.unwrap_or(if self.is_scored() { DEFAULT_VALIDATION_POINTS } else { 0 })
     }
 
-    /// Whether a score on validation points is asked for.
+    /// Whether validation points are scored.
     pub(super) fn is_scored(&self) -> bool {
         self.train.probe.is_some() || self.train.select == Select::Best
     }

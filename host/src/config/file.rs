@@ -1,4 +1,4 @@
-//! Experiment files: TOML, whose mistakes are told with their line.
+//! Experiment files in TOML. Errors name the line.
 
 use super::Experiment;
 use super::overlay::one_line;
@@ -12,16 +12,14 @@ impl Experiment {
     /// Reads an experiment file.
     ///
     /// # Errors
-    /// If it cannot be read, or has an unknown key or a value of the wrong type (naming the line).
+    /// If it cannot be read, or has an unknown key or a value of the wrong type. The error names
+    /// the line.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
         Self::parse(&text, &path.display().to_string())
     }
 
-    /// The experiment in the text of a file of this name.
-    ///
-    /// # Errors
-    /// As for [`Experiment::read`].
+    /// Parses the text of an experiment file; `name` is for error messages.
     pub(super) fn parse(text: &str, name: &str) -> Result<Self> {
         let table = parse_toml(text, name)?;
         if table.get_ref().contains_key("sweep") {
@@ -33,11 +31,8 @@ impl Experiment {
         Self::from_table(table, text, name)
     }
 
-    /// The experiment in a table out of the text of a TOML file of this name. Its plugins remember
-    /// the lines on which they are named.
-    ///
-    /// # Errors
-    /// If it has an unknown key or a value of the wrong type (naming the line).
+    /// The experiment in a TOML table. `text` and `name` are the text and the name of the file of
+    /// the table, for error messages. Each plugin spec gets its line as origin.
     pub(crate) fn from_table(table: Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
         let mut experiment: Self = from_table(table.clone(), text, name)?;
         let mut attack = 0;
@@ -55,7 +50,7 @@ impl Experiment {
     }
 }
 
-/// The value at a dotted key.
+/// The value of a dotted key.
 fn value_at<'t, 'a>(table: &'t DeTable<'a>, key: &str) -> Option<&'t Spanned<DeValue<'a>>> {
     match key.split_once('.') {
         None => table.get(key),
@@ -63,26 +58,18 @@ fn value_at<'t, 'a>(table: &'t DeTable<'a>, key: &str) -> Option<&'t Spanned<DeV
     }
 }
 
-/// A value out of the text of a TOML file of this name.
-///
-/// # Errors
-/// If it has an unknown key or a value of the wrong type (naming the line).
+/// Parses the text of a TOML file; `name` is for error messages.
 pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, name: &str) -> Result<T> {
     from_table(parse_toml(text, name)?, text, name)
 }
 
-/// The table that the text of a TOML file of this name is.
-///
-/// # Errors
-/// If the text is no TOML (naming the line).
+/// Parses the text of a TOML file into a table; `name` is for error messages.
 pub(crate) fn parse_toml<'a>(text: &'a str, name: &str) -> Result<Spanned<DeTable<'a>>> {
     DeTable::parse(text).map_err(|error| refused(&error, text, name))
 }
 
-/// A value out of a table in the text of a TOML file of this name.
-///
-/// # Errors
-/// If it has an unknown key or a value of the wrong type (naming the line).
+/// Deserialises a TOML table. `text` and `name` are the text and the name of its file, for error
+/// messages.
 pub(crate) fn from_table<T: DeserializeOwned>(table: Spanned<DeTable>, text: &str, name: &str) -> Result<T> {
     T::deserialize(toml::Deserializer::from(table)).map_err(|error| refused(&error, text, name))
 }
@@ -94,7 +81,7 @@ fn refused(error: &toml::de::Error, text: &str, name: &str) -> Error {
         .note("line", start.map(|start| line_at(text, start)).unwrap_or_default())
 }
 
-/// A place in a file, for people: "demo.toml, line 3".
+/// A place in a file as text: "demo.toml, line 3".
 pub(crate) fn origin(text: &str, name: &str, offset: usize) -> String {
     format!("{name}, line {}", line_of(text, offset))
 }

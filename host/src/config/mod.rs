@@ -1,4 +1,4 @@
-//! Experiments: their options and defaults, their files, and which values are refused.
+//! Experiments: options, defaults, files and validation.
 
 mod choices;
 mod experiment;

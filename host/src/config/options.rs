@@ -1,4 +1,4 @@
-//! How an option is declared: once, with its help, default and range.
+//! The macro that declares options: each option once, with its help, default and range.
 
 use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
 use crate::plugin::PluginSpec;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// The type of an option.
 pub trait Setting {
-    /// The type of its flag's value, and of its value where it is set.
+    /// The type of a set value; the flag has this type too.
     type Value;
 
     /// The value, if one is set.
@@ -37,7 +37,7 @@ macro_rules! settings {
 settings!(bool, u64, usize, f64, String, PathBuf, PluginSpec);
 settings!(Algorithm, Format, Mode, ModelMode, Objective, Precision, Select, Shape, Start);
 
-/// A value as it is shown where it is refused.
+/// Formats a value for the error message that refuses it.
 pub(super) trait Shown {
     fn shown(&self) -> String;
 }
@@ -54,21 +54,24 @@ macro_rules! shown {
 
 shown!(f64: "{}", usize: "{}", u64: "{}", Vec<f64>: "{:?}");
 
-/// A value that an option must not have.
+/// An option whose value is out of range.
 pub struct Refused {
     /// The option's key.
     pub key: &'static str,
-    /// What it must be.
+    /// The range.
     pub expected: &'static str,
-    /// What it is.
+    /// The value.
     pub got: String,
 }
 
-/// Declares a table of options and the flags that override it. An option is
+/// Declares a table of options and the flags that override it. An option is written as
 ///
-/// `/// help`, `name (arguments of its flag): type = default, test of a value => "what is expected";`
+/// ```text
+/// /// help
+/// name (arguments of its flag): type = default, test of a value => "expected range";
+/// ```
 ///
-/// where the arguments and the test may be left out. An `Option` may be unset, and is then not tested.
+/// The arguments and the test are optional. An `Option` that is unset is not tested.
 macro_rules! options {
     (
         $(#[doc = $about:literal])*
@@ -122,34 +125,34 @@ macro_rules! options {
 
 pub(super) use options;
 
-/// A number of at least 0.
+/// Whether a number is finite and at least 0.
 pub(super) fn at_least_0(number: &f64) -> bool {
     *number >= 0.0 && number.is_finite()
 }
 
-/// A number above 0.
+/// Whether a number is finite and above 0.
 pub(super) fn above_0(number: &f64) -> bool {
     *number > 0.0 && number.is_finite()
 }
 
-/// A number from 0 to below 1.
+/// Whether a number is at least 0 and below 1.
 pub(super) fn from_0_to_below_1(number: &f64) -> bool {
     (0.0..1.0).contains(number)
 }
 
-/// A number above 0 and below 1.
+/// Whether a number is above 0 and below 1.
 pub(super) fn between_0_and_1(number: &f64) -> bool {
     *number > 0.0 && *number < 1.0
 }
 
-/// Numbers above 0, each above the one before it.
+/// Whether numbers are finite, above 0 and strictly increasing. False for an empty list.
 pub(super) fn rising(numbers: &[f64]) -> bool {
     numbers.first().is_some_and(|first| *first > 0.0)
         && numbers.is_sorted_by(|one, next| one < next)
         && numbers.iter().all(|number| number.is_finite())
 }
 
-/// A list as a flag's value: numbers with commas between them.
+/// Parses the value of a flag that is a list: numbers separated by commas.
 pub(super) fn numbers(written: &str) -> Result<Vec<f64>, String> {
     let number = |part: &str| part.trim().parse().map_err(|_| format!("expected numbers, got `{part}`"));
     written.split(',').map(number).collect()

@@ -1,4 +1,4 @@
-//! Keys laid over an experiment: flags over a file's, a sweep's axes over its base.
+//! Overriding keys of an experiment: by flags, or by the axes of a sweep.
 
 use super::Experiment;
 use crate::{Error, Result};
@@ -7,18 +7,18 @@ use serde_json::Value as Json;
 use toml::{Table, Value};
 
 impl Experiment {
-    /// This experiment as a table, every default spelled out.
+    /// This experiment as a table with all keys, including defaults.
     ///
     /// # Errors
-    /// If a number is larger than TOML's largest.
+    /// If a number is too large for TOML.
     pub(crate) fn table(&self) -> Result<Table> {
         Table::try_from(self).map_err(Error::new)
     }
 
-    /// This experiment with the keys that `keys` sets (a table like an experiment's, in part).
+    /// This experiment with the values of `keys`, a table with some of the keys of an experiment.
     ///
     /// # Errors
-    /// If a key is not known or has a value of another type.
+    /// If a key is unknown or has a value of the wrong type.
     pub fn with(&self, keys: &impl Serialize) -> Result<Self> {
         let mut table = self.table()?;
         let keys = Table::try_from(keys).map_err(Error::new)?;
@@ -30,8 +30,8 @@ impl Experiment {
         Ok(changed)
     }
 
-    /// The keys, dotted, in which this experiment differs from another, with its own value (null where
-    /// it has none).
+    /// The dotted keys in which this experiment differs from another, with the values of this
+    /// experiment (null if unset).
     pub fn differences(&self, other: &Self) -> Vec<(String, Json)> {
         let mut found = Vec::new();
         differences("", &serde_json::json!(self), &serde_json::json!(other), &mut found);
@@ -52,17 +52,17 @@ fn differences(prefix: &str, one: &Json, other: &Json, found: &mut Vec<(String, 
     }
 }
 
-/// A message of TOML's in one line.
+/// The message of a TOML error on one line.
 pub(crate) fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', "; ")
 }
 
-/// Sets every key of `keys` in `table`; tables are merged into those that are there.
+/// Sets every key of `keys` in `table`. Tables are merged into existing tables.
 pub(crate) fn merge(table: &mut Table, keys: &Table) {
     keys.iter().for_each(|(key, value)| place(table, key, value));
 }
 
-/// Sets the value at a dotted key; a table is merged into the one that is there.
+/// Sets the value of a dotted key. A table is merged into an existing table.
 pub(crate) fn place(table: &mut Table, key: &str, value: &Value) {
     let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
     let slot = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
@@ -70,7 +70,7 @@ pub(crate) fn place(table: &mut Table, key: &str, value: &Value) {
         (Some(rest), Value::Table(inner), _) => place(inner, rest, value),
         (None, Value::Table(inner), Value::Table(new)) => merge(inner, new),
         (None, slot, _) => *slot = value.clone(),
-        // A key below something that is no table: the experiment refuses it by its type.
+        // A key below a value that is not a table. The experiment later refuses it by its type.
         (Some(rest), slot, _) => {
             let mut inner = Table::new();
             place(&mut inner, rest, value);

@@ -1,14 +1,14 @@
-//! The plugins that an experiment names, by what they are used for.
+//! The plugins of an experiment, by role.
 
 use super::{Experiment, Train};
 use crate::plugin::PluginSpec;
 
-/// What a plugin of an experiment is used for.
+/// The role of a plugin in an experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The classifier.
     Model,
-    /// The adversary while training.
+    /// The training adversary.
     Sampler,
     /// The attack on the validation points after every epoch.
     Probe,
@@ -19,7 +19,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 5] = [Self::Model, Self::Sampler, Self::Probe, Self::Trace, Self::Attack];
 
     /// Its key in an experiment.
@@ -33,7 +33,7 @@ impl Role {
         }
     }
 
-    /// Its name, for people.
+    /// Its name, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -44,14 +44,14 @@ impl Role {
         }
     }
 
-    /// Whether its key holds one plugin, not a list of them.
+    /// Whether its key holds one plugin rather than a list.
     pub fn is_single(self) -> bool {
         self != Self::Attack
     }
 }
 
 impl Experiment {
-    /// Every plugin that the experiment names.
+    /// All plugins of the experiment.
     pub fn plugins(&self) -> impl Iterator<Item = (Role, &PluginSpec)> {
         let Train { probe, trace, .. } = &self.train;
         let one = |role, spec: Option<_>| spec.map(|spec| (role, spec));
@@ -66,7 +66,7 @@ impl Experiment {
         .chain(self.eval.attacks.iter().map(|attack| (Role::Attack, attack)))
     }
 
-    /// The same, to be changed.
+    /// All plugins of the experiment, mutable.
     pub fn plugins_mut(&mut self) -> Vec<(Role, &mut PluginSpec)> {
         let Train { probe, trace, .. } = &mut self.train;
         let mut plugins = vec![(Role::Model, &mut self.model)];
@@ -77,7 +77,8 @@ impl Experiment {
         plugins
     }
 
-    /// Where this experiment names the plugin of this role that is written like `spec`, if it does.
+    /// The origin of the plugin with this role and the same text as `spec`, if the experiment has
+    /// one.
     pub(crate) fn origin_of(&self, role: Role, spec: &PluginSpec) -> Option<String> {
         let written = spec.to_string();
         let mut alike = self.plugins().filter(|(known, it)| *known == role && it.to_string() == written);

@@ -1,9 +1,9 @@
-//! Experiments that the program brings along: the files of `examples/`, by name.
+//! Recipes: experiments that are part of the program, from the files in `examples/`.
 
 use super::Experiment;
 use crate::{Error, Result};
 
-/// The recipes: a name, a file and its text.
+/// The recipes: name, file and text.
 const RECIPES: [(&str, &str, &str); 5] = [
     (DEFAULT_RECIPE, "examples/mnist-demo.toml", include_str!("../../../examples/mnist-demo.toml")),
     (
@@ -26,18 +26,18 @@ pub const DEFAULT_RECIPE: &str = "demo";
 /// The recipe of this name.
 ///
 /// # Errors
-/// If there is none.
+/// If there is no such recipe.
 pub fn recipe(name: &str) -> Result<Experiment> {
     let Some((_, file, text)) = RECIPES.iter().find(|(known, ..)| *known == name) else {
         let known: Vec<_> = RECIPES.iter().map(|(name, ..)| *name).collect();
         return Err(Error::new(format!("--recipe: there is no recipe `{name}`"))
             .note("recipes", known.join(", "))
-            .fix("name one of these, or give an experiment file with --config"));
+            .fix("choose one of these, or give an experiment file with --config"));
     };
     Experiment::parse(text, file)
 }
 
-/// Every recipe: its name, and what its file says of it.
+/// All recipes: name and description, which is the first comment of the file.
 pub fn recipes() -> impl Iterator<Item = (&'static str, String)> {
     RECIPES.iter().map(|(name, file, text)| {
         let comment = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);

@@ -1,4 +1,4 @@
-//! Suites: lists of attacks that are run in order, each on the points that still stand.
+//! Suites: lists of attacks that run in order, each on the points that are still robust.
 
 use crate::config::{from_toml, origin};
 use crate::plugin::PluginSpec;
@@ -6,26 +6,26 @@ use crate::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
 
-/// The suites known by name, and their files.
+/// The suites that are known by name, and the texts of their files.
 pub const KNOWN: [(&str, &str); 3] = [
     ("autoattack", include_str!("../../suites/autoattack.toml")),
     ("autoattack-plus", include_str!("../../suites/autoattack-plus.toml")),
     ("autoattack-rand", include_str!("../../suites/autoattack-rand.toml")),
 ];
 
-/// A suite's file.
+/// The file of a suite.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Suite {
-    /// Attack or sampler plugins, in the order in which they are run.
+    /// Attack or sampler plugins, in the order in which they run.
     attacks: Vec<toml::Spanned<PluginSpec>>,
 }
 
 /// The attacks of a suite, given its name or file.
 ///
 /// # Errors
-/// If there is no such suite or file, or the file has an unknown key, a plugin that is not
-/// well written, or no attack at all.
+/// If there is no such suite or file, or the file has an unknown key, an invalid plugin spec or no
+/// attack.
 pub fn attacks(suite: &str) -> Result<Vec<PluginSpec>> {
     let text = match KNOWN.iter().find(|(name, _)| *name == suite) {
         Some((_, text)) => (*text).to_owned(),
@@ -36,12 +36,12 @@ pub fn attacks(suite: &str) -> Result<Vec<PluginSpec>> {
             let known: Vec<_> = KNOWN.iter().map(|(name, _)| *name).collect();
             return Err(Error::new(format!("there is no suite `{suite}`, nor a file of that name"))
                 .note("suites", known.join(", "))
-                .fix("name one of these, or a TOML file with a list `attacks`"));
+                .fix("choose one of these, or a TOML file with a list `attacks`"));
         }
     };
     let Suite { attacks } = from_toml(&text, suite)?;
     if attacks.is_empty() {
-        return Err(Error::new(format!("{suite}: `attacks` is empty; expected at least one")));
+        return Err(Error::new(format!("{suite}: `attacks` is empty: expected at least one attack")));
     }
     let with_origin = |spec: toml::Spanned<PluginSpec>| {
         let place = origin(&text, suite, spec.span().start);
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_a_suite_and_its_mistakes_are_named_with_their_line() {
+    fn a_suite_is_read_from_a_file_and_errors_name_the_line() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mine.toml");
         let read = |text: &str| {

@@ -17,7 +17,7 @@ fn first_line(text: &str) -> String {
 }
 
 #[test]
-fn mistakes_are_refused_with_their_line() {
+fn errors_in_a_file_name_the_line() {
     assert!(
         first_line("[train]\nepochs = 3\nepoch = 3\n").starts_with("e.toml, line 3: unknown field `epoch`")
     );
@@ -31,7 +31,7 @@ fn mistakes_are_refused_with_their_line() {
 }
 
 #[test]
-fn plugins_remember_where_they_were_named() {
+fn plugins_have_their_line_as_origin() {
     let text = "sampler = \"a.so\"\n[eval]\nattacks = [\n\"b.so\",\n\"c.so\"]\n";
     let experiment = read(text).expect("valid");
     let line =
@@ -63,12 +63,12 @@ fn every_experiment_file_is_valid_and_a_recipe() {
 fn the_file_of_algorithm_1_has_the_defaults_of_files() {
     let differences = recipe("algorithm-1").expect("a recipe").differences(&Experiment::default());
     let keys: Vec<_> = differences.iter().map(|(key, _)| key.as_str()).collect();
-    // It spells the options of its sampler out.
+    // The file gives the options of its sampler explicitly.
     assert_eq!(keys, ["sampler"]);
 }
 
 #[test]
-fn keys_are_laid_over_an_experiment_and_plugins_keep_their_lines() {
+fn keys_override_an_experiment_and_unchanged_plugins_keep_their_origin() {
     let base = read("sampler = \"a.so\"\n[train]\nprobe = \"b.so\"\nmomentum = 0.5\n").expect("valid");
     let keys: toml::Table = toml::from_str("train = { epochs = 7, probe = \"c.so\" }").expect("TOML");
     let changed = base.with(&keys).expect("valid");
@@ -79,7 +79,7 @@ fn keys_are_laid_over_an_experiment_and_plugins_keep_their_lines() {
     };
     assert_eq!(origin(&changed, Role::Sampler), origin(&base, Role::Sampler));
     assert!(origin(&changed, Role::Sampler).is_some_and(|origin| origin.ends_with("e.toml, line 1")));
-    assert_eq!(origin(&changed, Role::Probe), None, "it was named elsewhere");
+    assert_eq!(origin(&changed, Role::Probe), None, "this plugin is not from the file");
     let differences = changed.differences(&base);
     assert_eq!(differences, [("train.epochs".into(), 7.into()), ("train.probe".into(), "c.so".into())]);
     let unknown: toml::Table = toml::from_str("train = { epoch = 7 }").expect("TOML");
@@ -87,7 +87,7 @@ fn keys_are_laid_over_an_experiment_and_plugins_keep_their_lines() {
 }
 
 #[test]
-fn every_consumer_finds_every_plugin_of_an_experiment() {
+fn every_function_finds_all_plugins_of_an_experiment() {
     let mut experiment = Experiment::default();
     experiment.train.probe = Some("probe.so".parse().expect("a spec"));
     experiment.train.trace = Some("trace.so".parse().expect("a spec"));
@@ -100,7 +100,7 @@ fn every_consumer_finds_every_plugin_of_an_experiment() {
     let mut changed = experiment.clone();
     let same = changed.plugins_mut().into_iter().map(|(role, spec)| (role, spec.to_string()));
     assert!(same.eq(experiment.plugins().map(|(role, spec)| (role, spec.to_string()))));
-    // Every key of the table that holds a plugin is one of them: what ends in `.so`.
+    // Every key of the table whose value contains `.so` is the key of a role.
     let mut found = Vec::new();
     fn walk(prefix: &str, value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
@@ -123,7 +123,7 @@ fn every_consumer_finds_every_plugin_of_an_experiment() {
 }
 
 #[test]
-fn values_out_of_range_are_named() {
+fn the_error_names_a_value_out_of_range() {
     let refusal = |change: &dyn Fn(&mut Experiment)| {
         let mut experiment = Experiment::default();
         change(&mut experiment);
@@ -146,7 +146,7 @@ fn values_out_of_range_are_named() {
 }
 
 #[test]
-fn the_samplers_gradient_is_taken_in_the_mode_that_the_passes_allow() {
+fn mode_fused_takes_the_sampler_gradient_in_training_mode_only() {
     let mut train = Train::default();
     assert_eq!(train.sampler_gradient(), ModelMode::Eval);
     train.sampler_gradient = Some(ModelMode::Train);
@@ -160,7 +160,7 @@ fn the_samplers_gradient_is_taken_in_the_mode_that_the_passes_allow() {
 }
 
 #[test]
-fn what_another_schedule_would_use_is_refused() {
+fn options_of_another_schedule_are_refused() {
     let refusal = |written: &str| {
         let experiment = read(&format!("[train]\n{written}\n")).expect("TOML");
         experiment.validate().expect_err("refused").to_string().lines().next().unwrap_or_default().to_owned()
@@ -179,7 +179,7 @@ fn what_another_schedule_would_use_is_refused() {
         ),
         (
             "schedule = \"one-cycle\"\nwarmup_epochs = 1",
-            "train.warmup_epochs: the one-cycle schedule rises from 0 by itself".to_owned(),
+            "train.warmup_epochs: the one-cycle schedule already rises from 0".to_owned(),
         ),
         (
             "schedule = \"one-cycle\"\npeak_at = 1.0",

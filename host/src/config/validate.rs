@@ -1,5 +1,4 @@
-//! Which values of an experiment are refused. The range of a single option of `train` stands where
-//! the option is declared.
+//! Validation of an experiment. The range of a single option of `train` is in its declaration.
 
 use super::choices::name_of;
 use super::{Experiment, Mode, ModelMode, Objective, Shape, Train};
@@ -7,7 +6,7 @@ use crate::torch::device;
 use crate::{Error, Result};
 use plugin_api::ThreatModel;
 
-/// A condition, the key that it is about, what is expected and what was got.
+/// A condition, its key, the expected value and the actual value.
 type Rule<'a> = (bool, &'a str, &'a str, String);
 
 fn rule<'a>(is_kept: bool, key: &'a str, expected: &'a str, got: impl ToString) -> Rule<'a> {
@@ -19,10 +18,11 @@ fn refused(key: &str, expected: &str, got: &str) -> Error {
 }
 
 impl Experiment {
-    /// Refuses values that cannot work.
+    /// Refuses invalid values.
     ///
     /// # Errors
-    /// Names the key, what was expected and what was got.
+    /// If a value is invalid. The error names the key, and in most cases the expected and the
+    /// actual value.
     pub fn validate(&self) -> Result<()> {
         if let Some(option) = self.train.out_of_range() {
             return Err(refused(option.key, option.expected, &option.got));
@@ -39,16 +39,16 @@ impl Experiment {
         #[rustfmt::skip]
         let rules: [Rule; 13] = [
             rule(epsilon >= 0.0 && epsilon.is_finite(), "threat.epsilon", "a number of at least 0", epsilon),
-            rule(holds_images, "threat.domain", "bounds that hold all images, which lie in [0, 1]", format!("[{low}, {high}]")),
+            rule(holds_images, "threat.domain", "bounds that include [0, 1], the range of all images", format!("[{low}, {high}]")),
             rule((0.0..=epochs).contains(&train.warmup_epochs), "train.warmup_epochs", "a number from 0 to train.epochs", train.warmup_epochs),
             rule((0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
-            rule(fused || train.replay == 1, "train.replay", "1 (mode fused alone uses a minibatch several times in a row)", train.replay),
-            rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused the pass that gives the sampler's gradient trains the weights too)", "eval"),
-            rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one backward of one loss, and trades has an inner loss of its own)", &objective),
-            rule(adversarial || !has_divergence, "train.objective", "cross-entropy (without a sampler no prediction diverges from the natural one)", &objective),
-            rule(has_divergence || train.trades_beta.is_none(), "train.trades_beta", "nothing (only objective trades has a divergence to weigh)", train.trades_beta()),
-            rule(adversarial || train.particles == 1, "train.particles", "1 (without a sampler a point has one particle, its natural example)", train.particles),
-            rule(self.validation_points() > 0 || !self.is_scored(), "data.validation_points", "at least 1, since a score on them is asked for (train.probe, train.select)", 0),
+            rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch; `--recipe algorithm-1` is Algorithm 1)", train.replay),
+            rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused, the pass of the sampler's gradient also trains the weights)", "eval"),
+            rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one loss, but trades has a separate inner loss)", &objective),
+            rule(adversarial || !has_divergence, "train.objective", "cross-entropy (without a sampler, the divergence of trades is always zero)", &objective),
+            rule(has_divergence || train.trades_beta.is_none(), "train.trades_beta", "no value (only objective trades uses it)", train.trades_beta()),
+            rule(adversarial || train.particles == 1, "train.particles", "1 (without a sampler, the only particle of a point is its natural example)", train.particles),
+            rule(self.validation_points() > 0 || !self.is_scored(), "data.validation_points", "at least 1 (train.probe and train.select = \"best\" score the validation points)", 0),
             rule(eval.batch >= 1, "eval.batch", "at least 1", eval.batch),
             rule(eval.restarts >= 1, "eval.restarts", "at least 1", eval.restarts),
         ];
@@ -60,14 +60,14 @@ impl Experiment {
             device::parse(&train.device).map_err(|why| Error::new(format!("train.device: {why}")))?;
         if train.store_file.is_some() && device != tch::Device::Cpu {
             return Err(Error::new(format!(
-                "train.store_file: particles in a file are for the CPU; train.device is {}",
+                "train.store_file: particles in a file need train.device = \"cpu\", got {}",
                 train.device
             )));
         }
         Ok(())
     }
 
-    /// Refuses options that nothing would use.
+    /// Refuses options that would have no effect.
     fn refuse_unused(&self) -> Result<()> {
         let train = &self.train;
         let Train { schedule, ref milestones, step_factor, peak_at, warmup_epochs, .. } = *train;
@@ -81,27 +81,27 @@ impl Experiment {
         {
             let shape = name_of(shape);
             return Err(Error::new(format!("train.{key}: only the {shape} schedule uses it"))
-                .fix(format!("set train.schedule = \"{shape}\", or leave train.{key} away")));
+                .fix(format!("set train.schedule = \"{shape}\", or remove train.{key}")));
         }
         if schedule == Shape::OneCycle && warmup_epochs > 0.0 {
-            return Err(Error::new("train.warmup_epochs: the one-cycle schedule rises from 0 by itself")
-                .fix("set train.peak_at, the share of the run over which it rises, instead"));
+            return Err(Error::new("train.warmup_epochs: the one-cycle schedule already rises from 0")
+                .fix("use train.peak_at instead, the share of the run over which it rises"));
         }
         let of_traces =
             [("trace_points", train.trace_points.is_some()), ("trace_at", train.trace_at.is_some())];
         if let Some((key, _)) = of_traces.into_iter().find(|(_, is_set)| *is_set && train.trace.is_none()) {
-            return Err(Error::new(format!("train.{key}: there is nothing to trace"))
-                .fix(format!("set train.trace, the attack to try, or leave train.{key} away")));
+            return Err(Error::new(format!("train.{key}: there is no trace"))
+                .fix(format!("set train.trace (the attack of the trace), or remove train.{key}")));
         }
         if train.swa_from.is_some() && train.average > 0.0 {
             return Err(Error::new(
                 "train.swa_from and train.average: weights are averaged equally or exponentially, not both",
             )
-            .fix("leave one of the two away"));
+            .fix("remove one of the two"));
         }
         if train.patience.is_some() && !self.is_scored() {
-            return Err(Error::new("train.patience: there is no score to wait for")
-                .fix("set train.probe, an attack to score every epoch by, or train.select = \"best\""));
+            return Err(Error::new("train.patience: the epochs are not scored")
+                .fix("set train.probe (the attack that scores every epoch), or train.select = \"best\""));
         }
         Ok(())
     }

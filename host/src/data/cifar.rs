@@ -1,5 +1,5 @@
-//! The binary version of CIFAR-10: records of one label byte, then the red, the green and
-//! the blue plane of a 32 x 32 image, row by row.
+//! The binary version of CIFAR-10. A record is one label byte, then the red, the green and the blue
+//! plane of a 32 x 32 image, row by row.
 
 use super::{DataFile, Samples};
 use crate::Result;
@@ -15,22 +15,22 @@ pub(super) const NAMES: [&str; 6] = [
     "test_batch.bin",
 ];
 
-/// The folder in the original archive.
+/// The name of the folder inside the original archive.
 pub(super) const FOLDER: &str = "cifar-10-batches-bin";
 
 const SHAPE: [usize; 3] = [3, 32, 32];
-/// A label and an image.
+/// Bytes of a record: a label and an image.
 pub(super) const RECORD: usize = 1 + 3 * 32 * 32;
 
-/// The file of this name, in the folder or in the archive's own folder below it.
+/// The path of this file in the folder, or in the subfolder [`FOLDER`].
 pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(FOLDER).join(name)].into_iter().find(|path| path.is_file())
 }
 
-/// Images and labels for training and for testing, labels below `classes`.
+/// The training and the test split. Every label must be below `classes`.
 ///
 /// # Errors
-/// If a file is missing, is empty or does not hold whole records.
+/// If a file is missing, is empty, ends within a record, or has a label out of range.
 pub(super) fn decode(files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
     let [training @ .., testing] = NAMES;
     Ok([decode_split(files, &training, classes)?, decode_split(files, &[testing], classes)?])
@@ -43,7 +43,7 @@ fn decode_split(files: &[DataFile], names: &[&str], classes: usize) -> Result<Sa
         let (records, rest) = file.contents.as_chunks::<RECORD>();
         if !rest.is_empty() {
             return Err(file.bad(format!(
-                "is no whole number of records: expected a multiple of {RECORD} bytes, got {}",
+                "does not hold a whole number of records: expected a multiple of {RECORD} bytes, got {}",
                 file.contents.len()
             )));
         }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_found_in_the_archives_own_folder_too() {
+    fn files_are_found_in_the_folder_of_the_archive_too() {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join(FOLDER);
         fs::create_dir(&below).unwrap();
@@ -124,16 +124,16 @@ mod tests {
     }
 
     #[test]
-    fn files_hold_whole_records() {
+    fn a_file_that_ends_within_a_record_is_refused() {
         let truncated = files(|index, contents| contents.truncate(if index == 3 { 3000 } else { RECORD }));
         assert_eq!(
             message(&truncated),
-            "DIR/data_batch_4.bin is no whole number of records: expected a multiple of 3073 bytes, got 3000"
+            "DIR/data_batch_4.bin does not hold a whole number of records: expected a multiple of 3073 bytes, got 3000"
         );
         let trailing = files(|index, contents| contents.extend(vec![0; index / 5]));
         assert_eq!(
             message(&trailing),
-            "DIR/test_batch.bin is no whole number of records: expected a multiple of 3073 bytes, got 3074"
+            "DIR/test_batch.bin does not hold a whole number of records: expected a multiple of 3073 bytes, got 3074"
         );
         let empty = files(|index, contents| contents.truncate(if index == 5 { 0 } else { RECORD }));
         assert_eq!(
@@ -143,13 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn labels_name_a_class() {
+    fn a_label_out_of_range_is_refused() {
         let files = files(|index, contents| contents[0] = if index == 1 { 10 } else { 0 });
         assert_eq!(message(&files), "DIR/data_batch_2.bin has label 10 at index 0: expected 0 to 9");
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn the_error_names_a_missing_file() {
         let mut files = files(|_, _| {});
         files.remove(4);
         assert_eq!(message(&files), "no file data_batch_5.bin");

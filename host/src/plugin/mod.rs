@@ -1,5 +1,4 @@
-//! Plugins: how users name them, how they are found and opened, and their calls with
-//! everything that the host checks around each.
+//! Plugins: their specs, finding and opening them, and calls with the checks of the host.
 
 mod attack;
 pub mod library;
@@ -17,8 +16,8 @@ use crate::{Error, Result};
 use plugin_api::first_line;
 use tch::Tensor;
 
-/// Calls into a plugin: names it in errors, and restores the thread count afterwards. (Grad
-/// mode is restored by whoever sets it for the call.)
+/// Calls a method of a plugin. Errors name the plugin and the method. The number of threads is
+/// restored after the call. (The caller restores the gradient mode.)
 fn call<T>(plugin: &str, method: &str, call: impl FnOnce() -> plugin_api::Result<T>) -> Result<T> {
     let threads = tch::get_num_threads();
     let outcome = call();
@@ -30,7 +29,7 @@ fn call<T>(plugin: &str, method: &str, call: impl FnOnce() -> plugin_api::Result
     })
 }
 
-/// Refuses a returned tensor of another shape, dtype or device than expected.
+/// Refuses a returned tensor that does not have this shape, or the dtype and device of `like`.
 fn check_like(plugin: &str, method: &str, got: &Tensor, shape: &[i64], like: &Tensor) -> Result<()> {
     let refused = |what: &str, expected: String, got: String| {
         Err(Error::new(format!("{plugin}: {method} returned a tensor of {what} {got}; expected {expected}"))

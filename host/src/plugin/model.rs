@@ -10,33 +10,34 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use tch::{Device, Kind, Tensor};
 
-/// A model plugin, built: the host's side of it.
+/// A model that was built by a plugin.
 pub struct Model {
     instance: ModelInstance,
     name: String,
     classes: i64,
     state: Vec<(String, Tensor)>,
-    /// Whether its logits in training may differ from those in evaluation.
+    /// Whether the logits in training mode may differ from those in evaluation mode.
     pub train_differs: bool,
-    /// Which it is.
+    /// The record of its plugin.
     pub record: Record,
-    /// Forward passes of single images.
+    /// Number of forward passes of single images.
     forwards: Cell<u64>,
-    /// Backward passes of single images.
+    /// Number of backward passes of single images.
     backwards: Cell<u64>,
 }
 
-/// Images that a thread is given at a time on a CPU where no graph is kept: each layer then finds
-/// what the one before it made in the cache.
+/// Number of images per thread and forward pass on a CPU without a graph. The batch is so small
+/// that the output of a layer is still in the cache when the next layer reads it.
 const IMAGES_PER_THREAD: i64 = 32;
 
-/// Lays the weights of two-dimensional convolutions out with the channels last, which the
-/// images then follow: libtorch's convolutions need no reordering (a quarter of their time on a
-/// CPU). Shapes, values and names stay.
+/// Stores the weights of two-dimensional convolutions in the channels-last memory format, which the
+/// activations then follow. Convolutions of libtorch then need no reordering, which takes a quarter
+/// of their time on a CPU. Shapes, values and names do not change.
 fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
     let _guard = tch::no_grad_guard();
     for (_, tensor) in state.iter().filter(|(_, tensor)| tensor.dim() == 4) {
-        // Strides are spelled out: with one input channel both layouts count as contiguous.
+        // Strides are given explicitly, since with one input channel both formats count as
+        // contiguous.
         let [_, channels, height, width] = tensor.size()[..] else { continue };
         let strides = [height * width * channels, 1, width * channels, channels];
         let mut last = Tensor::f_empty_strided(tensor.size(), strides, (tensor.kind(), tensor.device()))?;
@@ -47,12 +48,12 @@ fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
 }
 
 impl Model {
-    /// Builds the model that `spec` names for a task, its initial weights drawn by libtorch from
-    /// `seed`: the same on every device.
+    /// Builds the model of a spec for a task. libtorch draws the initial weights from `seed`; they
+    /// are the same on every device.
     ///
     /// # Errors
-    /// If the plugin cannot be opened, refuses its options or such images, or has nothing to
-    /// train.
+    /// If the plugin cannot be opened, refuses its options or images of this size, or has no
+    /// trainable parameter.
     pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
         let Opened { plugin, record } = open_model(spec)?;
         Self::make(&plugin, record, spec, task, device, seed)
@@ -97,9 +98,9 @@ impl Model {
         let (forwards, backwards) = (Cell::new(0), Cell::new(0));
         let model = Self { instance, name, classes, state, train_differs, record, forwards, backwards };
         if model.trainable().is_empty() {
-            return Err(spec.error(format!("{}: the model has no parameter that can be trained", model.name)));
+            return Err(spec.error(format!("{}: the model has no trainable parameter", model.name)));
         }
-        // A network that does not fit the images is known before work starts.
+        // A trial forward pass finds a network that does not fit the images before work starts.
         let one = Tensor::zeros([2, channels, height, width], (Kind::Float, device));
         let fits = model.logits(&one).map(drop);
         fits.map_err(|error| {
@@ -108,7 +109,7 @@ impl Model {
         Ok(model)
     }
 
-    /// The model of this name that is linked into the program.
+    /// The model of this name that is linked into the test program.
     #[cfg(test)]
     pub fn linked(name: &str, task: Task) -> Self {
         let mut models = plugin_api::abi::linked().models.into_iter();
@@ -118,10 +119,10 @@ impl Model {
         Self::make(&plugin, record, &spec, task, Device::Cpu, 0).expect("a model")
     }
 
-    /// Logits `[N, classes]` with a graph, of images `[N, C, H, W]`.
+    /// Logits `[N, classes]` of images `[N, C, H, W]`, with a graph. `train` selects training mode.
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// If the plugin fails or returns a tensor of another shape, dtype or device.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         self.checked(
             images,
@@ -129,11 +130,11 @@ impl Model {
         )
     }
 
-    /// The same computed in this precision, without a graph under `no_grad`; the logits are f32 in
-    /// any.
+    /// As [`Model::forward`], computed in this precision. The logits are always f32. Under
+    /// `no_grad` there is no graph.
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// If the plugin fails or returns a tensor of another shape, dtype or device.
     pub fn forward_in(&self, precision: Precision, images: &Tensor, train: bool) -> Result<Tensor> {
         let forward = || self.instance.forward(images, train).map(|logits| logits.to_kind(images.kind()));
         self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)?))
@@ -142,7 +143,7 @@ impl Model {
     /// Logits `[N, classes]` in evaluation mode, without a graph.
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// If the plugin fails or returns a tensor of another shape, dtype or device.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
         let logits = |images: &Tensor| {
             self.checked(
@@ -165,21 +166,22 @@ impl Model {
         Ok(logits)
     }
 
-    /// The gradient of a scalar loss, formed from logits of this model at `leaf` (`[N, C, H, W]`),
-    /// towards `leaf`.
+    /// The gradient of a scalar loss with respect to the images `leaf` (`[N, C, H, W]`). The loss
+    /// must be computed from logits of this model at `leaf`.
     ///
     /// # Errors
-    /// If the loss does not depend on it.
+    /// If the loss does not depend on `leaf`.
     pub fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
         self.count_backward(leaf.size()[0]);
         losses::gradient(loss, leaf, false).map_err(|why| self.without_gradient("images", why))
     }
 
-    /// The gradients of a scalar loss, formed from logits of `rows` images, towards parameters; one is
-    /// undefined where the loss does not depend on the parameter.
+    /// The gradients of a scalar loss with respect to parameters. The loss must be computed from
+    /// logits of `rows` images. A gradient is undefined if the loss does not depend on the
+    /// parameter.
     ///
     /// # Errors
-    /// If the loss depends on none.
+    /// If the loss depends on none of the parameters.
     pub fn parameter_gradients(
         &self,
         loss: &Tensor,
@@ -190,8 +192,8 @@ impl Model {
         losses::gradients(loss, parameters, false).map_err(|why| self.without_gradient("parameters", why))
     }
 
-    /// The gradients of a scalar loss towards parameters and towards `leaf` (`[N, C, H, W]`), by one
-    /// backward.
+    /// The gradients of a scalar loss with respect to parameters and to the images `leaf`
+    /// (`[N, C, H, W]`), by one backward pass.
     ///
     /// # Errors
     /// If the loss does not depend on `leaf`.
@@ -212,14 +214,15 @@ impl Model {
     }
 
     fn without_gradient(&self, inputs: &str, why: impl Display) -> Error {
-        Error::new(format!("model {} has no gradient towards its {inputs}: {why}", self.name)).on_the_way()
+        Error::new(format!("model {} has no gradient with respect to its {inputs}: {why}", self.name))
+            .on_the_way()
     }
 
     fn count_backward(&self, rows: i64) {
         self.backwards.set(self.backwards.get() + rows as u64);
     }
 
-    /// Forward and backward passes of single images so far.
+    /// Number of forward and of backward passes of single images so far.
     pub fn passes(&self) -> (u64, u64) {
         (self.forwards.get(), self.backwards.get())
     }
@@ -229,36 +232,36 @@ impl Model {
         self.classes
     }
 
-    /// Parameters and buffers, by name; the tensors are the model's own.
+    /// Parameters and buffers by name. The tensors are shared with the model.
     pub fn state(&self) -> &[(String, Tensor)] {
         &self.state
     }
 
-    /// The parameters that gradients reach, by name.
+    /// The trainable parameters, by name.
     pub fn trainable(&self) -> Vec<(&str, &Tensor)> {
         let parameters = self.state.iter().filter(|(_, tensor)| tensor.requires_grad());
         parameters.map(|(name, tensor)| (name.as_str(), tensor)).collect()
     }
 
-    /// Overwrites parameters and buffers with saved ones.
+    /// Loads saved parameters and buffers.
     ///
     /// # Errors
-    /// If a name is missing or unknown, or a shape or dtype differs; nothing is then changed.
+    /// If a name is missing or unknown, or a shape or dtype differs. The model is then unchanged.
     pub fn load(&self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
-        let foreign = |what: String| {
-            Error::new(format!("these weights are not of model {}: {what}", self.name))
+        let mismatch = |what: String| {
+            Error::new(format!("the weights do not match model {}: {what}", self.name))
                 .fix("use the model plugin and options that the weights were saved with")
         };
         for (name, tensor) in &self.state {
-            let saved = saved.get(name).ok_or_else(|| foreign(format!("`{name}` is missing")))?;
+            let saved = saved.get(name).ok_or_else(|| mismatch(format!("`{name}` is missing")))?;
             if (saved.size(), saved.kind()) != (tensor.size(), tensor.kind()) {
                 let expected = format!("{:?} {:?}", tensor.kind(), tensor.size());
                 let got = format!("{:?} {:?}", saved.kind(), saved.size());
-                return Err(foreign(format!("`{name}` is {got}; expected {expected}")));
+                return Err(mismatch(format!("`{name}`: expected {expected}, got {got}")));
             }
         }
         if let Some(unknown) = saved.keys().find(|name| !self.state.iter().any(|(known, _)| known == *name)) {
-            return Err(foreign(format!("`{unknown}` is unknown to it")));
+            return Err(mismatch(format!("the model has no tensor `{unknown}`")));
         }
         let _guard = tch::no_grad_guard();
         for (name, tensor) in &self.state {

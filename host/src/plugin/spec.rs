@@ -6,26 +6,26 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// How a user names a plugin, everywhere: `FILE[,option=value]…`. A value may be a list:
-/// `[1,2,3]`.
+/// The spec of a plugin: its file and options, written as `FILE[,option=value]…`. A value may be a
+/// list: `[1,2,3]`.
 #[derive(Debug, Clone)]
 pub struct PluginSpec {
-    /// The library's file, as written.
+    /// The file of the library, as written.
     pub file: String,
-    /// Which of the library's plugins (`plugin=NAME`), where it has several.
+    /// The name of the plugin (`plugin=NAME`), needed if the library has several.
     pub name: Option<String>,
-    /// A sampler's number of steps (`steps=N`), for samplers only.
+    /// The number of steps (`steps=N`). For a sampler it is an option of the host, for an attack an
+    /// option of the plugin.
     steps: Option<usize>,
-    /// What is left for the plugin itself.
+    /// The other options, for the plugin.
     options: Map<String, Value>,
     written: String,
-    /// Where it was written, if in a file: "demo.toml, line 3".
+    /// Its place in a file, if it was read from one: "demo.toml, line 3".
     pub origin: Option<String>,
 }
 
 impl PluginSpec {
-    /// The plugin's options as a JSON object. An attack keeps `steps` for itself; a sampler's
-    /// is the host's.
+    /// The options of an attack as a JSON object, with `steps`.
     pub fn attack_options(&self) -> String {
         let mut options = self.options.clone();
         if let Some(steps) = self.steps {
@@ -34,17 +34,18 @@ impl PluginSpec {
         Value::Object(options).to_string()
     }
 
-    /// The options of a sampler or model as a JSON object.
+    /// The options of a sampler or model as a JSON object, without `steps`.
     pub fn options(&self) -> String {
         Value::Object(self.options.clone()).to_string()
     }
 
-    /// The number of steps asked for.
+    /// The option `steps`, from 1 to 65534, if given.
     pub fn steps(&self) -> Option<usize> {
         self.steps
     }
 
-    /// Makes a file named with a folder independent of the working directory.
+    /// Makes the path of the file absolute if it contains a folder. A bare file name stays, since
+    /// plugins are searched by name.
     pub fn make_absolute(&mut self) {
         let path = Path::new(&self.file);
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
@@ -58,7 +59,7 @@ impl PluginSpec {
         }
     }
 
-    /// An error about this plugin, with the place it was named at.
+    /// An error about this plugin, with the spec and its place in a file.
     pub fn error(&self, message: impl fmt::Display) -> Error {
         let error = Error::new(message).note("plugin", &self.written);
         match &self.origin {
@@ -113,14 +114,14 @@ impl FromStr for PluginSpec {
     }
 }
 
-/// A value as JSON: true, false, a number, a list of values, or else text.
+/// A value as JSON: true, false, a number, a list of values, or otherwise text.
 fn typed(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(Value::Bool(value)) => value.into(),
         Ok(Value::Number(value)) => value.into(),
         Ok(Value::Array(values)) => values.into(),
         _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
-            // Spellings that JSON does not know: ".5", "+1".
+            // Numbers that are not valid JSON: ".5", "+1".
             Ok(Some(number)) => number.into(),
             _ => value.into(),
         },
@@ -145,10 +146,10 @@ impl<'de> Deserialize<'de> for PluginSpec {
     }
 }
 
-/// A spec that is known to be valid.
+/// Parses a spec.
 ///
 /// # Errors
-/// If it is not.
+/// If it is not valid.
 pub fn parse(written: &str) -> Result<PluginSpec> {
     written.parse().map_err(Error::new)
 }
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_the_hosts_for_samplers_and_the_attacks_own() {
+    fn steps_are_an_option_of_the_host_for_samplers_and_of_the_plugin_for_attacks() {
         let spec = parse("pgd.so,steps=40,step_size=0.01").expect("valid");
         assert_eq!(spec.steps(), Some(40));
         assert_eq!(spec.options(), r#"{"step_size":0.01}"#);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn the_error_names_the_invalid_part() {
         let refusal = |written: &str| parse(written).expect_err("refused").to_string();
         assert!(refusal("a.so,x").contains("expected option=value after `a.so`, got `x`"));
         assert!(refusal("a.so,x=1,x=2").contains("`x` of `a.so` is given twice"));

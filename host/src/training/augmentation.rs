@@ -1,12 +1,13 @@
-//! Random crops and flips under which a persistent particle stays right.
+//! Random crops and flips that keep persistent particles valid.
 //!
-//! A particle is kept in the frame of its image as it lies in the data. At a visit the image is
-//! cropped and flipped, the particle and what it remembers travel through the same transformation,
-//! the sampler moves the particle there, and what it did travels back by the inverse. Pixels are
-//! only ever moved, never mixed: nothing is rounded on the way.
+//! The particle store keeps a particle and its sampler state in the data frame, the frame of the
+//! image in the data set. At each visit, image, particle and state are transformed to the augmented
+//! frame (cropped and flipped), the sampler moves the particle there, and the inverse
+//! transformation maps the result back. The transformation only moves pixels. It does not
+//! interpolate, so nothing is rounded.
 //!
-//! All K particles of a point share its transformation, so that a sampler whose particles interact
-//! compares the same pixels.
+//! All K particles of a point share one transformation, so that a sampler with interacting
+//! particles compares the same pixels.
 
 use crate::config::Train;
 use crate::plugin::Visit;
@@ -16,30 +17,30 @@ use crate::{Error, Result};
 use plugin_api::{Distribution, RandomSource};
 use tch::{Kind, Tensor};
 
-/// How the images of one minibatch are transformed, row by row.
+/// The transformation of each row of a minibatch; none if images are not augmented.
 pub struct Transformation(Option<Crop>);
 
-/// Where pixels go and where they come from.
+/// Lookups between the data frame and the augmented frame.
 struct Crop {
-    /// For every pixel of the augmented image, where it lies in the data.
-    there: Lookup,
-    /// For every pixel of the data, where it lies in the augmented image.
-    back: Lookup,
+    /// For every pixel of the augmented frame, its place in the data frame.
+    to_augmented: Lookup,
+    /// For every pixel of the data frame, its place in the augmented frame.
+    to_data: Lookup,
 }
 
 impl Transformation {
-    /// The transformations of an update for rows `[N, C, H, W]` of these points (length N): a
-    /// window of the image's own size is cut at a uniform place out of the image padded by
-    /// `train.crop` zeros on every side, then mirrored left to right with probability 1/2 if
-    /// `train.flip` says so. They depend on the seed, the update and the point alone.
+    /// Draws the transformations of an update for the rows `images` (`[N, C, H, W]`) of these
+    /// points (length N).
     ///
-    /// # Errors
-    /// If the numbers cannot be drawn.
+    /// Each image is padded by `train.crop` pixels of zeros on every side. A window of the size of
+    /// the image is cut at a uniformly random place. With `train.flip` it is then mirrored left to
+    /// right with probability 1/2. The transformation depends only on the seed, the update and the
+    /// point.
     pub fn draw(train: &Train, update: u64, points: &[i64], images: &Tensor) -> Result<Self> {
         if train.crop == 0 && !train.flip {
             return Ok(Self(None));
         }
-        // Particles are not told apart: every row of a point draws the same three numbers.
+        // One particle per point: all rows of a point draw the same three numbers.
         let draws = Draws::new(train.seed, Purpose::Augmentation, update, points, 1);
         let like = Tensor::f_zeros([images.size()[0], 3], (Kind::Float, images.device()))?;
         let numbers = draws
@@ -52,66 +53,70 @@ impl Transformation {
         Ok(Self::new(&shifts.to_kind(Kind::Int64), &flips.to_kind(Kind::Int64), images))
     }
 
-    /// The window begins `shifts` (`[N, 2]`, i64: rows, columns) from the image's own corner, and
-    /// is mirrored where `flips` (`[N, 1]`, i64) is 1.
+    /// The window is shifted by `shifts` (`[N, 2]`, i64: rows, columns) from the corner of the
+    /// image, and mirrored where `flips` (`[N, 1]`, i64) is 1.
     fn new(shifts: &Tensor, flips: &Tensor, images: &Tensor) -> Self {
         let [.., height, width] = images.size()[..] else { return Self(None) };
         let count = |size: i64| Tensor::arange(size, (Kind::Int64, images.device()));
         let mirrored = |columns: &Tensor| flips * (width - 1) + (flips * -2 + 1) * columns;
         let (down, right) = (shifts.narrow(1, 0, 1), shifts.narrow(1, 1, 1));
-        let there = Lookup::new(&(count(height) + &down), &(mirrored(&count(width)) + &right));
-        let back = Lookup::new(&(count(height) - &down), &mirrored(&(count(width) - &right)));
-        Self(Some(Crop { there, back }))
+        let to_augmented = Lookup::new(&(count(height) + &down), &(mirrored(&count(width)) + &right));
+        let to_data = Lookup::new(&(count(height) - &down), &mirrored(&(count(width) - &right)));
+        Self(Some(Crop { to_augmented, to_data }))
     }
 
-    /// Images, particles or what they remember (`[N, C, H, W]`), as they look in the augmented
-    /// frame: zero where it shows padding.
+    /// Transforms images, particles or a state tensor (`[N, C, H, W]`) to the augmented frame.
+    /// Padding is zero.
     pub fn apply(&self, images: &Tensor) -> Tensor {
         match &self.0 {
             None => images.shallow_clone(),
-            Some(Crop { there, .. }) => there.read(images).where_scalarother(&there.inside, 0.0),
+            Some(Crop { to_augmented, .. }) => {
+                to_augmented.read(images).where_scalarother(&to_augmented.inside, 0.0)
+            }
         }
     }
 
-    /// Stored chains, as they look in the augmented frame.
+    /// Transforms stored chains to the augmented frame.
     pub fn carry(&self, stored: &Stored) -> Stored {
         let state = stored.state.iter().map(|state| self.apply(state)).collect();
         Stored { particles: self.apply(&stored.particles), state }
     }
 
-    /// The way back: `augmented`, as it lies in the data. Where the augmented frame does not
-    /// show the data, it is what it was `before`.
+    /// The inverse of [`Transformation::apply`]: transforms `augmented` to the data frame. Pixels
+    /// outside the window keep their values from `before`.
     pub fn undo(&self, augmented: &Tensor, before: &Tensor) -> Tensor {
         match &self.0 {
             None => augmented.shallow_clone(),
-            Some(Crop { back, .. }) => back.read(augmented).where_self(&back.inside, before),
+            Some(Crop { to_data, .. }) => to_data.read(augmented).where_self(&to_data.inside, before),
         }
     }
 
-    /// What a visit leaves to be stored, given what was stored `before` it and the natural
-    /// examples as they lie in the data. What happened to padding is forgotten.
+    /// The chains to be stored after a visit, in the data frame, given the chains stored `before`
+    /// the visit and the natural examples in the data frame. Changes of padding are discarded.
     pub fn carry_back(&self, visit: &Visit, before: &Stored, natural: &Tensor) -> Stored {
         let particles = self.undo(&visit.particles, &before.particles);
         let state = visit.state.iter().zip(&before.state);
         let state = state.map(|(state, before)| self.undo(state, before)).collect();
         match self.0 {
             None => Stored { particles, state },
-            // Each part lies in the ball; what was moved at two visits may together leave that of l2.
+            // Pixels inside and outside the window were moved at different visits. Together they
+            // may leave the l2 ball.
             Some(_) => Stored { particles: visit.threat.project(&particles, natural), state },
         }
     }
 }
 
-/// Where each pixel of an image is to be read in another.
+/// For each pixel of one frame, its place in another frame.
 struct Lookup {
-    /// `[N, 1, H * W]`, i64; anything inside the image where there is nothing to read.
+    /// Index of the pixel to read, `[N, 1, H * W]`, i64. Any valid index where the place is
+    /// outside.
     index: Tensor,
-    /// Whether there is something to read: `[N, 1, H, W]`, bool.
+    /// Whether the place is inside the other frame, `[N, 1, H, W]`, bool.
     inside: Tensor,
 }
 
 impl Lookup {
-    /// Of the rows `[N, H]` and columns `[N, W]` to be read, which may lie outside.
+    /// From the rows `[N, H]` and columns `[N, W]` to read, which may be outside.
     fn new(rows: &Tensor, columns: &Tensor) -> Self {
         let (height, width) = (rows.size()[1], columns.size()[1]);
         let within = |places: &Tensor, size: i64| places.ge(0).logical_and(&places.lt(size));
@@ -147,7 +152,7 @@ mod tests {
         Vec::try_from(tensor.flatten(0, -1)).expect("f32")
     }
 
-    /// 1 to 6 in two rows of three, as often as there are rows.
+    /// `rows` images with the numbers 1 to 6 in two rows of three pixels.
     fn numbered(rows: i64) -> Tensor {
         Tensor::arange_start(1, 7, CPU).reshape([1, 1, 2, 3]).repeat([rows, 1, 1, 1])
     }
@@ -157,13 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn windows_and_mirrors_by_hand() {
+    fn crops_and_flips_equal_those_computed_by_hand() {
         let images = numbered(4);
         let moved =
             transformation(&[[0, 0], [1, 1], [-1, 0], [0, -1]], &[0, 0, 1, 1], &images).apply(&images);
         let rows = [
             [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-            // One row down and one column to the right; padding at the bottom and on the right.
+            // One row down and one column to the right: padding at the bottom and on the right.
             [5.0, 6.0, 0.0, 0.0, 0.0, 0.0],
             // One row up, then mirrored: padding on top.
             [0.0, 0.0, 0.0, 3.0, 2.0, 1.0],
@@ -174,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn back_is_exact_where_the_window_shows_the_image_and_keeps_the_rest() {
+    fn the_inverse_is_exact_inside_the_window_and_keeps_pixels_outside() {
         for flip in [0, 1] {
             for (down, right) in (-1..=1).flat_map(|down| (-2..=2).map(move |right| (down, right))) {
                 let images = numbered(1) / 7.0;
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_undoes_itself() {
+    fn a_flip_is_its_own_inverse() {
         let images = numbered(2);
         let mirror = transformation(&[[0, 0], [0, 0]], &[1, 1], &images);
         assert_ne!(mirror.apply(&images), images);
@@ -200,11 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn a_step_taken_in_the_augmented_frame_lands_on_its_own_pixel() {
+    fn a_step_in_the_augmented_frame_changes_the_same_pixel_in_the_data_frame() {
         let natural = numbered(2) / 10.0;
         let transformation = transformation(&[[1, 0], [0, 1]], &[1, 0], &natural);
-        // The first row shows (6 5 4 / 0 0 0), the second (2 3 0 / 5 6 0); both are moved in the
-        // upper left corner, and in padding.
+        // The windows are (6 5 4 / 0 0 0) and (2 3 0 / 5 6 0). The step changes the upper left
+        // corner, and a pixel of padding.
         let step = Tensor::from_slice(&[0.25f32, 0.0, 0.0, 0.0, 0.0, 0.5]).reshape([1, 1, 2, 3]);
         let moved = transformation.apply(&natural) + step;
         let back = transformation.undo(&moved, &natural) - &natural;
@@ -215,15 +220,19 @@ mod tests {
     }
 
     #[test]
-    fn draws_belong_to_points_and_are_uniform() {
+    fn draws_depend_on_the_point_and_are_uniform() {
         let train = train(1, true);
         let points: Vec<i64> = (0..900).collect();
-        // Whole numbers tell where each pixel came from; all are above 0, which is padding.
+        // Each pixel has its own number above 0; padding is 0.
         let images = numbered(900);
         let seen = Transformation::draw(&train, 3, &points, &images).expect("drawn").apply(&images);
         let alone = Transformation::draw(&train, 3, &[17, 17], &numbered(2)).expect("drawn");
         for row in 0..2 {
-            assert_eq!(alone.apply(&numbered(2)).get(row), seen.get(17), "whatever else is in the batch");
+            assert_eq!(
+                alone.apply(&numbered(2)).get(row),
+                seen.get(17),
+                "the draw does not depend on the rest of the batch"
+            );
         }
         let later = Transformation::draw(&train, 4, &points, &images).expect("drawn").apply(&images);
         assert_ne!(later, seen);
@@ -232,13 +241,13 @@ mod tests {
             let window: Vec<u8> = values(&seen.get(row)).iter().map(|value| *value as u8).collect();
             *counts.entry(window).or_default() += 1;
         }
-        // Three by three places, mirrored or not: 50 of each are expected, give or take 6.9.
+        // Nine places, mirrored or not: the expected count is 50, with a standard deviation of 6.9.
         assert_eq!(counts.len(), 18);
         assert!(counts.values().all(|count| (15..85).contains(count)), "{counts:?}");
     }
 
     #[test]
-    fn what_comes_back_lies_in_the_ball_and_the_domain_of_the_data() {
+    fn stored_particles_lie_in_the_ball_and_the_domain() {
         let points: Vec<i64> = (0..50).collect();
         let natural = Tensor::rand([50, 3, 6, 5], CPU);
         for norm in [Norm::Linf, Norm::L2] {
@@ -262,21 +271,22 @@ mod tests {
                 let next = transformation.carry_back(&visit, &stored, &natural);
                 let inside = threat.contains(&next.particles, &natural).all();
                 assert!(bool::try_from(inside).expect("a bool"), "{norm:?} at visit {update}");
-                // Where the state did not move, no window showed the pixel; linf leaves it alone.
+                // The state changes at every pixel inside the window, so an equal state shows the
+                // pixels outside. The projection onto the linf ball leaves them unchanged.
                 let hidden = next.state[0].eq_tensor(&stored.state[0]);
                 if norm == Norm::Linf {
                     let moved = next.particles.ne_tensor(&stored.particles).logical_and(&hidden);
-                    assert_eq!(moved.any().int64_value(&[]), 0, "hidden parts stay as they were");
+                    assert_eq!(moved.any().int64_value(&[]), 0, "pixels outside the window stay unchanged");
                 }
                 stored = next;
             }
-            assert!(stored.state[0].max().double_value(&[]) == 10.0, "some pixels were always seen");
-            assert!(stored.state[0].min().double_value(&[]) < 10.0, "some were not");
+            assert!(stored.state[0].max().double_value(&[]) == 10.0, "some pixels were in every window");
+            assert!(stored.state[0].min().double_value(&[]) < 10.0, "some pixels were not");
         }
     }
 
     #[test]
-    fn without_crop_and_flip_nothing_changes() {
+    fn without_crop_and_flip_images_stay_unchanged() {
         let images = numbered(1);
         let none = Transformation::draw(&train(0, false), 0, &[0], &images).expect("nothing is drawn");
         assert_eq!(none.apply(&images), images);

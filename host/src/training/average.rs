@@ -1,4 +1,4 @@
-//! An average of the weights, which is evaluated in their place.
+//! An average of the weights, which is evaluated instead of the weights.
 
 use crate::plugin::Model;
 use crate::{Error, Result};
@@ -8,15 +8,15 @@ use tch::Tensor;
 /// How the weights after each of the optimiser's steps are averaged.
 #[derive(Debug, Clone, Copy)]
 pub enum Averaging {
-    /// Exponentially: every step keeps this share of the average; buffers are averaged with the
-    /// parameters.
+    /// Exponential moving average: every step keeps this share of the average (0 to 1). Buffers are
+    /// averaged like parameters.
     Exponential(f64),
-    /// All alike, from this step on, counted from 0 (stochastic weight averaging, Izmailov et
-    /// al. 2018). Buffers are not averaged but renewed: see [`Average::renew_buffers`].
+    /// Equal mean from this step on, counted from 0 (stochastic weight averaging, Izmailov et al.
+    /// 2018). Buffers are not averaged but recomputed: see [`Average::renew_buffers`].
     EqualFrom(u64),
 }
 
-/// An average of a model's parameters, and the buffers that go with it.
+/// An average of the parameters of a model, and its buffers.
 pub struct Average {
     averaging: Averaging,
     steps: u64,
@@ -24,17 +24,18 @@ pub struct Average {
 }
 
 impl Average {
-    /// An average that begins at the model's weights.
+    /// An average that begins at the weights of the model.
     pub fn new(averaging: Averaging, model: &Model) -> Self {
         Self { averaging, steps: 0, tensors: copies(model) }
     }
 
-    /// Whether any weights are in it yet; in an exponential one those that it began with.
+    /// Whether the average contains any weights. An exponential average contains the initial
+    /// weights.
     pub fn has_begun(&self) -> bool {
         matches!(self.averaging, Averaging::Exponential(_)) || self.steps_in_it() > 0
     }
 
-    /// After how many of the optimiser's steps it took the weights in.
+    /// Number of optimiser steps after which the weights were added.
     pub fn steps_in_it(&self) -> u64 {
         match self.averaging {
             Averaging::Exponential(_) => self.steps,
@@ -42,16 +43,16 @@ impl Average {
         }
     }
 
-    /// Whether it needs [`Average::renew_buffers`] before it is evaluated.
+    /// Whether [`Average::renew_buffers`] must be called before an evaluation.
     pub fn has_stale_buffers(&self, model: &Model) -> bool {
         matches!(self.averaging, Averaging::EqualFrom(_))
             && self.has_begun()
             && model.state().iter().any(|(_, tensor)| !tensor.requires_grad())
     }
 
-    /// Takes the model's weights in, after another step of the optimiser. The first steps of an
-    /// exponential average keep less, so that the start is forgotten: (1 + t) / (10 + t) of the
-    /// average at step t.
+    /// Adds the weights of the model after a step of the optimiser. At step t, an exponential
+    /// average keeps at most (1 + t) / (10 + t) of itself, so that the influence of the initial
+    /// weights decays fast.
     pub fn update(&mut self, model: &Model) {
         let _guard = tch::no_grad_guard();
         let step = self.steps;
@@ -74,13 +75,13 @@ impl Average {
         }
     }
 
-    /// Renews the buffers, the running statistics of batch normalisation: those of the model's
-    /// own weights are not the average's. `forwards` shows the model training examples in
-    /// training mode while the averaged parameters are in place; what the buffers, which begin
-    /// at the model's own, are then is kept.
+    /// Recomputes the buffers (running statistics of batch normalisation) for the averaged
+    /// parameters. The buffers begin at those of the model. `forwards` then passes training
+    /// examples through the model in training mode, with the averaged parameters in place. The
+    /// resulting buffers are kept.
     ///
     /// # Errors
-    /// Those of `forwards`.
+    /// The errors of `forwards`.
     pub fn renew_buffers(&mut self, model: &Model, forwards: impl FnOnce() -> Result<()>) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let take_buffers = |average: &mut Self, from: &[(String, Tensor)]| {
@@ -95,12 +96,12 @@ impl Average {
         Ok(())
     }
 
-    /// Its tensors by name, as the model's.
+    /// The averaged tensors, with the names of the model's tensors.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
 
-    /// Takes over a saved average after this many steps.
+    /// Loads a saved average. `steps` is the number of optimiser steps so far.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -113,16 +114,22 @@ impl Average {
         for (name, tensor) in &mut self.tensors {
             match saved.get(name) {
                 Some(saved) if saved.size() == tensor.size() => tensor.copy_(saved),
-                _ => return Err(Error::new(format!("the checkpoint's average does not fit: `{name}`"))),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the averaged weights in the checkpoint do not match the model: `{name}` is missing or \
+                         has another shape"
+                    )));
+                }
             }
         }
         Ok(())
     }
 
-    /// Works with the average in the model's place.
+    /// Calls `work` while the model has the averaged weights, then restores the weights of the
+    /// model.
     ///
     /// # Errors
-    /// The work's own.
+    /// The errors of `work`.
     pub fn in_place_of<T>(&self, model: &Model, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _guard = tch::no_grad_guard();
         let weights = copies(model);

@@ -128,7 +128,7 @@ impl Training {
         let is_whole =
             self.plan.epsilon_ramp(first_update) == 1.0 && self.plan.experiment.train.epsilon_scale >= 1.0;
         let adversary = self.players.sampler.as_ref().map(|_| is_whole);
-        let alarms = alarm::look_at(&progress.epochs, over, self.players.model.classes(), adversary);
+        let alarms = alarm::alarms_of(&progress.epochs, over, self.players.model.classes(), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
             checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)?;

@@ -40,73 +40,9 @@ mod tests {
     use super::super::Training;
     use super::*;
     use crate::config::{Experiment, ModelMode, SamplerChoice};
-    use crate::data::{Dataset, Split};
     use crate::plugin::{Model, Sampler};
-    use plugin_api::tch::nn::{self, Module};
-    use plugin_api::{NoOptions, Result as PluginResult, Task, export_model, export_sampler};
-    use tch::{Device, Kind, Tensor};
-
-    export_model!("with-dropout", WithDropout<true>);
-    export_model!("without-dropout", WithDropout<false>);
-    export_sampler!("ascending", Ascending<false>);
-    export_sampler!("judging", Ascending<true>);
-
-    /// A linear classifier, whose logits in training may differ from those in evaluation.
-    struct WithDropout<const DROPS: bool> {
-        layer: nn::Linear,
-    }
-
-    impl<const DROPS: bool> plugin_api::Model for WithDropout<DROPS> {
-        type Options = NoOptions;
-
-        fn new(_: NoOptions, task: Task, path: &nn::Path) -> PluginResult<Self> {
-            let pixels = task.channels * task.height * task.width;
-            Ok(Self { layer: nn::linear(path, pixels, task.classes, Default::default()) })
-        }
-
-        fn train_differs(&self) -> bool {
-            DROPS
-        }
-
-        fn forward(&self, images: &Tensor, train: bool) -> PluginResult<Tensor> {
-            Ok(self.layer.forward(&images.flatten(1, -1)).dropout(0.5, train && DROPS))
-        }
-    }
-
-    /// Steps along the sign of the gradient.
-    struct Ascending<const JUDGES: bool>;
-
-    impl<const JUDGES: bool> plugin_api::Sampler for Ascending<JUDGES> {
-        type Options = NoOptions;
-
-        fn new(_: NoOptions) -> PluginResult<Self> {
-            Ok(Self)
-        }
-
-        fn judges_last_proposal(&self) -> bool {
-            JUDGES
-        }
-
-        fn step(&self, step: &plugin_api::Step) -> PluginResult<plugin_api::Next> {
-            Ok((step.particles + step.gradient.sign() * 0.01).into())
-        }
-    }
-
-    /// Ten grey images of 2 x 2 pixels in two classes.
-    fn dataset() -> Dataset {
-        let split = || Split {
-            images: Tensor::arange(40, (Kind::Uint8, Device::Cpu)).reshape([10, 1, 2, 2]),
-            labels: Tensor::arange(10, (Kind::Int64, Device::Cpu)).remainder(2),
-        };
-        Dataset {
-            name: "ten".to_owned(),
-            train: split(),
-            test: split(),
-            classes: 2,
-            class_names: Vec::new(),
-            checksums: Default::default(),
-        }
-    }
+    use crate::training::fixtures::dataset;
+    use tch::Device;
 
     /// Forwards and backwards at the model in an epoch of an experiment, and the passes by the formula;
     /// each for one point. None where the experiment is refused.

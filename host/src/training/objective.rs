@@ -1,42 +1,41 @@
-//! What the two players play for: the loss that the weights descend on, and the one that the
-//! sampler climbs.
+//! The losses of the outer problem (minimised by the weights) and of the inner problem (maximised
+//! by the sampler).
 
 use crate::config::Objective;
 use crate::{Error, Result};
 use plugin_api::losses::{cross_entropy, kl_divergence};
 use tch::Tensor;
 
-/// Both players' losses in one minibatch of N particles with C classes.
+/// The losses of both problems in a minibatch of N particles with C classes.
 #[derive(Debug)]
 pub enum Losses {
-    /// Of [`Objective::CrossEntropy`].
+    /// The losses of [`Objective::CrossEntropy`].
     CrossEntropy,
-    /// Of [`Objective::Trades`].
+    /// The losses of [`Objective::Trades`].
     Trades {
-        /// Weight of the divergence.
+        /// Weight of the KL divergence in the outer loss.
         beta: f64,
-        /// Logits at each particle's natural example, with their graph: `[N, C]`.
+        /// Logits at the natural example of each particle, with a graph, `[N, C]`.
         natural: Tensor,
-        /// What the particles diverge from, a constant: the same logits, in the mode of the model
-        /// that the sampler's gradient is taken in, `[N, C]`.
+        /// Logits at the natural examples for the inner loss, without a graph, `[N, C]`. They are
+        /// computed in the model mode of the sampler's gradient (`train.sampler_gradient`).
         target: Tensor,
     },
 }
 
 impl Losses {
-    /// The one loss that both problems share, of logits (`[N, classes]`) and labels (`[N]`): `[N]`.
+    /// The loss `[N]` that both problems share, from logits (`[N, C]`) and labels (`[N]`).
     ///
     /// # Errors
-    /// If the objective has two.
+    /// If the objective has a separate inner loss.
     pub fn shared(objective: Objective, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         match objective {
             Objective::CrossEntropy => Ok(cross_entropy(logits, labels)),
-            Objective::Trades => Err(Error::new("objective trades has an inner loss of its own")),
+            Objective::Trades => Err(Error::new("objective trades has a separate inner loss")),
         }
     }
 
-    /// What the sampler climbs, given the logits at the particles (`[N, C]`) and the labels
-    /// (`[N]`): `[N]`.
+    /// The inner loss `[N]`, from the logits at the particles (`[N, C]`) and the labels (`[N]`).
     pub fn inner(&self, logits: &Tensor, labels: &Tensor) -> Tensor {
         match self {
             Self::CrossEntropy => cross_entropy(logits, labels),
@@ -44,7 +43,8 @@ impl Losses {
         }
     }
 
-    /// Of each particle, what the weights descend on the mean of: `[N]`.
+    /// The outer loss `[N]`, from the logits at the particles (`[N, C]`) and the labels (`[N]`).
+    /// The weights minimise its mean.
     pub fn outer(&self, logits: &Tensor, labels: &Tensor) -> Tensor {
         match self {
             Self::CrossEntropy => cross_entropy(logits, labels),
@@ -77,10 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn the_sampler_climbs_the_divergence_of_two_classes_by_hand() {
-        // Logits (w x, 0) have the prediction s(w x) = 1 / (1 + exp(-w x)) for the first class. The
-        // gradient of KL towards the particle is (s(w a) - s(w x)) w, for w = log 3: x = 0 is 1/2,
-        // a = 1 is 3/4.
+    fn losses_of_trades_equal_those_computed_by_hand_for_two_classes() {
+        // Logits (w x, 0) give the first class the probability s(w x) = 1 / (1 + exp(-w x)). The
+        // gradient of KL with respect to the particle a is (s(w a) - s(w x)) w. With w = log 3, the
+        // probability is 1/2 at x = 0 and 3/4 at a = 1.
         let w = 3f64.ln();
         let logits = |images: &Tensor| Tensor::cat(&[images * w, images.zeros_like()], 1);
         let labels = Tensor::from_slice(&[1i64]);
@@ -90,17 +90,17 @@ mod tests {
         // KL((1/2, 1/2) || (3/4, 1/4)) = log 2 - log(3) / 2.
         close(&inner, &[2f64.ln() - w / 2.0]);
         close(&gradient(&inner, &particle), &[0.25 * w]);
-        // The weights: log 2 at the natural example, and twice the divergence.
+        // Outer loss: log 2 at the natural example, plus twice the divergence.
         close(&losses.outer(&logits(&particle), &labels), &[3.0 * 2f64.ln() - w]);
-        // At the natural example there is nothing to climb.
+        // At the natural example the inner gradient is zero.
         let there = Tensor::from_slice(&[0f64]).reshape([1, 1]).set_requires_grad(true);
         close(&gradient(&losses.inner(&logits(&there), &labels), &there), &[0.0]);
     }
 
     #[test]
-    fn trades_has_the_values_and_gradients_of_plain_pytorch() {
-        // Recorded with PyTorch 2.13 (double precision): logits are images times the transposed
-        // weights; F.cross_entropy at the natural images, and 6 / 2 times
+    fn losses_and_gradients_of_trades_equal_those_of_pytorch() {
+        // Recorded with PyTorch 2.13 in double precision. Logits are images times the transposed
+        // weights; the loss is F.cross_entropy at the natural images, and 6 / 2 times
         // F.kl_div(log_softmax(particles), softmax(natural), reduction="sum").
         let weights = Tensor::from_slice(&[1.0, -0.5, 0.25, 0.75, -1.5, 0.5]).reshape([3, 2]);
         let weights = weights.set_requires_grad(true);

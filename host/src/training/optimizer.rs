@@ -1,8 +1,8 @@
-//! Gradient descent on the weights.
+//! The optimisers of the weights: SGD, sign SGD and Adam.
 //!
-//! Moments are plain tensors of ours, because those inside libtorch's optimisers cannot be
-//! read out for a checkpoint; the steps are libtorch's fused ones, which move all weights in one
-//! walk through memory and make no temporaries.
+//! The optimiser state (moments) is kept in tensors of the host, because the state inside
+//! libtorch's optimisers cannot be read for a checkpoint. SGD and Adam use the fused steps of
+//! libtorch, which update all weights in one pass through memory, without temporary tensors.
 
 use crate::config::{Algorithm, Train};
 use crate::torch::device::refusal;
@@ -12,19 +12,19 @@ use std::ffi::c_char;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
-/// What distinguishes one optimiser from another, learning rate aside.
+/// The settings of an optimiser, without the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Which optimiser.
+    /// The algorithm.
     pub algorithm: Algorithm,
-    /// Share of the last step kept, 0 to 1 (`sgd`, `sign-sgd`).
+    /// Momentum, from 0 to below 1 (`sgd` and `sign-sgd`).
     pub momentum: f64,
-    /// Multiple of the weights added to their gradients, at least 0.
+    /// Weight decay: multiple of the weights that is added to their gradients, at least 0.
     pub weight_decay: f64,
 }
 
 impl Settings {
-    /// The optimiser of a run.
+    /// The settings of a run.
     pub fn of(train: &Train) -> Self {
         Self { algorithm: train.optimizer, momentum: train.momentum, weight_decay: train.weight_decay }
     }
@@ -33,7 +33,7 @@ impl Settings {
 const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
 const ADAM_EPSILON: f64 = 1e-8;
 
-/// An optimiser and its moments.
+/// An optimiser and its state.
 pub struct Optimizer {
     settings: Settings,
     names: Vec<String>,
@@ -44,7 +44,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimiser of these parameters (shared, not copied) that has taken no step.
+    /// An optimiser of these parameters, before the first step. The tensors are shared, not copied.
     pub fn new(settings: Settings, parameters: &[(&str, &Tensor)]) -> Self {
         let zeros = |wanted: bool| {
             let wanted = parameters.iter().filter(|_| wanted);
@@ -61,15 +61,16 @@ impl Optimizer {
         }
     }
 
-    /// The parameters, in the order that [`Optimizer::step`] expects gradients in.
+    /// The parameters, in the order in which [`Optimizer::step`] expects the gradients.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters
     }
 
-    /// One step down these gradients; a parameter without one (undefined) stays.
+    /// One step, given the gradients in the order of [`Optimizer::parameters`]. A parameter whose
+    /// gradient is undefined stays unchanged.
     ///
     /// # Panics
-    /// If libtorch refuses.
+    /// If a libtorch operation fails.
     pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) {
         let _guard = tch::no_grad_guard();
         self.steps += 1;
@@ -89,8 +90,8 @@ impl Optimizer {
         let of = |tensors: &[Tensor]| pointers(moving, tensors);
         let (parameters, gradients) = (of(&self.parameters), of(gradients));
         let moments = if self.first_moments.is_empty() { Vec::new() } else { of(&self.first_moments) };
-        // SAFETY: the pointers are those of tensors that live during the call, `moving.len()` of
-        // them in each list, and none or as many in the moments'.
+        // SAFETY: the pointers belong to tensors that live during the call. Each list has
+        // `moving.len()` of them; the list of moments may be empty.
         check(unsafe {
             host_sgd_step(
                 parameters.as_ptr(),
@@ -112,8 +113,8 @@ impl Optimizer {
         let device = self.parameters[0].device();
         let step = Tensor::full([] as [i64; 0], self.steps as f64, (Kind::Float, device));
         let (keep_first, keep_second) = ADAM_BETAS;
-        // SAFETY: the pointers are those of tensors that live during the call, `moving.len()` of
-        // them in each list.
+        // SAFETY: the pointers belong to tensors that live during the call. Each list has
+        // `moving.len()` of them.
         check(unsafe {
             host_adam_step(
                 parameters.as_ptr(),
@@ -131,14 +132,15 @@ impl Optimizer {
         });
     }
 
-    /// libtorch has no fused step for signs.
+    // libtorch has no fused step for this optimiser.
     fn sign_sgd(&mut self, moving: &[usize], gradients: &[Tensor], learning_rate: f64) {
         let Settings { momentum, weight_decay, .. } = self.settings;
         for &index in moving {
             let parameter = &mut self.parameters[index];
-            let mut direction = match weight_decay > 0.0 {
-                true => &gradients[index] + &*parameter * weight_decay,
-                false => gradients[index].shallow_clone(),
+            let mut direction = if weight_decay > 0.0 {
+                &gradients[index] + &*parameter * weight_decay
+            } else {
+                gradients[index].shallow_clone()
             };
             if let Some(moment) = self.first_moments.get_mut(index) {
                 *moment *= momentum;
@@ -154,7 +156,7 @@ impl Optimizer {
         self.steps
     }
 
-    /// Its moments by name, for a checkpoint.
+    /// The moments by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let named = |kind: &'static str, moments: &[Tensor]| -> Vec<(String, Tensor)> {
             let pairs = self.names.iter().zip(moments);
@@ -165,10 +167,10 @@ impl Optimizer {
         state
     }
 
-    /// Takes over saved moments and the number of steps.
+    /// Loads saved moments and the number of steps taken.
     ///
     /// # Errors
-    /// If one is missing or has another shape.
+    /// If a moment is missing or has another shape.
     pub fn load(&mut self, saved: &BTreeMap<String, Tensor>, steps: u64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         for (name, mut moment) in self.state() {
@@ -176,7 +178,8 @@ impl Optimizer {
                 Some(saved) if saved.size() == moment.size() => moment.copy_(saved),
                 _ => {
                     return Err(Error::new(format!(
-                        "the checkpoint's optimiser state does not fit: `{name}`"
+                        "the optimiser state in the checkpoint does not match the run: `{name}` is missing or \
+                         has another shape"
                     )));
                 }
             }
@@ -212,12 +215,12 @@ unsafe extern "C" {
     ) -> *const c_char;
 }
 
-/// The chosen of these tensors, as libtorch knows them.
+/// The libtorch pointers of the tensors with these indices.
 fn pointers(chosen: &[usize], tensors: &[Tensor]) -> Vec<*mut C_tensor> {
     chosen.iter().map(|&index| tensors[index].as_ptr().cast_mut()).collect()
 }
 
-/// Panics with what libtorch refused, as its other in-place operations do.
+/// Panics if libtorch returned an error message, as the in-place operations of tch do.
 fn check(message: *const c_char) {
     if let Some(why) = refusal(message) {
         panic!("{why}");
@@ -230,8 +233,8 @@ mod tests {
     use tch::Device;
     use tch::nn::{self, OptimizerConfig};
 
-    /// Ten steps on a quadratic of a convolution's weights, by ours and by libtorch's optimiser.
-    /// Ours lie with `strides`, and their gradients otherwise, as convolutions give them; a second
+    /// Ten steps on a quadratic function of the weights of a convolution, by this optimiser and by
+    /// libtorch's. The weights have these `strides`, the gradients are contiguous. A second
     /// parameter has no gradient.
     fn assert_same_as_libtorch<C: OptimizerConfig>(settings: Settings, strides: [i64; 4], config: C) {
         let start = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([2, 3, 2, 2]) / 10.0 - 1.0;
@@ -253,18 +256,18 @@ mod tests {
         }
         let difference = (&ours - &theirs).abs().max().double_value(&[]);
         assert!(difference < 1e-6, "{settings:?}: {ours:?} differs from {theirs:?} by {difference}");
-        assert!((&ours - &start).abs().max().double_value(&[]) > 1e-2, "it moved");
+        assert!((&ours - &start).abs().max().double_value(&[]) > 1e-2, "the weights have moved");
         assert_eq!(Vec::<f32>::try_from(&unused).expect("f32"), [1.0, 1.0]);
         let beside = memory.eq(7.0).sum(Kind::Int64).int64_value(&[]);
-        assert_eq!(beside, 60 - 24, "nothing between the weights was written");
+        assert_eq!(beside, 60 - 24, "memory between the weights is unchanged");
     }
 
     #[test]
-    fn steps_are_libtorchs_however_the_weights_lie_in_memory() {
+    fn steps_equal_those_of_libtorch_for_every_memory_layout() {
         let sgd = Settings { algorithm: Algorithm::Sgd, momentum: 0.0, weight_decay: 0.0 };
         let heavy = Settings { momentum: 0.9, weight_decay: 0.01, ..sgd };
         let adam = Settings { algorithm: Algorithm::Adam, weight_decay: 0.01, ..sgd };
-        // In order, with the channels last, and with gaps.
+        // Contiguous, channels last, and with gaps.
         for strides in [[12, 4, 2, 1], [12, 1, 6, 3], [30, 8, 4, 2]] {
             assert_same_as_libtorch(sgd, strides, nn::sgd(0.0, 0.0, 0.0, false));
             assert_same_as_libtorch(heavy, strides, nn::sgd(0.9, 0.0, 0.01, false));

@@ -1,11 +1,11 @@
-//! What a user sees while a run trains.
+//! The progress output of a training run.
 
 use crate::run::progress::{EpochMetrics, Progress, TracePoint};
 use crate::util::console::{Style, bar, say, warn};
 use indicatif::ProgressBar;
 use std::time::Instant;
 
-/// Tells the user how training goes.
+/// Prints the progress of a training run.
 pub struct Reporter {
     style: Style,
     bar: ProgressBar,
@@ -17,7 +17,7 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter that has nothing to say yet.
+    /// A reporter before training begins; its progress bar is hidden.
     pub fn new(style: Style) -> Self {
         Self {
             style,
@@ -30,7 +30,7 @@ impl Reporter {
         }
     }
 
-    /// Training begins, or goes on.
+    /// Training begins or is resumed.
     pub fn start(&mut self, progress: &Progress, updates: u64, updates_per_epoch: u64, points: usize) {
         self.started = Instant::now();
         self.first_update = progress.update;
@@ -42,7 +42,7 @@ impl Reporter {
         self.bar.reset_eta();
     }
 
-    /// An update is done; `(loss, correct, particles)` are the epoch's sums so far.
+    /// An update is done; `(loss, correct, particles)` are the sums of the epoch so far.
     pub fn update(&mut self, update: u64, (loss, correct, particles): (f64, f64, f64)) {
         let epoch = (update - 1) / self.updates_per_epoch + 1;
         self.bar.set_position(update);
@@ -54,7 +54,7 @@ impl Reporter {
         ));
     }
 
-    /// Training points that this sitting has gone through, one in every epoch.
+    /// Number of training images used in this session; each epoch uses every image once.
     fn images(&self, update: u64) -> f64 {
         (update - self.first_update) as f64 / self.updates_per_epoch as f64 * self.points as f64
     }
@@ -73,13 +73,11 @@ impl Reporter {
             .probe_accuracy
             .map(|accuracy| format!("  probe {:.2} %", 100.0 * accuracy))
             .unwrap_or_default();
-        // An epoch may be settled by a sitting that trained none of it.
-        let speed = match metrics.updates > self.first_update {
-            true => format!(
-                "  {:.0} images/s",
-                self.images(metrics.updates) / (metrics.seconds - self.first_seconds)
-            ),
-            false => String::new(),
+        // A resumed session may complete the metrics of an epoch that an earlier session trained.
+        let speed = if metrics.updates > self.first_update {
+            format!("  {:.0} images/s", self.images(metrics.updates) / (metrics.seconds - self.first_seconds))
+        } else {
+            String::new()
         };
         let line = format!(
             "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}{probe}  {} passes per sample{speed}  {:.1} s",
@@ -92,7 +90,7 @@ impl Reporter {
         self.bar.suspend(|| say(&line));
     }
 
-    /// A point of the trace.
+    /// Prints a point of the trace.
     pub fn trace(&self, point: &TracePoint) {
         match self.style {
             Style::Json => {
@@ -114,7 +112,7 @@ impl Reporter {
         }
     }
 
-    /// Training looks wrong.
+    /// Prints an alarm.
     pub fn alarm(&self, finding: &str) {
         match self.style {
             Style::Json => say(serde_json::json!({"event": "alarm", "finding": finding})),
@@ -122,21 +120,21 @@ impl Reporter {
         }
     }
 
-    /// Says something to machines alone.
+    /// Prints an event in JSON style only.
     pub fn event(&self, event: &serde_json::Value) {
         if self.style == Style::Json {
             say(event);
         }
     }
 
-    /// Says something to people alone.
+    /// Prints a note in human style only.
     pub fn note(&self, text: &str) {
         if self.style == Style::Human {
             self.bar.suspend(|| say(text));
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }

@@ -1,28 +1,29 @@
-//! The learning rate over a run.
+//! The schedule of the learning rate.
 
 use crate::config::{MILESTONES, PEAK_AT, STEP_FACTOR, Shape, Train};
 
 /// The learning rate at every update.
 #[derive(Debug, Clone)]
 pub struct Schedule {
-    /// How it changes.
+    /// The shape of the schedule.
     pub shape: Shape,
     /// The highest learning rate.
     pub peak: f64,
-    /// Shares of the run, rising, at which [`Shape::Step`] falls.
+    /// Shares of the run, increasing, at which [`Shape::Step`] falls.
     pub milestones: Vec<f64>,
-    /// What it falls by there.
+    /// Factor by which [`Shape::Step`] multiplies the learning rate at each milestone.
     pub step_factor: f64,
-    /// Share of the run, above 0 and below 1, at which [`Shape::OneCycle`] is at its peak.
+    /// Share of the run, above 0 and below 1, at which [`Shape::OneCycle`] has its peak.
     pub peak_at: f64,
-    /// Updates over which it rises linearly from 0 before it falls; 0 with [`Shape::OneCycle`].
+    /// Number of warm-up updates, over which the learning rate rises linearly from 0. 0 with
+    /// [`Shape::OneCycle`].
     pub warmup_updates: u64,
-    /// Updates of the whole run.
+    /// Number of updates of the whole run.
     pub updates: u64,
 }
 
 impl Schedule {
-    /// The schedule of a run of so many updates an epoch.
+    /// The schedule of a run with this number of updates per epoch.
     pub fn of(train: &Train, updates_per_epoch: usize) -> Self {
         Self {
             shape: train.schedule,
@@ -45,7 +46,8 @@ impl Schedule {
                 self.step_factor.powi(passed as i32)
             }
             Shape::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
-            // Zero would be before the first update and after the last: neither is lost.
+            // The learning rate is zero one update before the first and one after the last, so that
+            // no update is wasted.
             Shape::OneCycle => {
                 let share = (update + 1) as f64 / (self.updates + 1) as f64;
                 (share / self.peak_at).min((1.0 - share) / (1.0 - self.peak_at))
@@ -81,17 +83,17 @@ mod tests {
     }
 
     #[test]
-    fn shapes_change_as_described() {
+    fn every_shape_has_the_learning_rates_computed_by_hand() {
         assert_rates(&schedule(Shape::Constant, 4), &[2.0; 4]);
         assert_rates(&schedule(Shape::Step, 4), &[2.0, 2.0, 0.2, 0.02]);
         let half = 0.5f64.sqrt();
         assert_rates(&schedule(Shape::Cosine, 4), &[2.0, 1.0 + half, 1.0, 1.0 - half]);
-        // Shares 0.2, 0.4 (the peak), 0.6 and 0.8: one half up, then two thirds and one third.
+        // Shares of the run: 0.2, 0.4 (the peak), 0.6 and 0.8.
         assert_rates(&schedule(Shape::OneCycle, 4), &[1.0, 2.0, 4.0 / 3.0, 2.0 / 3.0]);
     }
 
     #[test]
-    fn milestones_and_peaks_lie_where_they_are_put() {
+    fn milestones_and_peak_can_be_chosen() {
         let milestones = vec![0.1, 0.8];
         let step = Schedule { milestones, step_factor: 0.5, ..schedule(Shape::Step, 10) };
         assert_rates(&step, &[2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5]);

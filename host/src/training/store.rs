@@ -1,4 +1,4 @@
-//! The particles of every training point, kept for the whole run.
+//! The particle store: K particles of every training point, kept for the whole run.
 
 use crate::config::Format;
 use crate::data::examples::{Examples, repeat_rows, scaled};
@@ -12,38 +12,39 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// The store is filled bit by bit, so that it is in memory once.
+/// The store is filled in parts, so that no second copy of it is in memory.
 const POINTS_AT_A_TIME: i64 = 1000;
 
-/// Steps from the natural example to the surface of the ball in [`Format::U8`].
+/// Number of quantisation steps from the natural example to the surface of the ball in
+/// [`Format::U8`].
 const STEPS: f64 = 127.0;
 
-/// Some points' particles and what they remember, `[B * K, C, H, W]` each (f32).
+/// Chains of B points: the particles and their sampler state, `[B * K, C, H, W]` each (f32).
 #[derive(Debug)]
 pub struct Stored {
-    /// Where the particles are.
+    /// The particles.
     pub particles: Tensor,
-    /// What they remember.
+    /// The state tensors of the sampler.
     pub state: Vec<Tensor>,
 }
 
-/// K particles per training point, and what each remembers.
+/// K particles per training point, and the sampler state of each.
 pub struct ParticleStore {
     format: Format,
     threat: ThreatModel,
-    /// The particles, then their state tensors: `[n, K, C, H, W]`.
+    /// The particles, then the state tensors, `[n, K, C, H, W]` each.
     tensors: Vec<Tensor>,
-    /// The files that they lie in, locked for as long as they do.
+    /// The files of the tensors, if any; they are locked while the store exists.
     _locked: Vec<File>,
 }
 
 impl ParticleStore {
-    /// All particles at their natural examples, remembering `state_tensors` zeros. They lie in
-    /// `file` (and `file.state-1`, ...), mapped into memory, if one is given, else in
-    /// memory on the device of the examples.
+    /// A store with all particles at their natural examples, and `state_tensors` state tensors of
+    /// zeros. If `file` is given, the tensors are in that file (and `file.state-1`, ...), mapped
+    /// into memory. Otherwise they are in memory on the device of the examples.
     ///
     /// # Errors
-    /// If there is no room.
+    /// If there is too little memory or disk space, or the file is in use or holds other data.
     pub fn new(
         examples: &Examples,
         particles_per_point: usize,
@@ -67,8 +68,8 @@ impl ParticleStore {
                 None => Tensor::f_zeros(&shape, (kind, device)).map_err(|_| {
                     let bytes = shape.iter().map(|size| *size as f64).product::<f64>();
                     let gigabytes = bytes * kind.elt_size_in_bytes() as f64 / 1e9;
-                    Error::new(format!("there is no memory for {gigabytes:.1} GB of particles"))
-                        .fix("keep them in fewer bytes (--store u8), in a file (--store-file), or keep fewer (--particles)")
+                    Error::new(format!("not enough memory for {gigabytes:.1} GB of particles"))
+                        .fix("use --store u8 (fewer bytes), --store-file (a file) or fewer --particles")
                 }),
             }
         };
@@ -94,7 +95,7 @@ impl ParticleStore {
         Ok(Self { format, threat, tensors, _locked: locked })
     }
 
-    /// Moves every particle to a uniform draw from its point's ball.
+    /// Moves every particle to a uniform draw from the ball of its point.
     ///
     /// # Errors
     /// If a draw fails.
@@ -119,8 +120,8 @@ impl ParticleStore {
         Ok(())
     }
 
-    /// Particles and their state of the points whose indices `[B]` (i64, on the device) are
-    /// given with their natural examples (`[B * K, C, H, W]`).
+    /// The chains of the points with these indices (`[B]`, i64, on the device). `natural` are their
+    /// natural examples (`[B * K, C, H, W]`).
     pub fn load(&self, points: &Tensor, natural: &Tensor) -> Stored {
         let mut rows = self.tensors.iter().map(|tensor| tensor.index_select(0, points).flatten(0, 1));
         let particles = rows.next().unwrap_or_default();
@@ -130,11 +131,11 @@ impl ParticleStore {
             Format::F16 => particles.to_kind(Kind::Float),
             Format::U8 => (particles.to_kind(Kind::Float) - STEPS) * (self.threat.epsilon / STEPS),
         };
-        // Rounding may have left the ball or the domain.
+        // Rounding may have moved particles out of the ball or the domain.
         Stored { particles: self.threat.project(&(natural + distance), natural), state }
     }
 
-    /// Puts them back.
+    /// Stores the chains of these points; the arguments are as in [`ParticleStore::load`].
     pub fn save(&mut self, points: &Tensor, natural: &Tensor, Stored { particles, state }: &Stored) {
         let particles = match self.format {
             Format::F32 => particles.shallow_clone(),
@@ -151,7 +152,7 @@ impl ParticleStore {
         }
     }
 
-    /// Everything in it by name, for a checkpoint.
+    /// All tensors by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let names = (0..).map(|number| match number {
             0 => "particles".to_owned(),
@@ -160,24 +161,29 @@ impl ParticleStore {
         names.zip(self.tensors.iter().map(Tensor::shallow_clone)).collect()
     }
 
-    /// Takes over saved particles and state.
+    /// Loads saved particles and state tensors.
     ///
     /// # Errors
-    /// If one is missing or has another shape.
+    /// If a tensor is missing or has another shape.
     pub fn load_state(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
         for (name, mut tensor) in self.state() {
             match saved.get(&name) {
                 Some(saved) if saved.size() == tensor.size() => tensor.copy_(saved),
-                _ => return Err(Error::new(format!("the checkpoint's particles do not fit: `{name}`"))),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the particles in the checkpoint do not match the run: `{name}` is missing or has \
+                         another shape"
+                    )));
+                }
             }
         }
         Ok(())
     }
 }
 
-/// The files of a store that is kept in `file`: the particles, then their state tensors.
+/// The files of a store in `file`: first the particles, then the state tensors.
 pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
-    /// More tensors than any sampler remembers.
+    /// More than the number of state tensors of any sampler.
     const MOST: usize = 100;
     let numbered = (1..MOST).map(move |number| {
         let mut path = file.as_os_str().to_owned();
@@ -187,28 +193,28 @@ pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
     std::iter::once(file.to_owned()).chain(numbered)
 }
 
-/// A tensor of zeros whose memory is a file, which it makes or makes anew; and the file, locked
-/// while it is open.
+/// Maps a file as a tensor of zeros. The file is created, or overwritten if it holds an earlier
+/// store of the same size. Returns the tensor, and the file, which is locked while it is open.
 fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     let numbers: i64 = shape.iter().product();
     let bytes = numbers as u64 * kind.elt_size_in_bytes() as u64;
-    let refused = |why: &dyn std::fmt::Display| Error::file("keep particles in", path, why);
-    // Blocks are claimed now: a disk that fills up later would kill the process.
+    let refused = |why: &dyn std::fmt::Display| Error::file("store particles in", path, why);
     let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
     let file = options.map_err(|why| refused(&why))?;
     if !files::try_lock(&file, path)? {
-        return Err(refused(&"another run keeps its particles there"));
+        return Err(refused(&"another run uses this file"));
     }
-    let there = file.metadata().map_err(|why| refused(&why))?.len();
-    if there != 0 && there != bytes {
+    let length = file.metadata().map_err(|why| refused(&why))?.len();
+    if length != 0 && length != bytes {
         return Err(refused(&format!(
-            "{there} bytes of something else are there, where particles take {bytes}"
+            "it holds other data: expected an empty file or {bytes} bytes, got {length} bytes"
         ))
-        .fix("move that file away"));
+        .fix("move this file, or choose another name"));
     }
-    let claimed = file.set_len(0).and_then(|()| claim(&file, bytes));
-    // What is left of a full disk is not to be mistaken for somebody's data.
-    claimed.inspect_err(|_| drop(file.set_len(0))).map_err(|why| refused(&why))?;
+    // Disk space is allocated now: if the disk filled up later, the process would be killed.
+    let allocated = file.set_len(0).and_then(|()| allocate(&file, bytes));
+    // If the allocation fails, the file is left empty, so that a later run can use it.
+    allocated.inspect_err(|_| drop(file.set_len(0))).map_err(|why| refused(&why))?;
     let name = path.to_str().ok_or_else(|| refused(&"its name is not UTF-8"))?;
     let mapped = Tensor::f_from_file(name, true, numbers, (kind, Device::Cpu));
     mapped
@@ -217,10 +223,10 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
         .map_err(|why| refused(&plugin_api::first_line(&why.to_string())))
 }
 
-/// Makes a file this long, with blocks on the disk for all of it.
-fn claim(file: &File, bytes: u64) -> std::io::Result<()> {
+/// Extends a file to this length and allocates disk space for all of it.
+fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor is that of an open file, which this call only lengthens.
+    // SAFETY: the descriptor belongs to an open file, and the call only extends the file.
     match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
         0 => Ok(()),
         code => Err(std::io::Error::from_raw_os_error(code)),
@@ -236,7 +242,7 @@ mod tests {
     fn examples() -> Examples {
         let images = Tensor::from_slice(&[0u8, 51, 102, 255]).reshape([4, 1, 1, 1]);
         let split = Split { images, labels: Tensor::from_slice(&[0i64, 1, 2, 3]) };
-        Examples::new(&split, 0, 4, Device::Cpu).expect("room")
+        Examples::new(&split, 0, 4, Device::Cpu).expect("enough memory")
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
@@ -246,10 +252,10 @@ mod tests {
     const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
 
     fn store(particles_per_point: usize, format: Format, file: Option<&Path>) -> ParticleStore {
-        ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("room")
+        ParticleStore::new(&examples(), particles_per_point, 1, THREAT, format, file).expect("enough memory")
     }
 
-    /// Particles that remember ten times where they are.
+    /// Chains whose state is ten times the particles.
     fn stored(particles: &Tensor) -> Stored {
         Stored { particles: particles.shallow_clone(), state: vec![particles * 10.0] }
     }
@@ -273,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_comes_back_to_its_own_point_and_particle() {
+    fn chains_are_loaded_for_the_point_and_particle_that_they_were_saved_for() {
         let mut store = store(2, Format::F32, None);
         let moved = Tensor::from_slice(&[0.1f32, 0.2, 0.3, 0.4]).reshape([4, 1, 1, 1]);
         let (points, there) = natural(&[3, 1]);
@@ -285,24 +291,24 @@ mod tests {
     }
 
     #[test]
-    fn small_formats_are_off_by_no_more_than_they_say() {
-        // 0.4 is natural; particles over the whole ball, and beyond the domain's edge at 0 and 1.
+    fn the_rounding_error_of_small_formats_is_within_the_documented_bound() {
+        // The natural example is 0.4; the particles cover the whole ball.
         let images = Tensor::full([201], 102, (Kind::Uint8, Device::Cpu)).reshape([201, 1, 1, 1]);
         let split = Split { images, labels: Tensor::zeros([201], (Kind::Int64, Device::Cpu)) };
-        let examples = Examples::new(&split, 0, 201, Device::Cpu).expect("room");
+        let examples = Examples::new(&split, 0, 201, Device::Cpu).expect("enough memory");
         let points = Tensor::arange(201, (Kind::Int64, Device::Cpu));
         let (natural, _) = examples.batch(&points);
         let moved =
             &natural + Tensor::linspace(-0.3, 0.3, 201, (Kind::Float, Device::Cpu)).reshape([201, 1, 1, 1]);
         for (format, bound) in [(Format::U8, 0.3 / 254.0), (Format::F16, 0.3 / 2048.0)] {
-            let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("room");
+            let mut store = ParticleStore::new(&examples, 1, 0, THREAT, format, None).expect("enough memory");
             store.save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() });
             let loaded = store.load(&points, &natural);
             let off = (&loaded.particles - &moved).abs().max().double_value(&[]);
             assert!(off <= bound + 1e-7, "{format:?} is off by {off}, more than {bound}");
             assert!(off > 0.0, "{format:?} rounds");
             assert!(bool::try_from(THREAT.contains(&loaded.particles, &natural).all()).expect("a bool"));
-            // What was rounded once stays.
+            // A second rounding changes nothing.
             store.save(&points, &natural, &loaded);
             let again =
                 (store.load(&points, &natural).particles - &loaded.particles).abs().max().double_value(&[]);
@@ -311,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_particles_remember_keeps_its_order_of_magnitude_in_every_format() {
+    fn state_tensors_keep_very_small_and_very_large_values_in_every_format() {
         for format in [Format::F32, Format::F16, Format::U8] {
             let mut store = store(1, format, None);
             let points = Tensor::from_slice(&[0i64, 1]);
@@ -328,17 +334,17 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_something_else_is_left_alone() {
+    fn a_file_with_other_data_is_refused_and_stays_unchanged() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("notes");
         std::fs::write(&path, "years of work").expect("written");
         let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::U8, Some(&path));
-        assert!(refused.is_err_and(|why| why.to_string().contains("13 bytes of something else are there")));
+        assert!(refused.is_err_and(|why| why.to_string().contains("got 13 bytes")));
         assert_eq!(std::fs::read_to_string(&path).expect("text"), "years of work");
     }
 
     #[test]
-    fn a_file_holds_what_memory_does() {
+    fn a_store_in_a_file_equals_a_store_in_memory() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("particles");
         let moved = Tensor::from_slice(&[0.1f32, 0.2, 0.3, 0.4]).reshape([4, 1, 1, 1]);
@@ -350,16 +356,17 @@ mod tests {
             (values(&particles), values(&state[0]))
         });
         assert_eq!(loaded[0], loaded[1]);
-        // Four points of two particles: a byte each, and two for each number of their state.
+        // Four points with two particles: one byte for each, and two bytes for each number of the
+        // state.
         assert_eq!(std::fs::metadata(&path).expect("a file").len(), 8);
         assert_eq!(std::fs::metadata(folder.path().join("particles.state-1")).expect("a file").len(), 16);
-        // While particles lie in it, nobody else's can.
+        // While a store uses the file, no other store can.
         let held = store(2, Format::U8, Some(&path));
         let second = ParticleStore::new(&examples(), 2, 1, THREAT, Format::U8, Some(&path));
-        assert!(second.is_err_and(|why| why.to_string().contains("another run keeps its particles there")));
+        assert!(second.is_err_and(|why| why.to_string().contains("another run uses this file")));
         drop(held);
         let nowhere = folder.path().join("nowhere/particles");
         let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&nowhere));
-        assert!(refused.is_err_and(|why| why.to_string().contains("cannot keep particles in")));
+        assert!(refused.is_err_and(|why| why.to_string().contains("cannot store particles in")));
     }
 }

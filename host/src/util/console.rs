@@ -1,20 +1,20 @@
-//! What a user sees while the host works: bars on a terminal, plain lines otherwise, JSON
-//! lines for machines.
+//! Output of the host: a progress bar on a terminal, plain lines elsewhere, JSON lines for
+//! programs.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
 use std::io::{IsTerminal, Write, stderr};
 
-/// How to report.
+/// The style of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// For people: a bar if standard error is a terminal, lines otherwise.
+    /// Text: a progress bar if standard error is a terminal, and plain lines.
     Human,
-    /// For machines: one JSON object a line on standard output.
+    /// JSON: one object per line on standard output.
     Json,
 }
 
-/// A progress bar where it can be seen.
+/// A progress bar; hidden in JSON style or if standard error is not a terminal.
 pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     if style == Style::Json || !stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -26,12 +26,13 @@ pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     }
 }
 
-/// Prints a line on standard output. That nobody reads it any more is no reason to stop.
+/// Prints a line on standard output. Errors are ignored, so that a closed pipe does not stop the
+/// work.
 pub fn say(text: impl Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Warns about something that the software recovers from by itself.
+/// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
     let _ = writeln!(stderr(), "warning: {text}");
 }

@@ -1,4 +1,4 @@
-//! Files that are either whole or absent.
+//! Reading, locking and atomic writing of files.
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -7,15 +7,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Writes a file under a temporary name beside it, syncs it and renames it: whoever reads
-/// `path` sees the old contents or the new, never a part.
+/// Writes a file atomically: under a temporary name in the same folder, then synced and renamed. A
+/// reader of `path` gets either the old or the new contents, never a part of a file.
 ///
 /// # Errors
-/// If the disk refuses; what was at `path` is then unchanged.
+/// If the file cannot be written; the old file is then unchanged.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     let write = || -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        // As readable as the user's other files (less the umask), not private to the user.
+        // Temporary files are private to the user by default. This file gets the usual permissions.
         let permissions = fs::Permissions::from_mode(0o666);
         let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
         file.write_all(contents)?;
@@ -26,27 +26,19 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
     write().map_err(|why| Error::file("write", path, why).on_the_way())
 }
 
-/// Makes the names in a folder durable.
-///
-/// # Errors
-/// If the disk refuses.
+/// Syncs a folder to the disk, so that new and renamed files survive a crash of the machine.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync_all()
 }
 
-/// Makes a file and locks it for as long as the handle lives; none if another process holds it.
-///
-/// # Errors
-/// If the disk refuses.
+/// Creates and locks a file. The lock lasts as long as the returned handle. None if another process
+/// holds the lock.
 pub fn lock(path: &Path) -> Result<Option<File>> {
     let file = File::create(path).map_err(|why| Error::file("create", path, why))?;
     Ok(try_lock(&file, path)?.then_some(file))
 }
 
-/// Locks an open file, whose path is told if that fails. False if another process holds the lock.
-///
-/// # Errors
-/// If the disk refuses.
+/// Locks an open file; `path` is for the error message. False if another process holds the lock.
 pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -56,17 +48,12 @@ pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
 }
 
 /// Reads a whole file.
-///
-/// # Errors
-/// If it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|why| Error::file("read", path, why))
 }
 
-/// Length and SHA-256 (in hexadecimal) of a file, which need not fit into memory.
-///
-/// # Errors
-/// If it cannot be read.
+/// Length in bytes and SHA-256 (in hexadecimal) of a file. The file is read in parts, since it may
+/// be larger than the memory.
 pub fn size_and_sha256(path: &Path) -> Result<(u64, String)> {
     const BYTES_AT_A_TIME: usize = 1 << 20;
     let (mut digest, mut size) = (Sha256::new(), 0);

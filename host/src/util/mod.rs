@@ -1,4 +1,4 @@
-//! What everything else stands on: files, what a user sees on a terminal, and values of options.
+//! Common functions for files, output and values of options.
 
 pub(crate) mod console;
 pub(crate) mod files;

@@ -155,7 +155,7 @@ fn models_that_break_the_contract() {
         ("detached", "--mode faithful", "images"),
     ] {
         let flags = format!("{TRAIN} --model nonconforming.so,plugin={model} {mode}");
-        let told = format!("model {model} has no gradient towards its {missing}: ");
+        let told = format!("model {model} has no gradient with respect to its {missing}: ");
         Place::with_digits(8, 60).host(&flags).fails(1, &[&told]);
     }
 }
@@ -210,7 +210,7 @@ fn damaged_idx_files() {
         (
             "train-images-idx3-ubyte",
             |contents| *contents = b"\x89PNG\r\n and so on".into(),
-            &["no IDX file", "0x00000803", "0x89504e47"],
+            &["not an IDX file", "0x00000803", "0x89504e47"],
         ),
         (
             "t10k-images-idx3-ubyte",
@@ -303,15 +303,15 @@ fn trees_of_images_that_are_damaged() {
     place.refuses(&train, &["pictures/test/digit-7 holds no images"]);
     save("pictures/test/stray.png", 8, 8, grey);
     place
-        .refuses(&train, &["pictures/test/stray.png is in no class's folder"])
+        .refuses(&train, &["pictures/test/stray.png is not in the folder of a class"])
         .explains(&["SPLIT/CLASS/IMAGE"]);
     fs::remove_dir_all(place.path("pictures/test")).expect("removed");
-    place.refuses(&train, &["pictures has no folder test (nor val)"]);
+    place.refuses(&train, &["pictures has no folder test or val"]);
     fs::remove_dir_all(place.path("pictures/train")).expect("removed");
     place.refuses(&train, &["pictures holds no data set", "images in train/CLASS"]);
     fs::create_dir(place.path("pictures/train")).expect("made");
     fs::create_dir(place.path("pictures/test")).expect("made");
-    place.refuses(&train, &["pictures/train has no classes to tell apart", "got 0"]);
+    place.refuses(&train, &["pictures/train has too few classes", "got 0"]);
 }
 
 #[test]
@@ -354,10 +354,13 @@ fn values_that_cannot_work() {
         ("--learning-rate 0", &["train.learning_rate", "above 0", "got 0"]),
         ("--milestones 0.5", &["train.milestones", "only the step schedule"]),
         ("--schedule step --milestones 0.5,0.2", &["train.milestones", "got [0.5, 0.2]"]),
-        ("--schedule one-cycle --warmup-epochs 1", &["train.warmup_epochs", "one-cycle", "by itself"]),
-        ("--patience 3", &["train.patience", "no score to wait for"]),
+        (
+            "--schedule one-cycle --warmup-epochs 1",
+            &["train.warmup_epochs", "one-cycle", "already rises from 0"],
+        ),
+        ("--patience 3", &["train.patience", "the epochs are not scored"]),
         ("--patience 0 --select best", &["train.patience", "at least 1", "got 0"]),
-        ("--trace-at 1", &["train.trace_at", "nothing to trace"]),
+        ("--trace-at 1", &["train.trace_at", "there is no trace"]),
         ("--trace fgsm.so --trace-at 1,0.5", &["train.trace_at", "got [1.0, 0.5]"]),
         ("--trace fgsm.so --trace-at 0", &["train.trace_at", "got [0.0]"]),
         (

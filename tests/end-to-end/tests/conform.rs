@@ -242,7 +242,7 @@ fn what_cannot_be_judged_is_an_error() {
     place.refuses("conform nowhere.so", &["nowhere.so was not found"]);
     place.refuses("conform langevin.so --include tensor-*", &["no check has such a name"]);
     place.refuses("conform langevin.so --exclude *", &["no check was selected"]);
-    place.refuses("conform langevin.so,steps=3", &["a sampler's `steps` are the host's"]);
+    place.refuses("conform langevin.so,steps=3", &["a sampler has no option `steps` here"]);
     place
         .refuses("conform bad_plugins.so,plugin=nobody", &["bad_plugins.so has no such plugin"])
         .explains(&["plugin=NAME", "momentum"]);

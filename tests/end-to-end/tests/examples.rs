@@ -88,7 +88,7 @@ fn a_new_plugin_builds_conforms_and_trains() {
         let library = format!("lib{}.so", name.replace('-', "_"));
         place.host(&format!("conform {library}")).succeeds();
     }
-    place.refuses("new sampler langevin", &["there is a plugin `langevin` already"]);
+    place.refuses("new sampler langevin", &["there is already a plugin `langevin`"]);
     place.refuses("new sampler New", &["expected a name of lower-case letters", "`New`"]);
     // A new plugin begins as a shipped one, so it trains to the same weights.
     let new = train(&place, "--model new_model.so --sampler new_sampler.so", "new");

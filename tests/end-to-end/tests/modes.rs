@@ -319,7 +319,7 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
     );
     place.refuses(
         &format!("{fused} --objective trades"),
-        &["train.objective: expected cross-entropy (mode fused", "inner loss of its own", "got trades"],
+        &["train.objective: expected cross-entropy (mode fused", "separate inner loss", "got trades"],
     );
     place.refuses(
         &format!("{TRAIN} --objective trades --sampler none"),
@@ -339,7 +339,7 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
     }
     place.refuses(
         &format!("{TRAIN} --mode faithful --replay 2"),
-        &["train.replay: expected 1 (mode fused alone", "got 2"],
+        &["train.replay: expected 1 (only mode fused", "got 2"],
     );
     place.refuses(
         &format!("{TRAIN} --average 1"),
@@ -429,7 +429,7 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     );
     // What has come to lie there since is somebody else's.
     fs::write(place.path("particles"), "years of work").expect("written");
-    place.refuses("train --resume filed", &["particles", "13 bytes of something else are there"]);
+    place.refuses("train --resume filed", &["particles", "got 13 bytes"]);
     assert_eq!(fs::read_to_string(place.path("particles")).expect("text"), "years of work");
     // A run that cannot begin leaves no file behind: its folder is the last thing made.
     place.refuses(
@@ -439,6 +439,6 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
     assert!(!place.path("left").exists());
     place.refuses(
         &format!("{TRAIN} --store-file other --device cuda"),
-        &["train.store_file: particles in a file are for the CPU; train.device is cuda"],
+        &["train.store_file: particles in a file need train.device = \"cpu\", got cuda"],
     );
 }

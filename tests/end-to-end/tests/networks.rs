@@ -84,7 +84,7 @@ fn fused_has_no_pass_for_the_sampler_alone() {
     let place = Place::with_digits(SIDE, POINTS);
     place.refuses(
         &format!("{TRAIN} --mode fused --sampler-gradient eval"),
-        &["train.sampler_gradient: expected train", "trains the weights too", "got eval"],
+        &["train.sampler_gradient: expected train", "also trains the weights", "got eval"],
     );
     for flag in ["", "--sampler-gradient train"] {
         let out = format!("run{}", flag.len());

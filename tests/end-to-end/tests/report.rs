@@ -358,13 +358,22 @@ fn nothing_is_overwritten_unasked() {
     place.refuses("report noise --out pages/first.html", &["pages/first already exists"]);
     place.host("report noise --out pages/first.html --force").succeeds();
     fs::write(place.path("pages/first/thesis.tex"), "years of work").expect("written");
-    place.refuses("report noise --out pages/first.html --force", &["thesis.tex", "from no report"]);
+    place.refuses(
+        "report noise --out pages/first.html --force",
+        &["thesis.tex", "was not written by `host report`"],
+    );
     // Neither a picture of one's own nor a page of one's own is taken for a report's.
     fs::rename(place.path("pages/first/thesis.tex"), place.path("pages/first/thesis.png")).expect("renamed");
-    place.refuses("report noise --out pages/first.html --force", &["thesis.png", "from no report"]);
+    place.refuses(
+        "report noise --out pages/first.html --force",
+        &["thesis.png", "was not written by `host report`"],
+    );
     fs::remove_file(place.path("pages/first/thesis.png")).expect("removed");
     fs::write(place.path("pages/mine.html"), "<!DOCTYPE html><title>Mine</title>").expect("written");
-    place.refuses("report noise --out pages/mine.html --force", &["mine.html", "from no report"]);
+    place.refuses(
+        "report noise --out pages/mine.html --force",
+        &["mine.html", "was not written by `host report`"],
+    );
     assert!(!place.path("pages/mine").exists());
     place.host("report noise --out pages/first.html --force").succeeds();
     place.host("report noise --out ./50%#1.html").succeeds();

@@ -196,6 +196,34 @@ fn plugins_are_found_in_the_listed_folders_and_with_or_without_lib() {
 }
 
 #[test]
+fn flags_override_the_default_recipe_and_a_run_names_the_differences() {
+    let place = Place::with_digits(8, 60);
+    let linear = "--data digits --threads 1 --model libbad_plugins.so,plugin=linear --epochs 1 --epsilon 0.1";
+    let words = place.host(&format!("train {linear} --warmup-epsilon 0.5 --out run")).ended_with(0).words();
+    for part in
+        ["mode fused, replay 5", "recipe demo with data.name=", "model=libbad_plugins.so", "train.epochs=1"]
+    {
+        assert!(words.contains(part), "without {part}: {words}");
+    }
+    assert!(!words.contains("train.replay="), "it is the recipe's: {words}");
+    let record = place.run("run").record();
+    assert_eq!(record["experiment"]["train"]["mode"], "fused");
+    assert_eq!(record["experiment"]["train"]["epsilon_scale"], 1.2);
+    // A mode is a mode, not another experiment.
+    place.refuses(
+        &format!("train {linear} --mode faithful --out b"),
+        &["train.replay", "algorithm-1", "got 5"],
+    );
+    place.host(&format!("train --recipe algorithm-1 {linear} --out algorithm")).ended_with(0);
+    assert_eq!(place.run("algorithm").record()["experiment"]["train"]["epsilon_scale"], 1.0);
+    let list = place.host("train --recipe list").succeeds().words();
+    for name in ["demo", "algorithm-1", "pgd", "cifar-10-resnet", "cifar-10-pgd"] {
+        assert!(list.lines().any(|line| line.starts_with(&format!("{name} "))), "{name}: {list}");
+    }
+    place.refuses("train --recipe dmeo --out c", &["there is no recipe `dmeo`"]);
+}
+
+#[test]
 fn with_nothing_but_a_sampler_everything_has_a_sensible_default() {
     let data = repository().join("data");
     assert!(data.join("mnist").is_dir(), "get MNIST first: cargo run -p host -- data fetch mnist");

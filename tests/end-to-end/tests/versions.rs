@@ -93,7 +93,10 @@ fn a_kind_that_this_host_does_not_know_is_passed_over() {
     let listed = place.host("inspect ./bad_plugins.so --json").succeeds().json();
     let plugins = listed["plugins"].as_array().expect("a list");
     let unknown = plugins.iter().find(|plugin| plugin["manifest"]["name"] == "momentum").expect("listed");
-    assert!(unknown["error"].as_str().is_some_and(|why| why.contains("does not know its kind")), "{unknown}");
+    assert!(
+        unknown["error"].as_str().is_some_and(|why| why.contains("does not support plugins of this kind")),
+        "{unknown}"
+    );
 
     // The others are used as ever.
     let judged = place.host("conform ./bad_plugins.so --include load-cold --json").succeeds().json_lines();
@@ -105,7 +108,7 @@ fn a_kind_that_this_host_does_not_know_is_passed_over() {
         .refuses(&format!("{TRAIN} --sampler ./bad_plugins.so,plugin=momentum --out other"), &["`momentum`"]);
 
     patch(&place.copy_built("liblangevin.so"), r#""kind":"sampler""#, r#""kind":"sorcery""#);
-    place.refuses("conform ./langevin.so", &["no plugin of a kind that this host knows"]);
+    place.refuses("conform ./langevin.so", &["no plugin of a kind that this host supports"]);
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn weights_of_another_model_are_refused() {
     let before: Value = place.run("run").record();
     place
         .host("eval run --attack fgsm.so")
-        .fails(2, &["these weights are not of model cnn", "`conv1.bias`", "expected Float [64]"])
+        .fails(2, &["the weights do not match model cnn", "`conv1.bias`", "expected Float [64]"])
         .explains(&["the model plugin and options that the weights were saved with"]);
     assert_eq!(place.run("run").record(), before);
 }
