@@ -57,7 +57,7 @@ pub struct EvaluationOptions {
     /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
     #[arg(long)]
     pub save_examples: bool,
-    /// Where named data sets lie [default: as in the run]
+    /// Folder of the named data sets [default: as in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
     /// cpu, cuda or cuda:N [default: as in the run]
@@ -66,7 +66,7 @@ pub struct EvaluationOptions {
     /// Threads of libtorch [default: as in the run]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Go on even if a plugin or the data are not those recorded
+    /// Continue even if a plugin or the data differ from those recorded
     #[arg(long)]
     pub allow_changed: bool,
 }
