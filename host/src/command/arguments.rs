@@ -2,8 +2,9 @@
 
 use crate::Result;
 use crate::config::{DEFAULT_RECIPE, DataFlags, Experiment, PluginFlags, ThreatFlags, TrainFlags, recipe};
-use crate::plugin::PluginSpec;
+use crate::evaluation::setup::EvaluationOptions;
 use crate::sweep::Task;
+use crate::util::at_least_one;
 use crate::util::console::Style;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plugin_api::LIBTORCH;
@@ -147,66 +148,27 @@ impl TrainArguments {
 /// `host eval`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --attack, each attack is judged on its own. With --suite, attacks run in order on the points
-that still stand. A point that the model misclassifies anyway counts as fooled and is not
-attacked, nor is a point that an earlier restart fooled. A sampler's verdict is that of its final
-iterate. Verdicts of every point are added to RUN/eval.json.
+    after_help = "With --attack, each attack has its own robust accuracy. With --suite, attacks run in order, each on
+the points that are robust so far. A point that the model misclassifies without an attack counts as
+fooled and is not attacked. A point that one restart fooled is not attacked by later restarts. A
+sampler is judged by its final iterate. The verdicts on every point are added to RUN/eval.json.
 
-An evaluation that was interrupted goes on where it was when the same command is given again.
-docs/evaluation.md explains the warnings."
+The same command continues an evaluation that was interrupted. docs/evaluation.md explains the
+warnings."
 )]
 pub struct EvalArguments {
     /// Folder of the run; several with --transfer
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// Attack or sampler plugin; may be repeated [default: those of the run's config]
-    #[arg(long = "attack", value_name = "PLUGIN")]
-    pub attacks: Vec<PluginSpec>,
-    /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
-    #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
-    pub suite: Option<String>,
-    /// Make the examples on this other run's model (with attacks that do not stop once they fooled it:
-    /// samplers, or apgd.so,keep_climbing=true)
-    #[arg(long, value_name = "RUN", conflicts_with = "transfer")]
-    pub source: Option<PathBuf>,
+    /// How they are evaluated
+    #[command(flatten)]
+    pub options: EvaluationOptions,
     /// Attack every run with examples made on every run, and print the matrix
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["source", "save_examples"])]
     pub transfer: bool,
-    /// A random subset of the points, the same for every run and seed [default: as many as the run's
-    /// config says, else all; with --validation all]
-    #[arg(long, value_name = "N")]
-    pub points: Option<usize>,
-    /// Evaluate on the training points that the run held out, to choose among runs without a look at
-    /// the test set
-    #[arg(long)]
-    pub validation: bool,
-    /// Times each attack runs with new random numbers; the worst case counts
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub restarts: Option<u16>,
-    /// Examples per forward pass
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub batch: Option<usize>,
-    /// Seed of the attacks [default: the run's]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
-    #[arg(long, conflicts_with = "transfer")]
-    pub save_examples: bool,
-    /// End with exit code 1 if there is reason to doubt the verdict
+    /// End with exit code 1 if there is any caveat
     #[arg(long)]
     pub strict: bool,
-    /// Where named data sets lie [default: as in the run]
-    #[arg(long, value_name = "FOLDER")]
-    pub data_folder: Option<PathBuf>,
-    /// cpu, cuda or cuda:N [default: as in the run]
-    #[arg(long)]
-    pub device: Option<String>,
-    /// Threads of libtorch [default: as in the run]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Go on even if a plugin or the data are not those recorded
-    #[arg(long)]
-    pub allow_changed: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -369,13 +331,6 @@ pub enum DataCommand {
         #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
         data_folder: PathBuf,
     },
-}
-
-fn at_least_one(text: &str) -> std::result::Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|number| *number >= 1)
-        .ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
 /// How to report, given `--json`.

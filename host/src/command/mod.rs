@@ -1,4 +1,4 @@
-//! What each subcommand does.
+//! The subcommands.
 
 pub(crate) mod arguments;
 mod conform;
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// Runs a subcommand; the result is the process's exit code.
 ///
 /// # Errors
-/// What the user is to be told.
+/// The error of the subcommand.
 pub fn run(command: &Command) -> Result<u8> {
     match command {
         Command::Train(arguments) => train::run(arguments),
@@ -41,12 +41,12 @@ pub fn run(command: &Command) -> Result<u8> {
     }
 }
 
-/// Within this time of the first, a signal tells the same wish again: a shell or a job manager
-/// signals every process, and a parent passes on to its child what it was told itself.
-const SAME_WISH: Duration = Duration::from_secs(1);
+/// A second signal within this time counts as the first one: a shell or a job manager signals every
+/// process, and a parent process sends its child the signal that it received.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 
-/// Set by the first Ctrl-C or SIGTERM; a later one ends the process at once. A terminal is told so,
-/// as the step under way may take a while.
+/// A flag that the first Ctrl-C or SIGTERM sets; a later one ends the process at once. A message on the
+/// terminal explains this, as the step under way may take a while.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGINT, SIGTERM])
@@ -57,15 +57,15 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
         for _ in signals.forever() {
             stopping.store(true, Ordering::Relaxed);
             match first {
-                Some(first) if first.elapsed() > SAME_WISH => exit(INTERRUPTED.into()),
+                Some(first) if first.elapsed() > SAME_REQUEST => exit(INTERRUPTED.into()),
                 Some(_) => {}
                 None => {
                     first = Some(Instant::now());
                     if stderr().is_terminal() {
-                        let told =
+                        let message =
                             "stopping after the step under way; Ctrl-C again ends at once, without saving it";
-                        // A terminal that is gone is no reason to listen no longer.
-                        let _ = writeln!(stderr(), "\n{told}");
+                        // Signals are handled even if the terminal is gone.
+                        let _ = writeln!(stderr(), "\n{message}");
                     }
                 }
             }

@@ -4,7 +4,7 @@ use crate::config::suite;
 use crate::config::{Experiment, Select};
 use crate::data;
 use crate::data::Dataset;
-use crate::evaluation::evaluator::check_points;
+use crate::evaluation::evaluator::check_count;
 use crate::plugin::{Attack, Model};
 use crate::run::RunFolder;
 use crate::run::checkpoint;
@@ -124,7 +124,7 @@ fn check(sweep: &Sweep) -> Result<()> {
             }
             Trace::make(experiment, dataset, Device::Cpu)?;
             for evaluation in &sweep.evaluations {
-                check_points(experiment.eval.points, dataset.test.count() as usize)?;
+                check_count(experiment.eval.points, dataset.test.count() as usize)?;
                 let specs = match evaluation {
                     Some(suite) => &suite::attacks(suite)?,
                     None => &experiment.eval.attacks,

@@ -1,15 +1,17 @@
-//! What an evaluation has found so far, on disk: one that was interrupted goes on where it was.
+//! The state of an evaluation on disk, from which an interrupted evaluation continues.
 //!
-//! Each evaluation under way has a folder `unfinished/ID` in its run's folder, named after a
-//! digest of everything that decides its verdicts: the same command finds it again.
+//! Each evaluation under way has a folder `unfinished/ID` in its run's folder. ID is a digest of all
+//! settings that decide its verdicts, so that the same command finds the folder again. The arithmetic
+//! of the machine is recorded, but is no part of the digest: an evaluation may continue elsewhere.
 
-use crate::evaluation::verdict::Findings;
+use crate::evaluation::verdict::PartialEvaluation;
 use crate::run::RunFolder;
+use crate::torch::arithmetic::Arithmetic;
 use crate::torch::tensors;
 use crate::util::files;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,109 +21,149 @@ use tch::{Kind, Tensor};
 /// The contents of `findings.json`.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    /// What decides the verdicts.
     settings: BTreeMap<String, Value>,
-    findings: Findings,
+    #[serde(flatten)]
+    arithmetic: ArithmeticUsed,
+    findings: PartialEvaluation,
+}
+
+/// The arithmetic of every sitting of an evaluation.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct ArithmeticUsed {
+    /// That of the beginning; unknown in a journal of an older version.
+    #[serde(default)]
+    arithmetic: Option<Arithmetic>,
+    /// That of each later sitting with another one than the sitting before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    later_arithmetic: Vec<Arithmetic>,
+}
+
+impl ArithmeticUsed {
+    fn iter(&self) -> impl Iterator<Item = &Arithmetic> {
+        self.arithmetic.iter().chain(&self.later_arithmetic)
+    }
+
+    /// Adds that of the present sitting.
+    fn add(&mut self, present: Arithmetic) {
+        if self.iter().last() != Some(&present) {
+            self.later_arithmetic.push(present);
+        }
+    }
 }
 
 /// The folder of an evaluation under way.
-pub struct Journal {
+pub(crate) struct Journal {
     id: String,
     folder: PathBuf,
     settings: BTreeMap<String, Value>,
+    arithmetic: ArithmeticUsed,
     keeps_examples: bool,
-    /// Held for as long as this process evaluates.
+    /// Keeps other processes from the same evaluation.
     _lock: File,
 }
 
 impl Journal {
-    /// The journal of the evaluation with these settings, and what an interrupted one had found.
+    /// The journal of the evaluation with these settings, and its state if it was interrupted.
     ///
     /// # Errors
-    /// If what is there is damaged or of other settings or points, another process is at it, or the
+    /// If the files there are damaged or of other settings or points, another process uses them, or the
     /// disk refuses. Nothing is overwritten.
-    pub fn open(
+    pub(crate) fn open(
         run: &RunFolder,
         settings: BTreeMap<String, Value>,
-        attacks: usize,
+        present: Arithmetic,
+        attack_count: usize,
         points: &[i64],
         keeps_examples: bool,
-    ) -> Result<(Self, Option<Findings>)> {
-        let digest = files::sha256(serde_json::json!(settings).to_string().as_bytes());
+    ) -> Result<(Self, Option<PartialEvaluation>)> {
+        let digest = files::sha256(json!(settings).to_string().as_bytes());
         let id = digest[..16].to_owned();
         let folder = run.path().join("unfinished").join(&id);
         fs::create_dir_all(&folder).map_err(|why| Error::file("create", &folder, why))?;
         let lock = files::lock(&folder.join(".lock"))?.ok_or_else(|| {
             Error::new("another process is at this very evaluation").fix("wait for it or stop it")
         })?;
-        let found = read(&folder.join(FINDINGS), &settings, attacks, points)?;
-        let journal = Self { id, folder, settings, keeps_examples, _lock: lock };
-        // Damage is to be known before any work.
-        for part in journal.parts()? {
-            tensors::read(&part).map_err(|error| error.fix(from_the_beginning(&part)))?;
+        let saved = read(&folder.join(PARTIAL), &settings, attack_count, points)?;
+        let (arithmetic, partial) = match saved {
+            Some(Saved { mut arithmetic, findings, .. }) => {
+                arithmetic.add(present);
+                (arithmetic, Some(findings))
+            }
+            None => (ArithmeticUsed { arithmetic: Some(present), ..Default::default() }, None),
+        };
+        let journal = Self { id, folder, settings, arithmetic, keeps_examples, _lock: lock };
+        // Damaged files are reported before any work.
+        for file in journal.example_files()? {
+            tensors::read(&file).map_err(|error| error.fix(from_the_beginning(&file)))?;
         }
-        Ok((journal, found))
+        Ok((journal, partial))
     }
 
-    /// Whether nothing has been found yet.
-    pub fn is_empty(&self) -> bool {
-        !self.folder.join(FINDINGS).exists()
+    /// Whether nothing has been saved yet.
+    fn is_empty(&self) -> bool {
+        !self.folder.join(PARTIAL).exists()
     }
 
-    /// What an evaluation ends with that cannot go on: nothing is left of it if nothing was found.
-    /// `has_more` says whether something else of the same command is kept.
-    pub fn abandon(self, failure: Error, has_more: bool) -> Error {
+    /// The error of an evaluation that cannot continue. Removes the folder if nothing was saved.
+    /// `others_are_kept` says whether the same command keeps other journals.
+    pub(crate) fn abandon(self, failure: Error, others_are_kept: bool) -> Error {
         let is_empty = self.is_empty();
         if is_empty && let Err(why) = self.discard() {
             return why;
         }
-        match (has_more || !is_empty) && !failure.is_interrupted() {
-            true => failure.note("kept", "what was found so far; the same command goes on from there"),
-            false => failure,
+        if (others_are_kept || !is_empty) && !failure.is_interrupted() {
+            failure.note("kept", "what was found so far; the same command goes on from there")
+        } else {
+            failure
         }
     }
 
-    /// What decides the verdicts.
-    pub fn settings(&self) -> &BTreeMap<String, Value> {
-        &self.settings
+    /// The settings and the arithmetic, as an entry of `eval.json` records them.
+    pub(crate) fn recorded_settings(&self) -> Value {
+        let mut settings = json!(self.settings);
+        settings["arithmetic"] = json!(self.arithmetic.arithmetic);
+        if !self.arithmetic.later_arithmetic.is_empty() {
+            settings["later arithmetic"] = json!(self.arithmetic.later_arithmetic);
+        }
+        settings
     }
 
-    /// A name for what this evaluation leaves behind: the same whenever it is repeated.
-    pub fn id(&self) -> &str {
+    /// The arithmetic of every sitting that is known, in order.
+    pub(crate) fn arithmetic_used(&self) -> impl Iterator<Item = &Arithmetic> {
+        self.arithmetic.iter()
+    }
+
+    /// The digest of the settings: the name of what this evaluation leaves behind, equal whenever it is
+    /// repeated.
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Saves what was found so far.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn save(&self, findings: &Findings) -> Result<()> {
-        let saved = serde_json::json!({ "settings": self.settings, "findings": findings });
-        files::write_whole(&self.folder.join(FINDINGS), saved.to_string().as_bytes())
+    /// Saves the state of the evaluation.
+    pub(crate) fn save(&self, partial: &PartialEvaluation) -> Result<()> {
+        let mut saved = json!(self.arithmetic);
+        saved["settings"] = json!(self.settings);
+        saved["findings"] = json!(partial);
+        files::write_whole(&self.folder.join(PARTIAL), saved.to_string().as_bytes())
     }
 
-    /// Keeps a batch's adversarial examples, if they were asked for. `part` orders batches.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn keep(
+    /// Keeps a batch's adversarial examples, if they were asked for. The files are ordered by the
+    /// numbers of the attack, the restart and the batch.
+    pub(crate) fn keep(
         &self,
-        part: [usize; 3],
+        numbers: [usize; 3],
         examples: impl FnOnce() -> Result<AdversarialExamples>,
     ) -> Result<()> {
         if !self.keeps_examples {
             return Ok(());
         }
-        let [attack, restart, batch] = part;
+        let [attack, restart, batch] = numbers;
         let path = self.folder.join(format!("{attack:04}-{restart:05}-{batch:09}.safetensors"));
         write_tensors(&path, &examples()?.named())
     }
 
-    /// Takes the folder away.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn discard(self) -> Result<()> {
+    /// Removes the folder.
+    pub(crate) fn discard(self) -> Result<()> {
         fs::remove_dir_all(&self.folder)
             .map_err(|why| Error::file("remove", &self.folder, why).on_the_way())?;
         // Fails while another evaluation of the run is unfinished.
@@ -129,40 +171,45 @@ impl Journal {
         Ok(())
     }
 
-    /// The files of examples, in the order in which they were found.
-    fn parts(&self) -> Result<Vec<PathBuf>> {
+    /// The files of examples, in the order in which they were written.
+    fn example_files(&self) -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?;
-        let mut parts: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-        parts.retain(|part| part.extension().is_some_and(|ending| ending == "safetensors"));
-        parts.sort();
-        Ok(parts)
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "safetensors"));
+        files.sort();
+        Ok(files)
     }
 
-    /// Puts the examples that attacks left into one file: of each attack so many, beginning with `none`.
+    /// Writes the kept examples into one file, after `none`, which has their names and shapes.
     ///
     /// # Errors
-    /// If there are others than these, or the disk refuses.
-    pub fn collect(&self, path: &Path, none: AdversarialExamples, fallen: &[usize]) -> Result<()> {
-        // A later attack may have failed on its way; the names of parts begin with their attack's number.
-        let mut parts = self.parts()?;
-        parts.retain(|part| part.file_name() < Some(OsStr::new(&format!("{:04}", fallen.len()))));
+    /// If their number differs from `broken_counts` for an attack, or the disk refuses.
+    pub(crate) fn collect(
+        &self,
+        path: &Path,
+        none: AdversarialExamples,
+        broken_counts: &[usize],
+    ) -> Result<()> {
+        // Names begin with the attack's number. An attack that failed may have left files: they are not used.
+        let mut files = self.example_files()?;
+        files.retain(|file| file.file_name() < Some(OsStr::new(&format!("{:04}", broken_counts.len()))));
         let mut columns: BTreeMap<String, Vec<Tensor>> =
             none.named().into_iter().map(|(name, tensor)| (name, vec![tensor])).collect();
-        for part in parts {
-            for (name, tensor) in tensors::read(&part).map_err(Error::on_the_way)? {
+        for file in files {
+            for (name, tensor) in tensors::read(&file).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
             }
         }
         let joined: BTreeMap<_, _> =
             columns.into_iter().map(|(name, parts)| (name, Tensor::cat(&parts, 0))).collect();
-        for (attack, expected) in fallen.iter().enumerate() {
+        for (attack, expected) in broken_counts.iter().enumerate() {
             let got = joined[ATTACKS].eq(attack as i64).sum(Kind::Int64).int64_value(&[]);
             if got != *expected as i64 {
                 return Err(Error::new(format!(
                     "{}: expected {expected} adversarial examples of attack {attack}, got {got}",
                     self.folder.display()
                 ))
-                .fix(from_the_beginning(&self.folder.join(FINDINGS)))
+                .fix(from_the_beginning(&self.folder.join(PARTIAL)))
                 .on_the_way());
             }
         }
@@ -177,20 +224,21 @@ fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     fs::rename(&partial, path).map_err(|why| Error::file("write", path, why).on_the_way())
 }
 
-/// What helps against a damaged file of a journal.
+/// The remedy for a damaged file of a journal.
 fn from_the_beginning(path: &Path) -> String {
     format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display())
 }
 
-const FINDINGS: &str = "findings.json";
+const PARTIAL: &str = "findings.json";
 const ATTACKS: &str = "attacks";
 
+/// The saved state; none if there is no such file.
 fn read(
     path: &Path,
     settings: &BTreeMap<String, Value>,
-    attacks: usize,
+    attack_count: usize,
     points: &[i64],
-) -> Result<Option<Findings>> {
+) -> Result<Option<Saved>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -206,22 +254,22 @@ fn read(
         ))
         .fix(fix()));
     }
-    match saved.findings.is_consistent(attacks, points) {
-        true => Ok(Some(saved.findings)),
-        false => Err(Error::file("go on with", path, "its parts do not fit one another").fix(fix())),
+    if !saved.findings.is_consistent(attack_count, points) {
+        return Err(Error::file("go on with", path, "its parts do not fit one another").fix(fix()));
     }
+    Ok(Some(saved))
 }
 
-/// Points that an attack moved across the boundary.
-pub struct AdversarialExamples {
+/// Examples that fooled the model.
+pub(crate) struct AdversarialExamples {
     /// The examples, `[M, C, H, W]`.
-    pub images: Tensor,
+    pub(crate) images: Tensor,
     /// Their true labels, `[M]`, i64.
-    pub labels: Tensor,
+    pub(crate) labels: Tensor,
     /// Index of each point in the data, `[M]`, i64.
-    pub points: Tensor,
+    pub(crate) points: Tensor,
     /// Number of the attack in the evaluation, from 0, `[M]`, i64.
-    pub attacks: Tensor,
+    pub(crate) attacks: Tensor,
 }
 
 impl AdversarialExamples {
@@ -230,5 +278,68 @@ impl AdversarialExamples {
         [("images", images), ("labels", labels), ("points", points), (ATTACKS, attacks)]
             .map(|(name, tensor)| (name.to_owned(), tensor))
             .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(run: &RunFolder, processor: &str) -> (Journal, Option<PartialEvaluation>) {
+        let settings = BTreeMap::from([("seed".to_owned(), json!(1))]);
+        let present = Arithmetic { processor: processor.to_owned(), ..Default::default() };
+        Journal::open(run, settings, present, 1, &[], false).expect("a journal")
+    }
+
+    fn processors(journal: &Journal) -> Vec<String> {
+        journal.arithmetic_used().map(|used| used.processor.clone()).collect()
+    }
+
+    #[test]
+    fn the_arithmetic_of_every_sitting_is_kept_and_is_no_part_of_the_identity() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        let mut ids = Vec::new();
+        for (processor, expected) in [
+            ("A", vec!["A"]),
+            ("A", vec!["A"]),
+            ("B", vec!["A", "B"]),
+            ("B", vec!["A", "B"]),
+            ("A", vec!["A", "B", "A"]),
+        ] {
+            let (journal, _) = open(&run, processor);
+            assert_eq!(processors(&journal), expected);
+            journal.save(&PartialEvaluation::default()).expect("saved");
+            ids.push(journal.id().to_owned());
+        }
+        assert!(ids.iter().all(|id| *id == ids[0]));
+        let (journal, partial) = open(&run, "A");
+        assert!(partial.is_some());
+        let recorded = journal.recorded_settings();
+        assert_eq!((&recorded["seed"], &recorded["arithmetic"]["processor"]), (&json!(1), &json!("A")));
+        assert_eq!(recorded["later arithmetic"][0]["processor"], "B");
+    }
+
+    #[test]
+    fn a_sitting_that_saves_nothing_leaves_no_arithmetic() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        open(&run, "A").0.save(&PartialEvaluation::default()).expect("saved");
+        drop(open(&run, "B"));
+        assert_eq!(processors(&open(&run, "A").0), ["A"]);
+    }
+
+    #[test]
+    fn a_journal_of_an_older_version_is_continued_with_unknown_arithmetic() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        let (journal, _) = open(&run, "A");
+        let older = json!({"settings": journal.settings, "findings": PartialEvaluation::default()});
+        fs::write(journal.folder.join(PARTIAL), older.to_string()).expect("written");
+        drop(journal);
+        let (journal, partial) = open(&run, "B");
+        assert!(partial.is_some());
+        assert_eq!(processors(&journal), ["B"]);
+        assert_eq!(journal.recorded_settings()["arithmetic"], Value::Null);
     }
 }

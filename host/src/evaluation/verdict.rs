@@ -1,16 +1,16 @@
-//! What an evaluation finds: verdicts on points, their shares, and why they may not be trusted.
+//! The results of an evaluation: verdicts on points, their shares, and caveats.
 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// Which points an attack is given. Points that the model misclassifies anyway count as fooled
-/// and are never attacked; neither are points that an earlier restart fooled.
+/// Which points an attack is given. A point that the model misclassifies without an attack counts as
+/// fooled and is never attacked. A point that one restart fooled is not attacked by later restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// All others: each attack has a verdict of its own, as in the tables of papers.
+    /// All others: each attack has its own robust accuracy, as in the tables of papers.
     Separate,
-    /// Those that stand after the attacks before it: a suite, whose worst case alone counts.
+    /// Those that all earlier attacks failed on: a suite, of which only the worst case counts.
     Cascade,
 }
 
@@ -18,19 +18,20 @@ pub enum Order {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Number of points.
-    pub points: usize,
+    #[serde(rename = "points")]
+    pub count: usize,
     /// Which points each attack was given.
     pub order: Order,
     /// Share classified correctly without an attack.
     pub clean: f64,
     /// Each attack's result.
     pub attacks: Vec<AttackResult>,
-    /// Share of points that withstood all attacks.
+    /// Share of points still classified correctly after all attacks.
     pub worst_case: f64,
-    /// Why the verdict may not be trusted.
-    #[serde(default)]
-    pub doubts: Vec<Caveat>,
-    /// The verdict on every point; saved, not printed.
+    /// Reasons not to trust the result (`doubts` in files of older versions).
+    #[serde(default, alias = "doubts")]
+    pub caveats: Vec<Caveat>,
+    /// The verdict on every point; saved in an entry of its own.
     #[serde(skip)]
     pub verdicts: Verdicts,
 }
@@ -38,20 +39,20 @@ pub struct Evaluation {
 /// One attack's result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AttackResult {
-    /// As written.
+    /// The attack, as written.
     pub attack: String,
-    /// Share of points still classified correctly: after this attack alone, or after it and
-    /// those before it (see [`Order`]).
+    /// Robust accuracy: the share of points still classified correctly after this attack alone, or
+    /// after it and those before it (see [`Order`]).
     pub robust: f64,
-    /// What it took.
+    /// Its cost.
     #[serde(flatten)]
     pub cost: Cost,
-    /// Mean rise of the cross-entropy from the natural example to the candidate, over the
+    /// Mean increase of the cross-entropy from the natural example to the candidate, over the
     /// attacked points; none if no point was attacked.
     pub loss_rise: Option<f64>,
 }
 
-/// What an attack took.
+/// The cost of an attack.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Cost {
     /// Forward passes of single examples, verdicts included.
@@ -63,7 +64,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Passes: half a forward and half a backward each.
+    /// Passes: a forward pass and a backward pass are half of one each.
     pub fn passes(&self) -> f64 {
         (self.forward_passes + self.backward_passes) as f64 / 2.0
     }
@@ -76,94 +77,98 @@ pub struct Verdicts {
     pub indices: Vec<i64>,
     /// Classified correctly without an attack.
     pub clean: Vec<bool>,
-    /// For each attack, classified correctly all the same.
+    /// For each attack, classified correctly after it.
     pub attacks: Vec<Vec<bool>>,
 }
 
-/// What an evaluation has found so far: all that it needs to go on.
+/// The state of an evaluation under way, sufficient to continue it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Findings {
-    pub verdicts: Verdicts,
+pub(crate) struct PartialEvaluation {
+    pub(crate) verdicts: Verdicts,
     /// Cross-entropy of each natural example.
-    pub natural_losses: Vec<f64>,
-    /// The attacks that are done.
-    pub results: Vec<AttackResult>,
-    /// The one that is under way.
-    pub sweep: Option<AttackProgress>,
+    pub(crate) natural_losses: Vec<f64>,
+    /// Results of the finished attacks.
+    pub(crate) results: Vec<AttackResult>,
+    /// The attack under way (`sweep` in files of older versions).
+    #[serde(alias = "sweep")]
+    pub(crate) attack_progress: Option<AttackProgress>,
 }
 
-/// An attack under way: each restart goes batch by batch over the points that stood when it
-/// began.
+/// The state of an attack under way. Each restart processes, in batches, the points that were robust
+/// when the restart began.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AttackProgress {
-    pub restart: u16,
-    /// Positions of the restart's points.
-    pub standing: Vec<usize>,
-    /// How many of them are done.
-    pub done: usize,
+pub(crate) struct AttackProgress {
+    pub(crate) restart: u16,
+    /// The restart's points, as positions in the lists of verdicts.
+    pub(crate) standing: Vec<usize>,
+    /// Number of them that have been processed.
+    pub(crate) done: usize,
     /// The verdict on every point so far.
-    pub robust: Vec<bool>,
-    pub cost: Cost,
-    /// Sum of the rises of the loss, and over how many candidates.
-    pub loss_rise: (f64, u64),
+    pub(crate) robust: Vec<bool>,
+    pub(crate) cost: Cost,
+    /// Sum of the increases of the loss, and the number of candidates in it.
+    pub(crate) loss_rise: (f64, u64),
 }
 
 impl Verdicts {
-    /// Whether each point withstood everything.
+    /// Whether each point is classified correctly after all attacks.
     pub fn worst_case(&self) -> Vec<bool> {
-        let withstood = |point: usize| self.clean[point] && self.attacks.iter().all(|robust| robust[point]);
+        let withstood =
+            |position: usize| self.clean[position] && self.attacks.iter().all(|robust| robust[position]);
         (0..self.indices.len()).map(withstood).collect()
     }
 
-    /// How many points each attack broke of those that it was given.
-    pub fn fallen(&self, order: Order) -> Vec<usize> {
+    /// For each attack, the number of points that it was given and broke.
+    pub fn broken_counts(&self, order: Order) -> Vec<usize> {
         let given = |attack: usize| match order {
             Order::Cascade if attack > 0 => &self.attacks[attack - 1],
             _ => &self.clean,
         };
-        let fell = |(given, robust): &(&bool, &bool)| **given && !**robust;
-        let of = |(attack, robust)| given(attack).iter().zip(robust).filter(fell).count();
-        self.attacks.iter().enumerate().map(of).collect()
+        let is_broken = |(given, robust): &(&bool, &bool)| **given && !**robust;
+        let count = |(attack, robust)| given(attack).iter().zip(robust).filter(is_broken).count();
+        self.attacks.iter().enumerate().map(count).collect()
     }
 
-    /// The number of the first attack that broke each point; none where none did, and where
-    /// the model was wrong anyway.
+    /// For each point, the number of the first attack that broke it; none if no attack did, or if the
+    /// model misclassifies it without an attack.
     pub fn broken_by(&self) -> Vec<Option<usize>> {
-        let first = |point: usize| self.attacks.iter().position(|robust| !robust[point]);
-        (0..self.indices.len()).map(|point| first(point).filter(|_| self.clean[point])).collect()
+        let first = |position: usize| self.attacks.iter().position(|robust| !robust[position]);
+        let positions = 0..self.indices.len();
+        positions.map(|position| first(position).filter(|_| self.clean[position])).collect()
     }
 }
 
-impl Findings {
-    /// Whether its parts fit one another, and an evaluation of `attacks` attacks at these points.
-    pub fn is_consistent(&self, attacks: usize, indices: &[i64]) -> bool {
-        let points = indices.len();
-        let whole = |list: &Vec<bool>| list.len() == points;
-        self.verdicts.indices == indices
+impl PartialEvaluation {
+    /// Whether all lists have the right lengths for an evaluation of so many attacks at these points.
+    pub(crate) fn is_consistent(&self, attack_count: usize, points: &[i64]) -> bool {
+        let count = points.len();
+        let whole = |list: &Vec<bool>| list.len() == count;
+        self.verdicts.indices == points
             && whole(&self.verdicts.clean)
-            && self.natural_losses.len() == points
+            && self.natural_losses.len() == count
             && self.verdicts.attacks.iter().all(whole)
             && self.results.len() == self.verdicts.attacks.len()
-            && self.results.len() + usize::from(self.sweep.is_some()) <= attacks
-            && self.sweep.as_ref().is_none_or(|sweep| {
-                whole(&sweep.robust)
-                    && sweep.done <= sweep.standing.len()
-                    && sweep.standing.iter().all(|point| *point < points)
+            && self.results.len() + usize::from(self.attack_progress.is_some()) <= attack_count
+            && self.attack_progress.as_ref().is_none_or(|progress| {
+                whole(&progress.robust)
+                    && progress.done <= progress.standing.len()
+                    && progress.standing.iter().all(|position| *position < count)
             })
     }
 }
 
 impl AttackProgress {
-    pub fn over(robust: Vec<bool>) -> Self {
+    /// The start of an attack on the points that are `robust` so far.
+    pub(crate) fn new(robust: Vec<bool>) -> Self {
         let (cost, loss_rise) = (Cost::default(), (0.0, 0));
-        Self { restart: 0, standing: standing(&robust), done: 0, robust, cost, loss_rise }
+        Self { restart: 0, standing: robust_positions(&robust), done: 0, robust, cost, loss_rise }
     }
 
-    /// The next batch's positions; begins another restart where this one is through.
-    pub fn next(&mut self, batch: usize, restarts: u16) -> Option<Vec<usize>> {
+    /// The positions of the next batch; begins the next restart when this one has processed all points.
+    pub(crate) fn next_batch(&mut self, batch: usize, restarts: u16) -> Option<Vec<usize>> {
         while self.done == self.standing.len() {
             self.restart += 1;
-            self.standing = standing(&self.robust);
+            self.standing = robust_positions(&self.robust);
             self.done = 0;
             if self.restart >= restarts || self.standing.is_empty() {
                 return None;
@@ -174,40 +179,41 @@ impl AttackProgress {
     }
 }
 
-pub fn standing(robust: &[bool]) -> Vec<usize> {
-    (0..robust.len()).filter(|point| robust[*point]).collect()
+fn robust_positions(robust: &[bool]) -> Vec<usize> {
+    (0..robust.len()).filter(|position| robust[*position]).collect()
 }
 
-pub fn share(verdicts: &[bool]) -> f64 {
+/// The share of true verdicts; 0 if there are none.
+pub(crate) fn share(verdicts: &[bool]) -> f64 {
     verdicts.iter().filter(|verdict| **verdict).count() as f64 / verdicts.len().max(1) as f64
 }
 
-/// The 95 % interval of a share measured on `points` points (Wilson's, for a binomial), within
-/// 0 to 1; all of it if there are no points.
-pub fn confidence_interval(share: f64, points: usize) -> (f64, f64) {
-    if points == 0 {
+/// The 95 % confidence interval (Wilson's, for a binomial) of a share measured on `count` points,
+/// within 0 to 1; 0 to 1 without any point.
+pub fn confidence_interval(share: f64, count: usize) -> (f64, f64) {
+    if count == 0 {
         return (0.0, 1.0);
     }
-    let (n, z) = (points as f64, 1.959_963_984_540_054_f64);
+    let (n, z) = (count as f64, 1.959_963_984_540_054_f64);
     let centre = share + z * z / (2.0 * n);
     let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    // The ends are within 0 and 1, but for rounding.
+    // Rounding may move an end out of 0 to 1.
     (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
 }
 
-/// One reason for doubt.
+/// A reason not to trust a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caveat {
     /// Its name: a section of `docs/evaluation.md`.
     pub name: Cow<'static, str>,
-    /// What was found.
+    /// The observation, in one line.
     pub finding: String,
 }
 
 impl Caveat {
-    /// A doubt of this name.
-    pub fn new(name: &'static str, finding: impl ToString) -> Self {
+    /// A caveat of this name.
+    pub(crate) fn new(name: &'static str, finding: impl ToString) -> Self {
         Self { name: Cow::Borrowed(name), finding: finding.to_string() }
     }
 }
@@ -218,15 +224,33 @@ mod tests {
 
     #[test]
     fn the_interval_is_wilsons() {
-        // Wilson's interval for 92 of 100, worked out by hand from its formula:
+        // Wilson's interval for 92 of 100, computed by hand from its formula:
         // (0.92 + 0.019207) / 1.038415 -+ 1.95996 * sqrt(0.000736 + 0.000096) / 1.038415.
         let (low, high) = confidence_interval(0.92, 100);
         assert!((low - 0.85).abs() < 1e-3 && (high - 0.959).abs() < 1e-3, "{low} {high}");
         let (low, high) = confidence_interval(1.0, 10);
         assert!(low < 0.73 && low > 0.72 && (high - 1.0).abs() < 1e-12);
-        for points in 1..1000 {
-            assert!(confidence_interval(1.0, points).1 <= 1.0 && confidence_interval(0.0, points).0 >= 0.0);
+        for count in 1..1000 {
+            assert!(confidence_interval(1.0, count).1 <= 1.0 && confidence_interval(0.0, count).0 >= 0.0);
         }
         assert_eq!(confidence_interval(0.0, 0), (0.0, 1.0));
+    }
+
+    #[test]
+    fn results_of_older_versions_are_read() {
+        let older = r#"{"points": 2, "order": "separate", "clean": 1.0, "attacks": [], "worst_case": 0.5,
+            "doubts": [{"name": "changed", "finding": "a library"}]}"#;
+        let evaluation: Evaluation = serde_json::from_str(older).expect("understood");
+        assert_eq!((evaluation.count, &*evaluation.caveats[0].name), (2, "changed"));
+        let written = serde_json::json!(evaluation);
+        assert_eq!((&written["points"], &written["caveats"][0]["name"]), (&2.into(), &"changed".into()));
+        assert!(written.get("doubts").is_none());
+
+        let progress = AttackProgress::new(vec![true, false]);
+        let older = serde_json::json!({
+            "verdicts": Verdicts::default(), "natural_losses": [], "results": [], "sweep": progress
+        });
+        let partial: PartialEvaluation = serde_json::from_value(older).expect("understood");
+        assert_eq!(partial.attack_progress.map(|progress| progress.standing), Some(vec![0]));
     }
 }

@@ -7,13 +7,14 @@ use object::{Object, ObjectSection};
 use plugin_api::manifest::{CONTRACT, SECTION};
 use plugin_api::{LIBTORCH, abi};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// What a plugin says of itself in its library's file.
+/// A plugin's manifest, part of its library's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its name.
     pub name: String,
@@ -21,7 +22,7 @@ pub struct Manifest {
     pub version: String,
     /// The contract it was built for.
     pub contract: u32,
-    /// The libtorch it was built for, version and build.
+    /// Version and build of the libtorch it was built for.
     pub libtorch: String,
 }
 
@@ -35,14 +36,14 @@ pub enum Kind {
     Sampler,
     /// A whole procedure.
     Attack,
-    /// One that this host does not know yet.
+    /// A kind of a newer host.
     #[serde(other)]
     Unknown,
 }
 
 impl Kind {
     /// Its name in manifests.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Model => "model",
             Kind::Sampler => "sampler",
@@ -61,17 +62,17 @@ impl Kind {
     }
 }
 
-/// A plugin's library as it lies on disk, not yet running.
-pub struct File {
-    /// Where it was found.
-    pub path: PathBuf,
+/// A plugin library's file, not opened yet.
+pub(crate) struct File {
+    /// Its path.
+    pub(crate) path: PathBuf,
     /// SHA-256 of the whole file, in hexadecimal.
-    pub sha256: String,
+    pub(crate) sha256: String,
     /// Its plugins.
-    pub manifests: Vec<Manifest>,
+    pub(crate) manifests: Vec<Manifest>,
 }
 
-/// Which plugin a run used, so that it can be found and recognised again.
+/// The record of a plugin that a run used: how to find it, how to recognise it, and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// As the user wrote it.
@@ -80,14 +81,23 @@ pub struct Record {
     pub path: PathBuf,
     /// SHA-256 of the library.
     pub sha256: String,
-    /// The plugin's own words.
+    /// Its manifest.
     pub manifest: Manifest,
+    /// The value of every option, defaults included, and the `steps` of a sampler; empty in the
+    /// record of an older version.
+    #[serde(default)]
+    pub options: Map<String, Value>,
 }
 
 impl Record {
+    /// Records the number of steps that a sampler takes.
+    pub(crate) fn set_steps(&mut self, steps: usize) {
+        self.options.insert("steps".to_owned(), steps.into());
+    }
+
     /// The record of a plugin that is linked into the program.
     #[cfg(test)]
-    pub fn linked(kind: Kind, name: &str) -> Self {
+    pub(crate) fn linked(kind: Kind, name: &str) -> Self {
         let manifest = Manifest {
             kind,
             name: name.to_owned(),
@@ -95,23 +105,24 @@ impl Record {
             contract: CONTRACT,
             libtorch: LIBTORCH.to_owned(),
         };
-        Self { spec: name.to_owned(), path: PathBuf::new(), sha256: String::new(), manifest }
+        let (path, sha256, options) = Default::default();
+        Self { spec: name.to_owned(), path, sha256, manifest, options }
     }
 }
 
 /// A plugin of an open library.
 pub struct Opened<Plugin> {
-    /// What it can make.
+    /// The plugin.
     pub plugin: Plugin,
-    /// Which it is.
+    /// Its record.
     pub record: Record,
 }
 
-/// Reads what is known of a library without running it.
+/// Reads a library's manifests without opening it.
 ///
 /// # Errors
-/// If it cannot be found (naming every place tried), is not a library, or has no manifest.
-pub fn inspect(file: &str) -> Result<File> {
+/// If it cannot be found (with every path tried), is not a library, or has no manifest.
+pub(crate) fn inspect(file: &str) -> Result<File> {
     let path = find(file)?;
     let bytes = files::read(&path)?;
     let not_a_plugin = |what: &str| {
@@ -137,31 +148,52 @@ pub fn inspect(file: &str) -> Result<File> {
 ///
 /// # Errors
 /// If it cannot be found or opened, or does not fit this host.
-pub fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
-    open(spec, Kind::Model, |plugins| plugins.models, |plugin| &plugin.name)
+pub(crate) fn open_model(spec: &PluginSpec) -> Result<Opened<abi::ModelPlugin>> {
+    open(
+        spec,
+        Kind::Model,
+        &spec.options(),
+        |plugins| plugins.models,
+        |plugin| &plugin.name,
+        abi::ModelPlugin::describe,
+    )
 }
 
 /// Opens the sampler that `spec` names.
 ///
 /// # Errors
-/// As for [`open_model`].
+/// If it cannot be found or opened, or does not fit this host.
 pub fn open_sampler(spec: &PluginSpec) -> Result<Opened<abi::SamplerPlugin>> {
-    open(spec, Kind::Sampler, |plugins| plugins.samplers, |plugin| &plugin.name)
+    open(
+        spec,
+        Kind::Sampler,
+        &spec.options(),
+        |plugins| plugins.samplers,
+        |plugin| &plugin.name,
+        abi::SamplerPlugin::describe,
+    )
 }
 
 /// Opens the attack that `spec` names.
 ///
 /// # Errors
 /// As for [`open_model`].
-pub fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
-    open(spec, Kind::Attack, |plugins| plugins.attacks, |plugin| &plugin.name)
+pub(crate) fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>> {
+    open(
+        spec,
+        Kind::Attack,
+        &spec.attack_options(),
+        |plugins| plugins.attacks,
+        |plugin| &plugin.name,
+        abi::AttackPlugin::describe,
+    )
 }
 
-/// The plugin among `accepted` kinds that `spec` means, read from the manifests alone.
+/// The plugin of the `accepted` kinds that `spec` names, found by the manifests alone.
 ///
 /// # Errors
-/// If the library has no such plugin, or several and `spec` does not say which.
-pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> {
+/// If the library has no such plugin, or several and `spec` does not choose one.
+pub(crate) fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> {
     let file = inspect(&spec.file).map_err(|error| match &spec.origin {
         Some(origin) => error.note("in", origin),
         None => error,
@@ -188,11 +220,11 @@ pub fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Manifest)> 
 }
 
 impl Manifest {
-    /// Whether this host can open the plugin.
+    /// Checks that this host can open the plugin.
     ///
     /// # Errors
-    /// What the plugin was built for, what this host has, and what to do.
-    pub fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
+    /// Otherwise: what the plugin was built for and what this host has, and a remedy.
+    pub(crate) fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
         if self.contract != CONTRACT {
             let what = format!("built for contract {}; this host knows contract {CONTRACT}", self.contract);
             return Err((what, "rebuild it against this host's plugin-api"));
@@ -208,8 +240,10 @@ impl Manifest {
 fn open<Plugin>(
     spec: &PluginSpec,
     kind: Kind,
+    given_options: &str,
     of_kind: fn(abi::Plugins) -> Vec<Plugin>,
     name: fn(&Plugin) -> &str,
+    describe: fn(&Plugin) -> plugin_api::Result<abi::Description>,
 ) -> Result<Opened<Plugin>> {
     let (file, manifest) = choose(spec, &[kind])?;
     let described = format!(
@@ -231,16 +265,30 @@ fn open<Plugin>(
             let name = &manifest.name;
             spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
         })?;
-    let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest };
+    // Conformance checks judge a plugin whose description is broken: it must open all the same.
+    let schema = describe(&plugin).map(|description| description.options).unwrap_or_default();
+    let given = serde_json::from_str(given_options)
+        .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
+    let options = resolved_options(&schema, given);
+    let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest, options };
     Ok(Opened { plugin, record })
 }
 
-/// Opens a library with all its symbols resolved now, private to it, and never closes it:
-/// tensors, types and threads of its own may outlive every instance.
+/// The value of every option: the given one, or else the default in the JSON schema of the options.
+fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Value> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let defaults =
+        properties.filter_map(|(name, property)| Some((name.clone(), property.get("default")?.clone())));
+    // Options that the schema does not know are refused when the plugin is made.
+    defaults.chain(given).collect()
+}
+
+/// Opens a library with all symbols resolved at once and private to it. It is never closed: its tensors,
+/// types and threads may outlive every instance.
 fn keep_open(path: &Path) -> std::result::Result<(), String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-    // SAFETY: opening runs the library's initialisers. A plugin is native code that the user
-    // chose to run with their own rights; its manifest says that it is one of ours.
+    // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
+    // chosen to run it with their own rights.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
     library.map(std::mem::forget).map_err(|error| full_message(&error))
 }
@@ -252,8 +300,8 @@ fn full_message(error: &dyn std::error::Error) -> String {
     lines.join(": ")
 }
 
-/// The library's path: as given if it names a folder; else in the working directory, next to
-/// the executable, or in DRO_PLUGIN_PATH, with or without `lib` in front.
+/// The library's path: as given if it has a folder. Otherwise the file is searched for in the working
+/// directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in front.
 fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -275,7 +323,7 @@ fn find(file: &str) -> Result<PathBuf> {
 }
 
 /// Every plugin library in the folders that are searched, in the order of the search.
-pub fn installed() -> Vec<File> {
+pub(crate) fn installed() -> Vec<File> {
     let folders = search_path()
         .into_iter()
         .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
@@ -295,10 +343,43 @@ pub fn installed() -> Vec<File> {
     files
 }
 
-/// The folders in which a plugin named without one is looked for.
+/// The folders that are searched for a plugin named without a folder.
 fn search_path() -> Vec<PathBuf> {
     let beside_executable = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();
     let listed: Vec<_> = env::split_paths(&listed).filter(|folder| !folder.as_os_str().is_empty()).collect();
     [PathBuf::new()].into_iter().chain(beside_executable).chain(listed).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn options_are_resolved_with_the_defaults_of_the_schema() {
+        let schema = json!({"properties": {
+            "step_size": {"type": "number", "default": 0.25},
+            "epsilon": {"type": ["number", "null"], "default": null},
+            "required": {"type": "string"},
+        }});
+        let resolved = |given: Value| {
+            Value::Object(resolved_options(&schema, given.as_object().expect("a map").clone()))
+        };
+        assert_eq!(resolved(json!({})), json!({"step_size": 0.25, "epsilon": null}));
+        let given = json!({"step_size": 1, "required": "yes"});
+        assert_eq!(resolved(given), json!({"step_size": 1, "epsilon": null, "required": "yes"}));
+        let broken = json!({"error": "no schema"});
+        assert_eq!(resolved_options(&broken, Map::new()), Map::new());
+    }
+
+    #[test]
+    fn a_record_of_an_older_version_has_no_options() {
+        let manifest = json!({"kind": "model", "name": "a", "version": "1", "contract": 1, "libtorch": "2"});
+        let older = json!({"spec": "a.so", "path": "a.so", "sha256": "0", "manifest": manifest});
+        let mut record: Record = serde_json::from_value(older).expect("understood");
+        assert_eq!(record.options, Map::new());
+        record.set_steps(7);
+        assert_eq!(json!(record)["options"], json!({"steps": 7}));
+    }
 }

@@ -137,7 +137,7 @@ impl Model {
     /// If the plugin fails or returns a tensor of another shape, dtype or device.
     pub fn forward_in(&self, precision: Precision, images: &Tensor, train: bool) -> Result<Tensor> {
         let forward = || self.instance.forward(images, train).map(|logits| logits.to_kind(images.kind()));
-        self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)))
+        self.checked(images, call(&self.name, "forward", || precision.run(images.device(), forward)?))
     }
 
     /// Logits `[N, classes]` in evaluation mode, without a graph.

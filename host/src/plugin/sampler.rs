@@ -52,7 +52,7 @@ impl Sampler {
             .expect("a sampler")
     }
 
-    fn of_plugin(plugin: &SamplerPlugin, record: Record, spec: &PluginSpec) -> Result<Self> {
+    fn of_plugin(plugin: &SamplerPlugin, mut record: Record, spec: &PluginSpec) -> Result<Self> {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();
@@ -62,6 +62,7 @@ impl Sampler {
         if steps == 0 {
             return Err(spec.error(format!("{name}: declares 0 steps; expected at least 1")));
         }
+        record.set_steps(steps);
         Ok(Self { instance, name, steps, record })
     }
 

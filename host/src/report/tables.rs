@@ -247,7 +247,7 @@ fn found(evaluation: &Evaluated) -> Vec<Found<'_>> {
 fn best<'a, T>(found: impl Iterator<Item = (&'a Evaluated, T)>) -> Option<(&'a Evaluated, T, usize)> {
     let mut count = 0;
     let best = found.inspect(|_| count += 1).reduce(|one, other| {
-        let rank = |(evaluation, _): &(&Evaluated, T)| (evaluation.update, evaluation.result.points);
+        let rank = |(evaluation, _): &(&Evaluated, T)| (evaluation.update, evaluation.result.count);
         if rank(&other) >= rank(&one) { other } else { one }
     });
     best.map(|(evaluation, value)| (evaluation, value, count))
@@ -347,8 +347,8 @@ fn summary_row(table: &mut Table, run: &Run, measures: &[Measure]) -> Vec<Cell> 
 /// An accuracy, with what there is to say about it.
 fn measured(table: &mut Table, run: &Run, best: Option<(&Evaluated, f64, usize)>) -> Cell {
     let Some((evaluation, share, count)) = best else { return empty() };
-    let mut cell: Cell = Content::Share(share, Some(evaluation.result.points)).into();
-    for doubt in &evaluation.result.doubts {
+    let mut cell: Cell = Content::Share(share, Some(evaluation.result.count)).into();
+    for doubt in &evaluation.result.caveats {
         cell.notes.push(table.note(&format!("Caveat ({}): {}.", doubt.name, doubt.finding)));
     }
     if count > 1 {
@@ -475,7 +475,7 @@ pub fn evaluations(runs: &[Run]) -> Table {
     for run in runs {
         for evaluation in &run.evaluations {
             let Evaluated { result, suite, source, restarts, seed, update, versions, .. } = evaluation;
-            let points = result.points;
+            let points = result.count;
             let share = |share| Cell::from(Content::Share(share, Some(points)));
             for attack in &result.attacks {
                 let then = if result.order == Order::Cascade { "then " } else { "" };
@@ -483,7 +483,7 @@ pub fn evaluations(runs: &[Run]) -> Table {
                 if let Some(source) = source {
                     name.notes.push(table.note(&format!("Examples made on {}.", source.display())));
                 }
-                for doubt in &result.doubts {
+                for doubt in &result.caveats {
                     name.notes.push(table.note(&format!("Caveat ({}): {}.", doubt.name, doubt.finding)));
                 }
                 table.add(vec![

@@ -1,4 +1,4 @@
-//! The folder of a run: what it was made with, what it measured, where it can go on.
+//! The folder of a run: its record, its measurements and its checkpoints.
 
 pub(crate) mod checkpoint;
 pub(crate) mod progress;
@@ -8,6 +8,7 @@ use crate::config::{Experiment, Role, Select};
 use crate::data::Dataset;
 use crate::plugin::{Model, PluginSpec, Record};
 use crate::run::progress::{Progress, is_trained};
+use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
 use crate::util::files;
 use crate::{Error, Result};
@@ -35,6 +36,28 @@ pub struct RunRecord {
     pub data: DataRecord,
     /// The software it used.
     pub versions: Versions,
+    /// The arithmetic it began with; unknown in the record of an older version.
+    #[serde(default)]
+    pub arithmetic: Option<Arithmetic>,
+    /// The arithmetic it went on with, each time that it was resumed with another one than before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_arithmetic: Vec<LaterArithmetic>,
+}
+
+/// Another arithmetic that a run went on with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaterArithmetic {
+    /// The update of the checkpoint that it went on from.
+    pub update: u64,
+    /// The arithmetic of the updates after it.
+    pub arithmetic: Arithmetic,
+}
+
+impl RunRecord {
+    /// The latest arithmetic that the run is known to have used.
+    pub(crate) fn latest_arithmetic(&self) -> Option<&Arithmetic> {
+        self.later_arithmetic.last().map(|later| &later.arithmetic).or(self.arithmetic.as_ref())
+    }
 }
 
 /// The plugins of a run.
@@ -44,20 +67,20 @@ pub struct Plugins {
     pub model: Record,
     /// The adversary; none for ordinary training.
     pub sampler: Option<Record>,
-    /// What is tried on the validation points, if anything.
+    /// The attack on the validation points, if there is one.
     pub probe: Option<Record>,
-    /// What is traced on the test set, if anything.
+    /// The attack of the trace on test points, if there is one.
     #[serde(default)]
     pub trace: Option<Record>,
 }
 
 impl Plugins {
-    /// The plugins by what they were used for.
+    /// The plugins by their roles.
     pub fn iter(&self) -> impl Iterator<Item = (Role, &Record)> {
         Role::ALL.into_iter().filter_map(|role| Some((role, self.of(role)?)))
     }
 
-    /// The plugin that was used so; none if there was none, or if an evaluation used it.
+    /// The plugin of this role; none if the run had none. Attacks belong to evaluations, not to runs.
     pub fn of(&self, role: Role) -> Option<&Record> {
         match role {
             Role::Model => Some(&self.model),
@@ -79,7 +102,7 @@ pub struct DataRecord {
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
-    /// Points of the test split; unknown of runs of older versions.
+    /// Points of the test split; unknown in the record of an older version.
     #[serde(default)]
     pub test_points: Option<usize>,
     /// Points trained on.
@@ -95,7 +118,7 @@ pub struct Versions {
     pub host: String,
     /// The contract with plugins.
     pub contract: u32,
-    /// libtorch, version and build.
+    /// Version and build of libtorch.
     pub libtorch: String,
 }
 
@@ -114,10 +137,7 @@ pub struct Evaluations {
 
 impl Evaluations {
     /// Each of them, oldest first.
-    ///
-    /// # Errors
-    /// If one is not as this program writes them.
-    pub fn read<Evaluation: DeserializeOwned>(self, folder: &RunFolder) -> Result<Vec<Evaluation>> {
+    pub(crate) fn read<Evaluation: DeserializeOwned>(self, folder: &RunFolder) -> Result<Vec<Evaluation>> {
         let each = self.evaluations.into_iter().map(serde_json::from_value);
         each.collect::<std::result::Result<_, _>>()
             .map_err(|why| Error::file("understand", &folder.path.join(EVALUATIONS), why))
@@ -137,8 +157,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// The folder at this path, whatever is in it.
-    pub fn at(path: &Path) -> Self {
+    /// The folder at this path, with any contents.
+    pub(crate) fn at(path: &Path) -> Self {
         Self { path: path.to_owned(), lock: None }
     }
 
@@ -146,7 +166,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// If it already holds something.
-    pub fn for_new_run(path: &Path) -> Result<Self> {
+    pub(crate) fn for_new_run(path: &Path) -> Result<Self> {
         let run = Self::at(path);
         if run.record_path().exists() {
             return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
@@ -163,7 +183,7 @@ impl RunFolder {
     }
 
     /// A folder named after the time, under `runs`, that does not exist yet.
-    pub fn named_after_now() -> PathBuf {
+    pub(crate) fn named_after_now() -> PathBuf {
         let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let name = now.trim_end_matches('Z').replace(':', "-");
         let numbered = (2..).map(|number| format!("{name}-{number}"));
@@ -197,7 +217,7 @@ impl RunFolder {
     /// # Errors
     /// If the disk refuses, or another run began there in the meantime; nothing of this one is
     /// left behind.
-    pub fn create(&mut self, record: &RunRecord) -> Result<()> {
+    pub(crate) fn create(&mut self, record: &RunRecord) -> Result<()> {
         let existed = self.path.exists();
         fs::create_dir_all(&self.path).map_err(|why| Error::file("create", &self.path, why))?;
         self.lock()?;
@@ -219,27 +239,27 @@ impl RunFolder {
     ///
     /// # Errors
     /// If another one does already.
-    pub fn lock(&mut self) -> Result<()> {
+    pub(crate) fn lock(&mut self) -> Result<()> {
         self.lock = files::lock(&self.path.join(LOCK))?;
-        match self.lock {
-            Some(_) => Ok(()),
-            None => Err(Error::new(format!("another process is training in {}", self.path.display()))
-                .fix("wait for it or stop it, or choose another folder with --out")),
+        if self.lock.is_none() {
+            return Err(Error::new(format!("another process is training in {}", self.path.display()))
+                .fix("wait for it or stop it, or choose another folder with --out"));
         }
+        Ok(())
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where its checkpoints are.
-    pub fn checkpoints(&self) -> PathBuf {
+    /// The folder of its checkpoints.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
-    /// Where the weights are that scored best on the validation points, if they are selected.
-    pub fn best(&self) -> PathBuf {
+    /// The folder of the weights with the best score on the validation points, if these are selected.
+    pub(crate) fn best(&self) -> PathBuf {
         self.path.join("best")
     }
 
@@ -248,34 +268,22 @@ impl RunFolder {
     }
 
     /// Rewrites `metrics.jsonl`: one line per epoch.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
+    pub(crate) fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
         write_lines(&self.metrics_path(), epochs)
     }
 
     /// Rewrites `trace.jsonl`: one line per point of the trace.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
+    pub(crate) fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
         write_lines(&self.path.join("trace.jsonl"), points)
     }
 
-    /// The lines of `metrics.jsonl`, none if there is no such file.
-    ///
-    /// # Errors
-    /// If a line is not one of metrics.
-    pub fn metrics<Metrics: DeserializeOwned>(&self) -> Result<Vec<Metrics>> {
+    /// The lines of `metrics.jsonl`; none if there is no such file.
+    pub(crate) fn metrics<Metrics: DeserializeOwned>(&self) -> Result<Vec<Metrics>> {
         lines(&self.metrics_path())
     }
 
-    /// The lines of `trace.jsonl`, none if there is no such file.
-    ///
-    /// # Errors
-    /// If a line is not one of a trace.
-    pub fn trace<Point: DeserializeOwned>(&self) -> Result<Vec<Point>> {
+    /// The lines of `trace.jsonl`; none if there is no such file.
+    pub(crate) fn trace<Point: DeserializeOwned>(&self) -> Result<Vec<Point>> {
         lines(&self.path.join("trace.jsonl"))
     }
 
@@ -283,33 +291,41 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
-    /// The evaluations in `eval.json`, none if there is no such file.
-    ///
-    /// # Errors
-    /// If the file is not one of evaluations.
-    pub fn evaluations(&self) -> Result<Evaluations> {
+    /// The evaluations in `eval.json`; none if there is no such file.
+    pub(crate) fn evaluations(&self) -> Result<Evaluations> {
         let path = self.path.join(EVALUATIONS);
-        match path.exists() {
-            false => Ok(Evaluations::default()),
-            true => serde_json::from_slice(&files::read(&path)?)
-                .map_err(|why| Error::file("understand", &path, why).fix("move the file away")),
+        if !path.exists() {
+            return Ok(Evaluations::default());
         }
+        serde_json::from_slice(&files::read(&path)?)
+            .map_err(|why| Error::file("understand", &path, why).fix("move the file away"))
     }
 
-    /// Adds an evaluation to `eval.json`, after those already there.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
+    /// Adds an evaluation to `eval.json`, after those already there. Returns the file's path.
+    pub(crate) fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
         let lock_path = self.path.join(".eval.lock");
         let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
-        // Evaluations may go on beside one another: whoever is done adds to what is there then.
+        // Several evaluations may run at the same time: each adds to the file as it is at its own end.
         lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
         let mut evaluations = self.evaluations()?;
         evaluations.evaluations.push(new);
         let path = self.path.join(EVALUATIONS);
         self.write_json(&path, &evaluations)?;
         Ok(path)
+    }
+
+    /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other
+    /// contents stay, fields of other versions among them.
+    pub(crate) fn add_arithmetic(&self, later: &LaterArithmetic) -> Result<()> {
+        let path = self.record_path();
+        let mut record: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&files::read(&path)?)
+                .map_err(|why| Error::file("understand", &path, why))?;
+        let list = record.entry("later_arithmetic").or_insert_with(|| serde_json::json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.push(serde_json::json!(later));
+        }
+        self.write_json(&path, &record)
     }
 
     fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
@@ -336,12 +352,12 @@ fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
     lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
 }
 
-/// Loads into a model the weights that a run is evaluated with: those of its last checkpoint or
-/// its best, averaged if it averages. Returns what the run had got to then.
+/// Loads the weights for evaluation into a model: those of the run's last or best checkpoint, averaged
+/// if the run averages them. Returns the progress at that checkpoint.
 ///
 /// # Errors
-/// If there is no checkpoint that is whole, or its weights are not of this model.
-pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
+/// If no checkpoint is whole, or its weights are not of this model.
+pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =
@@ -362,23 +378,22 @@ pub fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Re
     Ok(saved.progress)
 }
 
-/// What is done about something that is not as a run recorded it: it is refused, unless that is allowed,
-/// which is a warning then.
-pub fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
-    move |change| match allowed {
-        true => {
-            warn(change.first_line());
-            Ok(())
+/// Handles a difference from a run's record: a warning if differences are allowed, else an error.
+pub(crate) fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
+    move |change| {
+        if !allowed {
+            return Err(change);
         }
-        false => Err(change),
+        warn(change.first_line());
+        Ok(())
     }
 }
 
-/// The spec of a recorded plugin, pointed at the file it was loaded from if that still exists.
+/// The spec of a recorded plugin, with the path that it was loaded from if that file still exists.
 ///
 /// # Errors
-/// If `on_change` makes one of a file that would be loaded now and is not the one that was recorded.
-pub fn recorded_plugin(
+/// If the file is not the recorded one and `on_change` returns an error.
+pub(crate) fn recorded_plugin(
     spec: &PluginSpec,
     record: &Record,
     on_change: &mut dyn FnMut(Error) -> Result<()>,
@@ -395,11 +410,11 @@ pub fn recorded_plugin(
     Ok(spec)
 }
 
-/// Looks whether a data set's files are the recorded ones.
+/// Compares a data set's files with the recorded ones.
 ///
 /// # Errors
-/// If `on_change` makes one of a file that differs.
-pub fn check_data(
+/// If a file differs and `on_change` returns an error.
+pub(crate) fn check_data(
     dataset: &Dataset,
     record: &DataRecord,
     on_change: &mut dyn FnMut(Error) -> Result<()>,

@@ -73,8 +73,10 @@ impl Row {
         best_epoch: bool,
         evaluations: &[Evaluated],
     ) -> Self {
-        let doubts = evaluations.iter().filter_map(|done| done.result["doubts"].as_array()).flatten();
-        let doubts = doubts.cloned().collect();
+        // Evaluations of older versions have `doubts`.
+        let caveats = |result: &Value| result.get("caveats").or(result.get("doubts"))?.as_array().cloned();
+        let doubts = evaluations.iter().filter_map(|done| caveats(&done.result)).flatten();
+        let doubts = doubts.collect();
         let alarms = epochs.last().map(|last| last.alarms.clone()).unwrap_or_default();
         Self { status, reason, figures: figures(epochs, best_epoch, evaluations), doubts, alarms }
     }

@@ -1,4 +1,4 @@
-//! Where tensors live, and how libtorch and the process are set up for it.
+//! Devices, and the settings of libtorch and of the process.
 
 use crate::util::console::warn;
 use crate::{Error, Result};
@@ -24,16 +24,15 @@ pub fn parse(name: &str) -> std::result::Result<Device, String> {
 }
 
 unsafe extern "C" {
-    fn host_exact_cuda();
+    fn host_exact_cuda() -> *const c_char;
     fn host_upload(tensor: *const C_tensor, index: i64, copy: *mut *mut C_tensor) -> *const c_char;
 }
 
-/// Makes a device usable, or says what is missing.
+/// Makes a device usable.
 ///
 /// # Errors
-/// If CUDA was asked for and libtorch was built without it, an NVIDIA library is missing, or
-/// no GPU answers.
-pub fn open(device: Device) -> Result<Device> {
+/// For CUDA, if libtorch was built without it, an NVIDIA library is missing, or there is no usable GPU.
+pub(crate) fn open(device: Device) -> Result<Device> {
     let Device::Cuda(index) = device else { return Ok(device) };
     load_cuda()?;
     match Tensor::f_zeros([1], (Kind::Float, device)) {
@@ -45,13 +44,13 @@ pub fn open(device: Device) -> Result<Device> {
     }
 }
 
-/// Loads libtorch's CUDA half, here and nowhere else: a program linked to it would not start where
-/// NVIDIA's libraries are absent. libtorch looks for it once and remembers what it found: nothing may
-/// have asked for a GPU before. Afterwards f32 is f32 on a GPU, not TF32.
+/// Loads libtorch's CUDA library, and turns TF32 off. A program linked to the library would not start
+/// on a machine without NVIDIA's libraries. libtorch searches for it once and remembers the result: no
+/// CUDA device may have been used before.
 ///
 /// # Errors
 /// If libtorch was built without CUDA, or an NVIDIA library is missing.
-pub fn load_cuda() -> Result<()> {
+pub(crate) fn load_cuda() -> Result<()> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     let library = libtorch_folder()?.join("libtorch_cuda.so");
     if !library.is_file() {
@@ -59,14 +58,18 @@ pub fn load_cuda() -> Result<()> {
             .note("missing", library.display())
             .fix("set LIBTORCH to a libtorch with CUDA and rebuild, or use --device cpu"));
     }
-    // SAFETY: opening runs the initialisers of libtorch's own CUDA half, which register its
-    // kernels; it belongs to the libtorch that is already loaded from the same folder.
+    // SAFETY: opening runs the initialisers of libtorch's CUDA library, which register its kernels. It
+    // is in the folder of the libtorch that is already loaded.
     match unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
             // SAFETY: this sets flags of libtorch's global context.
-            unsafe { host_exact_cuda() };
-            Ok(())
+            match refusal(unsafe { host_exact_cuda() }) {
+                None => Ok(()),
+                Some(why) => {
+                    Err(Error::new(format!("libtorch cannot turn TF32 off on the GPU: {}", first_line(&why))))
+                }
+            }
         }
         Err(error) => {
             let causes =
@@ -80,7 +83,7 @@ pub fn load_cuda() -> Result<()> {
     }
 }
 
-/// The folder that this process loaded libtorch from.
+/// The folder of the libtorch that this process has loaded.
 fn libtorch_folder() -> Result<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
@@ -89,17 +92,17 @@ fn libtorch_folder() -> Result<PathBuf> {
     folder.ok_or_else(|| Error::new("cannot tell where libtorch was loaded from (/proc/self/maps)"))
 }
 
-/// Copies a tensor made on the CPU to a device without waiting for the device.
+/// Copies a tensor on the CPU to a device without waiting for the device.
 ///
 /// # Errors
 /// If libtorch cannot.
-pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, TchError> {
+pub(crate) fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, TchError> {
     match device {
         Device::Cuda(index) => {
             let mut copy = std::ptr::null_mut();
             // SAFETY: the tensor lives during the call.
             match refusal(unsafe { host_upload(tensor.as_ptr(), index as i64, &mut copy) }) {
-                // SAFETY: nothing was refused: `copy` is a tensor that nobody else owns.
+                // SAFETY: there was no error, so that `copy` is a new tensor without another owner.
                 None => Ok(unsafe { Tensor::from_ptr(copy) }),
                 Some(why) => Err(TchError::Torch(why)),
             }
@@ -108,19 +111,19 @@ pub fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Tensor, Tc
     }
 }
 
-/// What a function of `libtorch.cpp` returned: why it refused, if it did.
+/// The error message that a function of `libtorch.cpp` returned; none if it succeeded.
 pub(crate) fn refusal(message: *const c_char) -> Option<String> {
-    // SAFETY: such a message is a string that lives until this thread's next call of one.
+    // SAFETY: the message is a string that is valid until this thread's next call of such a function.
     (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
 }
 
 const MOST_THREADS: usize = 1024;
 
-/// Sets the number of threads of libtorch and of random numbers; all cores unless a number is given.
+/// Sets the number of threads of libtorch and of random numbers: one for each core unless it is given.
 ///
 /// # Errors
 /// If the number is out of range, or the threads cannot be started.
-pub fn set_threads(threads: Option<usize>) -> Result<usize> {
+pub(crate) fn set_threads(threads: Option<usize>) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let threads = threads.unwrap_or(cores);
     if !(1..=MOST_THREADS).contains(&threads) {
@@ -129,7 +132,7 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
         )));
     }
     if threads > cores {
-        warn(format_args!("{threads} threads on {cores} cores get into one another's way"));
+        warn(format_args!("{threads} threads on {cores} cores are slower than {cores}"));
     }
     tch::set_num_threads(threads as i32);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -137,24 +140,43 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// Sets this process up before it does anything else: its allocator keeps freed memory, and a file that
-/// grows too large is an error like any other.
+/// Sets this process up, before it starts any thread: its allocator keeps freed memory, and a file that
+/// exceeds its limit is an error of the write, not a signal.
 pub fn set_up() {
     keep_freed_memory();
-    // SAFETY: to ignore a signal installs no handler; it is called before threads start.
+    // SAFETY: no handler is installed; no other thread has started yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Keeps freed memory in the process: by default glibc returns large activations to the
-/// kernel after every step and pays for fresh pages at the next.
+/// Keeps freed memory in the process. By default, glibc returns large activations to the kernel after
+/// every step, and needs new pages in the next one.
 fn keep_freed_memory() {
     const KEPT: libc::c_int = 1 << 30;
     const MOST_OF_OLD_GLIBC: libc::c_int = 32 << 20;
-    // SAFETY: mallopt only sets thresholds of the allocator; it is called before threads start.
+    // SAFETY: mallopt only sets thresholds of the allocator; no other thread has started yet.
     unsafe {
         if libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT) == 0 {
             libc::mallopt(libc::M_MMAP_THRESHOLD, MOST_OF_OLD_GLIBC);
         }
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libtorch throws a C++ exception here: without a handler it would end the process.
+    #[test]
+    fn a_copy_to_a_gpu_without_cuda_is_an_error() {
+        let refused = upload(&Tensor::from(1.0), Device::Cuda(0)).expect_err("refused");
+        assert!(!refused.to_string().is_empty());
+    }
+
+    #[test]
+    fn devices_are_known_by_name() {
+        assert_eq!(parse("cuda"), Ok(Device::Cuda(0)));
+        assert_eq!(parse("cuda:3"), Ok(Device::Cuda(3)));
+        assert!(parse("cuda:x").is_err_and(|why| why.ends_with("got `cuda:x`")));
     }
 }

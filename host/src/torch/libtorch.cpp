@@ -1,19 +1,24 @@
-// What libtorch's Rust binding lacks: autocast for a CPU, how a GPU computes, copies to it that
-// nobody waits for, and optimiser steps that move all weights in one call and one walk through memory.
+// Functions of libtorch that its Rust binding lacks: autocast, the settings of the arithmetic,
+// asynchronous copies to a GPU, and optimiser steps that update all weights in one call.
+//
+// No C++ exception may cross the boundary to Rust. Every exported function therefore works inside
+// `attempt`, and returns null or an error message.
 
 #include <ATen/Context.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <string>
 #include <vector>
 
 namespace {
-
-at::DeviceType device_of(bool cuda) { return cuda ? at::kCUDA : at::kCPU; }
 
 using Tensors = std::vector<at::Tensor>;
 
@@ -23,8 +28,8 @@ Tensors listed(at::Tensor* const* tensors, size_t count) {
     return list;
 }
 
-// The fused steps walk plain memory, in the order in which the parameters lie there: whatever
-// lies otherwise is copied. Gradients of convolutions' weights often do.
+// The fused steps read memory in the order of the parameters' own layout. A tensor of another layout
+// is copied first; gradients of convolutions' weights often have another one.
 at::Tensor laid_like(const at::Tensor& tensor, const at::Tensor& parameter) {
     const bool fits = tensor.strides() == parameter.strides() && tensor.is_non_overlapping_and_dense();
     return fits ? tensor : at::empty_like(parameter).copy_(tensor);
@@ -37,22 +42,25 @@ Tensors laid_like(const Tensors& tensors, const Tensors& parameters) {
     return laid;
 }
 
-// Works, and returns what libtorch refused, if anything; the message lives until this thread's next
-// call.
-template <typename Work> const char* attempt(Work work) {
-    thread_local std::string refused;
+// Calls `work`. Returns null, or the message of its exception; the message is valid until this
+// thread's next call. A buffer of fixed size needs no allocation, which could throw again.
+template <typename Work> const char* attempt(Work work) noexcept {
+    thread_local char message[2048];
     try {
         work();
         return nullptr;
     } catch (const std::exception& error) {
-        refused = error.what();
-        return refused.c_str();
+        std::snprintf(message, sizeof message, "%s", error.what());
+    } catch (...) {
+        std::snprintf(message, sizeof message, "%s", "an exception of unknown type");
     }
+    return message;
 }
 
-// Runs `step` on parameters that lie without gaps.
-template <typename Step> const char* run(const Tensors& parameters, Step step) {
+// Runs `step` on parameters without gaps in memory.
+template <typename Step> const char* run(at::Tensor* const* tensors, size_t count, Step step) {
     return attempt([&] {
+        const Tensors parameters = listed(tensors, count);
         const Tensors dense = laid_like(parameters, parameters);
         step(dense);
         for (size_t index = 0; index < dense.size(); ++index)
@@ -62,28 +70,94 @@ template <typename Step> const char* run(const Tensors& parameters, Step step) {
 
 }  // namespace
 
-extern "C" void host_autocast_begin(bool cuda) {
-    at::autocast::set_autocast_dtype(device_of(cuda), at::kBFloat16);
-    at::autocast::set_autocast_enabled(device_of(cuda), true);
+// Mirrors `Found` in arithmetic.rs. The strings are valid until this thread's next call.
+struct HostArithmetic {
+    const char* instruction_set;
+    const char* onednn;
+    const char* mkl;
+    const char* openmp;
+    const char* float32_matmul_precision;
+    int64_t cudnn;
+    bool tf32_cudnn;
+    bool tf32_cublas;
+    bool tf32_onednn;
+    bool cudnn_deterministic;
+    bool cudnn_benchmark;
+    bool deterministic_algorithms;
+};
+
+namespace {
+
+const char* name(at::Float32MatmulPrecision precision) {
+    switch (precision) {
+        case at::Float32MatmulPrecision::HIGHEST: return "highest";
+        case at::Float32MatmulPrecision::HIGH: return "high";
+        case at::Float32MatmulPrecision::MEDIUM: return "medium";
+    }
+    return "unknown";
 }
 
-// The weights' copies in bf16 are dropped: the weights move before the next forward.
-extern "C" void host_autocast_end(bool cuda) {
-    at::autocast::set_autocast_enabled(device_of(cuda), false);
-    at::autocast::clear_cache();
+}  // namespace
+
+// What decides the last bits of a result: libraries, instruction set and flags. `onednn`, `mkl` and
+// `openmp` are null in a libtorch without them, `cudnn` is 0 without it.
+extern "C" const char* host_arithmetic(HostArithmetic* found) {
+    return attempt([&] {
+        thread_local std::string instruction_set, onednn, mkl, openmp;
+        const auto& context = at::globalContext();
+        instruction_set = at::get_cpu_capability();
+        onednn = at::get_mkldnn_version();
+        mkl = at::get_mkl_version();
+        openmp = at::get_openmp_version();
+        const auto& cuda = at::detail::getCUDAHooks();
+        *found = HostArithmetic{
+            /*instruction_set=*/instruction_set.c_str(),
+            /*onednn=*/context.hasMKLDNN() ? onednn.c_str() : nullptr,
+            /*mkl=*/context.hasMKL() ? mkl.c_str() : nullptr,
+            /*openmp=*/context.hasOpenMP() ? openmp.c_str() : nullptr,
+            /*float32_matmul_precision=*/name(context.float32MatmulPrecision()),
+            /*cudnn=*/cuda.hasCUDA() && cuda.hasCuDNN() ? cuda.versionRuntimeCuDNN() : 0,
+            /*tf32_cudnn=*/context.allowTF32CuDNN(),
+            /*tf32_cublas=*/context.allowTF32CuBLAS(),
+            /*tf32_onednn=*/context.allowTF32OneDNN(),
+            /*cudnn_deterministic=*/context.deterministicCuDNN(),
+            /*cudnn_benchmark=*/context.benchmarkCuDNN(),
+            /*deterministic_algorithms=*/context.deterministicAlgorithms(),
+        };
+    });
 }
 
-// By default convolutions of f32 are TF32 on a GPU: ten bits of significand, where f32 has 23. And
-// cuDNN may choose algorithms that add in another order each time.
-extern "C" void host_exact_cuda() {
-    at::globalContext().setAllowTF32CuDNN(false);
-    at::globalContext().setAllowTF32CuBLAS(false);
-    at::globalContext().setDeterministicCuDNN(true);
-    at::globalContext().setBenchmarkCuDNN(false);
+// `device` is a number of c10::DeviceType. libtorch refuses devices without autocast.
+extern "C" const char* host_autocast_begin(int8_t device) {
+    return attempt([&] {
+        const auto type = static_cast<at::DeviceType>(device);
+        at::autocast::set_autocast_enabled(type, true);
+        at::autocast::set_autocast_dtype(type, at::kBFloat16);
+    });
 }
 
-// A copy of a tensor in CUDA device number `index`'s memory, by way of memory that is pinned until it
-// is there; whoever called owns it.
+// Also drops the cached copies of the weights in bf16: the weights change before the next forward.
+extern "C" const char* host_autocast_end(int8_t device) {
+    return attempt([&] {
+        at::autocast::set_autocast_enabled(static_cast<at::DeviceType>(device), false);
+        at::autocast::clear_cache();
+    });
+}
+
+// By default, convolutions of f32 on a GPU use TF32, with 10 bits of significand instead of 23, and
+// cuDNN may choose algorithms whose order of summation differs between calls.
+extern "C" const char* host_exact_cuda() {
+    return attempt([] {
+        auto& context = at::globalContext();
+        context.setAllowTF32CuDNN(false);
+        context.setAllowTF32CuBLAS(false);
+        context.setDeterministicCuDNN(true);
+        context.setBenchmarkCuDNN(false);
+    });
+}
+
+// Copies a tensor to CUDA device number `index` through pinned memory, without waiting for the
+// device. The caller owns the copy.
 extern "C" const char* host_upload(const at::Tensor* tensor, int64_t index, at::Tensor** copy) {
     return attempt([&] {
         const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
@@ -91,11 +165,11 @@ extern "C" const char* host_upload(const at::Tensor* tensor, int64_t index, at::
     });
 }
 
-// `moments` are absent (0 of them) without momentum, or as many as parameters.
+// There are as many `moments` as parameters, or none without momentum.
 extern "C" const char* host_sgd_step(at::Tensor* const* parameters, at::Tensor* const* gradients, size_t count,
                                      at::Tensor* const* moments, size_t moment_count, double learning_rate,
                                      double momentum, double weight_decay) {
-    return run(listed(parameters, count), [&](const Tensors& dense) {
+    return run(parameters, count, [&](const Tensors& dense) {
         at::_fused_sgd_(dense, laid_like(listed(gradients, count), dense), listed(moments, moment_count),
                         weight_decay, momentum, learning_rate, /*dampening=*/0.0, /*nesterov=*/false,
                         /*maximize=*/false, /*is_first_step=*/false);
@@ -107,7 +181,7 @@ extern "C" const char* host_adam_step(at::Tensor* const* parameters, at::Tensor*
                                       at::Tensor* const* first_moments, at::Tensor* const* second_moments,
                                       const at::Tensor* step, double learning_rate, double keep_first,
                                       double keep_second, double weight_decay, double epsilon) {
-    return run(listed(parameters, count), [&](const Tensors& dense) {
+    return run(parameters, count, [&](const Tensors& dense) {
         at::_fused_adam_(dense, laid_like(listed(gradients, count), dense), listed(first_moments, count),
                          listed(second_moments, count), /*max_exp_avg_sqs=*/{}, Tensors(count, *step),
                          learning_rate, keep_first, keep_second, weight_decay, epsilon, /*amsgrad=*/false,

@@ -1,10 +1,13 @@
 //! In which precision networks compute while training.
 
+use crate::torch::device::refusal;
+use crate::util::console::warn;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use tch::Device;
+use std::ffi::c_char;
+use tch::{Device, TchError};
 
-/// A precision. Weights, gradients, optimiser and particles are f32 in any.
+/// A precision. Weights, gradients, optimiser state and particles are f32 in both.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -17,33 +20,68 @@ pub enum Precision {
 }
 
 unsafe extern "C" {
-    fn host_autocast_begin(cuda: bool);
-    fn host_autocast_end(cuda: bool);
+    fn host_autocast_begin(device: i8) -> *const c_char;
+    fn host_autocast_end(device: i8) -> *const c_char;
 }
 
-/// Ends autocast when it is dropped, on a panic too.
+/// The number of the device's type in libtorch (`c10::DeviceType`).
+fn device_type(device: Device) -> i8 {
+    match device {
+        Device::Cpu => 0,
+        Device::Cuda(_) => 1,
+        Device::Vulkan => 10,
+        Device::Mps => 13,
+    }
+}
+
+/// Autocast to bf16 on this thread, from `begin` to `end`; on a panic, until it is dropped.
 struct Autocast {
-    cuda: bool,
+    device: i8,
+    is_over: bool,
+}
+
+impl Autocast {
+    fn begin(device: Device) -> Result<Self, TchError> {
+        let device = device_type(device);
+        // SAFETY: this sets flags of the thread, which `end` or `drop` resets.
+        match refusal(unsafe { host_autocast_begin(device) }) {
+            None => Ok(Self { device, is_over: false }),
+            Some(why) => Err(TchError::Torch(why)),
+        }
+    }
+
+    fn end(mut self) -> Result<(), TchError> {
+        self.is_over = true;
+        // SAFETY: this resets a flag of the thread and empties a cache of libtorch's.
+        refusal(unsafe { host_autocast_end(self.device) }).map_or(Ok(()), |why| Err(TchError::Torch(why)))
+    }
 }
 
 impl Drop for Autocast {
     fn drop(&mut self) {
-        // SAFETY: this sets a flag of the thread and empties a cache of libtorch's.
-        unsafe { host_autocast_end(self.cuda) }
+        if self.is_over {
+            return;
+        }
+        // SAFETY: this resets a flag of the thread and empties a cache of libtorch's.
+        if let Some(why) = refusal(unsafe { host_autocast_end(self.device) }) {
+            warn(format_args!("libtorch's autocast cannot be ended: {why}"));
+        }
     }
 }
 
 impl Precision {
     /// Runs a forward pass on `device` in this precision.
-    pub fn run<T>(self, device: Device, forward: impl FnOnce() -> T) -> T {
+    ///
+    /// # Errors
+    /// If libtorch has no autocast on this device.
+    pub(crate) fn run<T>(self, device: Device, forward: impl FnOnce() -> T) -> Result<T, TchError> {
         if self == Self::F32 {
-            return forward();
+            return Ok(forward());
         }
-        let cuda = device != Device::Cpu;
-        // SAFETY: this sets flags of the thread, which the guard resets.
-        unsafe { host_autocast_begin(cuda) };
-        let _guard = Autocast { cuda };
-        forward()
+        let autocast = Autocast::begin(device)?;
+        let made = forward();
+        autocast.end()?;
+        Ok(made)
     }
 }
 
@@ -56,10 +94,19 @@ mod tests {
     fn products_are_bf16_inside_and_f32_outside() {
         let matrix = Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
         let product = || matrix.matmul(&matrix).kind();
-        assert_eq!(Precision::Bf16.run(Device::Cpu, product), Kind::BFloat16);
-        assert_eq!(Precision::F32.run(Device::Cpu, product), Kind::Float);
+        assert_eq!(Precision::Bf16.run(Device::Cpu, product).expect("autocast"), Kind::BFloat16);
+        assert_eq!(product(), Kind::Float);
+        assert_eq!(Precision::F32.run(Device::Cpu, product).expect("nothing to do"), Kind::Float);
         let panicked = std::panic::catch_unwind(|| Precision::Bf16.run(Device::Cpu, || panic!("on the way")));
         assert!(panicked.is_err());
         assert_eq!(product(), Kind::Float);
+    }
+
+    /// libtorch throws a C++ exception here: without a handler it would end the process.
+    #[test]
+    fn a_device_without_autocast_is_an_error() {
+        let refused = Precision::Bf16.run(Device::Vulkan, || panic!("must not run")).expect_err("refused");
+        assert!(refused.to_string().contains("unknown device type for autocast"), "{refused}");
+        assert!(Precision::F32.run(Device::Vulkan, || ()).is_ok());
     }
 }

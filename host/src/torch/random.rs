@@ -1,8 +1,8 @@
-//! Random numbers that depend on what they are for, and on nothing else.
+//! Random numbers that depend only on their key.
 //!
-//! A counter-based generator (ChaCha with 8 rounds) is keyed by the run's seed, a purpose, a
-//! step, the point and the particle. There is no state: a draw is the same whatever the batch
-//! around it, after a resume, and on every device. Numbers are drawn on the CPU in f32.
+//! The key of a counter-based generator (ChaCha with 8 rounds) is the run's seed, a purpose, a step, the
+//! point and the particle. There is no state: a draw is the same in every batch, after a resume, and on
+//! every device. Numbers are drawn on the CPU in f32.
 
 use crate::torch::device;
 use chacha20::ChaCha8Rng;
@@ -14,14 +14,14 @@ use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use tch::Tensor;
 
-/// What random numbers are for.
+/// The purpose of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The order of the training points in an epoch.
     Shuffle = 1,
     /// Initial weights.
     Initialisation = 2,
-    /// What the model draws itself while training (dropout).
+    /// The model's own numbers while training (dropout).
     Forward = 3,
     /// A sampler's chains while training.
     Training = 4,
@@ -31,26 +31,26 @@ pub enum Purpose {
     Subset = 6,
     /// A probe on validation points.
     Probe = 7,
-    /// Where the particle store begins.
+    /// The particle store's initial particles.
     Start = 8,
-    /// The settings that a sweep tries.
+    /// The settings of a sweep.
     Sweep = 9,
-    /// How an image is cropped and flipped at a visit.
+    /// The crop and the flip of an image at a visit.
     Augmentation = 10,
-    /// The training points that averaged weights take their statistics from.
+    /// The training points for the batch statistics of averaged weights.
     Statistics = 11,
 }
 
-/// A seed for one purpose and step, for generators that keep their own state.
-pub fn seed_for(seed: u64, purpose: Purpose, step: u64) -> i64 {
+/// The seed of a generator with its own state, for one purpose and step.
+pub(crate) fn seed_for(seed: u64, purpose: Purpose, step: u64) -> i64 {
     generator(seed, purpose, step, 0, 0, 0).next_u64() as i64
 }
 
-/// Steps or replays of one visit, at most: its forwards are numbered in 16 bits.
-pub const MOST_STEPS: usize = 65_534;
+/// The largest number of steps or replays of a visit: its forward passes are numbered in 16 bits.
+pub(crate) const MOST_STEPS: usize = 65_534;
 
-/// The forwards of an update in which a model draws random numbers of its own.
-pub enum Forward {
+/// The forward passes of an update in which a model draws random numbers of its own.
+pub(crate) enum Forward {
     /// At a step or a replay, counted from 0.
     Step(usize),
     /// At the natural examples.
@@ -60,8 +60,8 @@ pub enum Forward {
 }
 
 impl Forward {
-    /// Its number among all forwards of a run's updates.
-    pub fn of_update(self, update: u64) -> u64 {
+    /// Its number among all forward passes of a run's updates.
+    pub(crate) fn of_update(self, update: u64) -> u64 {
         let number = match self {
             Self::Step(number) => number,
             Self::Natural => MOST_STEPS,
@@ -72,13 +72,13 @@ impl Forward {
 }
 
 /// A number uniform in [0, 1).
-pub fn uniform(seed: u64, purpose: Purpose, step: u64, draw: u32) -> f64 {
+pub(crate) fn uniform(seed: u64, purpose: Purpose, step: u64, draw: u32) -> f64 {
     // 53 bits fill the significand of an f64: every value below 1 is exact.
     (generator(seed, purpose, step, 0, 0, draw).next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// A random order of 0..count.
-pub fn permutation(seed: u64, purpose: Purpose, step: u64, count: usize) -> Vec<i64> {
+pub(crate) fn permutation(seed: u64, purpose: Purpose, step: u64, count: usize) -> Vec<i64> {
     let mut generator = generator(seed, purpose, step, 0, 0, 0);
     let mut order: Vec<i64> = (0..count as i64).collect();
     // Fisher-Yates; the bias of the multiplication is below 2^-32 for any data set in memory.
@@ -89,8 +89,8 @@ pub fn permutation(seed: u64, purpose: Purpose, step: u64, count: usize) -> Vec<
     order
 }
 
-/// A step number for what has a name, an attack say: its own, whatever else there is beside it.
-pub fn step_of_name(name: &str) -> u64 {
+/// A step number that depends only on a name, such as an attack's.
+pub(crate) fn step_of_name(name: &str) -> u64 {
     let digest = Sha256::digest(name.as_bytes());
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
@@ -106,10 +106,10 @@ fn generator(seed: u64, purpose: Purpose, step: u64, point: i64, particle: u16, 
     ChaCha8Rng::from_seed(key)
 }
 
-/// So many numbers take longer to draw (some 10 ns each) than other threads take to begin.
+/// The least number of random numbers (some 10 ns each) for which it pays to start other threads.
 const WORTH_SHARING: usize = 10_000;
 
-/// The random numbers of one call to a plugin, whose rows are particles of points.
+/// The random numbers of one call to a plugin. Each row belongs to a particle of a point.
 pub struct Draws<'a> {
     seed: u64,
     purpose: Purpose,
@@ -122,8 +122,8 @@ pub struct Draws<'a> {
 }
 
 impl<'a> Draws<'a> {
-    /// Draws for rows that hold `particles_per_point` particles of each point in turn;
-    /// `points` names the point of every row.
+    /// Draws for rows with `particles_per_point` consecutive particles of each point. `points` has the
+    /// point of every row.
     pub fn new(
         seed: u64,
         purpose: Purpose,
@@ -148,7 +148,7 @@ impl<'a> Draws<'a> {
         Self { stream: number as u64, draws: Cell::new(0), ..*self }
     }
 
-    /// The same rows as if their particles were numbered from `first`: another restart.
+    /// The same rows with particles numbered from `first`: another restart.
     pub fn restart(&self, first: u16) -> Self {
         Self { first_particle: first, draws: Cell::new(0), ..*self }
     }
@@ -180,9 +180,10 @@ impl RandomSource for Draws<'_> {
         };
         let width = (like.numel() / points.len().max(1)).max(1);
         let mut numbers = vec![0f32; like.numel()];
-        match numbers.len() >= WORTH_SHARING && rayon::current_num_threads() > 1 {
-            true => numbers.par_chunks_mut(width).enumerate().for_each(draw_row),
-            false => numbers.chunks_mut(width).enumerate().for_each(draw_row),
+        if numbers.len() >= WORTH_SHARING && rayon::current_num_threads() > 1 {
+            numbers.par_chunks_mut(width).enumerate().for_each(draw_row);
+        } else {
+            numbers.chunks_mut(width).enumerate().for_each(draw_row);
         }
         let numbers = Tensor::f_from_slice(&numbers)?.f_reshape(shape)?;
         Ok(device::upload(&numbers, like.device())?.f_to_kind(like.kind())?)

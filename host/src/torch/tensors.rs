@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 ///
 /// # Errors
 /// If a dtype is not known to safetensors, or the disk refuses.
-pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let refused = |why: &dyn std::fmt::Display| Error::file("write", path, why).on_the_way();
     let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
     let views: Vec<_> = views.collect::<Result<_>>()?;
@@ -26,12 +26,12 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     finish().map_err(|why| refused(&why))
 }
 
-/// The named tensors of a file, on the CPU. Their numbers stay in the file, mapped into memory,
-/// which must not be changed while they are used; it may be removed.
+/// The named tensors of a file, on the CPU. They are mapped into memory: the file must not be changed
+/// while they are used. It may be removed.
 ///
 /// # Errors
-/// If it cannot be read, or is not whole.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+/// If the file is not whole.
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let not_whole = |why: String| Error::file("understand", path, why);
     let mut file = File::open(path).map_err(|why| Error::file("read", path, why))?;
     let length = file.metadata().map_err(|why| Error::file("read", path, why))?.len();
@@ -49,7 +49,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     if length != expected {
         return Err(not_whole(format!("expected {expected} bytes, got {length}")));
     }
-    // By its descriptor, because libtorch takes no name that is not UTF-8.
+    // By its descriptor: libtorch requires names in UTF-8.
     let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
     let bytes = Tensor::f_from_file(&opened, false, length as i64, (Kind::Uint8, Device::Cpu))?;
     let tensor = |info: &TensorInfo| -> Result<Tensor> {
@@ -59,7 +59,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         let kind = kind.ok_or_else(|| not_whole(format!("dtype {:?} is not known here", info.dtype)))?;
         let start = first as usize + start;
         let bytes = bytes.f_narrow(0, start as i64, (end + first as usize - start) as i64)?;
-        // What was written elsewhere may begin between the places where such numbers can.
+        // Another program may have written the tensor at an address that its type does not allow.
         let aligned = start.is_multiple_of(kind.elt_size_in_bytes());
         let bytes = if aligned { bytes } else { bytes.copy() };
         Ok(bytes.f_view_dtype(kind)?.f_reshape(shape)?)
@@ -67,11 +67,8 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     header.tensors().into_iter().map(|(name, info)| Ok((name, tensor(info)?))).collect()
 }
 
-/// The numbers of a tensor, row by row, as bytes of this machine.
-///
-/// # Errors
-/// If libtorch cannot copy it.
-pub fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+/// The numbers of a tensor, row by row, in the byte order of this machine.
+pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
@@ -89,7 +86,7 @@ const DTYPES: [(safetensors::Dtype, Kind); 8] = [
     (safetensors::Dtype::F64, Kind::Double),
 ];
 
-/// A tensor whose bytes can be written.
+/// A contiguous tensor on the CPU, for writing.
 struct OnCpu {
     tensor: Tensor,
     shape: Vec<usize>,

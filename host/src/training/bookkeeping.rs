@@ -328,7 +328,7 @@ impl Training {
             clean_accuracy: found.clean,
             attack_accuracy: found.worst_case,
             attack: spec,
-            points: found.points,
+            points: found.count,
         };
         reporter.trace(&point);
         self.records.events.as_mut().map_or(Ok(()), |events| events.trace(&point))?;
@@ -363,7 +363,7 @@ impl Training {
         let probe = validation.attacks.first();
         last.probe_accuracy = probe.map(|probe| probe.robust);
         let of_probe = probe.map_or(0.0, |probe| probe.cost.passes());
-        last.validation_passes = Some(validation.points as f64 / 2.0 + of_probe);
+        last.validation_passes = Some(validation.count as f64 / 2.0 + of_probe);
         let Train { epochs, patience, select, .. } = self.plan.experiment.train;
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         let players = &self.players;

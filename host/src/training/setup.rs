@@ -14,7 +14,8 @@ use crate::data::examples::Examples;
 use crate::data::{self, Dataset};
 use crate::plugin::{Attack, Model, PluginSpec, Sampler};
 use crate::run::progress::Progress;
-use crate::run::{self, DataRecord, Plugins, RunFolder, RunRecord, Versions};
+use crate::run::{self, DataRecord, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
+use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Purpose, seed_for};
@@ -74,6 +75,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
     let (training, plugins) = assemble(&experiment, &dataset)?;
+    let arithmetic = Some(Arithmetic::current(training.plan.device)?);
     folder.create(&RunRecord {
         command: std::env::args().collect(),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -87,6 +89,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
             validation_points,
         },
         versions: Versions::current(),
+        arithmetic,
+        later_arithmetic: Vec::new(),
         experiment,
     })?;
     Ok(training)
@@ -102,7 +106,7 @@ pub fn resume(path: &Path, options: &RunOptions) -> Result<(Training, RunFolder,
     let mut on_change = run::unless(options.allow_changed);
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
-    let mut experiment = record.experiment;
+    let mut experiment = record.experiment.clone();
     if let Some(data_folder) = &options.data_folder {
         experiment.data.folder.clone_from(data_folder);
     }
@@ -119,7 +123,23 @@ pub fn resume(path: &Path, options: &RunOptions) -> Result<(Training, RunFolder,
     for what in damaged {
         warn(format_args!("{what}; going back to the checkpoint before it"));
     }
+    if !training.is_over() {
+        note_arithmetic(&folder, &record, update, training.plan.device)?;
+    }
     Ok((training, folder, update))
+}
+
+/// Warns if a run goes on with another arithmetic than before, and records it. Its weights are then not
+/// bit for bit those of a run that was never stopped.
+fn note_arithmetic(folder: &RunFolder, record: &RunRecord, update: u64, device: Device) -> Result<()> {
+    let arithmetic = Arithmetic::current(device)?;
+    let Some(before) = record.latest_arithmetic() else { return Ok(()) };
+    let differences = before.differences(&arithmetic);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    warn(format_args!("the run goes on with other arithmetic: {}", differences.join("; ")));
+    folder.add_arithmetic(&LaterArithmetic { update, arithmetic })
 }
 
 fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
@@ -259,6 +279,7 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
                 .fix("set train.replay (--replay), or let chains go on from a store (--start store)"));
         }
         sampler.steps = train.replay;
+        sampler.record.set_steps(train.replay);
     }
     Ok(sampler)
 }

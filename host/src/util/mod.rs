@@ -1,4 +1,10 @@
-//! Common functions for files and output.
+//! Common functions for files, output and values of options.
 
 pub(crate) mod console;
 pub(crate) mod files;
+
+/// A whole number of at least 1, as the value of an option.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number >= 1);
+    number.ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}

@@ -56,7 +56,7 @@ fn an_attack_that_hands_natural_examples_back_raises_the_loss_by_exactly_nothing
         let still = "--attack langevin.so,step_size=0,noise=0,steps=2";
         let printed = place.host(&format!("eval run --json --points {points} {still}")).ended_with(0).json();
         assert_eq!(printed["attacks"][0]["loss_rise"], 0.0, "{points} points");
-        assert_eq!(printed["doubts"][0]["name"], "loss-not-raised", "{points} points");
+        assert_eq!(printed["caveats"][0]["name"], "loss-not-raised", "{points} points");
     }
 }
 
@@ -67,7 +67,7 @@ fn json_is_one_object_of_documented_keys_that_agree() {
     let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
     let printed = place.host(&format!("eval run --json {flags}")).succeeds().json();
 
-    assert_eq!(keys(&printed), ["attacks", "clean", "doubts", "order", "points", "source", "worst_case"]);
+    assert_eq!(keys(&printed), ["attacks", "caveats", "clean", "order", "points", "source", "worst_case"]);
     assert_eq!(printed["points"], TEST_POINTS);
     let saved = &place.run("run").evaluations()[0];
     let clean = verdicts(&saved["verdicts"]["clean"]);
@@ -94,6 +94,60 @@ fn json_is_one_object_of_documented_keys_that_agree() {
 }
 
 #[test]
+fn runs_and_evaluations_record_the_arithmetic() {
+    let place = trained(0.06);
+    place.host("eval run --attack fgsm.so --threads 2").succeeds();
+    let run = place.run("run");
+    let (record, evaluation) = (run.record(), &run.evaluations()[0]);
+    for (arithmetic, threads) in [(&record["arithmetic"], 1), (&evaluation["settings"]["arithmetic"], 2)] {
+        for field in ["processor", "instruction_set", "openmp", "float32_matmul_precision"] {
+            assert!(arithmetic[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {arithmetic}");
+        }
+        assert_eq!((&arithmetic["threads"], &arithmetic["device"]), (&threads.into(), &"cpu".into()));
+        assert_eq!(arithmetic["deterministic_algorithms"], false);
+    }
+    assert!(record.get("later_arithmetic").is_none(), "{record}");
+}
+
+#[test]
+fn records_of_plugins_hold_every_option() {
+    let place = Place::with_digits(8, 60);
+    let train = "train --data digits --threads 1 --epochs 1 --model cnn.so";
+    let options = |record: &Value| record["options"].clone();
+    let sampler = |flags: &str, out: &str| {
+        place.host(&format!("{train} {flags} --out {out}")).ended_with(0);
+        let record = place.run(out).record();
+        assert_eq!(options(&record["plugins"]["model"])["arch"], "B", "{record}");
+        options(&record["plugins"]["sampler"])
+    };
+    // What the plugin says of itself is what it takes.
+    let inspected = place.host("inspect langevin.so --json").succeeds().json();
+    let properties = inspected["plugins"][0]["options"]["properties"].as_object().expect("a map").clone();
+    let mut defaults: Value =
+        properties.iter().map(|(name, option)| (name.clone(), option["default"].clone())).collect();
+    assert!(defaults["step_size"].is_number() && defaults["noise"].is_number(), "{defaults}");
+
+    let recipe = "--recipe algorithm-1 --sampler langevin.so";
+    defaults["steps"] = 1.into();
+    assert_eq!(sampler(recipe, "defaults"), defaults);
+    let mut given = defaults.clone();
+    (given["steps"], given["noise"]) = (3.into(), 0.125.into());
+    assert_eq!(sampler(&format!("{recipe},steps=3,noise=0.125"), "given"), given);
+    // In mode fused a visit has as many steps as replays.
+    let mut fused = defaults.clone();
+    fused["steps"] = 7.into();
+    assert_eq!(sampler("--mode fused --replay 7 --sampler langevin.so", "fused"), fused);
+
+    place.host("eval defaults --attack apgd.so,loss=ce --attack pgd.so,step_size=0.5").ended_with(0);
+    let evaluation = &place.run("defaults").evaluations()[0];
+    let [apgd, pgd] = [0, 1].map(|attack| options(&evaluation["plugins"][attack]));
+    assert_eq!(apgd["loss"], "ce");
+    assert!(apgd["steps"].is_u64() && apgd["restarts"].is_u64(), "{apgd}");
+    assert_eq!(pgd["step_size"], 0.5);
+    assert!(pgd["steps"].is_u64(), "a sampler as an attack has steps: {pgd}");
+}
+
+#[test]
 fn passes_are_those_worked_out_by_hand() {
     // A ball so small that every point stands: nothing is left out or given up early.
     let place = trained(1e-6);
@@ -109,7 +163,7 @@ fn passes_are_those_worked_out_by_hand() {
         ("apgd.so,steps=5", 1, 7, 5),
     ] {
         let command = format!("eval run --json --restarts {restarts} --attack {attack}");
-        // A random walk in so small a ball need not raise the loss, and that is a doubt.
+        // A random walk in so small a ball need not raise the loss, which is a caveat.
         let printed = place.host(&command).ended_with(0).json();
         assert_eq!((&printed["clean"], &printed["worst_case"]), (&1.0.into(), &1.0.into()), "all stand");
         assert_eq!(passes(&printed["attacks"][0]), [points * forward, points * backward], "{command}");

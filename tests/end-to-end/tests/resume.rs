@@ -76,7 +76,7 @@ fn after_a_kill_with_two_particles_that_remember() {
 fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
     goes_on_after_a_kill(
         9,
-        "--model cnn.so,arch=A --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
+        "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
          --store u8",
     );
 }
@@ -101,8 +101,8 @@ fn after_a_kill_with_trades_and_dropout() {
 fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
     goes_on_after_a_kill(
         8,
-        "--model bad_plugins.so,plugin=normalised --mode fused --replay 2 --swa-from 0.35 --schedule step \
-         --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5 \
+        "--model bad_plugins.so,plugin=normalised --sampler langevin.so --mode fused --replay 2 --swa-from 0.35 \
+         --schedule step --validation-points 50 --trace pgd.so,steps=2 --trace-points 30 --trace-at 0.5,1,1.5,3,5 \
          --tensorboard",
     );
 }
@@ -267,6 +267,29 @@ fn shows(event: &[u8], tag: &str) -> bool {
 }
 
 #[test]
+fn with_other_arithmetic_is_a_warning_and_is_recorded() {
+    let place = place(8);
+    let run = stop(&place, "--sampler langevin.so", SIGKILL);
+    let mut before = run.record();
+    before["arithmetic"]["processor"] = "other".into();
+    // Of a later version.
+    before["unknown"] = serde_json::json!({"of": 0.1});
+    fs::write(place.path("run/run.json"), before.to_string()).expect("written");
+    let update = run.newest_update().expect("a checkpoint");
+    let warning = ["goes on with other arithmetic: processor `other`, then `"];
+    place.host("train --resume run").succeeds_with_warning(&warning);
+    let mut after = run.record();
+    let later = after.as_object_mut().expect("an object").remove("later_arithmetic").expect("a list");
+    assert_eq!(after, before, "nothing else has changed");
+    let [later] = later.as_array().expect("a list").as_slice() else { panic!("{later}") };
+    assert_eq!(later["update"], update);
+    assert!(later["arithmetic"]["processor"].as_str().is_some_and(|name| name != "other"), "{later}");
+    // It is finished: there is nothing to warn of.
+    place.host("train --resume run").ended_with(0);
+    assert_eq!(run.record()["later_arithmetic"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
 fn of_a_finished_run_changes_nothing() {
     let place = Place::with_digits(8, 60);
     finished(&place);
@@ -326,7 +349,7 @@ fn changed_data_are_refused_unless_allowed() {
         place.host(&format!("{command} --allow-changed")).succeeds_with_warning(&[file]);
     }
     let evaluation = &run.evaluations()[0];
-    assert_eq!(evaluation["result"]["doubts"][0]["name"], "changed");
+    assert_eq!(evaluation["result"]["caveats"][0]["name"], "changed");
     assert_ne!(
         evaluation["settings"]["data"][file],
         serde_json::Value::from(recorded),

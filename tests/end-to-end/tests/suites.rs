@@ -121,7 +121,7 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
             let found: Value = serde_json::from_str(&text).unwrap_or_default();
             let found = &found["findings"];
             found["results"].as_array().is_some_and(|results| results.len() == 1)
-                && found["sweep"]["done"].as_u64() >= Some(16)
+                && found["attack_progress"]["done"].as_u64() >= Some(16)
         };
         let stopped = place.signal_when(command, signal, ripe);
         match signal {
@@ -136,6 +136,73 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
         assert!(read_examples() == expected_examples, "the same examples");
         assert!(!place.path("run/unfinished").exists());
     }
+}
+
+/// Starts an evaluation of two attacks with saved examples, and kills it in the second one.
+fn killed_in_the_second_attack(place: &Place) -> &'static str {
+    suite(place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002"]);
+    let command = "eval run --suite mine.toml --batch 8 --threads 1";
+    let ripe = || {
+        let found: Value = serde_json::from_str(&found_so_far(place)).unwrap_or_default();
+        found["findings"]["attack_progress"]["done"].as_u64() >= Some(16)
+    };
+    place.signal_when(command, libc::SIGKILL, ripe).was_killed(libc::SIGKILL);
+    command
+}
+
+/// Changes the state of the only unfinished evaluation.
+fn edit_state(place: &Place, change: impl FnOnce(&mut Value)) {
+    let path = findings(place).expect("unfinished");
+    let mut state = serde_json::from_str(&fs::read_to_string(&path).expect("readable")).expect("JSON");
+    change(&mut state);
+    fs::write(&path, state.to_string()).expect("written");
+}
+
+#[test]
+fn an_evaluation_that_goes_on_with_other_arithmetic_says_so() {
+    let place = trained(0.06);
+    let command = killed_in_the_second_attack(&place);
+    let mut here = Value::Null;
+    edit_state(&place, |state| {
+        here = std::mem::replace(&mut state["arithmetic"]["processor"], "other".into())
+    });
+    let here = here.as_str().expect("a name").to_owned();
+    let change = format!("went on with other arithmetic: processor `other`, then `{here}`");
+    let outcome = place.host(&format!("{command} --json"));
+    let printed = outcome.succeeds_with_warning(&[&change, "docs/evaluation.md, section changed"]).json();
+    let saved = latest(&place);
+    for caveats in [&printed["caveats"], &saved["result"]["caveats"]] {
+        let [caveat] = caveats.as_array().expect("a list").as_slice() else { panic!("{caveats}") };
+        assert_eq!(caveat["name"], "changed");
+        assert!(caveat["finding"].as_str().is_some_and(|finding| finding.contains(&change)), "{caveat}");
+    }
+    assert_eq!(saved["settings"]["arithmetic"]["processor"], "other");
+    assert_eq!(saved["settings"]["later arithmetic"][0]["processor"], *here);
+    assert!(!place.path("run/unfinished").exists(), "it was continued, not begun again");
+
+    // The next one begins here: no caveat.
+    let command = killed_in_the_second_attack(&place);
+    place.host(command).succeeds();
+    assert_eq!(latest(&place)["settings"]["arithmetic"]["processor"], *here);
+    assert_eq!(latest(&place)["verdicts"], saved["verdicts"]);
+}
+
+#[test]
+fn an_evaluation_that_an_older_version_left_goes_on() {
+    let place = trained(0.06);
+    let command = killed_in_the_second_attack(&place);
+    edit_state(&place, |state| {
+        state.as_object_mut().expect("an object").remove("arithmetic");
+        let findings = state["findings"].as_object_mut().expect("an object");
+        let progress = findings.remove("attack_progress").expect("an attack under way");
+        findings.insert("sweep".to_owned(), progress);
+    });
+    let words = place.host(command).succeeds().words();
+    assert!(words.contains("going on with this evaluation"), "{words}");
+    let continued = latest(&place);
+    place.host(command).succeeds();
+    let [continued, whole] = [continued, latest(&place)].map(|saved| timeless(saved["result"].clone()));
+    assert_eq!(continued, whole);
 }
 
 #[test]
@@ -274,7 +341,7 @@ fn transferred_examples_fool_less_than_ones_own() {
     let gradients_of_another =
         format!("eval run --source other --json {attack} --attack square.so,queries=50");
     let printed = place.host(&gradients_of_another).ended_with(0).json();
-    assert_eq!(printed["doubts"], serde_json::json!([]), "another model's gradients mask nothing");
+    assert_eq!(printed["caveats"], serde_json::json!([]), "another model's gradients mask nothing");
     assert_eq!(printed["source"], "other");
     let table = place.host(&format!("eval run --source other {attack}")).succeeds().words();
     assert!(table.contains("examples made on other"), "{table}");
@@ -325,13 +392,13 @@ fn an_interrupted_matrix_ends_as_if_it_had_not_been() {
 }
 
 #[test]
-fn a_model_with_probabilities_is_doubted_and_strict_says_so() {
+fn a_model_with_probabilities_has_a_caveat_and_strict_fails() {
     let place = trained_with("--epsilon 0.06 --model nonconforming.so,plugin=probabilities");
-    let doubted = ["look like probabilities", "docs/evaluation.md, section probabilities"];
-    place.host("eval run --attack fgsm.so").succeeds_with_warning(&doubted);
+    let caveat = ["look like probabilities", "docs/evaluation.md, section probabilities"];
+    place.host("eval run --attack fgsm.so").succeeds_with_warning(&caveat);
     let strict = place.host("eval run --attack fgsm.so --strict --json").ended_with(1).json();
     let names: Vec<_> =
-        strict["doubts"].as_array().expect("a list").iter().map(|doubt| &doubt["name"]).collect();
+        strict["caveats"].as_array().expect("a list").iter().map(|caveat| &caveat["name"]).collect();
     assert!(names.contains(&&Value::from("probabilities")), "{strict}");
 }
 
@@ -347,12 +414,12 @@ fn two_and_three_classes_leave_out_what_cannot_run() {
         let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
         assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4 - left_out.len()), "{printed}");
         for attack in left_out {
-            let doubts = printed["doubts"].as_array().expect("a list");
-            let names_it = |doubt: &Value| {
-                let finding = doubt["finding"].as_str().unwrap_or_default();
-                doubt["name"] == "left-out" && finding.starts_with(attack) && finding.contains("classes")
+            let caveats = printed["caveats"].as_array().expect("a list");
+            let names_it = |caveat: &Value| {
+                let finding = caveat["finding"].as_str().unwrap_or_default();
+                caveat["name"] == "left-out" && finding.starts_with(attack) && finding.contains("classes")
             };
-            assert!(doubts.iter().any(names_it), "{printed}");
+            assert!(caveats.iter().any(names_it), "{printed}");
         }
         place.refuses("eval run --attack apgd.so,loss=dlr-targeted", &["4 classes"]);
     }
