@@ -3,8 +3,11 @@
 //! docs/sweeps.md describes the file. Nothing here knows the keys of an experiment: a key is
 //! whatever the experiment accepts.
 
-pub mod axis;
-pub mod summary;
+pub(crate) mod axis;
+pub(crate) mod check;
+pub(crate) mod folder;
+pub(crate) mod summary;
+pub(crate) mod worker;
 
 use crate::config::{self, Experiment, Role, from_table, one_line, origin, parse_toml};
 use crate::torch::random::{Purpose, step_of_name, uniform};
