@@ -36,7 +36,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         return Ok(INTERRUPTED);
     }
     for name in busy {
-        say(format_args!("{name}: another process is at it"));
+        say(format_args!("{name}: another process is working on it"));
     }
     say(summary.tables());
     say(format_args!("summary: {}", folder.file("summary.csv").display()));

@@ -23,7 +23,7 @@ const NOT_IN_LABELS: [&str; 12] = [
     // Locations of files.
     "data.folder",
     "train.store_file",
-    // Where training computes, and what it saves on the way.
+    // The hardware of training, and extra files that it saves.
     "train.device",
     "train.threads",
     "train.tensorboard",
@@ -75,8 +75,8 @@ fn varied(experiments: &[Experiment]) -> BTreeSet<String> {
     keys.filter(|key| !NOT_IN_LABELS.iter().any(|table| is_in_table(key, table))).collect()
 }
 
-/// The label of a method: the sampler, the mode, the epochs (and how many of them are done) and whatever else
-/// is not usual, then all other varied keys with their values. Keys without a value are left out.
+/// The label of a method: its base (see [`base`]), then all other varied keys with their values. Keys without a
+/// value are left out.
 fn label(experiment: &Experiment, done: usize, varied: &BTreeSet<String>) -> String {
     let (mut label, shown) = base(experiment, done);
     let values = json!(experiment);
@@ -89,7 +89,8 @@ fn label(experiment: &Experiment, done: usize, varied: &BTreeSet<String>) -> Str
     label
 }
 
-/// The part of a label that does not depend on other runs, and the keys whose values follow from it.
+/// The part of a label that does not depend on other runs, and the keys whose values it shows. It has the
+/// sampler, the mode, the epochs (and how many of them are done), and some options if they are not the default.
 fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
     let train = &experiment.train;
     let mut shown = vec![

@@ -112,8 +112,8 @@ pub(super) fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "passes",
                 "passes per training point",
                 "Error against passes",
-                "Error under attack while training, against all passes that training took: one forward and one \
-                 backward of one point, for the particles and for the weights.",
+                "Error under attack during training, against all passes of training. A pass is one forward and one \
+                 backward of one point, for the particles or for the weights.",
                 series(&|_, point| Some(point.passes_per_sample)),
             ),
             (
@@ -121,10 +121,9 @@ pub(super) fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "backprops",
                 "backprops per training point, as the paper counts",
                 "Error against backprops as the paper counts them",
-                "The same against one backprop for each gradient that moves the particles, or one for each step of the \
-                 optimiser where that is more: passes less those of the weights. The paper counts one an update of \
-                 Langevin, which takes two passes, and K of PGD-K, which takes K + 1. It has no count for TRADES: \
-                 such runs are left out.",
+                "The same against backprops: all passes less those for the weights, or those for the weights if that \
+                 is more. The paper counts one backprop for an update of Langevin, which takes two passes, and K for \
+                 PGD-K, which takes K + 1. It has no count for TRADES: such runs are left out.",
                 series(&cost_in_backprops),
             ),
         ] {

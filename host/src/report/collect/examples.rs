@@ -77,9 +77,8 @@ impl Collector<'_> {
             Ok(Vec::try_from(numbers)?)
         };
         if images.dim() == 4 && images.size()[0] == 0 {
-            return Err(
-                Error::new("none fooled the model").fix("nothing is wrong; stronger attacks may find some")
-            );
+            return Err(Error::new("none fooled the model")
+                .fix("this is not an error; stronger attacks may find some"));
         }
         let (labels, points, attacks) = (numbers("labels")?, numbers("points")?, numbers("attacks")?);
         let dataset = self.dataset(&run.record)?;

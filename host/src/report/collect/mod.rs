@@ -41,7 +41,7 @@ impl Collection {
 pub(crate) struct Gap {
     /// The part of the report.
     pub part: Part,
-    /// What is missing, and why.
+    /// The missing part, and the reason.
     pub what: String,
     /// A command that fills the gap, or other advice.
     pub fix: String,

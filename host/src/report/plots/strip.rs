@@ -79,7 +79,7 @@ pub(in crate::report) fn strip(
     };
     let descriptions = strip.examples.iter().map(|example| {
         format!(
-            "label {}, taken for {} after {}",
+            "label {}, classified as {} after {}",
             class(example.label),
             class(example.adversarial_guess.0),
             example.attack

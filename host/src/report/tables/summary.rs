@@ -10,7 +10,7 @@ use crate::report::table::{Cell, Column, Content, Notes, Table, empty, number, s
 use crate::run::progress::EpochMetrics;
 use std::collections::BTreeSet;
 
-/// What a row is about.
+/// The subject of a row.
 enum Subject<'a> {
     Run {
         run: &'a Run,
