@@ -57,6 +57,11 @@ pub(crate) struct SavedEvaluation {
 }
 
 impl SavedEvaluation {
+    /// The number of its points.
+    pub(in crate::report) fn points(&self) -> usize {
+        self.result.points
+    }
+
     /// The reasons not to trust the evaluation.
     pub(in crate::report) fn caveats(&self) -> &[Caveat] {
         &self.result.doubts

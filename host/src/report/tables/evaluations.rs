@@ -15,7 +15,7 @@ struct Item<'a> {
 impl Item<'_> {
     /// An accuracy on the evaluation's points.
     fn share(&self, share: f64) -> Cell {
-        Content::Share(share, Some(self.evaluation.result.points)).into()
+        Content::Share(share, Some(self.evaluation.points())).into()
     }
 }
 
@@ -39,7 +39,7 @@ pub(in crate::report) fn evaluations(runs: &[Run]) -> Table {
         Of::plain("robust", |item| item.share(item.attack.robust)),
         Of::plain("worst case", |item| item.share(item.evaluation.result.worst_case)),
         Of::plain("passes per point", |Item { evaluation, attack, .. }| {
-            number(attack.cost.passes() / evaluation.result.points.max(1) as f64, 1)
+            number(attack.cost.passes() / evaluation.points().max(1) as f64, 1)
         }),
         Of::plain("seconds", |item| number(item.attack.cost.seconds, 1)),
         Of::plain("restarts", |item| number(f64::from(item.evaluation.restarts), 0)),

@@ -52,7 +52,7 @@ pub(super) fn best<'a, T>(
 ) -> Option<(&'a SavedEvaluation, T, usize)> {
     let mut count = 0;
     let best = found.inspect(|_| count += 1).reduce(|one, other| {
-        let rank = |(evaluation, _): &(&SavedEvaluation, T)| (evaluation.update, evaluation.result.points);
+        let rank = |(evaluation, _): &(&SavedEvaluation, T)| (evaluation.update, evaluation.points());
         if rank(&other) >= rank(&one) { other } else { one }
     });
     best.map(|(evaluation, value)| (evaluation, value, count))

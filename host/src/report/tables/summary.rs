@@ -142,7 +142,7 @@ fn of_last(run: &Run, cell: impl Fn(&EpochMetrics) -> Cell) -> Cell {
 /// An accuracy, with footnotes on its caveats, on other evaluations and on older weights.
 fn measured(notes: &mut Notes, run: &Run, best: Option<(&SavedEvaluation, f64, usize)>) -> Cell {
     let Some((evaluation, share, count)) = best else { return empty() };
-    let mut cell: Cell = Content::Share(share, Some(evaluation.result.points)).into();
+    let mut cell: Cell = Content::Share(share, Some(evaluation.points())).into();
     cell.notes.extend(caveat_notes(notes, evaluation.caveats()));
     if count > 1 {
         let note = "Measured several times (all of them are below): shown is that of the newest weights, of these the one \
