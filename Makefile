@@ -1,16 +1,17 @@
-# Everything starts here: `make demo` and `make test` need nothing but Rust, a C++17 compiler with OpenMP
-# and Python 3 with pip.
+# Everything starts here: `make demo` and `make test` need nothing but Rust, a C++17 compiler and
+# Python 3 with pip.
 
 libtorch := .setup/libtorch
 host := cargo run --release --quiet -p host --
 
 python := .setup/oracle/bin/python
 
-.PHONY: help setup demo paper test report-test gpu-test check bench parity peers classifiers
+.PHONY: help setup demo paper quick test report-test gpu-test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
 	@echo "make paper   the paper's tables and figures in small, and a report of them"
+	@echo "make quick   unit tests and one training run: under a minute once built"
 	@echo "make test    run every test"
 	@echo "make report-test  look at a report in Chromium, at several widths, light and dark"
 	@echo "make gpu-test     train and attack on a GPU, beside the CPU (needs a libtorch with CUDA)"
@@ -56,6 +57,11 @@ paper: setup
 	done
 	$(host) report paper/runs/* --out paper/report.html --force
 
+# The fast tier, while working; `make check` and `make test` come before a commit.
+quick: setup
+	cargo test -p plugin-api -p host --lib
+	cargo test -p end-to-end quick::
+
 test: setup
 	cargo build --workspace
 	cargo run --quiet -p host -- data fetch mnist
@@ -87,10 +93,11 @@ classifiers: setup
 	cargo build --release
 	$(host) data fetch mnist
 	[ -e runs/demo/run.json ] || $(host) train --config examples/mnist-demo.toml --out runs/demo
-	[ -e runs/weak-b/run.json ] || $(host) train --sampler none --epochs 1 --out runs/weak-b
-	[ -e runs/half-b/run.json ] || $(host) train --sampler none --epochs 1 --epsilon 0.1 --out runs/half-b
-	[ -e runs/half-a/run.json ] || $(host) train --model cnn.so,arch=A --sampler none --train-points 10000 \
-		--epochs 1 --epsilon 0.1 --out runs/half-a
+	[ -e runs/weak-b/run.json ] || $(host) train --recipe algorithm-1 --sampler none --epochs 1 --out runs/weak-b
+	[ -e runs/half-b/run.json ] || $(host) train --recipe algorithm-1 --sampler none --epochs 1 --epsilon 0.1 \
+		--out runs/half-b
+	[ -e runs/half-a/run.json ] || $(host) train --recipe algorithm-1 --model cnn.so,arch=A --sampler none \
+		--train-points 10000 --epochs 1 --epsilon 0.1 --out runs/half-a
 
 POINTS := 500
 SEEDS := 5

@@ -31,7 +31,7 @@ def run(flags, updates, data_folder):
     """Updates done, seconds of the processor and bytes of memory of `host train` with these flags,
     stopped after about so many updates."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [HOST, "train", "--json", "--threads", 1, "--epochs", 1, "--validation-points", 0,
+        command = [HOST, "train", "--recipe", "algorithm-1", "--json", "--threads", 1, "--epochs", 1, "--validation-points", 0,
                    "--checkpoint-every", updates, "--data-folder", data_folder, "--out", f"{folder}/run", *flags]
         command = [str(word) for word in command]
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -118,7 +118,7 @@ def ours(flags, architecture, folder, threads, updates, passes=1):
     """Seconds of an update of `host train`: the median of the epochs after the first."""
     points = updates * BATCH
     with tempfile.TemporaryDirectory() as out:
-        command = [HOST, "train", "--json", "--data-folder", folder, "--threads", threads, "--epochs", 4,
+        command = [HOST, "train", "--recipe", "algorithm-1", "--json", "--data-folder", folder, "--threads", threads, "--epochs", 4,
                    "--train-points", points, "--batch", BATCH, "--model", f"cnn.so,arch={architecture}",
                    "--out", f"{out}/run", *flags]
         lines = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-//! Langevin Monte Carlo with momentum: each particle remembers a velocity.
+//! Langevin Monte Carlo with momentum: each particle keeps a velocity.
 
 use plugin_api::{Next, Result, Sampler, Step, export_sampler};
 use schemars::JsonSchema;
@@ -6,36 +6,31 @@ use serde::{Deserialize, Serialize};
 
 export_sampler!("my-sampler", MySampler);
 
-/// The sampler, which holds its options and nothing else.
-pub struct MySampler {
-    options: Options,
-}
-
-/// What can be set.
+/// The sampler, which is its options and nothing else.
 #[derive(Serialize, Deserialize, JsonSchema)]
-pub struct Options {
+pub struct MySampler {
     /// Length of each step, in units of the domain.
     #[schemars(range(min = 0.0))]
     pub step_size: f64,
     /// Standard deviation of the noise, in units of the domain.
     #[schemars(range(min = 0.0))]
     pub noise: f64,
-    /// Share of the velocity that survives a step.
+    /// Share of the velocity that a step keeps.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub momentum: f64,
 }
 
-impl Default for Options {
+impl Default for MySampler {
     fn default() -> Self {
         Self { step_size: 0.2, noise: 0.1, momentum: 0.5 }
     }
 }
 
 impl Sampler for MySampler {
-    type Options = Options;
+    type Options = Self;
 
-    fn new(options: Options) -> Result<Self> {
-        Ok(Self { options })
+    fn new(options: Self) -> Result<Self> {
+        Ok(options)
     }
 
     /// One tensor per particle, kept and saved by the host: the velocity.
@@ -44,10 +39,9 @@ impl Sampler for MySampler {
     }
 
     fn step(&self, step: &Step) -> Result<Next> {
-        let Options { step_size, noise, momentum } = self.options;
-        let velocity = &step.state[0] * momentum + step.threat.steepest_ascent(step.gradient);
-        let noise = step.random.normal(step.particles)? * noise;
-        let particles = step.particles + step.threat.steepest_ascent(&velocity) * step_size + noise;
+        let velocity = &step.state[0] * self.momentum + step.threat.steepest_ascent(step.gradient);
+        let noise = step.random.normal(step.particles)? * self.noise;
+        let particles = step.particles + step.threat.steepest_ascent(&velocity) * self.step_size + noise;
         Ok(Next { particles, state: vec![velocity] })
     }
 }

@@ -18,19 +18,19 @@ static VERSION: LazyLock<String> =
 const ABOUT: &str = "Distributionally robust training with plugins";
 
 const LONG_ABOUT: &str = "\
-Trains classifiers against adversarial distributions, and tells what they withstand.
+Trains classifiers against adversarial distributions, and evaluates their robustness.
 
-Models, samplers and attacks are plugins: shared libraries, loaded at run time. A plugin is
-written FILE[,option=value]… everywhere, for example
+Models, samplers and attacks are plugins: shared libraries that are loaded at run time. A plugin
+is written FILE[,option=value]… everywhere, for example
 
     host train --model cnn.so,arch=B --sampler langevin.so,step_size=0.2,noise=0.2
     host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
     host inspect langevin.so
 
-FILE may leave out `lib` in front. It is looked for in the working directory, next to this
-program, and in the folders of DRO_PLUGIN_PATH; a FILE with a folder in it is taken as it is.
-Every sampler has an option `steps`, and serves as an attack too. If a library holds several
-plugins of a kind, `plugin=NAME` chooses one.
+The `lib` in front of a FILE may be left out. A FILE without a folder is searched in the working
+directory, next to this program, and in the folders of DRO_PLUGIN_PATH. Every sampler has an
+option `steps`, and can be used as an attack. If a library holds several plugins of a kind,
+`plugin=NAME` chooses one.
 
 A plugin is native code and runs with your rights: load only what you trust.";
 
@@ -49,21 +49,21 @@ pub enum Command {
     /// Train a classifier against a sampler's adversarial distribution
     #[command(allow_negative_numbers = true)]
     Train(Box<TrainArguments>),
-    /// Measure what a trained classifier withstands
+    /// Measure the robust accuracy of a trained classifier
     Eval(EvalArguments),
     /// Train and evaluate many experiments from one file
     Sweep(SweepArguments),
-    /// Make a page, tables and figures of runs and sweeps
+    /// Write a page, tables and figures about runs and sweeps
     Report(ReportArguments),
-    /// Show what a plugin library holds: its plugins, their options, defaults and help
+    /// Show the plugins of a library, their options, defaults and help
     Inspect(InspectArguments),
-    /// Judge every plugin of a library by the checks that all plugins must pass
+    /// Run the conformance checks, which every plugin must pass, on the plugins of a library
     Conform(ConformArguments),
-    /// List the plugins that are found without a folder, and whether they fit this host
+    /// List the plugins in the folders that are searched, and whether this host can load them
     Plugins(PluginsArguments),
     /// Write the crate of a new plugin, ready to build
     New(NewArguments),
-    /// Fetch data sets, or list those that are known
+    /// Fetch data sets, or list the known ones
     #[command(
         subcommand,
         after_help = "Besides these, --data takes a folder of one's own: IDX files named as MNIST's, the binary version
@@ -94,13 +94,13 @@ pub struct TrainArguments {
     /// Folder for the run [default: runs/ and the time]
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
-    /// Go on with the run in this folder, from its last checkpoint
+    /// Continue the run in this folder from its last checkpoint
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe", "out", "PluginFlags", "DataFlags", "ThreatFlags", "TrainFlags"])]
     pub resume: Option<PathBuf>,
-    /// Where named data sets lie [default: DRO_DATA if set, else data; with --resume, as recorded]
+    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as recorded]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
-    /// With --resume: go on even if a plugin or the data are not those recorded
+    /// With --resume: continue even if a plugin or the data differ from those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
     /// What the run overrides
@@ -215,14 +215,14 @@ pub struct EvalArguments {
 /// `host sweep`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file is an experiment file with a table [sweep] that says what varies. Every run has a
-folder of its own, made by `host train` and `host eval` in a process of their own, one run at a
-time. The same command skips what is finished and goes on with the rest, from checkpoints; it may
-run several times at once in the same folder. summary.csv and summary.json, in the sweep's folder,
-tell what is known so far. docs/sweeps.md describes the file and job arrays.
+    after_help = "The file is an experiment file with a table [sweep], which lists the options that vary. Every run
+has its own folder. `host train` and `host eval` run in processes of their own, one run at a time.
+The same command skips finished runs and continues the others from their checkpoints. Several such
+commands may work in one folder at the same time. The results so far are in summary.csv and
+summary.json, in the sweep's folder. docs/sweeps.md describes the file and job arrays.
 
-Exit code 0: all runs are finished, or other processes are at them; 1: some failed; 2: a mistake,
-known before anything was begun; 130: stopped by Ctrl-C, with a checkpoint."
+Exit code 0: all runs are finished, or other processes work on them; 1: some failed; 2: a mistake,
+known before any work began; 130: stopped by Ctrl-C, with a checkpoint."
 )]
 pub struct SweepArguments {
     /// The sweep's file (TOML)
@@ -244,17 +244,17 @@ pub struct SweepArguments {
 /// `host report`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The page needs no other file: robust accuracies beside the paper's, training curves, error against
-passes, sweeps, adversarial examples, distances of the particles, and how every run was made. In
-a folder beside it that is called the same lie the tables as CSV and Markdown and the figures as
-SVG and PNG. What is missing is marked, with the command that fills the gap: adversarial examples
-need `host eval --save-examples`. docs/report.md has the details."
+    after_help = "The page needs no other file. It shows robust accuracies beside those of the paper, training curves,
+error against passes, sweeps, adversarial examples, distances of the particles, and how every run
+was made. A folder of the same name beside the page holds the tables as CSV and Markdown and the
+figures as SVG and PNG. Missing parts are marked, with the command that makes them: adversarial
+examples need `host eval --save-examples`. docs/report.md has the details."
 )]
 pub struct ReportArguments {
     /// Folders of runs and of sweeps
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// The page to write; its folder is called the same without .html
+    /// The page to write; its folder has the same name without .html
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     pub out: PathBuf,
     /// Replace an earlier report of this name
@@ -281,35 +281,35 @@ pub struct InspectArguments {
 /// `host conform`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Checks run in processes of their own: a crash, an endless loop or a flood of output is that
-check's result and nothing else's. What a check needs is judged before it, selected or not.
-docs/conformance.md says what each check protects and how to mend what it finds. Exit code 0:
-all passed; 1: something failed; 2: could not run."
+    after_help = "Checks run in processes of their own, so that a crash, an endless loop or a flood of output affects
+the result of one check only. A check that others depend on runs before them, selected or not.
+docs/conformance.md explains every check and how to repair a plugin that fails it. Exit code 0:
+all passed; 1: some failed; 2: the checks could not run."
 )]
 pub struct ConformArguments {
-    /// The library's file, for all its plugins; or FILE,plugin=NAME; options are set as elsewhere,
-    /// to judge a large model in a small size: FILE,width=4
+    /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for example
+    /// to check a large model in a small size: FILE,width=4
     pub file: String,
-    /// Only checks whose names match; may be repeated
+    /// Run only the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
-    /// No checks whose names match; may be repeated
+    /// Leave out the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
     /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Seconds that a check may take
+    /// Time limit of a check, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
-    /// Plugins judged at the same time
+    /// Number of plugins that are checked at the same time
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     pub jobs: usize,
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
-    /// Judge this plugin in this process, by the checks that standard input asks for (used by
-    /// the program itself)
+    /// Check this plugin in this process, by the checks named on standard input (used by the program
+    /// itself)
     #[arg(long, hide = true, value_name = "KIND/NAME")]
     pub judge: Option<String>,
     /// The options of the plugin that `--judge` names
@@ -328,11 +328,11 @@ pub struct PluginsArguments {
 /// `host new`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The crate begins as langevin, cnn or the example my-attack under your name. It lies wherever
-you like; what it writes says where plugin-api and libtorch come from."
+    after_help = "The crate begins as a copy of langevin, cnn or the example my-attack under the new name. It may lie
+in any folder: its files name the places of plugin-api and libtorch."
 )]
 pub struct NewArguments {
-    /// What it is to be
+    /// Kind of the plugin
     pub kind: NewKind,
     /// Its name: lower-case letters, digits and `-`
     pub name: String,

@@ -1,4 +1,4 @@
-//! The named choices of an experiment: each is a key of its file, a flag and a word.
+//! The options of an experiment that are one of a few words.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -8,25 +8,25 @@ pub(crate) fn name_of(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
 }
 
-/// How theta's and the particles' updates share passes.
+/// How updates of the weights and of the particles share passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Algorithm 1: the sampler's gradient is taken at the old particle, the weights descend at
-    /// the new one; T + 1 passes.
+    /// Algorithm 1 of the paper: the particle takes T steps, then the weights descend at the new
+    /// particle; T + 1 passes
     Faithful,
-    /// One backward gives both gradients: the weights descend at the particle, and the particle
-    /// moves along the gradient that was taken there; as many passes as replays.
+    /// Free adversarial training (Shafahi et al. 2019) with a particle per sample and the sampler's
+    /// noise: one backward gives the gradients of weights and particle; one pass per replay
     Fused,
 }
 
-/// Which mode a model is in during a pass.
+/// Mode of a model during a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelMode {
-    /// As it is evaluated: batch normalisation by its running moments, no dropout.
+    /// As in evaluation: running statistics of batch normalisation, no dropout
     Eval,
-    /// As it is trained: batch normalisation by the minibatch's moments, dropout.
+    /// As in training: batch normalisation with the statistics of the minibatch, dropout
     Train,
 }
 
@@ -34,20 +34,20 @@ pub enum ModelMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// As the sampler declares.
+    /// As the sampler declares
     Sampler,
-    /// In the particle store, which begins at the natural examples.
+    /// Where they were left: in the particle store, which begins at the natural examples
     Store,
-    /// In the particle store, which begins at uniform draws from the ball.
+    /// The same, but the particle store begins at uniform draws from the ball
     UniformStore,
-    /// At the natural example, at every visit.
+    /// At the natural example, at every visit
     Natural,
-    /// At a uniform draw from the ball, at every visit.
+    /// At a uniform draw from the ball, at every visit
     Uniform,
 }
 
 impl Start {
-    /// What that is for a sampler that declares this start.
+    /// The start of chains, for a sampler that declares the start `declared`.
     pub fn of(self, declared: plugin_api::Start) -> plugin_api::Start {
         match self {
             Self::Sampler => declared,
@@ -58,26 +58,26 @@ impl Start {
     }
 }
 
-/// Which weights a run leaves for evaluation.
+/// The weights that are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Select {
-    /// Those of the last epoch.
+    /// The weights of the last epoch
     Last,
-    /// Those of the epoch that scored best on the validation points: accuracy against the
-    /// probe if there is one, clean accuracy otherwise.
+    /// The weights of the epoch with the best score on the validation points: accuracy against the
+    /// probe if there is one, clean accuracy otherwise
     Best,
 }
 
-/// What the weights descend on.
+/// The losses of the outer and the inner problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
-    /// The cross-entropy at the particles, which the sampler climbs too.
+    /// The cross-entropy at the particles, for both problems
     CrossEntropy,
-    /// The cross-entropy at the natural example and, `trades_beta` times, the divergence of the
-    /// prediction at the particle from it; the sampler climbs the divergence (TRADES; Zhang et
-    /// al., Theoretically principled trade-off between robustness and accuracy, 2019).
+    /// TRADES (Zhang et al. 2019): the weights descend on the cross-entropy at the natural example plus
+    /// `trades_beta` times the KL divergence between the predictions at the natural example and at the
+    /// particle; the sampler climbs the divergence
     Trades,
 }
 
@@ -91,44 +91,44 @@ impl Objective {
     }
 }
 
-/// How particles are stored; they are f32 wherever they are computed with.
+/// How particles are stored. Every computation with them is in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// As they are: four bytes a number.
+    /// Four bytes a number, exact
     #[default]
     F32,
-    /// Their distance from the natural example in half precision: two bytes; their state in bf16, as
-    /// many, which has fewer digits and the range of f32: gradients may be very small.
+    /// Two bytes a number: the difference from the natural example in half precision, the state in bf16
+    // The state may hold very small gradients: bf16 has the range of f32.
     F16,
-    /// Their distance from the natural example in 255 steps over the ball, off by epsilon / 254
-    /// at most: one byte; their state in bf16.
+    /// One byte a number: the difference from the natural example in 255 steps over the ball, with an
+    /// error of at most epsilon / 254; the state in bf16
     U8,
 }
 
-/// Which optimiser.
+/// The optimiser of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// Stochastic gradient descent, with momentum if it is not 0.
+    /// Stochastic gradient descent, with momentum
     Sgd,
-    /// Steps of the sign of the gradient, or of its momentum.
+    /// Steps along the sign of the gradient, or of its momentum
     SignSgd,
-    /// Adam (Kingma and Ba 2015), weight decay added to the gradient.
+    /// Adam (Kingma and Ba 2015), with weight decay added to the gradient
     Adam,
 }
 
-/// How the learning rate changes.
+/// The schedule of the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shape {
-    /// Not at all.
+    /// Does not change
     Constant,
-    /// Falls by a factor at each of some milestones.
+    /// Falls by a factor at each milestone
     Step,
-    /// Falls along half a cosine, to zero at the end of the run.
+    /// Falls along half a cosine to zero at the end of the run
     Cosine,
-    /// Rises linearly from zero to its peak and falls linearly to zero: the cyclic schedule of
-    /// fast adversarial training (Wong et al. 2020).
+    /// Rises linearly from zero to its peak and falls linearly to zero (the cyclic schedule of fast
+    /// adversarial training, Wong et al. 2020)
     OneCycle,
 }

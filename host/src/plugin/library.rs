@@ -84,6 +84,21 @@ pub struct Record {
     pub manifest: Manifest,
 }
 
+impl Record {
+    /// The record of a plugin that is linked into the program.
+    #[cfg(test)]
+    pub fn linked(kind: Kind, name: &str) -> Self {
+        let manifest = Manifest {
+            kind,
+            name: name.to_owned(),
+            version: String::new(),
+            contract: CONTRACT,
+            libtorch: LIBTORCH.to_owned(),
+        };
+        Self { spec: name.to_owned(), path: PathBuf::new(), sha256: String::new(), manifest }
+    }
+}
+
 /// A plugin of an open library.
 pub struct Opened<Plugin> {
     /// What it can make.
@@ -261,10 +276,9 @@ fn find(file: &str) -> Result<PathBuf> {
 
 /// Every plugin library in the folders that are searched, in the order of the search.
 pub fn installed() -> Vec<File> {
-    let folders = search_path().into_iter().map(|folder| match folder.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => folder,
-    });
+    let folders = search_path()
+        .into_iter()
+        .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
     let libraries = folders.flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();

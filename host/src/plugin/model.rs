@@ -3,7 +3,7 @@ use super::{PluginSpec, Record, call, check_like};
 use crate::torch::precision::Precision;
 use crate::{Error, Result};
 use plugin_api::Task;
-use plugin_api::abi::ModelInstance;
+use plugin_api::abi::{ModelInstance, ModelPlugin};
 use plugin_api::losses;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -55,6 +55,17 @@ impl Model {
     /// train.
     pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
         let Opened { plugin, record } = open_model(spec)?;
+        Self::make(&plugin, record, spec, task, device, seed)
+    }
+
+    fn make(
+        plugin: &ModelPlugin,
+        record: Record,
+        spec: &PluginSpec,
+        task: Task,
+        device: Device,
+        seed: i64,
+    ) -> Result<Self> {
         if spec.steps().is_some() {
             return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
         }
@@ -95,6 +106,16 @@ impl Model {
             spec.error(error).note("images", format!("{channels}x{height}x{width}, {classes} classes"))
         })?;
         Ok(model)
+    }
+
+    /// The model of this name that is linked into the program.
+    #[cfg(test)]
+    pub fn linked(name: &str, task: Task) -> Self {
+        let mut models = plugin_api::abi::linked().models.into_iter();
+        let plugin = models.find(|model| model.name == name).expect("a linked model");
+        let spec = name.parse().expect("a spec");
+        let record = Record::linked(super::library::Kind::Model, name);
+        Self::make(&plugin, record, &spec, task, Device::Cpu, 0).expect("a model")
     }
 
     /// Logits `[N, classes]` with a graph, of images `[N, C, H, W]`.

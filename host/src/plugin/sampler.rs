@@ -3,7 +3,7 @@ use super::{PluginSpec, Record, call, check_like};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::{Error, Result};
-use plugin_api::abi::{SamplerDeclaration, SamplerInstance};
+use plugin_api::abi::{SamplerDeclaration, SamplerInstance, SamplerPlugin};
 use plugin_api::{Next, Projection, Random, Start, Step, ThreatModel};
 use tch::Tensor;
 
@@ -56,6 +56,20 @@ impl Sampler {
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
         let Opened { plugin, record } = open_sampler(spec)?;
+        Self::of_plugin(&plugin, record, spec)
+    }
+
+    /// The sampler linked into the program that `spec` names (`plugin=NAME`).
+    #[cfg(test)]
+    pub fn linked(spec: &PluginSpec) -> Self {
+        let name = spec.name.as_deref().expect("a name");
+        let mut samplers = plugin_api::abi::linked().samplers.into_iter();
+        let plugin = samplers.find(|sampler| sampler.name == name).expect("a linked sampler");
+        Self::of_plugin(&plugin, Record::linked(super::library::Kind::Sampler, name), spec)
+            .expect("a sampler")
+    }
+
+    fn of_plugin(plugin: &SamplerPlugin, record: Record, spec: &PluginSpec) -> Result<Self> {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();

@@ -34,3 +34,97 @@ pub(super) fn statistics_passes(train: &Train, points: usize, batches: usize) ->
     let forwards = (batches / minibatches * points + rest) * train.particles;
     forwards as f64 / 2.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Training;
+    use super::*;
+    use crate::config::{Experiment, ModelMode, SamplerChoice};
+    use crate::plugin::{Model, Sampler};
+    use crate::training::fixtures::dataset;
+    use tch::Device;
+
+    /// Forwards and backwards at the model in an epoch of an experiment, and the passes by the formula;
+    /// each for one point. None where the experiment is refused.
+    fn counted(train: Train, model: &str, sampler: Option<(&str, usize)>) -> Option<(f64, f64, u64)> {
+        let dataset = dataset();
+        let spec = |(name, steps): (&str, usize)| format!("linked,plugin={name},steps={steps}").parse();
+        let sampler = sampler.map(|sampler| spec(sampler).expect("a spec"));
+        let experiment = Experiment { sampler: SamplerChoice(sampler.clone()), train, ..Default::default() };
+        experiment.validate().ok()?;
+        let model = Model::linked(model, dataset.task());
+        let sampler = sampler.map(|spec| {
+            let mut sampler = Sampler::linked(&spec);
+            if experiment.train.mode == Mode::Fused {
+                sampler.steps = experiment.train.replay;
+            }
+            sampler
+        });
+        let is_judged_in_vain = experiment.train.mode == Mode::Fused
+            && sampler.as_ref().is_some_and(Sampler::judges_last_proposal);
+        if is_judged_in_vain {
+            return None;
+        }
+        let device = Device::Cpu;
+        let mut training =
+            Training::new(experiment, model, sampler, (None, None), &dataset, device).expect("a run");
+        let before = training.players.model.passes();
+        for (points, indices) in training.plan.minibatches(0).expect("minibatches") {
+            training.update(&points, &indices).expect("an update");
+        }
+        let after = training.players.model.passes();
+        let each = |after: u64, before: u64| (after - before) as f64 / 10.0;
+        Some((each(after.0, before.0), each(after.1, before.1), training.plan.passes_per_epoch))
+    }
+
+    #[test]
+    fn passes_are_the_forwards_and_backwards_at_the_model_in_every_mode() {
+        let mut tried = 0;
+        for mode in [Mode::Faithful, Mode::Fused] {
+            for objective in [Objective::CrossEntropy, Objective::Trades] {
+                for gradient in [ModelMode::Eval, ModelMode::Train] {
+                    for model in ["with-dropout", "without-dropout"] {
+                        for sampler in
+                            [None, Some(("ascending", 1)), Some(("ascending", 3)), Some(("judging", 2))]
+                        {
+                            for particles in [1, 3] {
+                                let replay = if mode == Mode::Fused { 4 } else { 1 };
+                                // In mode fused only `train` can be asked for.
+                                let train = Train {
+                                    mode,
+                                    objective,
+                                    sampler_gradient: Some(gradient),
+                                    particles,
+                                    replay,
+                                    batch: 4,
+                                    ..Default::default()
+                                };
+                                let case = format!("{train:?} {model} {sampler:?}");
+                                let Some((forwards, backwards, passes)) = counted(train, model, sampler)
+                                else {
+                                    continue;
+                                };
+                                tried += 1;
+                                assert_eq!(forwards, passes as f64, "{case}");
+                                // The forwards that have no backward of their own: the judgement of a
+                                // last proposal, and the natural examples, whose backward is that of
+                                // the weights.
+                                let judged = sampler.is_some_and(|(name, _)| name == "judging");
+                                let natural = match objective {
+                                    Objective::CrossEntropy => 0,
+                                    Objective::Trades => {
+                                        let apart = gradient == ModelMode::Eval && model == "with-dropout";
+                                        1 + usize::from(apart)
+                                    }
+                                };
+                                let alone = (usize::from(judged) * particles + natural) as f64;
+                                assert_eq!(backwards, passes as f64 - alone, "{case}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(tried > 30, "{tried} experiments were valid");
+    }
+}

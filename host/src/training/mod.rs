@@ -9,6 +9,8 @@ mod augmentation;
 mod average;
 mod bookkeeping;
 mod cost;
+#[cfg(test)]
+mod fixtures;
 mod objective;
 pub mod optimizer;
 pub(crate) mod reporter;

@@ -136,9 +136,10 @@ impl Optimizer {
         let Settings { momentum, weight_decay, .. } = self.settings;
         for &index in moving {
             let parameter = &mut self.parameters[index];
-            let mut direction = match weight_decay > 0.0 {
-                true => &gradients[index] + &*parameter * weight_decay,
-                false => gradients[index].shallow_clone(),
+            let mut direction = if weight_decay > 0.0 {
+                &gradients[index] + &*parameter * weight_decay
+            } else {
+                gradients[index].shallow_clone()
             };
             if let Some(moment) = self.first_moments.get_mut(index) {
                 *moment *= momentum;

@@ -74,12 +74,10 @@ impl Reporter {
             .map(|accuracy| format!("  probe {:.2} %", 100.0 * accuracy))
             .unwrap_or_default();
         // An epoch may be settled by a sitting that trained none of it.
-        let speed = match metrics.updates > self.first_update {
-            true => format!(
-                "  {:.0} images/s",
-                self.images(metrics.updates) / (metrics.seconds - self.first_seconds)
-            ),
-            false => String::new(),
+        let speed = if metrics.updates > self.first_update {
+            format!("  {:.0} images/s", self.images(metrics.updates) / (metrics.seconds - self.first_seconds))
+        } else {
+            String::new()
         };
         let line = format!(
             "epoch {}  loss {:.4}  accuracy on the particles {:.2} %{validation}{probe}  {} passes per sample{speed}  {:.1} s",

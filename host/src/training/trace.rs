@@ -53,11 +53,12 @@ impl Trace {
         let end = passes(updates);
         let at = at.map_or_else(|| series(passes(1), end), <[f64]>::to_vec);
         self.updates = first_updates(&at, updates, passes);
-        match self.updates.is_empty() {
-            true => Err(Error::new(format!(
+        if self.updates.is_empty() {
+            Err(Error::new(format!(
                 "train.trace_at: the run ends after {end} passes per sample, before the first of them"
-            ))),
-            false => Ok(()),
+            )))
+        } else {
+            Ok(())
         }
     }
 }

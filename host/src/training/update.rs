@@ -257,3 +257,36 @@ impl Players {
 fn seed_forward(train: &Train, update: u64, forward: Forward) {
     tch::manual_seed(seed_for(train.seed, Purpose::Forward, forward.of_update(update)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Training;
+    use super::*;
+    use crate::config::{Experiment, SamplerChoice};
+    use crate::training::fixtures::dataset;
+    use tch::Device;
+
+    /// The weights after an epoch of Algorithm 1 with this sampler, or of ordinary training.
+    fn weights(sampler: Option<&str>) -> Vec<Tensor> {
+        let dataset = dataset();
+        let train = Train { batch: 4, ..Default::default() };
+        let experiment = Experiment { train, sampler: SamplerChoice(None), ..Default::default() };
+        let model = Model::linked("without-dropout", dataset.task());
+        let sampler = sampler
+            .map(|name| Sampler::linked(&format!("linked,plugin={name},steps=2").parse().expect("a spec")));
+        let parts = (None, None);
+        let mut training =
+            Training::new(experiment, model, sampler, parts, &dataset, Device::Cpu).expect("a run");
+        for (points, indices) in training.plan.minibatches(0).expect("minibatches") {
+            training.update(&points, &indices).expect("an update");
+        }
+        training.players.model.state().iter().map(|(_, tensor)| tensor.copy()).collect()
+    }
+
+    #[test]
+    fn weights_descend_at_the_accepted_particle() {
+        tch::manual_seed(0);
+        assert_eq!(weights(Some("rejecting")), weights(None), "every proposal is rejected");
+        assert_ne!(weights(Some("judging")), weights(None), "every proposal is accepted");
+    }
+}

@@ -356,10 +356,7 @@ struct Moody {
 impl Moody {
     fn take_for_another(&self, logits: Tensor) -> Tensor {
         let number = self.passes.replace(self.passes.get() + 1);
-        match self.mistaken_at.contains(&number) {
-            true => tch::with_grad(|| logits.roll([1], [1])),
-            false => logits,
-        }
+        if self.mistaken_at.contains(&number) { tch::with_grad(|| logits.roll([1], [1])) } else { logits }
     }
 }
 

@@ -2,18 +2,23 @@
 //! with which the paper's figures were made.
 
 use plugin_api::layers::{linear, uniform_init};
-use plugin_api::tch::Tensor;
 use plugin_api::tch::nn::{self, Module};
+use plugin_api::tch::{Device, Tensor};
 use plugin_api::{Error, Model, Result, Task, export_model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 export_model!("cnn", Cnn);
 
+/// Up to so many input channels, the first convolution is a product of matrices on a CPU.
+const FEW_CHANNELS: i64 = 4;
+
 /// Architecture A or B.
 pub struct Cnn {
     arch: Arch,
     convolutions: Vec<nn::Conv2D>,
+    /// Of the first convolution.
+    padding: i64,
     hidden: nn::Linear,
     output: nn::Linear,
 }
@@ -34,6 +39,29 @@ pub enum Arch {
     /// Four convolutions of width 3, two of them with stride 2, a linear layer of 100.
     #[default]
     B,
+}
+
+impl Cnn {
+    /// The first convolution (stride 1) and its ReLU. On a CPU it is a product of matrices: libtorch's
+    /// convolution pads its few input channels to sixteen where it computes the gradient towards the
+    /// images, which every attack and sampler asks for.
+    fn first(&self, images: &Tensor) -> Tensor {
+        let convolution = &self.convolutions[0];
+        let (shape, padding) = (convolution.ws.size(), self.padding);
+        let [outputs, channels, width, _] = shape[..] else { return convolution.forward(images) };
+        if channels > FEW_CHANNELS || images.device() != Device::Cpu {
+            return convolution.forward(images).relu_();
+        }
+        let sides = images.size();
+        let side = |axis: usize| sides[axis] + 2 * padding - width + 1;
+        let patches = images.im2col([width; 2], [1, 1], [padding; 2], [1, 1]).transpose(1, 2);
+        let products = patches.matmul(&convolution.ws.reshape([outputs, -1]).tr());
+        let products = match &convolution.bs {
+            Some(bias) => products + bias,
+            None => products,
+        };
+        products.relu_().view([sides[0], side(2), side(3), outputs]).permute([0, 3, 1, 2])
+    }
 }
 
 impl Model for Cnn {
@@ -68,6 +96,7 @@ impl Model for Cnn {
         Ok(Self {
             arch: options.arch,
             convolutions: convolutions.collect(),
+            padding: layers[0].3,
             hidden: linear(path / "hidden", features, hidden),
             output: linear(path / "output", hidden, classes),
         })
@@ -79,9 +108,9 @@ impl Model for Cnn {
     }
 
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let mut features = self.convolutions[0].forward(images);
-        for convolution in &self.convolutions[1..] {
-            features = convolution.forward(&features.relu_());
+        let mut features = self.first(images);
+        for (number, convolution) in self.convolutions[1..].iter().enumerate() {
+            features = convolution.forward(&if number == 0 { features } else { features.relu_() });
         }
         // The last ReLU behind the copy that flattens: a gradient that comes back in one layout to a
         // ReLU in another is slow on a CPU.
@@ -99,7 +128,7 @@ impl Model for Cnn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plugin_api::tch::{Device, Kind};
+    use plugin_api::tch::Kind;
 
     const MNIST: Task = Task { channels: 1, height: 28, width: 28, classes: 10 };
 
@@ -116,6 +145,34 @@ mod tests {
         // A: 64*26 + 64*1601 + 128*25601 + 10*129. B: 32*10 + 64*289 + 2*64*577 + 100*3137 + 10*101.
         assert_eq!(parameters(Arch::A, MNIST), (3_382_346, vec![3, 10]));
         assert_eq!(parameters(Arch::B, MNIST), (407_382, vec![3, 10]));
+    }
+
+    #[test]
+    fn the_first_layer_is_the_convolution() {
+        let three = Task { channels: 3, height: 11, width: 14, classes: 3 };
+        for (arch, task) in [(Arch::A, MNIST), (Arch::B, MNIST), (Arch::A, three), (Arch::B, three)] {
+            let mut variables = nn::VarStore::new(Device::Cpu);
+            let model = Cnn::new(Options { arch }, task, &variables.root()).expect("a model");
+            variables.double();
+            let images =
+                Tensor::rand([3, task.channels, task.height, task.width], (Kind::Double, Device::Cpu));
+            let gradients = |layer: &dyn Fn(&Tensor) -> Tensor| {
+                let leaf = images.detach().set_requires_grad(true);
+                let features = layer(&leaf);
+                let weights = Tensor::arange(features.numel() as i64, (Kind::Double, Device::Cpu)).sin();
+                let sum = (&features * weights.view_as(&features)).sum(Kind::Double);
+                let convolution = &model.convolutions[0];
+                let inputs = [&leaf, &convolution.ws, convolution.bs.as_ref().expect("a bias")];
+                let gradients = Tensor::run_backward(&[sum], &inputs, false, false);
+                [features].into_iter().chain(gradients).collect::<Vec<_>>()
+            };
+            let of_products = gradients(&|images| model.first(images));
+            let of_libtorch = gradients(&|images| model.convolutions[0].forward(images).relu());
+            for (got, expected) in of_products.iter().zip(&of_libtorch) {
+                assert_eq!(got.size(), expected.size());
+                assert!((got - expected).abs().max().double_value(&[]) < 1e-12, "{arch:?} {task:?}");
+            }
+        }
     }
 
     #[test]

@@ -120,12 +120,11 @@ struct Block {
 
 impl Block {
     fn new(path: &nn::Path, inputs: i64, width: i64, stride: i64, bottleneck: bool) -> Self {
-        let (shapes, outputs) = match bottleneck {
-            false => (vec![(inputs, width, 3, stride), (width, width, 3, 1)], width),
-            true => {
-                let outputs = width * EXPANSION;
-                (vec![(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)], outputs)
-            }
+        let (shapes, outputs) = if bottleneck {
+            let outputs = width * EXPANSION;
+            (vec![(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)], outputs)
+        } else {
+            (vec![(inputs, width, 3, stride), (width, width, 3, 1)], width)
         };
         let branch = shapes.into_iter().zip(1..).map(|(shape, number)| {
             Normalized::new(path / format!("conv{number}"), path / format!("bn{number}"), shape)

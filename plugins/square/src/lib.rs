@@ -166,10 +166,8 @@ impl Square {
     /// Queries count from 0.
     fn scheduled_side(&self, query: usize, channels: i64, height: i64, width: i64) -> i64 {
         let Options { queries, p_init, rescale_schedule, .. } = self.options;
-        let query = match rescale_schedule {
-            true => (query as f64 / queries as f64 * 10_000.0) as usize,
-            false => query,
-        };
+        let query =
+            if rescale_schedule { (query as f64 / queries as f64 * 10_000.0) as usize } else { query };
         let halvings = HALVINGS.iter().filter(|last| query > **last).count();
         let share = p_init / f64::from(1 << halvings);
         // In the reference's order, which decides where the root is half a pixel.

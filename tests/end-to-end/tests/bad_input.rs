@@ -6,7 +6,7 @@ use libc::SIGINT;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epochs 1 --out run";
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epochs 1 --out run";
 const LINEAR: &str = "--model bad_plugins.so,plugin=linear";
 
 /// Training with these flags is refused before anything is written.
@@ -243,7 +243,7 @@ fn a_label_that_names_no_class() {
 #[test]
 fn data_that_are_not_there() {
     let place = Place::with_digits(8, 60);
-    let train = |data: &str| format!("train --data {data} --out run");
+    let train = |data: &str| format!("train --recipe algorithm-1 --data {data} --out run");
     place.refuses(&train("mnist"), &["mnist", "data/mnist"]).explains(&["host data fetch mnist"]);
     place.refuses(&train("nowhere"), &["nowhere", "no such folder"]).explains(&["mnist, fashion-mnist"]);
     fs::remove_file(place.path("digits/t10k-labels-idx1-ubyte")).expect("removed");
@@ -260,7 +260,7 @@ fn a_cifar_file_of_a_wrong_size() {
     {
         fs::write(folder.join(format!("{batch}.bin")), [1; 3073]).expect("written");
     }
-    let train = format!("train --data pictures --threads 1 {LINEAR} --epochs 1 --out");
+    let train = format!("train --recipe algorithm-1 --data pictures --threads 1 {LINEAR} --epochs 1 --out");
     place.host(&format!("{train} good")).succeeds();
     edit(&folder.join("data_batch_3.bin"), |contents| contents.truncate(3000));
     place.refuses(&format!("{train} run"), &["data_batch_3.bin", "multiple of 3073 bytes", "got 3000"]);
@@ -269,7 +269,8 @@ fn a_cifar_file_of_a_wrong_size() {
 #[test]
 fn trees_of_images_that_are_damaged() {
     let place = Place::empty();
-    let train = format!("train --data pictures --threads 1 {LINEAR} --epochs 1 --out run");
+    let train =
+        format!("train --recipe algorithm-1 --data pictures --threads 1 {LINEAR} --epochs 1 --out run");
     let fresh = || {
         let _ = fs::remove_dir_all(place.path("pictures"));
         write_image_tree(&place.path("pictures"), 8, 20);
@@ -374,9 +375,18 @@ fn values_that_cannot_work() {
     ] {
         train_refuses(&place, flags, parts);
     }
-    place.refuses("train --data digits --threads 0 --out run", &["train.threads", "at least 1", "got 0"]);
-    place.refuses("train --data digits --epochs 0 --out run", &["train.epochs", "at least 1", "got 0"]);
-    place.refuses("train --data digits --batch 0 --out run", &["train.batch", "at least 1", "got 0"]);
+    place.refuses(
+        "train --recipe algorithm-1 --data digits --threads 0 --out run",
+        &["train.threads", "at least 1", "got 0"],
+    );
+    place.refuses(
+        "train --recipe algorithm-1 --data digits --epochs 0 --out run",
+        &["train.epochs", "at least 1", "got 0"],
+    );
+    place.refuses(
+        "train --recipe algorithm-1 --data digits --batch 0 --out run",
+        &["train.batch", "at least 1", "got 0"],
+    );
     place.refuses("train --resume run --epochs 3", &["--resume", "cannot be used with"]);
 }
 
@@ -447,7 +457,7 @@ fn evaluation_without_a_run_or_a_checkpoint() {
 #[test]
 fn a_disk_that_is_full_at_a_checkpoint() {
     let place = Place::with_digits(8, 200);
-    let train = "train --data digits --threads 1 --batch 5 --sampler langevin.so --epsilon 0.1 --epochs 2";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 5 --sampler langevin.so --epsilon 0.1 --epochs 2";
     place.host(&format!("{train} --out whole")).succeeds();
     let command = format!("{train} --checkpoint-every 3 --out run");
     place.interrupt(&command, "run", SIGINT, |_| true).was_interrupted(&["run"]);

@@ -116,7 +116,7 @@ fn training_finds_the_least_worst_case_loss_and_only_with_a_sampler() {
     let trained = |sampler: &str, out: &str| {
         let flags = "--model bad_plugins.so,plugin=linear --threads 1 --batch 100 --epochs 100";
         let steps = "--learning-rate 3 --momentum 0.9 --schedule cosine --weight-decay 0";
-        let command = format!("train --data digits {flags} {steps} --epsilon {EPSILON}");
+        let command = format!("train --recipe algorithm-1 --data digits {flags} {steps} --epsilon {EPSILON}");
         place.host(&format!("{command} --sampler {sampler} --out {out}")).succeeds();
         worst_case_loss(&learnt(&place.run(out)), &points)
     };

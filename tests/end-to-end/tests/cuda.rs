@@ -5,7 +5,8 @@ use crate::harness::{Place, Tensors, built};
 use crate::resume::goes_on_after_a_kill;
 use serde_json::Value;
 
-const TRAIN: &str = "train --data digits --device cuda --threads 1 --batch 20 --epsilon 0.1 --epochs 2";
+const TRAIN: &str =
+    "train --recipe algorithm-1 --data digits --device cuda --threads 1 --batch 20 --epsilon 0.1 --epochs 2";
 
 fn largest_difference(one: &Tensors, other: &Tensors) -> f32 {
     let values =
@@ -50,7 +51,9 @@ fn weights_begin_as_on_the_cpu_and_move_alike() {
     let runs = ["cpu", "cuda"].map(|device| {
         let flags = format!("--epochs 1 --model cnn.so,arch=B --device {device} --out {device}");
         place
-            .host(&format!("train --data digits --threads 1 --batch 20 --epsilon 0.1 {flags}"))
+            .host(&format!(
+                "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epsilon 0.1 {flags}"
+            ))
             .ended_with(0);
         place.run(device).weights()
     });

@@ -12,7 +12,8 @@ pub fn trained(epsilon: f64) -> Place {
 
 pub fn trained_with(flags: &str) -> Place {
     let place = Place::with_digits(8, 400);
-    let train = "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out run";
+    let train =
+        "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out run";
     place.host(&format!("{train} --optimizer adam --learning-rate 0.002 {flags}")).succeeds();
     place
 }
@@ -189,7 +190,7 @@ fn runs_are_chosen_on_the_points_that_they_held_out() {
     let page = fs::read_to_string(place.path("report.html")).expect("a page");
     assert!(page.contains("there is no evaluation"), "what runs are chosen by is no result");
 
-    let train = "train --data digits --threads 1 --sampler none --epochs 1 --batch 100";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 1 --batch 100";
     place.host(&format!("{train} --out saw-all")).succeeds();
     place.host(&format!("{train} --validation-points 20 --out saw-some")).succeeds();
     place.refuses(

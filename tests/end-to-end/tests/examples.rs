@@ -3,7 +3,8 @@
 use crate::harness::{Place, Run, build_beside_host, built, cargo_test, repository, sha256};
 use std::fs;
 
-const TRAIN: &str = "train --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1";
+const TRAIN: &str =
+    "train --recipe algorithm-1 --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1";
 
 /// Builds an example by `cargo build` in its folder; the host must stay as it is.
 fn with_example(name: &str, library: &str, test: impl FnOnce(&Place)) {

@@ -11,6 +11,7 @@ mod harness;
 mod modes;
 mod networks;
 mod pages;
+mod quick;
 mod report;
 mod resume;
 mod suites;

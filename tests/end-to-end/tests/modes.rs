@@ -4,7 +4,7 @@ use crate::data::write_digits;
 use crate::harness::{Place, Tensors, read_tensors};
 use std::fs;
 
-const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epsilon 0.1";
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epsilon 0.1";
 
 fn largest_difference(one: &Tensors, other: &Tensors, name: &str) -> f32 {
     let pairs = one[name].1.iter().zip(&other[name].1);

@@ -3,7 +3,8 @@
 use crate::harness::{Place, Run};
 use std::fs;
 
-const TRAIN: &str = "train --data digits --threads 1 --batch 20 --epsilon 0.1 --epochs 1";
+const TRAIN: &str =
+    "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epsilon 0.1 --epochs 1";
 const RESNET: &str = "--model resnet.so,width=2";
 const LANGEVIN: &str = "--sampler langevin.so,step_size=0.05,noise=0.02";
 const SIDE: usize = 8;

@@ -101,7 +101,7 @@ fn report(place: &Place, arguments: &str) -> String {
 /// Returns the arguments to make it with.
 pub fn everything(place: &Place) -> &'static str {
     place.host("eval run --attack fgsm.so --attack pgd.so,steps=3 --points 60").succeeds();
-    let train = "train --data digits --threads 1 --mode faithful --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --mode faithful --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
                  --learning-rate 0.002 --sampler langevin.so,step_size=0.04,noise=0.02 --out other \
                  --validation-points 40 --probe fgsm.so";
     place.host(train).succeeds();
@@ -294,7 +294,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
     let place = Place::with_digits(8, 400);
     let model = place.copy_built("libcnn.so");
     let train = format!(
-        "train --data digits --threads 1 --epochs 3 --batch 20 --optimizer adam --learning-rate 0.002 --epsilon 0.1 \
+        "train --recipe algorithm-1 --data digits --threads 1 --epochs 3 --batch 20 --optimizer adam --learning-rate 0.002 --epsilon 0.1 \
          --sampler langevin.so,step_size=0.02,noise=0.02 --model {} --out run",
         model.display()
     );
@@ -342,7 +342,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
 #[test]
 fn unfinished_runs_say_so() {
     let place = Place::with_digits(8, 100);
-    let train = "train --data digits --threads 1 --epochs 1000 --batch 10 --checkpoint-every 1 --out run";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1000 --batch 10 --checkpoint-every 1 --out run";
     place.interrupt(train, "run", libc::SIGINT, |update| update > 12).was_interrupted(&[]);
     let page = report(&place, "run");
     assert!(page.contains("of 1000 epochs are done") && page.contains("host train --resume run"), "{page}");
@@ -389,8 +389,7 @@ fn folders_of_no_run_are_refused() {
 #[test]
 fn one_epoch_is_no_curve_and_every_plugin_is_listed() {
     let place = Place::with_digits(8, 100);
-    let train =
-        "train --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
     place.host(train).ended_with(0);
     let page = report(&place, "run");
     assert!(page.contains("no curve of one epoch") && !place.path("report/run-run-curves.svg").exists());

@@ -5,7 +5,8 @@ use crate::harness::{Place, Run, edit, sha256};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
 
-const TRAIN: &str = "train --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 3";
+const TRAIN: &str =
+    "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 3";
 /// 400 points in batches of 10.
 const UPDATES_PER_EPOCH: u64 = 40;
 
@@ -164,7 +165,7 @@ fn after_a_probe_that_was_left() {
 fn after_a_last_trace_that_was_killed_or_left() {
     let place = place(8);
     // One epoch, whose end is scored and traced; the trace is the slow part.
-    let train = "train --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 1 --sampler langevin.so \
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 1 --sampler langevin.so \
                  --validation-points 10 --probe fgsm.so --trace pgd.so,steps=400 --trace-at 2 --tensorboard";
     place.host(&format!("{train} --out whole")).ended_with(0);
     let whole = place.run("whole");
@@ -224,7 +225,9 @@ fn finished(place: &Place) -> Run {
     place.copy_built("liblangevin.so");
     place.copy_built("libbad_plugins.so");
     let plugins = "--model ./bad_plugins.so,plugin=linear --sampler ./langevin.so";
-    place.host(&format!("train --data digits --threads 1 {plugins} --epochs 1 --out run")).succeeds();
+    place
+        .host(&format!("train --recipe algorithm-1 --data digits --threads 1 {plugins} --epochs 1 --out run"))
+        .succeeds();
     place.run("run")
 }
 

@@ -248,8 +248,7 @@ fn examples_on_request_are_those_that_fool_the_model() {
 #[test]
 fn transferred_examples_fool_less_than_ones_own() {
     let place = trained(0.06);
-    let other =
-        "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
+    let other = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
     place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
     let attack = "--attack pgd.so,steps=10,step_size=0.02";
     let own = place.host(&format!("eval run --json {attack}")).succeeds().json();
@@ -293,8 +292,7 @@ fn transferred_examples_fool_less_than_ones_own() {
 #[test]
 fn an_interrupted_matrix_ends_as_if_it_had_not_been() {
     let place = trained(0.06);
-    let other =
-        "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
+    let other = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
     place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
     suite(&place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002"]);
     let command = "eval run other --transfer --suite mine.toml --batch 8 --threads 1";
@@ -344,8 +342,7 @@ fn two_and_three_classes_leave_out_what_cannot_run() {
     {
         let place = Place::empty();
         crate::data::write_classes(&place.path("digits"), 8, 200, classes);
-        let train =
-            "train --data digits --threads 1 --sampler none --epochs 2 --batch 20 --epsilon 0.06 --out run";
+        let train = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 2 --batch 20 --epsilon 0.06 --out run";
         place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
         let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
         assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4 - left_out.len()), "{printed}");
@@ -424,8 +421,7 @@ fn verdicts_hardly_depend_on_the_batch() {
 fn images_need_not_be_square() {
     let place = Place::empty();
     write_wide_digits(&place.path("digits"), 6, 400);
-    let train =
-        "train --data digits --threads 1 --sampler none --epochs 4 --batch 20 --epsilon 0.06 --out run";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --epsilon 0.06 --out run";
     place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
     let printed = place.host("eval run --json --points 20 --suite autoattack").ended_with(0).json();
     assert_eq!(printed["attacks"].as_array().map(Vec::len), Some(4), "{printed}");
@@ -477,8 +473,9 @@ fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
             [("bad_plugins.so,plugin=linear", 3, "autoattack"), ("cnn.so", 8, "mine.toml")]
         {
             let run = format!("{norm}-{suite}");
-            let train =
-                format!("train --data pictures --threads 1 --model {model} --sampler none --out {run}");
+            let train = format!(
+                "train --recipe algorithm-1 --data pictures --threads 1 --model {model} --sampler none --out {run}"
+            );
             let train = format!("{train} --epochs {epochs} --batch 20 --norm {norm} --epsilon {epsilon}");
             place.host(&format!("{train} --optimizer adam --learning-rate 0.002")).succeeds();
             let evaluate =

@@ -240,7 +240,7 @@ fn goes_on_after_ctrl_c() {
 fn a_signal_that_is_told_twice_is_one_wish() {
     // As when a job manager signals the sweep and its child, and the sweep passes it on.
     let place = Place::with_digits(8, 400);
-    let train = "train --data digits --threads 1 --batch 10 --checkpoint-every 3 --epochs 20 --out run";
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --checkpoint-every 3 --epochs 20 --out run";
     let mut command = place.command(train);
     let mut host = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
     while place.run("run").newest_update().is_none() {

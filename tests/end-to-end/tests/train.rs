@@ -6,7 +6,7 @@ use md5::{Digest, Md5};
 use serde_json::json;
 use std::fs;
 
-const TRAIN: &str = "train --data digits --threads 1 --batch 20";
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20";
 
 #[test]
 fn a_run_records_what_it_was_made_with() {
@@ -247,7 +247,7 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
 fn a_tree_of_images_is_a_data_set() {
     let place = Place::empty();
     write_image_tree(&place.path("pictures"), 8, 400);
-    let train = "train --data pictures --threads 1 --batch 20 --sampler none --epochs 4 --optimizer adam \
+    let train = "train --recipe algorithm-1 --data pictures --threads 1 --batch 20 --sampler none --epochs 4 --optimizer adam \
                  --learning-rate 0.002 --validation-points 50 --out run";
     place.host(train).succeeds();
     let run = place.run("run");

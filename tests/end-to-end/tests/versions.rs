@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
-const TRAIN: &str = "train --data digits --threads 1 --epochs 5 --batch 20 --epsilon 0.1";
+const TRAIN: &str =
+    "train --recipe algorithm-1 --data digits --threads 1 --epochs 5 --batch 20 --epsilon 0.1";
 
 #[test]
 fn plugins_built_against_the_first_contract_conform_train_and_attack() {
