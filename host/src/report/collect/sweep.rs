@@ -27,10 +27,12 @@ pub(super) fn read(folder: &SweepFolder) -> Result<(CollectedSweep, Vec<PathBuf>
     let summary = match (saved, updated) {
         (Ok(saved), Ok(None)) => Some(saved),
         (Ok(_), Ok(Some((updated, changed)))) => {
-            gap(format!(
-                "the sweep's summary.json is old: shown are the contents of the runs' folders for {}",
-                changed.join("; ")
-            ));
+            if !changed.is_empty() {
+                gap(format!(
+                    "the sweep's summary.json is old: shown are the contents of the runs' folders for {}",
+                    changed.join("; ")
+                ));
+            }
             Some(updated)
         }
         (Ok(saved), Err(why)) => {
@@ -75,15 +77,14 @@ pub(super) fn read(folder: &SweepFolder) -> Result<(CollectedSweep, Vec<PathBuf>
     Ok((CollectedSweep { name: last_part(path), summary, gaps }, begun))
 }
 
-/// The summary of the runs' folders and the names of the runs whose rows differ from the saved summary; none
-/// if no row differs. A saved summary is old if the sweep was killed, or its runs were resumed without it.
-/// Runs without a folder keep their saved rows.
+/// The summary of the runs' folders, and the names of the runs that differ from the saved summary. A saved
+/// summary is old if the sweep was killed, or its runs were resumed without it. Runs without a folder keep
+/// their saved rows. None if no run has a folder.
 fn updated(
     saved: Option<&SavedSummary>,
     folder: &SweepFolder,
 ) -> Result<Option<(SavedSummary, Vec<String>)>> {
     let saved = saved.map(|saved| saved.runs.as_slice()).unwrap_or_default();
-    // A summary without any of its runs is complete in itself.
     if !saved.is_empty() && !saved.iter().any(|run| folder.has_begun(&run.run)) {
         return Ok(None);
     }
@@ -100,5 +101,5 @@ fn updated(
         }
         rows.push(row);
     }
-    Ok((!changed.is_empty()).then(|| (Summary::new(&sweep, rows).saved(), changed)))
+    Ok(Some((Summary::new(&sweep, rows).saved(), changed)))
 }
