@@ -17,10 +17,9 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let collection = collector.collect(&arguments.runs)?;
     let report = report::make(&collection, &place.folder_name())?;
     place.write(&report)?;
-    let of_runs = collection.runs.iter().flat_map(|run| &run.gaps);
-    let gaps = of_runs.chain(collection.sweeps.iter().flat_map(|sweep| &sweep.gaps)).count();
+    let gaps = collection.gaps();
     if gaps > 0 {
-        say(format_args!("{gaps} gaps are marked, each with a way to fill it"));
+        say(format_args!("{gaps} gaps are marked, each with a command or advice to fill it"));
     }
     let runs = collection.runs.len();
     say(format_args!("report of {runs} runs: {}", place.page.display()));
@@ -28,15 +27,14 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
     Ok(0)
 }
 
-/// The output of a report: a page, and a folder of the same name beside it.
+/// The location of a report: a page, and a folder of the same name beside it.
 struct Place {
     page: PathBuf,
     folder: PathBuf,
 }
 
 impl Place {
-    /// Refuses to overwrite existing files. With `force` it refuses only files that no report
-    /// wrote.
+    /// Refuses to overwrite anything, or with `force` anything but an earlier report.
     fn new(page: &Path, force: bool) -> Result<Self> {
         if page.extension().is_none_or(|ending| ending != "html") {
             return Err(Error::new(format!(
@@ -68,9 +66,6 @@ impl Place {
     }
 
     /// The files of an earlier report in the folder.
-    ///
-    /// # Errors
-    /// If the folder holds another file.
     fn earlier_files(&self) -> Result<Vec<PathBuf>> {
         let entries =
             fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
@@ -85,7 +80,7 @@ impl Place {
         }
     }
 
-    /// Writes the files, then the page, then removes remaining files of an earlier report.
+    /// Writes the files and then the page. Removes the other files of an earlier report.
     fn write(&self, report: &Report) -> Result<()> {
         fs::create_dir_all(&self.folder)
             .map_err(|why| Error::file("create", &self.folder, why).on_the_way())?;

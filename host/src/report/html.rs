@@ -1,14 +1,14 @@
-//! The page of a report: one file that needs no other, no network and no script.
+//! The page of a report: one file that needs no other file, no network and no script.
 
 use super::collect::{Gap, Part};
 use super::plots::{self, Figure};
-use super::tables::{Cell, Table};
+use super::table::{Cell, Table};
 use super::{Document, GENERATOR, RunSection, SweepSection};
 use crate::run::Versions;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// The page; files lie in a folder of the name given beside it.
-pub fn page(document: &Document, folder: &str) -> String {
+/// The page. It links to files in a folder of the name given beside it.
+pub(super) fn page(document: &Document, folder: &str) -> String {
     let versions = Versions::current();
     let style = [
         include_str!("style.css"),
@@ -117,7 +117,7 @@ fn run(section: &RunSection, folder: &str) -> Markup {
             @if let [only] = run.epochs.as_slice() {
                 p {
                     "There is no curve of one epoch: the loss was " (format!("{:.4}", only.train_loss))
-                    ", accuracy on what was trained on " (format!("{:.2}", 100.0 * only.train_accuracy)) " %."
+                    ", accuracy on the training examples " (format!("{:.2}", 100.0 * only.train_accuracy)) " %."
                 }
             }
             @for one in run.gaps.iter().filter(|gap| gap.part != Part::Trace) { (gap(one)) }
@@ -172,7 +172,7 @@ fn table(table: &Table, folder: &str) -> Markup {
         }
         @if !notes.is_empty() {
             ol.notes {
-                @for (number, note) in (1..).zip(notes) { li id=(format!("{name}-note-{number}")) { (note) } }
+                @for (number, note) in notes.numbered() { li id=(format!("{name}-note-{number}")) { (note) } }
             }
         }
     }
@@ -180,7 +180,7 @@ fn table(table: &Table, folder: &str) -> Markup {
 
 fn cell(cell: &Cell, table: &str) -> Markup {
     html! {
-        // Specs of plugins have no spaces: lines may break after their commas.
+        // Specs of plugins have no spaces. Lines may break after their commas.
         @for part in cell.content.shown().split_inclusive(',') { (part) wbr; }
         @for line in cell.content.certainty().iter().flatten() { " " small { (line) } }
         @for note in &cell.notes {
@@ -199,7 +199,7 @@ fn files(folder: &str, name: &str, endings: &[&str]) -> Markup {
     }
 }
 
-/// A name as a link writes it (RFC 3986): all but unreserved characters as `%XX`.
+/// A name in a link (RFC 3986): all but unreserved characters as `%XX`.
 fn percent_encoded(name: &str) -> String {
     let byte = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),

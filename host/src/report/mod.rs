@@ -1,20 +1,21 @@
-//! `host report`: what runs and sweeps came to, as one page to read, and as tables and figures
-//! for a paper.
+//! `host report`: the results of runs and sweeps, as one page to read, and as tables and figures for a paper.
 
-pub mod collect;
+pub(crate) mod collect;
 mod html;
+mod method;
 mod paper;
 mod plots;
+mod table;
 mod tables;
 
 use crate::Result;
-use collect::{Collection, Run, Sweep};
+use collect::{CollectedSweep, Collection, Run};
 use plots::{Figure, Rasteriser};
 use std::collections::BTreeSet;
-use tables::Table;
+use table::Table;
 
-/// Whether a file of this name is one that a report writes into its folder.
-pub fn is_file_of_report(name: &str) -> bool {
+/// Whether a report writes files of this name into its folder.
+pub(crate) fn is_file_of_report(name: &str) -> bool {
     const OF_TABLES: [&str; 2] = ["csv", "md"];
     const OF_FIGURES: [&str; 2] = ["png", "svg"];
     let Some((name, ending)) = name.rsplit_once('.') else { return false };
@@ -31,18 +32,18 @@ pub fn is_file_of_report(name: &str) -> bool {
             || (name.starts_with("run-") && ends_in(&["-curves", "-distances", "-examples"])))
 }
 
-/// Whether the contents of a file are a page that a report wrote.
-pub fn is_page_of_report(contents: &[u8]) -> bool {
+/// Whether the contents of a file are the page of a report.
+pub(crate) fn is_page_of_report(contents: &[u8]) -> bool {
     let marker = format!("<meta name=\"generator\" content=\"{GENERATOR}\">");
     contents.windows(marker.len()).any(|window| window == marker.as_bytes())
 }
 
-/// What a page says that it was made by.
+/// The generator that a page names in its head.
 const GENERATOR: &str = "host report";
 
 /// A report, ready to be written.
-pub struct Report {
-    /// The page, which needs no other file.
+pub(crate) struct Report {
+    /// The page. It needs no other file.
     pub page: String,
     /// Tables and figures by file name.
     pub files: Vec<(String, Vec<u8>)>,
@@ -60,10 +61,10 @@ struct Document<'a> {
 }
 
 struct SweepSection<'a> {
-    sweep: &'a Sweep,
+    sweep: &'a CollectedSweep,
     tables: Vec<Table>,
     figures: Vec<Figure>,
-    /// What is not drawn, and why.
+    /// Why some figures are not drawn.
     not_drawn: Vec<String>,
 }
 
@@ -74,11 +75,11 @@ struct RunSection<'a> {
     examples: Option<Figure>,
 }
 
-/// Makes the report; its page links to the files in a folder of the name given beside it.
+/// Makes the report. Its page links to the files in a folder of the name given beside it.
 ///
 /// # Errors
 /// If a figure cannot be drawn, which is a defect.
-pub fn make(collection: &Collection, folder: &str) -> Result<Report> {
+pub(crate) fn make(collection: &Collection, folder: &str) -> Result<Report> {
     let document = Document::new(collection)?;
     let rasteriser = Rasteriser::new();
     let mut files = Vec::new();
@@ -144,13 +145,13 @@ impl<'a> Document<'a> {
     }
 }
 
-/// Names of CIFAR-10's classes, in the order of their labels.
+/// The names of CIFAR-10's classes, in the order of their labels.
 const CIFAR_CLASSES: [&str; 10] =
     ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// A name that files and links can have, and that is not taken yet.
+/// A name for files and links that is not taken yet.
 fn file_name(name: &str, taken: &mut BTreeSet<String>) -> String {
-    /// File systems allow 255 bytes; endings are to follow.
+    /// File systems allow 255 bytes, endings included.
     const LONGEST: usize = 100;
     let plain =
         |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '-' };

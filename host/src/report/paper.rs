@@ -1,4 +1,4 @@
-//! The figures that the paper prints, and the runs that they belong beside.
+//! The paper's figures, and the runs that correspond to them.
 
 use crate::config::Objective;
 use crate::plugin::PluginSpec;
@@ -14,11 +14,10 @@ static PAPER: LazyLock<Paper> = LazyLock::new(|| {
     toml::from_str(include_str!("paper.toml")).unwrap_or_else(|why| unreachable!("paper.toml: {why}"))
 });
 
-/// Epsilons and steps that differ by less are the same: 8/255 is written with few digits now and
-/// then.
+/// Epsilons and steps that differ by less are the same: some files write 8/255 with few digits.
 const SAME: f64 = 1e-4;
 
-/// Test points of MNIST and of CIFAR-10: a part of one is not it.
+/// The number of test points of MNIST and of CIFAR-10. A part of a data set does not correspond to the paper's.
 const TEST_POINTS: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
@@ -32,50 +31,50 @@ struct Paper {
 /// A column of a table of the paper.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Column {
-    /// What it is about.
+pub(super) struct Column {
+    /// Its subject.
     pub name: String,
-    /// Where it is printed.
+    /// The table that it is printed in.
     pub table: String,
     data: String,
-    /// The model's plugin, and the options of it that matter.
+    /// The plugin of the model, and those of its options that must be the same.
     model: String,
     #[serde(default)]
     options: Map<String, Value>,
-    /// The sampler's plugin.
+    /// The plugin of the sampler.
     pub sampler: String,
     /// The threat model.
     pub threat: Threat,
-    /// Length of the steps of the PGD that it was evaluated with, as far as is known.
+    /// The length of the steps of PGD in its evaluation, as far as known.
     pgd_step_size: f64,
-    /// Epochs of training.
+    /// The number of epochs of training.
     pub epochs: usize,
-    /// Seconds of training, where they are printed.
+    /// The seconds of training, if printed.
     pub seconds: Option<f64>,
     figures: BTreeMap<String, f64>,
-    /// Why its AutoAttack is not to be believed.
-    pub doubt: Option<String>,
-    /// What the paper leaves open.
+    /// Why its figure for AutoAttack may not be trusted.
+    pub caveat: Option<String>,
+    /// Open questions about it.
     pub remark: Option<String>,
 }
 
 /// A threat model without its domain.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Threat {
+pub(super) struct Threat {
     /// Its norm.
     pub norm: Norm,
     /// Its radius.
     pub epsilon: f64,
 }
 
-/// Title of the paper.
-pub fn source() -> &'static str {
+/// The title of the paper.
+pub(super) fn source() -> &'static str {
     &PAPER.source
 }
 
-/// The column that a run corresponds to: the same data, network, sampler, objective and threat model.
-pub fn column_of(record: &RunRecord) -> Option<&'static Column> {
+/// The column with the data, network, sampler, objective and threat model of a run.
+pub(super) fn column_of(record: &RunRecord) -> Option<&'static Column> {
     PAPER.column.iter().find(|column| column.is_of(record))
 }
 
@@ -85,9 +84,13 @@ impl Column {
         let threat = record.experiment.threat;
         let model = &record.plugins.model.manifest.name;
         let option = |key| option(&record.experiment.model, model, key);
+        let has_the_papers_objective = match record.experiment.train.objective {
+            Objective::CrossEntropy => true,
+            Objective::Trades => false,
+        };
         record.data.name == self.data
             && record.data.test_points.is_none_or(|points| points == TEST_POINTS)
-            && record.experiment.train.objective == Objective::CrossEntropy
+            && has_the_papers_objective
             && *model == self.model
             && self.options.iter().all(|(key, value)| option(key).as_ref() == Some(value))
             && sampler.is_some_and(|sampler| sampler.manifest.name == self.sampler)
@@ -95,27 +98,27 @@ impl Column {
             && (threat.epsilon - self.threat.epsilon).abs() < SAME
     }
 
-    /// Whether the PGD that it was evaluated with takes steps of this length.
-    pub fn takes_steps_of(&self, step_size: f64) -> bool {
+    /// Whether PGD takes steps of this length in its evaluation.
+    pub(super) fn takes_steps_of(&self, step_size: f64) -> bool {
         (step_size - self.pgd_step_size).abs() < SAME
     }
 
-    /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`,
-    /// or that of an attack, see [`attack_name`].
-    pub fn share(&self, figure: &str) -> Option<f64> {
+    /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`, or the accuracy
+    /// under an attack (see [`attack_name`]).
+    pub(super) fn share(&self, figure: &str) -> Option<f64> {
         self.figures.get(figure).map(|percent| percent / 100.0)
     }
 }
 
-/// An option of a plugin as a spec gives it, or else as the plugin takes it.
+/// The value of a plugin's option in a spec, otherwise its default.
 fn option(spec: &PluginSpec, plugin: &str, key: &str) -> Option<Value> {
     let options: Map<String, Value> = serde_json::from_str(&spec.options()).unwrap_or_default();
     options.get(key).or_else(|| PAPER.defaults.get(plugin)?.get(key)).cloned()
 }
 
-/// The paper's name for an attack that ran once, of a plugin called `plugin`, by this spec; and
-/// the length of PGD's steps.
-pub fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<(&'static str, Option<f64>)> {
+/// The paper's name for an attack of the plugin `plugin` with this spec, and the length of PGD's steps. The
+/// attack must have run once.
+pub(super) fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<(&'static str, Option<f64>)> {
     let step_size = option(spec, plugin, "step_size").and_then(|size| size.as_f64());
     match (plugin, spec.steps()) {
         ("fgsm", None | Some(1)) if step_size.is_none() => Some(("fgsm", None)),
@@ -130,20 +133,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_column_says_what_a_table_needs() {
+    fn every_column_has_the_figures_of_a_table() {
         assert_eq!(PAPER.column.len(), 7);
         for column in &PAPER.column {
             let known = ["train", "clean", "fgsm", "pgd-40", "pgd-100"];
             assert!(known.iter().all(|figure| column.share(figure).is_some()), "{}", column.name);
             assert!(column.figures.values().all(|percent| (20.0..100.0).contains(percent)));
-            // More steps never help the classifier, and what AutoAttack leaves is the least.
+            // The accuracy falls with more steps, and is lowest under AutoAttack.
             let ladder: Vec<_> = ["clean", "fgsm", "pgd-40", "pgd-100", "autoattack"]
                 .iter()
                 .filter_map(|figure| column.share(figure))
                 .collect();
             assert!(ladder.is_sorted_by(|one, other| one > other), "{}: {ladder:?}", column.name);
-            let unbelievable = column.share("autoattack").is_some_and(|left| left < 0.5);
-            assert_eq!(column.doubt.is_some(), unbelievable, "{}", column.name);
+            let is_implausible = column.share("autoattack").is_some_and(|left| left < 0.5);
+            assert_eq!(column.caveat.is_some(), is_implausible, "{}", column.name);
         }
     }
 
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_spec_leaves_out_is_the_plugins_default() {
+    fn options_without_a_value_have_the_plugins_default() {
         let arch = |spec: &str| option(&spec.parse().expect("a spec"), "cnn", "arch");
         assert_eq!(arch("cnn.so"), Some("B".into()));
         assert_eq!(arch("cnn.so,arch=A"), Some("A".into()));

@@ -1,4 +1,4 @@
-//! The figures of a report, as SVG and as PNG; here those of training.
+//! The figures of a report, as SVG and as PNG. This file has those of training.
 
 mod chart;
 mod raster;
@@ -13,27 +13,27 @@ use chart::*;
 use plotters::prelude::*;
 use plugin_api::ThreatModel;
 
-pub use chart::dark_style;
-pub use raster::Rasteriser;
-pub use strip::strip;
-pub use sweep::sweep;
+pub(super) use chart::dark_style;
+pub(super) use raster::Rasteriser;
+pub(super) use strip::strip;
+pub(super) use sweep::sweep;
 
 /// A figure.
-pub struct Figure {
-    /// What its files are called.
+pub(super) struct Figure {
+    /// The name of its files.
     pub name: String,
-    /// What it shows, in a few words.
+    /// Its title, in a few words.
     pub title: String,
-    /// What can be seen, for those who do not see it.
+    /// Its contents in words, for screen readers.
     pub alternative: String,
-    /// What there is to know about it.
+    /// Its explanation.
     pub caption: String,
     /// The figure itself.
     pub svg: String,
 }
 
-/// Training, epoch by epoch; none if fewer than two are finished.
-pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
+/// The training curves; none if fewer than two epochs are finished.
+pub(super) fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
     let [_, .., last] = run.epochs.as_slice() else { return Ok(None) };
     let over_epochs =
         |name: &str, value: &dyn Fn(&crate::run::progress::EpochMetrics) -> Option<f64>| Series {
@@ -78,7 +78,7 @@ pub fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
 }
 
 /// The error against passes, and against backprops as the paper counts them.
-pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
+pub(super) fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     let traced: Vec<_> = runs.iter().filter(|run| !run.trace.is_empty()).collect();
     let mut figures = Vec::new();
     for (number, runs) in traced.chunks(MOST_SERIES).enumerate() {
@@ -98,8 +98,13 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
         };
         let cost_in_backprops = |run: &Run, point: &TracePoint| {
             let train = &run.record.experiment.train;
-            let counted = train.objective == Objective::CrossEntropy;
-            counted.then(|| backprops(point, run.record.data.train_points, train.batch, train.particles))
+            match train.objective {
+                Objective::CrossEntropy => {
+                    Some(backprops(point, run.record.data.train_points, train.batch, train.particles))
+                }
+                // The paper has no count for it.
+                Objective::Trades => None,
+            }
         };
         for (name, unit, x, title, caption, series) in [
             (
@@ -107,8 +112,8 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "passes",
                 "passes per training point",
                 "Error against passes",
-                "Error under attack while training, against all passes that training took: one forward and one \
-                 backward of one point, for the particles and for the weights.",
+                "Error under attack during training, against all passes of training. A pass is one forward and one \
+                 backward of one point, for the particles or for the weights.",
                 series(&|_, point| Some(point.passes_per_sample)),
             ),
             (
@@ -116,10 +121,9 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
                 "backprops",
                 "backprops per training point, as the paper counts",
                 "Error against backprops as the paper counts them",
-                "The same against one backprop for each gradient that moves the particles, or one for each step of the \
-                 optimiser where that is more: passes less those of the weights. The paper counts one an update of \
-                 Langevin, which takes two passes, and K of PGD-K, which takes K + 1. It has no count for TRADES: \
-                 such runs are left out.",
+                "The same against backprops: all passes less those for the weights, or those for the weights if that \
+                 is more. The paper counts one backprop for an update of Langevin, which takes two passes, and K for \
+                 PGD-K, which takes K + 1. It has no count for TRADES: such runs are left out.",
                 series(&cost_in_backprops),
             ),
         ] {
@@ -151,8 +155,8 @@ pub fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Backprops per training point as the paper counts them ("one back-propagation per update" of
-/// Langevin): passes less those that the weights take, and no fewer than those.
+/// Backprops per training point as the paper counts them ("one back-propagation per update" of Langevin): all
+/// passes less those for the weights, or those for the weights if that is more.
 fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: usize) -> f64 {
     let updates_of_an_epoch = train_points.div_ceil(batch.max(1)).max(1) as u64;
     let (epochs, within) = (point.updates / updates_of_an_epoch, point.updates % updates_of_an_epoch);
@@ -162,8 +166,8 @@ fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: u
     (point.passes_per_sample - of_weights).max(of_weights)
 }
 
-/// How far particles are from their natural examples.
-pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
+/// The histogram of the distances of the particles from their natural examples.
+pub(super) fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
     let legend = legend_height(found.measured.iter().map(|measured| measured.name.as_str()));
     let mut svg = String::new();
     {
@@ -202,7 +206,7 @@ pub fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<
         ),
         caption: format!(
             "Distances of the {} particles of the newest checkpoint from their natural examples, each as a share of \
-             the largest that the ball has (epsilon = {}). {means}.",
+             the largest in the ball (epsilon = {}). {means}.",
             found.particles, threat.epsilon
         ),
         svg,
@@ -215,8 +219,7 @@ mod tests {
 
     #[test]
     fn backprops_are_those_of_the_paper() {
-        // 250 points in batches of 100: an epoch has three updates. After four, 350 points were
-        // visited, 1.4 epochs.
+        // 250 points in batches of 100: an epoch has three updates. Four updates visit 350 points, 1.4 epochs.
         let cost = |passes_of_a_visit: f64, steps_of_an_update: u64, particles: usize| {
             let point = TracePoint {
                 updates: 4,

@@ -1,49 +1,49 @@
-//! What a sweep varies: keys of an experiment, each with a list or a range of values.
+//! The axes of a sweep: keys of an experiment, each with a list or a range of values.
 
 use crate::{Error, Result};
 use serde::Deserialize;
 use toml::Value;
 use toml::de::{DeArray, DeTable, DeValue, ValueDeserializer};
 
-/// Values of one axis, and settings of one sweep, at most.
-pub const MOST: usize = 10_000;
+/// The largest number of values of one axis, and of settings of one sweep.
+pub(super) const MOST: usize = 10_000;
 
-/// Significant digits of a number drawn at random.
+/// The significant digits of a number drawn at random.
 const DRAWN_DIGITS: usize = 4;
 
-/// Decimal digits that survive the rounding errors of a range's arithmetic.
+/// The decimal digits of a range's numbers that are free of rounding errors.
 const TIDY_DIGITS: i32 = 12;
 
-/// Whole numbers up to here are exact in an f64.
+/// Whole numbers up to this one are exact in an f64.
 const LARGEST: f64 = 9e15;
 
-/// A key of an experiment, or an option of one of its plugins, and what it runs through.
+/// A key of an experiment, or an option of one of its plugins, and its values.
 #[derive(Debug, Clone)]
-pub struct Axis {
-    /// The key, dotted: `train.epochs`, or `sampler.noise` for a plugin's option.
+pub(super) struct Axis {
+    /// The dotted key: `train.epochs`, or `sampler.noise` for an option of a plugin.
     pub key: String,
-    /// Where it is written: "sweep.toml, line 9".
+    /// Its place in the file: "sweep.toml, line 9".
     pub origin: String,
     values: Values,
 }
 
 /// One value of an axis.
 #[derive(Debug, Clone)]
-pub struct Choice {
+pub(super) struct Choice {
     /// The value.
     pub value: Value,
-    /// Where it is written.
+    /// Its place in the file.
     pub origin: String,
 }
 
 #[derive(Debug, Clone)]
 enum Values {
     Listed(Vec<Choice>),
-    /// A range without a step or a count: numbers are drawn from it.
+    /// A range without a step or a count. Numbers are drawn from it.
     Drawn(Range),
 }
 
-/// A range as it is written.
+/// A range as it is written in the file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Range {
@@ -65,13 +65,12 @@ enum Scale {
 
 const RANGE_KEYS: [&str; 5] = ["from", "to", "step", "count", "scale"];
 
-/// All axes in a table, in the order in which they are written. A table in it that is no range
-/// holds further axes, so that `train.epochs = [1, 2]` may be written without quotes.
+/// All axes in a table, in the order of the file. A table in it that is not a range has further axes, so that
+/// `train.epochs = [1, 2]` needs no quotes.
 ///
 /// # Errors
-/// Names the axis and the line of one that is empty, ends nowhere, or is neither a list nor a
-/// range.
-pub fn axes(table: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> {
+/// If an axis is empty, endless, or neither a list nor a range. The error names the axis and its line.
+pub(super) fn axes(table: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> {
     let mut found = Vec::new();
     collect(table, "", origin, &mut found)?;
     found.sort_by_key(|(start, _)| *start);
@@ -103,11 +102,11 @@ fn is_range(table: &DeTable) -> bool {
 }
 
 impl Axis {
-    /// An axis as it is written: a list or a range.
+    /// The axis of a list or a range.
     ///
     /// # Errors
     /// As for [`axes`].
-    pub fn new(
+    pub(super) fn new(
         key: String,
         place: String,
         written: &toml::Spanned<DeValue>,
@@ -135,15 +134,15 @@ impl Axis {
     }
 
     /// Its values, if they are not drawn.
-    pub fn listed(&self) -> Option<&[Choice]> {
+    pub(super) fn listed(&self) -> Option<&[Choice]> {
         match &self.values {
             Values::Listed(values) => Some(values),
             Values::Drawn(_) => None,
         }
     }
 
-    /// Values by which its type can be judged: all, or the ends of what is drawn from.
-    pub fn examples(&self) -> Vec<Choice> {
+    /// Values to check its type with: all of them, or the ends of a range.
+    pub(super) fn examples(&self) -> Vec<Choice> {
         match &self.values {
             Values::Listed(values) => values.clone(),
             Values::Drawn(range) => {
@@ -152,8 +151,8 @@ impl Axis {
         }
     }
 
-    /// The value that a number from 0 to below 1 chooses.
-    pub fn draw(&self, uniform: f64) -> Choice {
+    /// The value that belongs to a random number from 0 to below 1.
+    pub(super) fn draw(&self, uniform: f64) -> Choice {
         match &self.values {
             Values::Listed(values) => values[(uniform * values.len() as f64) as usize].clone(),
             Values::Drawn(range) => Choice { value: range.at(uniform), origin: self.origin.clone() },
@@ -181,7 +180,7 @@ fn listed(list: &DeArray, origin: &dyn Fn(usize) -> String) -> std::result::Resu
 }
 
 impl Range {
-    /// All its numbers, both ends included; none if it has neither a step nor a count.
+    /// All its numbers, both ends included; none without a step or a count.
     fn numbers(&self) -> std::result::Result<Option<Vec<Value>>, String> {
         let (from, to) = (number("from", &self.from)?, number("to", &self.to)?);
         if from > to {
@@ -204,7 +203,7 @@ impl Range {
                 if steps >= MOST as f64 {
                     return Err(format!("expected at most {MOST} values, got {:.0}", steps + 1.0));
                 }
-                // 0.1 + 2 x 0.1 is a little more than 0.3, which is meant to be in.
+                // 0.1 + 2 x 0.1 is a little more than 0.3, which must be included.
                 let last = (steps + 1e-9).floor() as usize;
                 (0..=last).map(|index| from + index as f64 * step).collect()
             }
@@ -223,7 +222,7 @@ impl Range {
         }
     }
 
-    /// The number at a share of the way from one end to the other.
+    /// The number at a share of the distance from one end to the other.
     fn between(&self, share: f64) -> f64 {
         let [from, to] = [&self.from, &self.to].map(|end| number("", end).unwrap_or_default());
         match self.scale {
@@ -233,8 +232,8 @@ impl Range {
         }
     }
 
-    /// A number of the range without the noise of its arithmetic; a whole one where the ends
-    /// (and the step) are written as whole numbers.
+    /// A number of the range without rounding errors. It is whole if the ends and the step are written as whole
+    /// numbers.
     fn value(&self, number: f64) -> Value {
         if self.is_whole() {
             return Value::Integer(number.round() as i64);
@@ -251,8 +250,8 @@ impl Range {
         Value::Float(format!("{number:.decimals$}").parse().unwrap_or(number))
     }
 
-    /// What a number from 0 to below 1 draws: whole numbers alike, or real ones rounded to
-    /// some significant digits, unless that leads out of the range.
+    /// The number that belongs to a random number from 0 to below 1. Whole numbers have equal probability. Real
+    /// ones are rounded to some significant digits, unless the result is outside the range.
     fn at(&self, uniform: f64) -> Value {
         let (from, to) = (self.between(0.0), self.between(1.0));
         if self.is_whole() {
@@ -278,9 +277,11 @@ fn number(name: &str, value: &Value) -> std::result::Result<f64, String> {
         Value::Float(number) => *number,
         other => return Err(format!("`{name}`: expected a number, got {}", with_article(other.type_str()))),
     };
-    match number.abs() <= LARGEST {
-        true => Ok(number),
-        false => Err(format!("`{name}`: expected a number of at most {LARGEST:e}, got {number}")),
+    // False for NaN too.
+    if number.abs() <= LARGEST {
+        Ok(number)
+    } else {
+        Err(format!("`{name}`: expected a number of at most {LARGEST:e}, got {number}"))
     }
 }
 
@@ -289,8 +290,8 @@ fn with_article(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-/// A value as people write it, the same for 1 and 1.0.
-pub fn text(value: &Value) -> String {
+/// A value in its usual notation, the same for 1 and 1.0.
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Float(number) => number.to_string(),
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_keep_the_order_of_the_file_and_may_be_written_without_quotes() {
+    fn axes_keep_the_order_of_the_file_and_need_no_quotes() {
         let text = "\"train.seed\" = [2, 1]\nsampler.noise = { from = 0.1, to = 0.2, step = 0.1 }\n\
                     model.scale = [3]\ntrain.epochs = [1]\n";
         let axes = parse(text).expect("axes");
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_remembers_its_line() {
+    fn a_value_has_the_line_of_its_place() {
         let axes = parse("x = [\n1,\n\n2]").expect("an axis");
         let lines: Vec<_> =
             axes[0].listed().expect("a list").iter().map(|choice| choice.origin.as_str()).collect();
@@ -353,10 +354,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_reach_the_end_if_it_is_one_of_them() {
+    fn steps_include_the_end_if_they_reach_it() {
         assert_eq!(values("{ from = 1, to = 5, step = 2 }"), integers(&[1, 3, 5]));
         assert_eq!(values("{ from = 1, to = 6, step = 2 }"), integers(&[1, 3, 5]));
-        // Naive sums give 0.30000000000000004, and leave 0.7 out.
+        // Plain sums give 0.30000000000000004, and miss 0.7.
         assert_eq!(
             values("{ from = 0.1, to = 0.7, step = 0.1 }"),
             floats(&[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_divide_evenly_or_by_equal_factors() {
+    fn counts_give_equal_steps_or_equal_factors() {
         assert_eq!(values("{ from = 0.0, to = 1.0, count = 5 }"), floats(&[0.0, 0.25, 0.5, 0.75, 1.0]));
         // 0.4 / 0.05 = 8 = 2 x 2 x 2; 0.1 / 0.0001 = 1000 = 10 x 10 x 10.
         assert_eq!(
@@ -379,7 +380,7 @@ mod tests {
             floats(&[0.0001, 0.001, 0.01, 0.1])
         );
         assert_eq!(values("{ from = 1, to = 100, scale = \"log\", count = 3 }"), integers(&[1, 10, 100]));
-        // The ends stay as they are written.
+        // The ends are not rounded.
         let third = 1.0 / 3.0;
         assert_eq!(values(&format!("{{ from = 0.0, to = {third}, count = 2 }}")), floats(&[0.0, third]));
     }
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_axis_is_named() {
+    fn invalid_axes_are_refused() {
         for (written, expected) in [
             ("[]", "line 1: x: the list is empty"),
             ("3", "line 1: x: expected a list, or a range such as"),

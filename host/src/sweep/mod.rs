@@ -1,10 +1,13 @@
 //! Many experiments from one file: an experiment file with a table `[sweep]`.
 //!
-//! docs/sweeps.md describes the file. Nothing here knows the keys of an experiment: a key is
-//! whatever the experiment accepts.
+//! docs/sweeps.md describes the file. The code does not list the keys of an experiment: an axis is any key that
+//! the experiment accepts.
 
-pub mod axis;
-pub mod summary;
+pub(crate) mod axis;
+pub(crate) mod check;
+pub(crate) mod folder;
+pub(crate) mod summary;
+pub(crate) mod worker;
 
 use crate::config::{self, Experiment, Role, from_table, one_line, origin, parse_toml};
 use crate::torch::random::{Purpose, step_of_name, uniform};
@@ -21,38 +24,39 @@ use toml::{Spanned, Table, Value};
 
 const SEED: &str = "train.seed";
 
-/// The key of an axis whose values are whole experiments, in part.
+/// The key of an axis whose values are parts of whole experiments.
 const WHOLE: &str = "experiment";
 
-/// Bytes of a run's name, at most; file systems allow 255, endings included.
+/// The largest number of bytes of a run's name. File systems allow 255, endings included.
 const LONGEST_NAME: usize = 200;
 
-/// Draws in a row that may give nothing new before a random search gives up.
+/// The number of draws in a row without a new setting after which a random search ends.
 const MOST_DRAWS: u32 = 1_000_000;
 
 /// A sweep: all its runs, in order.
 #[derive(Debug)]
-pub struct Sweep {
-    /// Keys of the axes, in the order of the file, seeds last.
+pub(crate) struct Sweep {
+    /// The keys of the axes, in the order of the file, seeds last.
     pub axes: Vec<String>,
     /// The runs.
     pub settings: Vec<Setting>,
-    /// What follows training: the attacks of `[eval]` (none), or a suite by its name or file.
+    /// The evaluations after training: of a suite, given by its name or file, or of the attacks of `[eval]`
+    /// (none).
     pub evaluations: Vec<Option<String>>,
 }
 
 /// One run of a sweep.
 #[derive(Debug)]
-pub struct Setting {
-    /// What it varies, as a name for files.
+pub(crate) struct Setting {
+    /// The name of its files, made from its values.
     pub name: String,
     /// Its value on each axis.
     pub values: Vec<Value>,
-    /// Everything about it.
+    /// Its experiment.
     pub experiment: Experiment,
 }
 
-/// A share of a sweep's runs: every N-th.
+/// A share of a sweep's runs: every N-th run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Task {
     number: usize,
@@ -60,8 +64,8 @@ pub struct Task {
 }
 
 impl Task {
-    /// Whether a run is in this share; runs are counted from 1.
-    pub fn has(self, run: usize) -> bool {
+    /// Whether a run is in this share. Runs are counted from 1.
+    pub(crate) fn has(self, run: usize) -> bool {
         run % self.of == self.number % self.of
     }
 }
@@ -69,8 +73,8 @@ impl Task {
 impl FromStr for Task {
     type Err = String;
 
-    /// Shares are counted from 1 to N or from 0 to N - 1: the first of N + 1 numbers means the
-    /// same as the last, so that either way each run is in one share.
+    /// Shares are counted from 1 to N or from 0 to N - 1. Share 0 is the same as share N, so each run is in
+    /// exactly one share either way.
     fn from_str(written: &str) -> std::result::Result<Self, String> {
         let task = written
             .split_once('/')
@@ -89,7 +93,7 @@ struct Options {
     seed: Option<u64>,
     eval: bool,
     suite: Option<String>,
-    /// Read by [`axis`], which knows the lines.
+    /// Read by [`axis`], with the numbers of the lines.
     seeds: IgnoredAny,
     axes: IgnoredAny,
 }
@@ -97,7 +101,7 @@ struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Search {
-    /// Every combination.
+    /// Every combination of values.
     #[default]
     Grid,
     /// Combinations drawn at random, none twice.
@@ -108,9 +112,8 @@ impl Sweep {
     /// Reads a sweep's file.
     ///
     /// # Errors
-    /// If it cannot be read, or any of its runs has an unknown key or a value that cannot work
-    /// (naming the line or the run).
-    pub fn read(path: &Path) -> Result<Self> {
+    /// If a run has an unknown key or an invalid value. The error names the line or the run.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
         Self::parse(&text, &path.display().to_string())
     }
@@ -135,7 +138,7 @@ impl Sweep {
         let (swept, seeds): (Vec<_>, Vec<_>) = axes.iter().cloned().partition(|axis| axis.key != SEED);
         let mut combinations = match options.search {
             Search::Grid => {
-                refuse_what_grids_ignore(&options, name)?;
+                refuse_options_of_random_search(&options, name)?;
                 grid(&swept)?
             }
             Search::Random => random(&swept, &options, name)?,
@@ -197,15 +200,16 @@ fn axes(sweep: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> 
     Ok(axes)
 }
 
-/// Whether a table has a value at a dotted key. (What is no table is a plugin, with options of
-/// its own, or refused by its type.)
+/// Whether a table has a value at a dotted key. Other values than tables have no keys: they are plugins, or are
+/// refused because of their type.
 fn sets(value: &Value, key: &str) -> bool {
     let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
     let inner = value.as_table().and_then(|table| table.get(first));
     inner.is_some_and(|inner| rest.is_none_or(|rest| sets(inner, rest)))
 }
 
-fn refuse_what_grids_ignore(options: &Options, name: &str) -> Result<()> {
+/// Refuses options that have no effect on a grid.
+fn refuse_options_of_random_search(options: &Options, name: &str) -> Result<()> {
     let ignored = [("runs", options.runs.is_some()), ("seed", options.seed.is_some())];
     match ignored.into_iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -240,8 +244,8 @@ fn with(choices: &[Choice], one_more: &Choice) -> Vec<Choice> {
     choices.iter().chain([one_more]).cloned().collect()
 }
 
-/// As many combinations as asked for, drawn at random, none twice. More runs keep those that
-/// fewer would have had, and an axis's draws do not depend on the others.
+/// The requested number of combinations, drawn at random, none twice. With more runs, the first combinations
+/// stay the same. The draws of an axis do not depend on the other axes.
 fn random(axes: &[Axis], options: &Options, name: &str) -> Result<Vec<Vec<Choice>>> {
     let runs = options.runs.unwrap_or(0);
     if !(1..=MOST).contains(&runs) {
@@ -279,10 +283,10 @@ fn random(axes: &[Axis], options: &Options, name: &str) -> Result<Vec<Vec<Choice
     Ok(combinations)
 }
 
-/// What all runs have in common.
+/// The experiment that all runs are based on.
 struct Template {
     experiment: Experiment,
-    /// The same, with every default spelled out.
+    /// The same as a table with all defaults.
     table: Table,
 }
 
@@ -291,7 +295,7 @@ impl Template {
         Ok(Self { table: experiment.table()?, experiment })
     }
 
-    /// Refuses values that no run can have.
+    /// Refuses invalid values of an axis.
     fn check(&self, axis: &Axis) -> Result<()> {
         for Choice { value, origin } in axis.examples() {
             let refused = |why: &str| Error::new(format!("{origin}: {}: {why}", axis.key));
@@ -356,7 +360,7 @@ impl Template {
     }
 }
 
-/// The plugin and the option that a key means, if it means one.
+/// The plugin and the option that a key names, if it names an option.
 fn option_of(key: &str) -> Option<(&'static str, &str)> {
     let plugins = Role::ALL.into_iter().filter(|role| role.is_single()).map(Role::key);
     plugins.into_iter().find_map(|plugin| Some((plugin, key.strip_prefix(plugin)?.strip_prefix('.')?)))
@@ -370,7 +374,7 @@ fn place(table: &mut Table, key: &str, value: &Value) {
     }
 }
 
-/// A plugin's spec with an option set, in the place of one of that name.
+/// The spec of a plugin with an option set. It replaces an option of the same name.
 fn with_option(
     table: &Table,
     plugin: &str,
@@ -388,13 +392,12 @@ fn with_option(
     Ok(kept.chain([format!("{option}={value}").as_str()]).collect::<Vec<_>>().join(","))
 }
 
-/// A key as it is shown: most belong to `[train]`.
-pub fn short(key: &str) -> &str {
+/// The short form of a key for people: most keys belong to `[train]`.
+pub(crate) fn short(key: &str) -> &str {
     key.strip_prefix("train.").unwrap_or(key)
 }
 
-/// The name of a run: what it varies, sorted by key, so that the order of a file's lines does
-/// not matter.
+/// The name of a run: its values sorted by key, so that the order of the file's lines does not matter.
 fn name(axes: &[Axis], choices: &[Choice]) -> String {
     let mut pairs: Vec<_> =
         axes.iter().zip(choices).map(|(axis, choice)| (axis.key.as_str(), text(&choice.value))).collect();
@@ -448,7 +451,7 @@ mod tests {
         let settings = sweep(text).expect("a sweep").settings;
         let train = &settings[5].experiment.train;
         assert_eq!((train.momentum, train.epochs, train.seed), (0.0, 1, 1));
-        assert_eq!(train.batch, Experiment::default().train.batch, "what does not vary stays as it is");
+        assert_eq!(train.batch, Experiment::default().train.batch, "other keys stay the same");
         assert_eq!(settings[5].values, [Value::Integer(0), Value::Integer(1), Value::Integer(1)]);
     }
 
@@ -478,13 +481,43 @@ mod tests {
         let Experiment { model, train, .. } = &settings[0].experiment;
         assert_eq!(model.to_string(), "cnn.so,arch=A");
         assert_eq!(train.probe.as_ref().map(ToString::to_string).as_deref(), Some("pgd.so,steps=7"));
-        // A plugin's mistakes are reported with the line that made it what it is.
+        // An error in a plugin's spec names the line that changed the spec.
         assert_eq!(model.origin.as_deref(), Some("s.toml, line 7"));
         assert_eq!(train.probe.as_ref().and_then(|probe| probe.origin.as_deref()), Some("s.toml, line 6"));
         refuses(
             "sampler = \"none\"\n[sweep.axes]\nsampler.noise = [0.1]\n",
             &["s.toml, line 3: sampler.noise: there is no sampler to have an option `noise`"],
         );
+    }
+
+    #[test]
+    fn every_plugin_of_an_experiment_can_be_an_axis_and_so_can_its_options() {
+        for role in Role::ALL {
+            let key = role.key();
+            let list = |names: [&str; 2]| {
+                if role.is_single() {
+                    format!("[\"{}\", \"{}\"]", names[0], names[1])
+                } else {
+                    format!("[[\"{}\"], [\"{}\"]]", names[0], names[1])
+                }
+            };
+            let text = format!("[sweep.axes]\n\"{key}\" = {}\n", list(["a.so,x=1", "b.so"]));
+            let named = |settings: &[Setting]| -> Vec<_> {
+                let of_role = |setting: &Setting| {
+                    let mut plugins = setting.experiment.plugins().filter(|(known, _)| *known == role);
+                    plugins.next().map(|(_, spec)| (spec.to_string(), spec.origin.clone()))
+                };
+                settings.iter().filter_map(of_role).collect()
+            };
+            let line = Some("s.toml, line 2".to_owned());
+            let expected = ["a.so,x=1", "b.so"].map(|spec| (spec.to_owned(), line.clone()));
+            assert_eq!(named(&sweep(&text).expect("a sweep").settings), expected, "{key}");
+            if role.is_single() {
+                let text = format!("{text}\"{key}.x\" = [2]\n");
+                let specs = named(&sweep(&text).expect("a sweep").settings).into_iter().map(|(spec, _)| spec);
+                assert!(specs.eq(["a.so,x=2", "b.so,x=2"]), "{key}");
+            }
+        }
     }
 
     #[test]
@@ -508,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_vary_several_keys_together_on_top_of_the_file() {
+    fn tables_vary_several_keys_together_and_override_the_file() {
         let text = "[train]\nmomentum = 0.5\n[sweep.axes]\n\
                     train = [{ epochs = 1, learning_rate = 0.1 }, { epochs = 2 }]\n";
         let sweep = sweep(text).expect("a sweep");
@@ -516,7 +549,7 @@ mod tests {
         assert_eq!((train(0).epochs, train(0).learning_rate, train(0).momentum), (1, 0.1, 0.5));
         assert_eq!((train(1).epochs, train(1).learning_rate, train(1).momentum), (2, 0.02, 0.5));
         assert_eq!(sweep.settings[0].name, "train=epochs=1,learning_rate=0.1");
-        // Other keys of the same table may vary on their own.
+        // Other keys of the same table may vary separately.
         let more =
             text.replace("[sweep.axes]\n", "[sweep]\nseeds = [3, 4]\n[sweep.axes]\n\"train.batch\" = [7]\n");
         let settings = super::tests::sweep(&more).expect("a sweep").settings;
@@ -532,7 +565,7 @@ mod tests {
                  train.epochs = [1, 2, 3]\ntrain.momentum = {{ from = 0.0, to = 0.4, step = 0.1 }}\n"
             )
         };
-        // 3 x 5 settings: asked for all, it finds each once.
+        // All of the 3 x 5 settings are found, each once.
         let all = names(&text(15, ""));
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 15);
         assert_eq!(names(&text(4, "")), all[..4]);
@@ -546,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn random_numbers_come_from_the_whole_range() {
+    fn random_numbers_cover_the_whole_range() {
         let text = "[sweep]\nsearch = \"random\"\nruns = 1000\n[sweep.axes]\n\
                     train.learning_rate = { from = 0.001, to = 0.1, scale = \"log\" }\n";
         let settings = sweep(text).expect("a sweep").settings;
@@ -653,16 +686,16 @@ mod tests {
         let files: Vec<_> =
             settings.iter().filter_map(|setting| setting.experiment.train.store_file.as_deref()).collect();
         assert_eq!(files, ["big/particles.seed=0", "big/particles.seed=1"].map(Path::new));
-        // One name is the beginning of the other.
+        // One name is a prefix of the other.
         let text = "[train]\nstore_file = \"p\"\n[sweep.axes]\ntrain.momentum = [0.0, 0.1]\n";
         let settings = sweep(text).expect("a sweep").settings;
         let files = settings.iter().filter_map(|setting| setting.experiment.train.store_file.as_deref());
         let all: Vec<_> = files.flat_map(crate::training::store::files).collect();
-        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "no file of one run is another's");
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "no two runs have a file in common");
     }
 
     #[test]
-    fn names_are_fit_for_files() {
+    fn names_are_valid_for_files() {
         let attacks = "[sweep.axes]\neval.attacks = [[\"fgsm.so\"], [\"fgsm.so\", \"./pgd.so,steps=3\"]]\n";
         let names = names(attacks);
         assert_eq!(names[0], "eval.attacks=fgsm.so");
@@ -674,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_share_the_runs_out_whether_counted_from_0_or_from_1() {
+    fn every_run_is_in_one_task_whether_counted_from_0_or_from_1() {
         for first in [0, 1] {
             let tasks: Vec<Task> =
                 (first..first + 3).map(|number| format!("{number}/3").parse().expect("a task")).collect();

@@ -1,32 +1,34 @@
-//! What the runs of a sweep came to: one row each, and one for each setting over its seeds.
+//! The results of a sweep: a row for each run, and one for each setting over its seeds.
 
 use super::axis::text;
-use super::{SEED, Sweep, short};
+use super::{SEED, Setting, Sweep, short};
+use crate::evaluation::verdict::Caveat;
 use crate::run::progress;
 use crate::run::progress::EpochMetrics;
 use comfy_table::{CellAlignment, Table, presets};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub(crate) enum Status {
     /// Not begun.
     Waiting,
-    /// Begun; its last checkpoint is where it goes on.
+    /// Begun. A repeated sweep continues it from its last checkpoint.
     Unfinished,
-    /// Trained, and not evaluated yet.
+    /// Trained, but not evaluated yet.
     Trained,
-    /// Done.
+    /// Trained and evaluated.
     Finished,
-    /// Ended by an error; it is not tried again unasked.
+    /// Ended by an error. A repeated sweep retries it only on request.
     Failed,
 }
 
 impl Status {
     /// Its name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Status::Waiting => "waiting",
             Status::Unfinished => "unfinished",
@@ -37,64 +39,157 @@ impl Status {
     }
 }
 
-/// An evaluation of a run.
+/// An evaluation of a run: an entry of the run's `sweep.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Evaluated {
-    /// The suite, none for the attacks of `[eval]`.
+pub(crate) struct SweepEvaluation {
+    /// The suite; none for the attacks of `[eval]`.
     pub suite: Option<String>,
-    /// The attacks that were asked for.
+    /// The requested attacks.
     pub attacks: Vec<String>,
-    /// What `host eval --json` printed.
+    /// The output of `host eval --json`.
     pub result: Value,
 }
 
-/// What is known of a run.
-#[derive(Debug)]
-pub struct Row {
-    /// How far it is.
+impl SweepEvaluation {
+    /// The reasons not to trust the evaluation. Older hosts call them `doubts`.
+    fn caveats(&self) -> impl Iterator<Item = Caveat> {
+        let lists = ["caveats", "doubts"].into_iter().filter_map(|key| self.result[key].as_array());
+        lists.flatten().filter_map(|caveat| Caveat::deserialize(caveat).ok())
+    }
+}
+
+/// The state and the results of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// How far the run is.
     pub status: Status,
-    /// Why it failed.
+    /// Why the run failed.
+    #[serde(default)]
     pub reason: Option<String>,
-    /// What it measured, by name.
-    pub figures: Figures,
-    /// Why its evaluations may not be trusted.
-    pub doubts: Vec<Value>,
-    /// What its training looked like in the end, if it looked wrong.
+    /// Why its evaluations may not be trusted. Older hosts call them `doubts`.
+    #[serde(default, alias = "doubts")]
+    pub caveats: Vec<Caveat>,
+    /// The alarms of its last epoch.
+    #[serde(default)]
     pub alarms: Vec<String>,
+    /// Its measured values.
+    pub figures: Figures,
 }
 
 impl Row {
-    /// Of a run with these epochs, whose weights are those of the best of them or of the last,
-    /// and these evaluations.
-    pub fn new(
+    /// The row of a run with these epochs and evaluations. Its weights are those of the best epoch if
+    /// `best_epoch`, otherwise those of the last.
+    pub(crate) fn new(
         status: Status,
         reason: Option<String>,
         epochs: &[EpochMetrics],
         best_epoch: bool,
-        evaluations: &[Evaluated],
+        evaluations: &[SweepEvaluation],
     ) -> Self {
-        // Evaluations of older versions have `doubts`.
-        let caveats = |result: &Value| result.get("caveats").or(result.get("doubts"))?.as_array().cloned();
-        let doubts = evaluations.iter().filter_map(|done| caveats(&done.result)).flatten();
-        let doubts = doubts.collect();
+        let caveats = evaluations.iter().flat_map(SweepEvaluation::caveats).collect();
         let alarms = epochs.last().map(|last| last.alarms.clone()).unwrap_or_default();
-        Self { status, reason, figures: figures(epochs, best_epoch, evaluations), doubts, alarms }
+        Self { status, reason, caveats, alarms, figures: figures(epochs, best_epoch, evaluations) }
     }
 
-    /// In one line, for people.
-    pub fn line(&self) -> String {
+    /// The row in one line, for people.
+    pub(crate) fn line(&self) -> String {
         let shown = self.figures.iter().filter(|(name, _)| is_shown(name));
-        let figures = shown.map(|(name, value)| format!("{} {}", title(name), show(name, *value)));
+        let figures = shown.map(|(name, value)| format!("{} {}", title(name), show(name, value)));
         let alarms = self.alarms.iter().map(|alarm| format!("alarm: {alarm}"));
         let status = std::iter::once(self.status.name().to_owned());
         status.chain(figures).chain(alarms).collect::<Vec<_>>().join("  ")
     }
+
+    /// Whether another row has the same status and figures, up to rounding in the last digits.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        let is_same = |(name, value): (&str, f64)| {
+            other.figures.get(name).is_some_and(|known| (known - value).abs() <= 1e-12 * value.abs())
+        };
+        self.status == other.status
+            && self.figures.iter().count() == other.figures.iter().count()
+            && self.figures.iter().all(is_same)
+    }
 }
 
-/// Measured values by name; accuracies are shares.
-pub type Figures = Vec<(String, f64)>;
+/// Measured values by name, in the order of their columns; accuracies are shares. In JSON, an object.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Figures(Vec<(String, f64)>);
 
-/// Figures of cost: what is worse is more. Of all others, it is less.
+impl Figures {
+    /// The value of this name.
+    pub(crate) fn get(&self, name: &str) -> Option<f64> {
+        self.iter().find_map(|(known, value)| (known == name).then_some(value))
+    }
+
+    /// All names with their values.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// Adds a value, unless there is one of this name.
+    fn add(&mut self, name: String, value: f64) {
+        if self.get(&name).is_none() {
+            self.0.push((name, value));
+        }
+    }
+}
+
+impl Serialize for Figures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Figures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(BTreeMap::deserialize(deserializer)?.into_iter().collect()))
+    }
+}
+
+/// The contents of `summary.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedSummary {
+    /// Every run.
+    pub runs: Vec<SavedRow>,
+    /// Every setting over its seeds, if seeds vary.
+    pub groups: Option<Vec<SavedGroup>>,
+}
+
+/// A run of a sweep in `summary.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedRow {
+    /// The name of its folder.
+    pub run: String,
+    /// Its value on every axis.
+    pub settings: Map<String, Value>,
+    /// Its state and results.
+    #[serde(flatten)]
+    pub row: Row,
+}
+
+/// A setting of a sweep over its seeds in `summary.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedGroup {
+    /// Its value on every axis but the seed's.
+    pub settings: Map<String, Value>,
+    /// The number of its runs.
+    pub runs: usize,
+    /// The number of its finished runs.
+    pub finished: usize,
+    /// The figures of its finished runs.
+    pub figures: BTreeMap<String, OverSeeds>,
+}
+
+/// A figure over several seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OverSeeds {
+    /// The median.
+    pub median: f64,
+    /// The worst value.
+    pub worst: f64,
+}
+
+/// Figures of cost, of which the highest is the worst. Of all others, the lowest is.
 pub(crate) const COSTS: [&str; 3] = [EPOCH, PASSES, SECONDS];
 const EPOCH: &str = "epoch";
 const PASSES: &str = "passes_per_sample";
@@ -102,27 +197,28 @@ pub(crate) const SECONDS: &str = "seconds";
 
 const WORST_CASE: &str = "worst_case";
 
-/// Figures of training that come first, in this order.
+/// The figures of training, in the order of their columns. They precede all others.
 pub(crate) const OF_TRAINING: [&str; 6] =
     [EPOCH, PASSES, SECONDS, "train_accuracy", "validation_accuracy", "probe_accuracy"];
 
-/// The figures of a run: the cost of all its epochs; the accuracies of the epoch whose weights
-/// are evaluated; what attacks left standing.
-fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[Evaluated]) -> Figures {
-    let mut figures = Figures::new();
+/// The figures of a run: the cost of all its epochs, the accuracies of the evaluated epoch, and the
+/// accuracies under attack.
+fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[SweepEvaluation]) -> Figures {
+    let mut figures = Figures::default();
     if let Some(last) = epochs.last() {
         let evaluated = progress::best_epoch(epochs).filter(|_| best_epoch).unwrap_or(last);
         let (last, evaluated) = (json!(last), json!(evaluated));
-        let of_training = OF_TRAINING.into_iter().filter_map(|name| {
+        for name in OF_TRAINING {
             let epoch = if [PASSES, SECONDS].contains(&name) { &last } else { &evaluated };
-            Some((name.to_owned(), epoch[name].as_f64()?))
-        });
-        figures.extend(of_training);
+            if let Some(value) = epoch[name].as_f64() {
+                figures.add(name.to_owned(), value);
+            }
+        }
     }
-    for Evaluated { suite, result, .. } in evaluations {
+    for SweepEvaluation { suite, result, .. } in evaluations {
         let mut add = |name: String, value: &Value| {
-            if let Some(value) = value.as_f64().filter(|_| figures.iter().all(|(known, _)| *known != name)) {
-                figures.push((name, value));
+            if let Some(value) = value.as_f64() {
+                figures.add(name, value);
             }
         };
         add("clean".to_owned(), &result["clean"]);
@@ -137,29 +233,30 @@ fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[Evaluated])
 
 const MEMBER: &str = ": ";
 
-/// The column of what stands after a member of a suite; the suite's own is the worst case.
+/// The column of the accuracy after a member of a suite. The suite's own column is its worst case.
 fn member(suite: &str, attack: &str) -> String {
     format!("{suite}{MEMBER}{attack}")
 }
 
-fn find(figures: &[(String, f64)], name: &str) -> Option<f64> {
-    figures.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+/// The names of the figures of all rows.
+fn columns(rows: &[Row]) -> Vec<String> {
+    in_order(rows.iter().flat_map(|row| row.figures.iter().map(|(name, _)| name)))
 }
 
-/// The names of all figures that any row has.
-fn columns(rows: &[Row]) -> Vec<String> {
+/// Each name once: those of training first, the others in the order given.
+pub(crate) fn in_order<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut columns: Vec<String> = Vec::new();
-    for name in rows.iter().flat_map(|row| &row.figures).map(|(name, _)| name) {
-        if !columns.contains(name) {
-            columns.push(name.clone());
+    for name in names {
+        if !columns.iter().any(|known| known == name) {
+            columns.push(name.to_owned());
         }
     }
-    // A run without a validation score, say, must not decide where that column goes.
+    // A first run without a validation score must not move that column to the end.
     columns.sort_by_key(|name| OF_TRAINING.iter().position(|first| first == name).unwrap_or(usize::MAX));
     columns
 }
 
-/// Runs that differ in nothing but the seed.
+/// Runs that differ only in the seed.
 #[derive(Debug)]
 struct Group<'a> {
     /// Its value on each axis but the seed's.
@@ -172,18 +269,18 @@ impl Group<'_> {
         self.rows.iter().copied().filter(|row| row.status == Status::Finished)
     }
 
-    /// Median and worst value of a figure over the runs that are finished.
-    fn over_seeds(&self, name: &str) -> Option<(f64, f64)> {
-        let mut values: Vec<f64> = self.finished().filter_map(|row| find(&row.figures, name)).collect();
+    /// Median and worst value of a figure over the finished runs.
+    fn over_seeds(&self, name: &str) -> Option<OverSeeds> {
+        let mut values: Vec<f64> = self.finished().filter_map(|row| row.figures.get(name)).collect();
         values.sort_by(f64::total_cmp);
-        let worst = if COSTS.contains(&name) { values.last() } else { values.first() };
+        let worst = *if COSTS.contains(&name) { values.last() } else { values.first() }?;
         let (low, high) = (values.get(values.len().saturating_sub(1) / 2)?, values.get(values.len() / 2)?);
-        Some(((low + high) / 2.0, *worst?))
+        Some(OverSeeds { median: (low + high) / 2.0, worst })
     }
 }
 
-/// A sweep's rows, one for each of its settings.
-pub struct Summary<'a> {
+/// The rows of a sweep, one for each of its settings.
+pub(crate) struct Summary<'a> {
     sweep: &'a Sweep,
     rows: Vec<Row>,
     columns: Vec<String>,
@@ -191,16 +288,11 @@ pub struct Summary<'a> {
 
 impl<'a> Summary<'a> {
     /// The summary of these rows, in the order of the sweep's settings.
-    pub fn new(sweep: &'a Sweep, rows: Vec<Row>) -> Self {
+    pub(crate) fn new(sweep: &'a Sweep, rows: Vec<Row>) -> Self {
         Self { sweep, columns: columns(&rows), rows }
     }
 
-    /// The rows, in the order of the sweep's settings.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
-
-    /// Runs by their setting, if some differ in nothing but the seed.
+    /// The runs by their setting, if some differ only in the seed.
     fn groups(&self) -> Option<Vec<Group<'_>>> {
         let seed = self.sweep.axes.iter().position(|key| key == SEED)?;
         let mut groups: Vec<Group> = Vec::new();
@@ -219,50 +311,40 @@ impl<'a> Summary<'a> {
         self.sweep.axes.iter().filter(|key| *key != SEED)
     }
 
-    /// One JSON object: every run, and every setting over its seeds.
-    pub fn json(&self) -> Value {
-        let object = |keys: &mut dyn Iterator<Item = &String>, values: &[&toml::Value]| {
-            keys.zip(values).map(|(key, value)| (key.clone(), json!(value))).collect::<Map<_, _>>()
+    /// The contents of `summary.json`.
+    pub(crate) fn saved(&self) -> SavedSummary {
+        fn object<'a>(
+            keys: impl Iterator<Item = &'a String>,
+            values: impl Iterator<Item = &'a toml::Value>,
+        ) -> Map<String, Value> {
+            keys.cloned().zip(values.map(|value| json!(value))).collect()
+        }
+        let run = |(setting, row): (&Setting, &Row)| SavedRow {
+            run: setting.name.clone(),
+            settings: object(self.sweep.axes.iter(), setting.values.iter()),
+            row: row.clone(),
         };
-        let runs: Vec<_> = (self.sweep.settings.iter().zip(&self.rows))
-            .map(|(setting, row)| {
-                let values: Vec<_> = setting.values.iter().collect();
-                json!({
-                    "run": setting.name,
-                    "settings": object(&mut self.sweep.axes.iter(), &values),
-                    "status": row.status,
-                    "reason": row.reason,
-                    "doubts": row.doubts,
-                    "alarms": row.alarms,
-                    "figures": row.figures.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
-                })
-            })
-            .collect();
-        let groups = self.groups().map(|groups| {
-            let group = |group: &Group| {
-                let of = |name: &String| {
-                    let (median, worst) = group.over_seeds(name)?;
-                    Some((name.clone(), json!({"median": median, "worst": worst})))
-                };
-                json!({
-                    "settings": object(&mut self.swept(), &group.values),
-                    "runs": group.rows.len(),
-                    "finished": group.finished().count(),
-                    "figures": self.columns.iter().filter_map(of).collect::<Map<_, _>>(),
-                })
-            };
-            groups.iter().map(group).collect::<Vec<_>>()
-        });
-        json!({"runs": runs, "groups": groups})
+        let group = |group: &Group| SavedGroup {
+            settings: object(self.swept(), group.values.iter().copied()),
+            runs: group.rows.len(),
+            finished: group.finished().count(),
+            figures: (self.columns.iter())
+                .filter_map(|name| Some((name.clone(), group.over_seeds(name)?)))
+                .collect(),
+        };
+        SavedSummary {
+            runs: self.sweep.settings.iter().zip(&self.rows).map(run).collect(),
+            groups: self.groups().map(|groups| groups.iter().map(group).collect()),
+        }
     }
 
     /// A line for every run; shares are from 0 to 1.
-    pub fn runs_csv(&self) -> String {
+    pub(crate) fn runs_csv(&self) -> String {
         let mut lines = vec![
             [&["run".to_owned()], self.sweep.axes.as_slice(), &["status".to_owned()], &self.columns].concat(),
         ];
         for (setting, row) in self.sweep.settings.iter().zip(&self.rows) {
-            let figure = |name| find(&row.figures, name).map_or(String::new(), |value| value.to_string());
+            let figure = |name| row.figures.get(name).map_or(String::new(), |value| value.to_string());
             let mut line = vec![setting.name.clone()];
             line.extend(setting.values.iter().map(text));
             line.push(row.status.name().to_owned());
@@ -273,7 +355,7 @@ impl<'a> Summary<'a> {
     }
 
     /// A line for every setting over its seeds, if they vary; shares are from 0 to 1.
-    pub fn groups_csv(&self) -> Option<String> {
+    pub(crate) fn groups_csv(&self) -> Option<String> {
         let mut header: Vec<_> = self.swept().cloned().collect();
         header.extend(["runs", "finished"].map(str::to_owned));
         header.extend(
@@ -285,7 +367,7 @@ impl<'a> Summary<'a> {
             line.extend([group.rows.len(), group.finished().count()].map(|count| count.to_string()));
             for name in &self.columns {
                 line.extend(match group.over_seeds(name) {
-                    Some((median, worst)) => [median, worst].map(|value| value.to_string()),
+                    Some(OverSeeds { median, worst }) => [median, worst].map(|value| value.to_string()),
                     None => [String::new(), String::new()],
                 });
             }
@@ -294,8 +376,8 @@ impl<'a> Summary<'a> {
         Some(csv(&lines))
     }
 
-    /// The tables that people read: every run, and every setting over its seeds.
-    pub fn tables(&self) -> String {
+    /// The tables for people: every run, and every setting over its seeds.
+    pub(crate) fn tables(&self) -> String {
         let shown: Vec<_> = self.columns.iter().filter(|name| is_shown(name)).collect();
         let header = |axes: &mut dyn Iterator<Item = &String>, last: &str| {
             let axes = axes.map(|key| short(key).to_owned());
@@ -307,7 +389,7 @@ impl<'a> Summary<'a> {
             let mut cells: Vec<_> = setting.values.iter().map(text).collect();
             cells.push(row.status.name().to_owned());
             let cell =
-                |name: &&String| find(&row.figures, name).map_or(String::new(), |value| show(name, value));
+                |name: &&String| row.figures.get(name).map_or(String::new(), |value| show(name, value));
             cells.extend(shown.iter().map(cell));
             runs.add_row(cells);
         }
@@ -319,7 +401,7 @@ impl<'a> Summary<'a> {
             cells.push(format!("{} of {}", group.finished().count(), group.rows.len()));
             let cell = |name: &&String| {
                 let figures = group.over_seeds(name);
-                figures.map_or(String::new(), |(median, worst)| {
+                figures.map_or(String::new(), |OverSeeds { median, worst }| {
                     format!("{} ({})", show(name, median), show(name, worst))
                 })
             };
@@ -340,7 +422,7 @@ fn new_table(header: Vec<String>) -> Table {
     table
 }
 
-/// Whether a figure is shown to people: a suite's members are too many.
+/// Whether a figure is shown to people. Members of suites are not: they are too many.
 pub(crate) fn is_shown(name: &str) -> bool {
     !name.contains(MEMBER)
 }
@@ -366,9 +448,12 @@ fn show(name: &str, value: f64) -> String {
 
 /// Comma-separated values (RFC 4180, with line feeds).
 pub(crate) fn csv(lines: &[Vec<String>]) -> String {
-    let field = |text: &String| match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.clone(),
+    let field = |text: &String| {
+        if text.contains([',', '"', '\n', '\r']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text.clone()
+        }
     };
     let line = |fields: &Vec<String>| fields.iter().map(field).collect::<Vec<_>>().join(",") + "\n";
     lines.iter().map(line).collect()
@@ -377,7 +462,6 @@ pub(crate) fn csv(lines: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sweep::Setting;
 
     fn epoch(number: usize, probe_accuracy: f64) -> EpochMetrics {
         let line = json!({
@@ -388,24 +472,24 @@ mod tests {
         serde_json::from_value(line).expect("metrics")
     }
 
-    fn evaluated(suite: Option<&str>, robust: &[(&str, f64)], worst: f64) -> Evaluated {
+    fn evaluated(suite: Option<&str>, robust: &[(&str, f64)], worst: f64) -> SweepEvaluation {
         let attacks: Vec<_> =
             robust.iter().map(|(attack, robust)| json!({"attack": attack, "robust": robust})).collect();
         let result = json!({"clean": 0.99, "attacks": attacks, "worst_case": worst});
-        Evaluated { suite: suite.map(str::to_owned), attacks: Vec::new(), result }
+        SweepEvaluation { suite: suite.map(str::to_owned), attacks: Vec::new(), result }
     }
 
     #[test]
     fn accuracies_are_of_the_evaluated_epoch_and_costs_of_all() {
         let epochs = [epoch(1, 0.7), epoch(2, 0.8), epoch(3, 0.8), epoch(4, 0.6)];
-        let value = |best: bool, name: &str| find(&figures(&epochs, best, &[]), name).expect("a figure");
+        let value = |best: bool, name: &str| figures(&epochs, best, &[]).get(name).expect("a figure");
         assert_eq!((value(false, "epoch"), value(false, "probe_accuracy")), (4.0, 0.6));
         assert_eq!((value(true, "epoch"), value(true, "probe_accuracy")), (2.0, 0.8));
         for best in [false, true] {
             assert_eq!((value(best, "passes_per_sample"), value(best, "seconds")), (8.0, 12.0));
         }
-        assert_eq!(find(&figures(&epochs, false, &[]), "validation_accuracy"), None);
-        assert!(figures(&[], true, &[]).is_empty());
+        assert_eq!(figures(&epochs, false, &[]).get("validation_accuracy"), None);
+        assert_eq!(figures(&[], true, &[]), Figures::default());
     }
 
     #[test]
@@ -422,7 +506,7 @@ mod tests {
             ("autoattack: apgd.so,loss=ce", 0.75),
             ("autoattack", 0.7),
         ];
-        assert_eq!(figures(&[], false, &evaluations), expected.map(|(name, value)| (name.to_owned(), value)));
+        assert!(figures(&[], false, &evaluations).iter().eq(expected));
     }
 
     /// Two settings with these numbers of seeds; each run's accuracy and seconds.
@@ -435,8 +519,8 @@ mod tests {
         let rows = runs.iter().map(|(_, _, status, accuracy, seconds)| Row {
             status: *status,
             reason: None,
-            figures: vec![("train_accuracy".to_owned(), *accuracy), (SECONDS.to_owned(), *seconds)],
-            doubts: Vec::new(),
+            figures: Figures(vec![("train_accuracy".to_owned(), *accuracy), (SECONDS.to_owned(), *seconds)]),
+            caveats: Vec::new(),
             alarms: Vec::new(),
         });
         let axes = ["train.epochs", SEED].map(str::to_owned).into();
@@ -455,7 +539,7 @@ mod tests {
             (2, 2, Unfinished, 0.0, 99.0),
         ]);
         let summary = Summary::new(&sweep, rows);
-        let json = summary.json();
+        let json = json!(summary.saved());
         assert_eq!(
             json["groups"][0],
             json!({
@@ -466,7 +550,7 @@ mod tests {
                 }
             })
         );
-        // Of an even number, the mean of the two in the middle; the unfinished one is left out.
+        // Of an even number, the mean of the two in the middle. The unfinished run does not count.
         assert_eq!(json["groups"][1]["figures"]["train_accuracy"], json!({"median": 0.375, "worst": 0.25}));
         assert_eq!(json["groups"][1]["finished"], 2);
         assert_eq!(json["runs"][5]["status"], "unfinished");
@@ -477,6 +561,34 @@ mod tests {
         );
         let tables = summary.tables();
         assert!(tables.contains("75.00 (50.00)") && tables.contains("2 of 3"), "{tables}");
+    }
+
+    #[test]
+    fn summaries_of_older_hosts_are_read() {
+        let old = json!({
+            "runs": [{
+                "run": "seed=0", "settings": {"train.seed": 0}, "status": "finished", "reason": null,
+                "doubts": [{"name": "changed", "finding": "the data changed"}], "figures": {"clean": 0.5},
+            }],
+            "groups": null,
+        });
+        let summary: SavedSummary = serde_json::from_value(old).expect("a summary");
+        let row = &summary.runs[0].row;
+        assert_eq!((row.caveats[0].name.as_ref(), row.figures.get("clean")), ("changed", Some(0.5)));
+        let written = json!(summary);
+        assert_eq!(written["runs"][0]["caveats"][0]["finding"], "the data changed");
+        assert!(written["runs"][0].get("doubts").is_none());
+    }
+
+    #[test]
+    fn evaluations_of_older_hosts_have_their_caveats() {
+        let caveats = json!([{"name": "changed", "finding": "the data changed"}]);
+        for key in ["caveats", "doubts"] {
+            let result = json!({ key: caveats });
+            let evaluation = SweepEvaluation { suite: None, attacks: Vec::new(), result };
+            let row = Row::new(Status::Finished, None, &[], false, &[evaluation]);
+            assert_eq!(json!(row.caveats), caveats, "{key}");
+        }
     }
 
     #[test]

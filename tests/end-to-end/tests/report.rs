@@ -136,7 +136,7 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
             false => json!({}),
         };
         json!({
-            "run": format!("run-{number}"), "settings": settings, "doubts": [], "reason": null,
+            "run": format!("run-{number}"), "settings": settings, "caveats": [], "reason": null,
             "status": if finished { "finished" } else { "waiting" }, "figures": figures,
         })
     };
@@ -187,8 +187,12 @@ fn the_numbers_are_those_that_were_measured() {
     assert_eq!(row("other")["passes per sample"], last["passes_per_sample"].to_string());
     assert_eq!(row("other")["training adversary"], last["train_accuracy"].to_string());
     assert!(row("other")["method"].contains("langevin.so,step_size=0.04,noise=0.02; faithful"));
-    assert_eq!(row("run")["method"], "ordinary training; 4 epochs");
-    assert!(row("other")["method"].ends_with("; 3 epochs"), "{}", row("other")["method"]);
+    // Below the method's usual description are the other keys in which the two runs differ.
+    assert!(row("run")["method"].starts_with("ordinary training; 4 epochs; "), "{}", row("run")["method"]);
+    for part in ["; 3 epochs; ", "; probe=fgsm.so", "; data.validation_points=40"] {
+        assert!(row("other")["method"].contains(part), "{}", row("other")["method"]);
+    }
+    assert!(!row("run")["method"].contains("learning_rate"), "both have the same");
     assert_eq!(row("run")["training adversary"], "", "there was none");
     let version = csv(&place, "report/evaluations.csv")[0]["host"].clone();
     assert_eq!(version, evaluations[0]["versions"]["host"].as_str().expect("a version"));
@@ -453,18 +457,62 @@ fn a_sweeps_folders_are_believed_before_its_summary() {
 }
 
 #[test]
-fn a_sweeps_failures_and_doubts_are_footnotes_and_crowded_maps_are_left_out() {
+fn a_report_has_the_statuses_and_reasons_of_the_sweep() {
+    let place = Place::with_digits(8, 60);
+    let suite = |attacks: &str| {
+        fs::write(place.path("mine.toml"), format!("attacks = [{attacks}]")).expect("written");
+    };
+    suite("\"fgsm.so\"");
+    // The second model breaks at its 14th call, in the second epoch.
+    let text = "sampler = \"none\"\n[data]\nname = \"digits\"\n[train]\nepochs = 2\nbatch = 6\nthreads = 1\n\
+                [eval]\npoints = 30\n[sweep]\nsuite = \"mine.toml\"\n[sweep.axes]\n\
+                model = [\"bad_plugins.so,plugin=linear\", \"bad_plugins.so,plugin=explodes\"]\n";
+    fs::write(place.path("small.toml"), text).expect("written");
+    place.host("sweep small.toml --out small").ended_with(1);
+    let reason = "the loss became NaN or infinite at update 14";
+    let rows = |flags: &str| {
+        let page = report(&place, &format!("small{flags}"));
+        let rows = csv(&place, "report/sweep-small.csv");
+        (page, rows.into_iter().map(|row| (row["status"].clone(), row["notes"].clone())).collect::<Vec<_>>())
+    };
+    let failed = ("failed".to_owned(), format!("model=bad_plugins.so,plugin=explodes: {reason}."));
+    let (page, first) = rows("");
+    assert!(!page.contains("summary.json is old"));
+    assert_eq!(first, [("finished".to_owned(), String::new()), failed.clone()]);
+
+    // The same without a summary: the reason is that of the sweep.
+    fs::rename(place.path("small/summary.json"), place.path("aside")).expect("renamed");
+    assert_eq!(rows(" --force").1, first);
+    fs::rename(place.path("aside"), place.path("small/summary.json")).expect("renamed");
+
+    // An evaluation with the suite's former attacks does not count, for neither command.
+    suite("\"fgsm.so\", \"pgd.so,steps=2\"");
+    let listed = place.host("sweep small.toml --out small --dry-run").succeeds().words();
+    assert_eq!((listed.matches(" trained ").count(), listed.matches(" failed ").count()), (1, 1), "{listed}");
+    let (page, second) = rows(" --force");
+    assert_eq!(second, [("trained".to_owned(), String::new()), failed]);
+    assert!(page.contains("summary.json is old") && page.contains("model=bad_plugins.so,plugin=linear"));
+}
+
+#[test]
+fn a_sweeps_failures_and_caveats_are_footnotes_and_crowded_maps_are_left_out() {
     let place = Place::empty();
     write_sweep(&place, "grid", &["sampler.noise", "sampler.step_size"]);
     edit_summary(&place, "grid", |summary| {
-        summary["runs"][1]["doubts"] =
-            json!([{"name": "vanishing-gradients", "finding": "gradients vanish"}]);
+        let caveats = json!([{"name": "vanishing-gradients", "finding": "gradients vanish"}]);
+        summary["runs"][1]["caveats"] = caveats.clone();
+        // The key of older hosts.
+        let row = summary["runs"][2].as_object_mut().expect("a row");
+        row.remove("caveats");
+        row.insert("doubts".to_owned(), caveats);
         summary["runs"][3]["status"] = json!("failed");
         summary["runs"][3]["reason"] = json!("the disk is full");
     });
     report(&place, "grid");
     let rows = csv(&place, "report/sweep-grid.csv");
-    assert_eq!(rows[1]["notes"], "Doubt (vanishing-gradients): gradients vanish.");
+    for row in [1, 2] {
+        assert_eq!(rows[row]["notes"], "Caveat (vanishing-gradients): gradients vanish.");
+    }
     assert_eq!((&*rows[3]["status"], &*rows[3]["notes"]), ("failed", "run-3: the disk is full."));
 
     for (values, drawn) in [(24, true), (25, false)] {

@@ -1,7 +1,6 @@
-//! What charts are made of: colours, axes, series, legends.
+//! The parts of charts: colours, axes, series, legends.
 //!
-//! Figures are drawn in the colours of [`INKS`]; a page restyles them for dark mode by the
-//! colours' names, see [`dark_style`].
+//! Figures have the colours of [`INKS`]. A page replaces them in dark mode, see [`dark_style`].
 
 use crate::{Error, Result};
 use plotters::coord::Shift;
@@ -11,8 +10,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;
 
-/// Colours on light ground, and what they become on dark ground: text and axes, grid, then
-/// series. The series' are Okabe and Ito's, told apart by people who see fewer colours.
+/// Colours on a light background, and their counterparts on a dark one: text and axes, grid, then series. The
+/// colours of series are Okabe and Ito's, which people with colour blindness can distinguish.
 const INKS: [(RGBColor, &str); 8] = [
     (RGBColor(0x1a, 0x1a, 0x1a), "#e6e6e6"),
     (RGBColor(0xdd, 0xdd, 0xdd), "#3a3a3a"),
@@ -27,20 +26,20 @@ const INKS: [(RGBColor, &str); 8] = [
 pub(super) const INK: RGBColor = INKS[0].0;
 const GRID: RGBColor = INKS[1].0;
 
-/// Series drawn into one figure.
+/// The largest number of series in one figure.
 pub(super) const MOST_SERIES: usize = INKS.len() - 2;
 
 pub(super) fn ink_of_series(number: usize) -> RGBColor {
     INKS[2 + number % MOST_SERIES].0
 }
 
-/// As plotters writes a colour into SVG.
+/// A colour in the notation of plotters' SVG.
 pub(super) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
-/// Rules of a style sheet that give a figure's colours their dark counterparts.
-pub fn dark_style() -> String {
+/// Rules of a style sheet that replace the colours of figures by their dark counterparts.
+pub(in crate::report) fn dark_style() -> String {
     let rule = |(light, dark): &(RGBColor, &str)| {
         let light = hex(*light);
         format!(
@@ -50,12 +49,12 @@ pub fn dark_style() -> String {
     INKS.iter().map(rule).collect()
 }
 
-/// Width of a figure, and height of one of its panels.
+/// The width of a figure, and the height of one of its panels.
 pub(super) const SIZE: (u32, u32) = (480, 260);
 pub(super) const TEXT: i32 = 16;
 const LEGEND_LINE: u32 = 20;
 
-/// How an axis is divided.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
     Linear,
@@ -69,27 +68,35 @@ pub(super) enum Scale {
 
 impl Scale {
     fn place(self, value: f64) -> f64 {
-        if self == Self::Log { value.log10() } else { value }
+        match self {
+            Self::Log => value.log10(),
+            Self::Linear | Self::Percent | Self::Whole => value,
+        }
     }
 
     fn value(self, place: f64) -> f64 {
-        if self == Self::Log { 10f64.powf(place) } else { place }
+        match self {
+            Self::Log => 10f64.powf(place),
+            Self::Linear | Self::Percent | Self::Whole => place,
+        }
     }
 
-    /// The ends of an axis that shows these places.
+    /// The ends of an axis with these places.
     fn extent(self, places: impl Iterator<Item = f64>) -> Range<f64> {
         let range = extent(places);
-        if self != Self::Percent {
-            return range;
+        match self {
+            Self::Linear | Self::Whole | Self::Log => range,
+            Self::Percent => {
+                let room = (1.0 - (range.end - range.start)).max(0.0) / 2.0;
+                (range.start - room).max(0.0)..(range.end + room).min(100.0)
+            }
         }
-        let room = (1.0 - (range.end - range.start)).max(0.0) / 2.0;
-        (range.start - room).max(0.0)..(range.end + room).min(100.0)
     }
 
-    /// Where ticks are, in a range of places.
+    /// The places of the ticks in a range of places.
     fn ticks(self, range: &Range<f64>) -> Vec<f64> {
         const AT_MOST: usize = 7;
-        // What is left of 0 by rounding is 0.
+        // Rounding errors turn a tick at 0 into a tiny number.
         let exact = |tick: f64| if tick.abs() < 1e-9 * (range.end - range.start) { 0.0 } else { tick };
         let linear = || {
             RangedCoordf64::from(range.clone()).key_points(AT_MOST).into_iter().map(exact).collect::<Vec<_>>()
@@ -140,7 +147,7 @@ pub(super) struct Panel<'a> {
     pub series: Vec<Series>,
 }
 
-/// Why a figure cannot be drawn, which is a defect.
+/// The error of a figure that cannot be drawn, which is a defect.
 pub(super) fn defect(why: impl std::fmt::Display) -> Error {
     Error::new(format!("a figure cannot be drawn: {why}")).on_the_way()
 }
@@ -173,7 +180,7 @@ pub(super) fn draw(panels: &[Panel]) -> Result<String> {
     Ok(svg)
 }
 
-/// The ends of some values' places, apart from one another.
+/// The ends of a range around some values, even if all values are equal.
 fn extent(values: impl Iterator<Item = f64>) -> Range<f64> {
     let (low, high) = values
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
@@ -183,7 +190,7 @@ fn extent(values: impl Iterator<Item = f64>) -> Range<f64> {
             low - 0.5 * low.abs().max(1e-3)..high + 0.5 * high.abs().max(1e-3)
         }
         width => {
-            // Ticks of an axis much narrower than its values would be written alike.
+            // The ticks of a narrower axis would all have the same label.
             let (middle, least) = (0.5 * (low + high), 2e-3 * high.abs().max(low.abs()));
             let half = (0.52 * width).max(least);
             middle - half..middle + half
@@ -191,7 +198,7 @@ fn extent(values: impl Iterator<Item = f64>) -> Range<f64> {
     }
 }
 
-/// One axis in the units of its places, with the ticks that it is to have.
+/// An axis in the units of its places, with its ticks.
 pub(super) struct Places {
     linear: RangedCoordf64,
     ticks: Vec<f64>,
@@ -216,7 +223,7 @@ impl Ranged for Places {
 
 pub(super) type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Places, Places>>;
 
-/// Axes with ticks and titles; each has its ends, as places.
+/// Axes with ticks and titles. The ends of each are given as places.
 pub(super) fn axes<'a, 'b>(
     area: &'a DrawingArea<SVGBackend<'b>, Shift>,
     (x, across): (&Axis, Range<f64>),
@@ -285,14 +292,14 @@ pub(super) fn draw_legend<'a>(
     Ok(())
 }
 
-/// Height of a legend with these names.
+/// The height of a legend with these names.
 pub(super) fn legend_height<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
     names.map(|name| wrapped(name).len() as u32 * LEGEND_LINE).sum()
 }
 
-/// A name in lines that fit beside their mark; broken after spaces and commas where there are any.
+/// A name in lines of a legend's width, broken after spaces, commas and slashes where possible.
 fn wrapped(name: &str) -> Vec<String> {
-    /// Of a legend's width, at a good half of the text's height each.
+    /// The width of a letter is a little more than half of the height of the text.
     const LETTERS: usize = 46;
     let mut lines = vec![String::new()];
     for word in name.split_inclusive([' ', ',', '/']) {
@@ -318,9 +325,9 @@ pub(super) fn short_number(number: f64) -> String {
     if number == 0.0 {
         return "0".to_owned();
     }
-    let tidy = |digits: &str| match digits.contains('.') {
-        true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => digits.to_owned(),
+    let tidy = |digits: &str| {
+        let whole = !digits.contains('.');
+        if whole { digits.to_owned() } else { digits.trim_end_matches('0').trim_end_matches('.').to_owned() }
     };
     let size = number.abs();
     if !(1e-3..1e6).contains(&size) {
@@ -377,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_short_and_differ_where_they_should() {
+    fn numbers_are_short_but_precise_enough() {
         for (number, expected) in [
             (0.0, "0"),
             (-0.0, "0"),
@@ -396,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn legends_are_wrapped_and_lose_nothing() {
+    fn legends_are_wrapped_without_loss() {
         assert_eq!(wrapped("short"), ["short"]);
         let name = format!("sweeps/a,b=1: pgd.so,steps=40,step_size=0.01, 1000 points {}", "x".repeat(100));
         let lines = wrapped(&name);
@@ -410,8 +417,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_placed_is_left_out() {
-        // 0 has no place on a logarithmic axis, and NaN has none anywhere.
+    fn values_without_a_place_are_left_out() {
+        // 0 has no place on a logarithmic axis, and NaN has none on any axis.
         let svg = line(vec![(0.0, 1.0), (1.0, 0.5), (f64::NAN, 0.5), (10.0, 0.25)], Scale::Log);
         // Two points for each of two series, and one in each line of the legend.
         assert_eq!(svg.matches("<circle").count(), 6, "{svg}");

@@ -4,20 +4,19 @@ use super::chart::defect;
 use crate::Result;
 use resvg::{tiny_skia, usvg};
 
-/// Turns figures into PNG images, with a font of its own: the machine need not have any.
-pub struct Rasteriser {
+/// Turns figures into PNG images. It has a font of its own, so that the machine needs none.
+pub(in crate::report) struct Rasteriser {
     options: usvg::Options<'static>,
 }
 
 impl Rasteriser {
-    /// Pixels for each unit of the figure, if it is not too large.
+    /// The pixels for each unit of a figure that is not too large.
     const PIXELS: f32 = 3.0;
 
-    /// Pixels of an image, all together.
+    /// The largest number of pixels of an image.
     const MOST_PIXELS: f32 = 3.2e7;
 
-    /// One that has its font.
-    pub fn new() -> Self {
+    pub(in crate::report) fn new() -> Self {
         let mut options = usvg::Options::default();
         let fonts = options.fontdb_mut();
         fonts.load_font_data(epaint_default_fonts::UBUNTU_LIGHT.to_vec());
@@ -27,11 +26,11 @@ impl Rasteriser {
         Self { options }
     }
 
-    /// A figure on white ground.
+    /// A figure on a white background.
     ///
     /// # Errors
-    /// If it is no SVG, or too large.
-    pub fn png(&self, svg: &str) -> Result<Vec<u8>> {
+    /// If it is not valid SVG.
+    pub(in crate::report) fn png(&self, svg: &str) -> Result<Vec<u8>> {
         let tree = usvg::Tree::from_str(svg, &self.options).map_err(defect)?;
         let size = tree.size();
         let enlarge = Self::PIXELS.min((Self::MOST_PIXELS / (size.width() * size.height())).sqrt());
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_of_long_figures_have_a_bound() {
+    fn images_of_long_figures_have_a_bounded_size() {
         let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"480\" height=\"100000\"></svg>";
         let png = Rasteriser::new().png(svg).expect("a picture");
         // The width and the height are in the header of a PNG file.
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_drawn_without_any_font_of_the_machine() {
+    fn text_is_drawn_without_any_font_of_the_machine() {
         let picture = |word: &str| {
             let svg = format!(
                 "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"100\" height=\"30\">\

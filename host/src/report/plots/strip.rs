@@ -1,4 +1,4 @@
-//! Adversarial examples beside the natural ones.
+//! Adversarial examples and the natural ones.
 
 use super::Figure;
 use super::chart::*;
@@ -14,9 +14,14 @@ use tch::{Kind, Tensor};
 const SIDE: usize = 88;
 
 /// Natural examples, adversarial ones, and the perturbation between them.
-pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str) -> Result<Figure> {
+pub(in crate::report) fn strip(
+    strip: &Strip,
+    threat: &ThreatModel,
+    classes: &[String],
+    name: &str,
+) -> Result<Figure> {
     const LEFT: usize = 100;
-    /// Room for the longest caption, a class's name and its probability.
+    /// The width of the longest caption: the name of a class and its probability.
     const COLUMN: usize = 114;
     const LONGEST_NAME: usize = 11;
     const GAP: usize = 6;
@@ -72,9 +77,9 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
             }
         }
     };
-    let told = strip.examples.iter().map(|example| {
+    let descriptions = strip.examples.iter().map(|example| {
         format!(
-            "label {}, taken for {} after {}",
+            "label {}, classified as {} after {}",
             class(example.label),
             class(example.adversarial_guess.0),
             example.attack
@@ -83,9 +88,13 @@ pub fn strip(strip: &Strip, threat: &ThreatModel, classes: &[String], name: &str
     Ok(Figure {
         name: format!("{name}-examples"),
         title: "Adversarial examples".to_owned(),
-        alternative: format!("{} examples: {}.", strip.examples.len(), told.collect::<Vec<_>>().join("; ")),
+        alternative: format!(
+            "{} examples: {}.",
+            strip.examples.len(),
+            descriptions.collect::<Vec<_>>().join("; ")
+        ),
         caption: format!(
-            "Examples that fooled the model, with what it takes them for and how sure it is. The perturbation is \
+            "Examples that fooled the model, with its class for each image and the probability. The perturbation is \
              scaled: grey is none, white +{scale:.4}, black -{scale:.4}. Attacks: {}. From {}.",
             attacks(&strip.examples),
             strip.file.display()
@@ -100,8 +109,8 @@ fn attacks(examples: &[Example]) -> String {
     attacks.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// The change of a pixel that is shown as white: epsilon where that is a pixel's bound, or else
-/// the largest there is.
+/// The change of a pixel that is shown as white: epsilon if it bounds the change of every pixel, otherwise the
+/// largest change.
 fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     let largest = || {
         let changes = examples
@@ -109,13 +118,16 @@ fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
             .map(|example| (&example.adversarial - &example.natural).abs().max().double_value(&[]));
         changes.fold(0.0, f64::max)
     };
-    let scale = if threat.norm == Norm::Linf { threat.epsilon } else { largest() };
+    let scale = match threat.norm {
+        Norm::Linf => threat.epsilon,
+        Norm::L2 => largest(),
+    };
     scale.max(1e-6)
 }
 
-/// An image `[C, H, W]` (C is 1 or 3; of other numbers the first is shown), from 0 to 1, as PNG.
+/// An image `[C, H, W]`, from 0 to 1, as PNG: in colour if C is 3, otherwise its first channel in grey.
 fn png_of_image(image: &Tensor) -> Result<Vec<u8>> {
-    // Browsers and others smooth small images when they enlarge them: pixels are enlarged here.
+    // The pixels are enlarged here, because browsers smooth images when they enlarge them.
     let enlarge = (2 * SIDE as i64 / image.size()[1].max(image.size()[2]).max(1)).max(1);
     let image = if image.size()[0] == 3 {
         image.shallow_clone()

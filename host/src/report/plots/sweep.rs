@@ -1,23 +1,23 @@
-//! A sweep's accuracies over its axes.
+//! The accuracies of a sweep over its axes.
 
 use super::Figure;
 use super::chart::*;
 use crate::Result;
-use crate::report::collect::{Summary, Sweep};
+use crate::report::collect::CollectedSweep;
 use crate::report::tables::setting_text;
 use crate::sweep::short;
-use crate::sweep::summary::{COSTS, is_shown, title};
+use crate::sweep::summary::{COSTS, SavedSummary, Status, is_shown, title};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// Values that a heat map shows of an axis.
+/// The largest number of values of an axis in a heat map.
 const MOST_PLACES: usize = 24;
 
-/// A sweep's accuracies as curves over its one numeric axis, or as heat maps over its two; none
-/// for other sweeps. Where seeds vary, their median. Also what is not drawn, and why.
-pub fn sweep(sweep: &Sweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
+/// The accuracies of a sweep as curves over its only numeric axis, or as heat maps over its two; none for other
+/// sweeps. If seeds vary, the accuracies are medians over them. Also the reasons why figures are not drawn.
+pub(in crate::report) fn sweep(sweep: &CollectedSweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
     let Some(summary) = &sweep.summary else { return Ok(Default::default()) };
     let settings = settings(summary);
     let keys: Vec<_> = settings.first().map(|(keys, _)| keys.keys().cloned().collect()).unwrap_or_default();
@@ -29,7 +29,7 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
         values.len() > 1 && values.iter().all(Option::is_some)
     };
     let (numeric, others): (Vec<_>, Vec<_>) = keys.iter().partition(is_numeric);
-    // A figure for each combination of what is no number.
+    // A figure for each combination of values of the other axes.
     let mut parts: BTreeMap<String, Vec<&Setting>> = BTreeMap::new();
     for setting in &settings {
         let texts = others
@@ -49,8 +49,8 @@ pub fn sweep(sweep: &Sweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
                 let crowded = |axis: &&&String| places(settings, axis).len() > MOST_PLACES;
                 if let Some(axis) = [across, up].into_iter().find(crowded) {
                     not_drawn.push(format!(
-                        "There is no heat map of {} and {}{of_part}: {} has {} values, more than the {MOST_PLACES} that \
-                         one has room for. The table has them all.",
+                        "There is no heat map of {} and {}{of_part}: {} has {} values, and a heat map has at most \
+                         {MOST_PLACES}. The table has them all.",
                         short(across),
                         short(up),
                         short(axis),
@@ -79,8 +79,8 @@ fn places(settings: &[&Setting], key: &str) -> Vec<f64> {
 
 type Setting = (Map<String, Value>, BTreeMap<String, f64>);
 
-/// Values on the axes and figures of every finished setting.
-fn settings(summary: &Summary) -> Vec<Setting> {
+/// The values on the axes and the figures of every finished setting.
+fn settings(summary: &SavedSummary) -> Vec<Setting> {
     match &summary.groups {
         Some(groups) => groups
             .iter()
@@ -93,13 +93,16 @@ fn settings(summary: &Summary) -> Vec<Setting> {
         None => summary
             .runs
             .iter()
-            .filter(|row| row.status == crate::sweep::summary::Status::Finished)
-            .map(|row| (row.settings.clone(), row.figures.clone()))
+            .filter(|run| run.row.status == Status::Finished)
+            .map(|run| {
+                let figures = run.row.figures.iter().map(|(name, value)| (name.to_owned(), value));
+                (run.settings.clone(), figures.collect())
+            })
             .collect(),
     }
 }
 
-/// Names of the accuracies that people are shown.
+/// The names of the shown accuracies.
 fn accuracies(settings: &[&Setting]) -> Vec<String> {
     let names: std::collections::BTreeSet<_> =
         settings.iter().flat_map(|(_, figures)| figures.keys()).collect();
@@ -207,7 +210,7 @@ fn heat_map(
     })
 }
 
-/// A field's colour from 0 (lowest) to 1, and that of the text on it.
+/// The colour of a field from 0 (lowest) to 1, and the colour of its text.
 fn heat(strength: f64) -> (RGBColor, RGBColor) {
     const LOW: [f64; 3] = [247.0, 228.0, 200.0];
     const HIGH: [f64; 3] = [0.0, 75.0, 125.0];

@@ -1,0 +1,167 @@
+//! The distances of a run's particles from their natural examples.
+
+use super::{Collector, Gap, Part, Run};
+use crate::data::examples::{Examples, repeat_rows};
+use crate::run::progress::Progress;
+use crate::run::{RunFolder, checkpoint};
+use crate::training::setup::split;
+use crate::training::store::ParticleStore;
+use crate::{Error, Result};
+use plugin_api::{Norm, ThreatModel};
+use tch::{Device, Kind, Tensor};
+
+/// The number of bars of a histogram over distances from 0 to the largest.
+pub(in crate::report) const BARS: usize = 20;
+
+/// The distances of particles from their natural examples.
+pub(crate) struct Distances {
+    /// The number of particles.
+    pub particles: usize,
+    /// In the norm of the threat model, and in others.
+    pub measured: Vec<Measured>,
+}
+
+/// The distances of particles in one norm, as shares of the largest distance in the ball.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Measured {
+    /// The distance and its unit.
+    pub name: String,
+    /// The share of the particles in each of [`BARS`] equal steps from 0 to 1; the last includes 1.
+    pub shares: Vec<f64>,
+    /// The mean distance.
+    pub mean: f64,
+}
+
+impl Collector<'_> {
+    /// The distances of the particles in the newest checkpoint; none if the run keeps no particles.
+    pub(super) fn distances(
+        &mut self,
+        folder: &RunFolder,
+        run: &Run,
+    ) -> std::result::Result<Option<Distances>, Gap> {
+        if run.record.experiment.sampler.0.is_none() {
+            return Ok(None);
+        }
+        self.read_distances(folder, run).map_err(|why| Gap {
+            part: Part::Distances,
+            what: format!("the particles' distances cannot be shown: {}", why.first_line()),
+            fix: why.advice().map_or_else(|| run.resume_command(), str::to_owned),
+        })
+    }
+
+    fn read_distances(&mut self, folder: &RunFolder, run: &Run) -> Result<Option<Distances>> {
+        let experiment = &run.record.experiment;
+        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &["particles"])? else {
+            return Err(Error::new("there is no checkpoint yet"));
+        };
+        // Chains that begin anew at every visit are not saved.
+        let Some(saved) = saved.groups.remove("particles") else { return Ok(None) };
+        let dataset = self.dataset(&run.record)?;
+        let (points, _) = split(experiment, &dataset)?;
+        let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
+        let (format, threat) = (experiment.train.store, experiment.training_threat());
+        let mut store = ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
+        store.load_state(&saved)?;
+        distances(&store, &examples, experiment.train.particles, threat).map(Some)
+    }
+}
+
+/// The largest distance in a ball of radius 1, with its name: in linf and in l2, the ball's own norm first.
+fn units(norm: Norm, pixels: i64) -> [(Norm, f64, String); 2] {
+    let of_epsilon = |norm: Norm| (norm, 1.0, format!("{norm} distance / epsilon"));
+    match norm {
+        // The corners of the ball are the farthest in l2.
+        Norm::Linf => {
+            let name = format!("l2 distance / (epsilon x root of {pixels})");
+            [of_epsilon(Norm::Linf), (Norm::L2, (pixels as f64).sqrt(), name)]
+        }
+        Norm::L2 => [of_epsilon(Norm::L2), of_epsilon(Norm::Linf)],
+    }
+}
+
+/// The length of each row of `[N, D]` in a norm.
+fn lengths(rows: &Tensor, norm: Norm) -> Tensor {
+    match norm {
+        Norm::Linf => rows.abs().amax([1i64].as_slice(), false),
+        Norm::L2 => rows.norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
+    }
+}
+
+/// The distances in both norms.
+fn distances(
+    store: &ParticleStore,
+    examples: &Examples,
+    particles_per_point: usize,
+    threat: ThreatModel,
+) -> Result<Distances> {
+    const POINTS_AT_A_TIME: i64 = 1000;
+    let epsilon = threat.epsilon.max(f64::MIN_POSITIVE);
+    let none = examples.batch(&Tensor::from_slice::<i64>(&[])).0;
+    let pixels = none.size()[1..].iter().product();
+    let units = units(threat.norm, pixels);
+    let mut tallies = [(); 2].map(|()| (Tensor::zeros([BARS as i64], (Kind::Double, Device::Cpu)), 0.0));
+    let mut particles = 0;
+    for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
+    {
+        let natural = repeat_rows(&examples.batch(&points).0, particles_per_point);
+        let difference =
+            (store.load(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
+        particles += difference.size()[0] as usize;
+        for ((counts, sum), (norm, largest, _)) in tallies.iter_mut().zip(&units) {
+            let shares = lengths(&difference, *norm) / epsilon / *largest;
+            let bar = (&shares * BARS as f64).floor().clamp(0.0, BARS as f64 - 1.0).to_kind(Kind::Int64);
+            *counts += bar.bincount::<&Tensor>(None, BARS as i64).to_kind(Kind::Double);
+            *sum += shares.sum(Kind::Double).double_value(&[]);
+        }
+    }
+    let measured = units.into_iter().zip(tallies).map(|((_, _, name), (counts, sum))| {
+        let shares = Vec::try_from(counts / particles as f64)?;
+        Ok(Measured { name, shares, mean: sum / particles as f64 })
+    });
+    Ok(Distances { particles, measured: measured.collect::<Result<_>>()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Format;
+    use crate::data::Split;
+    use crate::training::store::Stored;
+
+    #[test]
+    fn distances_are_in_units_of_epsilon_in_every_format() {
+        // Two pixels at 102 / 255 = 0.4, four points; epsilon 0.2.
+        let images = Tensor::full([4, 1, 1, 2], 102, (Kind::Uint8, Device::Cpu));
+        let split = Split { images, labels: Tensor::zeros([4], (Kind::Int64, Device::Cpu)) };
+        let examples = Examples::new(&split, 0, 4, Device::Cpu).expect("room");
+        let points = Tensor::arange(4, (Kind::Int64, Device::Cpu));
+        let (natural, _) = examples.batch(&points);
+        // One pixel moves, or both as far: by 0, 0.27, 0.52 and 0.94 of epsilon.
+        let moves = [[0.0f32, 0.0], [0.054, 0.0], [-0.104, 0.104], [0.188, 0.0]].concat();
+        let half = 0.5f64.sqrt();
+        let (linf, linf_mean) = ([0, 5, 10, 18], (0.27 + 0.52 + 0.94) / 4.0);
+        for (norm, bars, means) in [
+            // The largest l2 distance in the linf ball is epsilon times the root of 2: the shares
+            // are 0.27, 0.94 of the root of a half (0.19, 0.66), and 0.52.
+            (Norm::Linf, [linf, [0, 3, 10, 13]], [linf_mean, (0.27 * half + 0.52 + 0.94 * half) / 4.0]),
+            // In the l2 ball it is epsilon: 0.27, 0.52 times the root of 2 (0.735), 0.94.
+            (Norm::L2, [[0, 5, 14, 18], linf], [(0.27 + 0.52 / half + 0.94) / 4.0, linf_mean]),
+        ] {
+            let threat = ThreatModel { norm, epsilon: 0.2, domain: (0.0, 1.0) };
+            let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
+            for format in [Format::F32, Format::F16, Format::U8] {
+                let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
+                let stored = Stored { particles: moved.shallow_clone(), state: Vec::new() };
+                store.save(&points, &natural, &stored);
+                let found = distances(&store, &examples, 1, threat).expect("distances");
+                for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
+                    let mut expected = [0.0; BARS];
+                    bars.iter().for_each(|bar| expected[*bar] += 0.25);
+                    assert_eq!(measured.shares, expected, "{norm:?} {format:?} {}", measured.name);
+                    assert!((measured.mean - mean).abs() < 0.005, "{format:?}: {} for {mean}", measured.mean);
+                }
+                assert_eq!(found.particles, 4);
+            }
+        }
+    }
+}

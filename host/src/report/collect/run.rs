@@ -1,0 +1,144 @@
+//! The measurements of a run: its epochs, its trace and its evaluations.
+
+use super::{Distances, Gap, Part, Strip};
+use crate::evaluation::verdict::{Caveat, Evaluation};
+use crate::plugin::Record;
+use crate::run::progress::{EpochMetrics, TracePoint, is_trained};
+use crate::run::{RunFolder, RunRecord, Versions};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// A run, and its gaps.
+pub(crate) struct Run {
+    /// The last part of its path, or as many parts as no other run of the report has.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its record.
+    pub record: RunRecord,
+    /// The finished epochs.
+    pub epochs: Vec<EpochMetrics>,
+    /// The points of its trace.
+    pub trace: Vec<TracePoint>,
+    /// The evaluations on test points, oldest first.
+    pub evaluations: Vec<SavedEvaluation>,
+    /// Adversarial examples.
+    pub examples: Option<Strip>,
+    /// The distances of its particles from their natural examples.
+    pub distances: Option<Distances>,
+    /// The missing parts.
+    pub gaps: Vec<Gap>,
+}
+
+/// An entry of `eval.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct SavedEvaluation {
+    /// The accuracies.
+    pub result: Evaluation,
+    /// The suite; none for attacks that were evaluated separately.
+    pub suite: Option<String>,
+    /// Whether it used held-out training points.
+    #[serde(default)]
+    validation: bool,
+    /// The run whose model the attacks were made on, if another.
+    pub source: Option<PathBuf>,
+    /// The seed of the attacks.
+    pub seed: u64,
+    /// The number of times that each attack ran.
+    pub restarts: u16,
+    /// The update of the evaluated weights.
+    pub update: u64,
+    /// The plugins of the attacks.
+    pub plugins: Vec<Record>,
+    /// The software.
+    pub versions: Versions,
+    /// The file of saved examples.
+    pub examples: Option<PathBuf>,
+}
+
+impl SavedEvaluation {
+    /// The number of its points.
+    pub(in crate::report) fn points(&self) -> usize {
+        self.result.count
+    }
+
+    /// The reasons not to trust the evaluation.
+    pub(in crate::report) fn caveats(&self) -> &[Caveat] {
+        &self.result.caveats
+    }
+}
+
+impl Run {
+    /// Reads the metrics, the trace and the evaluations of a run. Damaged files are gaps.
+    pub(super) fn read(folder: &RunFolder, record: RunRecord, name: String) -> Self {
+        let mut run = Self {
+            name,
+            path: folder.path().to_owned(),
+            record,
+            epochs: Vec::new(),
+            trace: Vec::new(),
+            evaluations: Vec::new(),
+            examples: None,
+            distances: None,
+            gaps: Vec::new(),
+        };
+        run.read_epochs(folder);
+        run.read_trace(folder);
+        run.read_evaluations(folder);
+        run
+    }
+
+    fn read_epochs(&mut self, folder: &RunFolder) {
+        let (what, fix) = match folder.metrics() {
+            Ok(epochs) => {
+                self.epochs = epochs;
+                let (done, all) = (self.epochs.len(), self.record.experiment.train.epochs);
+                if is_trained(&self.epochs, all) {
+                    return;
+                }
+                let what = format!("training is not finished: {done} of {all} epochs are done");
+                (what, self.resume_command())
+            }
+            Err(why) => (
+                format!("the training curves cannot be shown: {}", why.first_line()),
+                format!("{} (training rewrites the file)", self.resume_command()),
+            ),
+        };
+        self.gaps.push(Gap { part: Part::Curves, what, fix });
+    }
+
+    fn read_trace(&mut self, folder: &RunFolder) {
+        match folder.trace() {
+            Ok(trace) => self.trace = trace,
+            Err(why) => self.gaps.push(Gap {
+                part: Part::Trace,
+                what: format!("the error against passes cannot be shown: {}", why.first_line()),
+                fix: "move the file away".to_owned(),
+            }),
+        }
+    }
+
+    fn read_evaluations(&mut self, folder: &RunFolder) {
+        let (what, fix) = match folder.evaluations().and_then(|found| found.read(folder)) {
+            Ok(evaluations) => {
+                self.evaluations = evaluations;
+                // Validation points select runs. An accuracy on them is not a result.
+                self.evaluations.retain(|evaluation| !evaluation.validation);
+                if !self.evaluations.is_empty() {
+                    return;
+                }
+                ("there is no evaluation".to_owned(), self.eval_command())
+            }
+            Err(why) => (
+                format!("the evaluations cannot be shown: {}", why.first_line()),
+                format!("move the file away, then {}", self.eval_command()),
+            ),
+        };
+        self.gaps.push(Gap { part: Part::Evaluations, what, fix });
+    }
+
+    /// The gaps of one part.
+    pub(in crate::report) fn gaps_of(&self, part: Part) -> impl Iterator<Item = &Gap> {
+        self.gaps.iter().filter(move |gap| gap.part == part)
+    }
+}
