@@ -8,11 +8,8 @@ use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
-/// `host eval`
+/// `host eval` of one run
 pub fn run(arguments: &EvalArguments) -> Result<u8> {
-    if arguments.transfer {
-        return super::transfer::run(arguments);
-    }
     let [path] = arguments.runs.as_slice() else {
         return Err(Error::new(format!("expected one run, got {}", arguments.runs.len()))
             .fix("evaluate them one by one, or give --transfer to attack each with examples of each"));

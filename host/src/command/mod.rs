@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 pub fn run(command: &Command) -> Result<u8> {
     match command {
         Command::Train(arguments) => train::run(arguments),
+        Command::Eval(arguments) if arguments.transfer => transfer::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
         Command::Sweep(arguments) => sweep::run(arguments),
         Command::Report(arguments) => report::run(arguments),
