@@ -114,7 +114,7 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
         }
     };
     if train.replay > 1 {
-        let _ = write!(label, ", {} replays", train.replay);
+        let _ = write!(label, ", {} replays (free adversarial training)", train.replay);
     }
     if train.epsilon_scale != 1.0 {
         let _ = write!(label, "; in {} epsilon", train.epsilon_scale);
