@@ -123,10 +123,13 @@ impl Content {
     }
 }
 
+/// Makes a cell from an item. It may add footnotes.
+type MakeCell<'a, Item> = dyn Fn(&mut Notes, &Item) -> Cell + 'a;
+
 /// A column of a table whose rows are made from items.
 pub(super) struct Column<'a, Item> {
     header: String,
-    cell: Box<dyn Fn(&mut Notes, &Item) -> Cell + 'a>,
+    cell: Box<MakeCell<'a, Item>>,
 }
 
 impl<'a, Item> Column<'a, Item> {
