@@ -138,5 +138,5 @@ fn a_single_image_of_one_pixel_features_is_no_batch() {
     let place = Place::with_digits(SIDE, POINTS + 1);
     place
         .host(&format!("{TRAIN} {RESNET} --sampler none --out run"))
-        .fails(1, &["batch normalisation in training needs two numbers a channel", "batch size"]);
+        .fails(1, &["batch normalisation in training needs two numbers per channel", "batch size"]);
 }
