@@ -49,7 +49,7 @@ fn a_library_for_another_contract() {
     train_refuses(
         &place,
         "--sampler ./langevin.so",
-        &["langevin.so was built for contract 7; this host knows contract 1"],
+        &["langevin.so was built for contract 7; this host supports contract 1"],
     )
     .explains(&["liblangevin.so (langevin", "rebuild"]);
 }

@@ -301,8 +301,12 @@ fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
             &["attack-panics: run", "panicked at", "attacks.rs:", "cannot attack 100 points"],
         ),
         (
-            "nonconforming.so,plugin=loses-track",
-            &["loses-track: run", "the gradient towards the images cannot be had", "no graph"],
+            "nonconforming.so,plugin=detaches-logits",
+            &[
+                "detaches-logits: run",
+                "the gradient with respect to the images cannot be computed",
+                "no graph",
+            ],
         ),
     ] {
         let command = format!("eval run --attack {attack}");
