@@ -12,9 +12,9 @@ fn main() {
     println!("cargo:rerun-if-changed={}", root.join("include/torch/headeronly/version.h").display());
 }
 
-/// Test binaries of whoever depends on this crate carry no run path to libtorch. Cargo puts
-/// link search folders on LD_LIBRARY_PATH for what it starts, if they lie in the target
-/// folder: hence a link there.
+/// Test binaries of crates that depend on this crate have no run path to libtorch. Cargo adds link
+/// search folders to LD_LIBRARY_PATH of the programs that it starts, if the folders lie in the
+/// target folder. This makes a link there.
 fn let_cargo_find(library_folder: &str) {
     let link = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("libtorch");
     let _ = fs::remove_file(&link);

@@ -1,11 +1,11 @@
 //! The boundary between host and plugins: everything that depends on abi_stable.
 //!
-//! A library exports one root module, [`Library`], that lists its plugins; each plugin is a
-//! table of plain functions over an opaque instance. What may grow is a prefix type: a new
-//! field goes after the last one, with `#[sabi(missing_field(option))]`, so that a plugin built
-//! before still loads, and so does one built later. What is declared as JSON may grow too.
+//! A library exports one root module, [`Library`], that lists its plugins. Each plugin is a table
+//! of plain functions over an opaque instance. The tables are prefix types, which can grow: a new
+//! field goes after the last one, with `#[sabi(missing_field(option))]`. Plugins that were built
+//! earlier or later then still load. Declarations are JSON and can grow too.
 //!
-//! Top to bottom: the types that cross; the plugin's side, which turns a trait into a table
+//! In order: the types that cross the boundary; the plugin's side, which turns a trait into a table
 //! and panics into errors; the host's side, which turns a table into safe methods.
 
 use crate::contract::{self, Version};
@@ -27,9 +27,9 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 use tch::{nn, Tensor};
 
-// ---------------------------------------------------------------- what crosses the boundary
+// ------------------------------------------------------------ types that cross the boundary
 
-/// What a library exports: its plugins, by kind. A new kind is a new field at the end.
+/// The plugins that a library exports, by kind. A new kind is a new field at the end.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = LibraryRef)))]
@@ -106,7 +106,7 @@ pub struct AttackTable {
     supports_task: extern "C" fn(Instance, i64, i64, i64, i64) -> RResult<(), RString>,
 }
 
-/// What a sampler is given for a step.
+/// The inputs of a sampler's step.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = StepCallRef)))]
@@ -132,7 +132,7 @@ pub struct StepCall {
     draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
 }
 
-/// What an attack is given.
+/// The inputs of an attack.
 #[repr(C)]
 #[derive(StableAbi)]
 #[sabi(kind(Prefix(prefix_ref = AttackCallRef)))]
@@ -154,7 +154,7 @@ pub struct AttackCall {
     input_gradient: extern "C" fn(*const c_void, Lent, Lent) -> RResult<Given, RString>,
 }
 
-/// A plugin's instance, known to its own library alone.
+/// A plugin's instance. Only its own library can use the pointer.
 #[repr(transparent)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct Instance(*mut c_void);
@@ -167,12 +167,12 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// Lends a tensor: it must outlive the call that is given this.
+    /// Lends a tensor, which must outlive the call.
     fn new(tensor: &Tensor) -> Self {
         Self { pointer: tensor::pointer_to(tensor) }
     }
 
-    /// A reference of one's own to the tensor.
+    /// A new reference to the tensor.
     ///
     /// # Safety
     /// The lender's tensor is still alive, and both sides use the same libtorch.
@@ -182,7 +182,7 @@ impl Lent {
     }
 }
 
-/// A tensor given away: an `at::Tensor*` and what releases it.
+/// A tensor given away: an `at::Tensor*` and the function that releases it.
 #[repr(C)]
 #[derive(StableAbi)]
 pub struct Given {
@@ -191,7 +191,8 @@ pub struct Given {
 }
 
 impl Given {
-    /// Gives a tensor away. Whoever drops this releases it through this side's binding.
+    /// Gives a tensor away. When either side drops this, the binding of this side releases the
+    /// tensor.
     fn new(tensor: Tensor) -> Self {
         extern "C" fn release(pointer: *mut c_void) {
             // SAFETY: called once, by `Given::drop`, with the pointer that `Given::new` made here.
@@ -200,7 +201,7 @@ impl Given {
         Self { pointer: tensor::into_pointer(tensor), release }
     }
 
-    /// A reference of one's own to the tensor; the giver's is released.
+    /// A new reference to the tensor; the giver's reference is released.
     fn into_tensor(self) -> Tensor {
         // SAFETY: `Given::new` made the pointer, and it is alive until `self` is dropped, after
         // the new reference was taken.
@@ -238,33 +239,34 @@ pub struct LogitsAndLeaf {
     leaf: Given,
 }
 
-/// What a plugin says of itself.
+/// A plugin's description.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Description {
     /// JSON Schema of the options, with defaults and help.
     pub options: serde_json::Value,
 }
 
-/// What a sampler says of itself once it has its options.
+/// A sampler's declaration, for given options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SamplerDeclaration {
     /// Where chains begin.
     pub start: Start,
-    /// Steps of a visit unless the user says otherwise.
+    /// Default number of steps of a visit.
     pub default_steps: usize,
-    /// Who projects.
+    /// The side that projects.
     pub projection: Projection,
-    /// Tensors each particle remembers.
+    /// Number of state tensors of a particle.
     pub state_tensors: usize,
-    /// Whether the last proposal is judged.
+    /// Whether `finish` accepts or rejects the last proposal.
     pub judges_last_proposal: bool,
-    /// Whether many steps raise the loss; a plugin of contract 1.0 says nothing.
+    /// Whether many steps raise the loss; none for a plugin of contract 1.0, which cannot declare
+    /// it.
     #[serde(default)]
     pub ascends: Option<bool>,
 }
 
-/// What a model says of itself once it is built. What a plugin of contract 1.0 cannot say is
-/// the default.
+/// The declaration of a built model. A plugin of contract 1.0 has no such declaration and gets the
+/// default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelDeclaration {
@@ -272,18 +274,18 @@ pub struct ModelDeclaration {
     pub train_differs: Option<bool>,
 }
 
-/// What an attack says of itself once it has its options. What a plugin of contract 1.0 cannot
-/// say is the default.
+/// An attack's declaration, for given options. A plugin of contract 1.0 has no such declaration and
+/// gets the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AttackDeclaration {
-    /// Forward passes of each example at most.
+    /// Largest number of forward passes per example.
     pub query_budget: Option<u64>,
 }
 
-// ------------------------------------------------------------------- codes for what is chosen
+// ----------------------------------------------------------------------- codes of enumerations
 
-/// A norm as it crosses from host to plugin. Codes are never given another meaning.
+/// The code of a norm, which the host sends to the plugin. A code never changes its meaning.
 fn norm_code(norm: Norm) -> u32 {
     match norm {
         Norm::Linf => 0,
@@ -291,7 +293,8 @@ fn norm_code(norm: Norm) -> u32 {
     }
 }
 
-/// A distribution as it crosses from plugin to host. Codes are never given another meaning.
+/// The code of a distribution, which the plugin sends to the host. A code never changes its
+/// meaning.
 fn distribution_code(distribution: Distribution) -> u32 {
     match distribution {
         Distribution::Normal => 0,
@@ -302,27 +305,27 @@ fn distribution_code(distribution: Distribution) -> u32 {
 /// On the plugin's side, the threat model that the host sent.
 ///
 /// # Errors
-/// If the norm's code is not known to this plugin.
+/// If this plugin does not support the norm's code.
 fn threat_model(norm: u32, epsilon: f64, low: f64, high: f64) -> Result<ThreatModel> {
-    let known = Norm::ALL.into_iter().find(|known| norm_code(*known) == norm);
-    let norm = known.ok_or_else(|| {
+    let supported = Norm::ALL.into_iter().find(|candidate| norm_code(*candidate) == norm);
+    let norm = supported.ok_or_else(|| {
         Error::new(format!(
-            "norm code {norm} is not known to this plugin (contract {}); rebuild it against the host's plugin-api",
+            "norm code {norm} is not supported by this plugin (contract {}); rebuild it against the host's plugin-api",
             contract::CURRENT
         ))
     })?;
     Ok(ThreatModel { norm, epsilon, domain: (low, high) })
 }
 
-/// On the host's side, the distribution that a plugin asks for.
+/// On the host's side, the distribution of the numbers that a plugin draws.
 ///
 /// # Errors
-/// If its code is not known to this host.
+/// If this host does not support its code.
 fn distribution(code: u32) -> Result<Distribution> {
-    let known = Distribution::ALL.into_iter().find(|known| distribution_code(*known) == code);
-    known.ok_or_else(|| {
+    let supported = Distribution::ALL.into_iter().find(|candidate| distribution_code(*candidate) == code);
+    supported.ok_or_else(|| {
         Error::new(format!(
-            "distribution code {code} is not known to this host (contract {}); use a host that is as new as the plugin",
+            "distribution code {code} is not supported by this host (contract {}); use a host that is as new as the plugin",
             contract::CURRENT
         ))
     })
@@ -335,7 +338,7 @@ thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs one side's part of a call: errors and panics become the other side's message.
+/// Runs one side's part of a call. Errors and panics become a message for the other side.
 fn guarded<T>(call: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
     remember_panics();
     CALL_DEPTH.set(CALL_DEPTH.get() + 1);
@@ -351,8 +354,8 @@ fn guarded<T>(call: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
     }
 }
 
-/// A panic inside a call is an error like any other: it is kept for the message, with its
-/// place, instead of being printed. Each library has its own copy of std, hence its own hook.
+/// Keeps a panic inside a call for the error message, with its place, instead of printing it. Each
+/// library has its own copy of std, and therefore its own hook.
 fn remember_panics() {
     static HOOK: std::sync::Once = std::sync::Once::new();
     HOOK.call_once(|| {
@@ -369,7 +372,8 @@ fn remember_panics() {
     });
 }
 
-/// An instance and whether it panicked before: then its state cannot be trusted.
+/// An instance, and whether it panicked before. The state of an instance that panicked may be
+/// inconsistent.
 struct Guarded<T> {
     plugin: T,
     panicked: Cell<bool>,
@@ -429,11 +433,11 @@ pub static SAMPLERS: [Export<SamplerTableRef>];
 #[linkme::distributed_slice]
 pub static ATTACKS: [Export<AttackTableRef>];
 
-/// What an export macro leaves behind.
+/// The record that an export macro adds to a library.
 #[doc(hidden)]
 pub struct Export<Table> {
     pub name: &'static str,
-    /// Keeps the manifest in the file: the linker drops what nothing refers to.
+    /// Keeps the manifest in the file: the linker drops data without a reference to it.
     pub manifest: &'static [u8],
     pub table: fn() -> Table,
 }
@@ -680,7 +684,7 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     .leak_into_prefix()
 }
 
-/// The host's generator, seen from a plugin.
+/// The host's random numbers, on the plugin's side.
 struct HostRandom {
     host: *const c_void,
     draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
@@ -693,7 +697,7 @@ impl RandomSource for HostRandom {
     }
 }
 
-/// The host's model, seen from an attack.
+/// The host's model, on the attack's side.
 struct HostVictim {
     call: AttackCallRef,
 }
@@ -793,18 +797,19 @@ pub struct Plugins {
     pub attacks: Vec<AttackPlugin>,
 }
 
-/// Reads the root module of a library that is already open and stays open for ever.
+/// Reads the root module of a library that is already open and is never closed.
 ///
 /// # Errors
 /// If the library exports no root module, or one of another layout.
 pub fn plugins(path: &Path) -> Result<Plugins> {
-    // Not `load_from_file`: that keeps one module per type, and a second library would
-    // silently get the first one's.
+    // `load_from_file` keeps one module per type: a second library would silently get the module
+    // of the first one.
     let library = lib_header_from_path(path)
         .and_then(|header| match header.init_root_module::<LibraryRef>() {
-            Err(LibraryError::AbiInstability(_)) if knows_less(header) => {
-                // SAFETY: every field that the library has is laid out as this host's; those
-                // it lacks come after, and their accessors ask the library's own table first.
+            Err(LibraryError::AbiInstability(_)) if is_older(header) => {
+                // SAFETY: every field of the library has the same layout in this host. The fields
+                // that it lacks come after these, and their accessors check the library's own table
+                // first.
                 unsafe { header.init_root_module_with_unchecked_layout() }
             }
             module => module,
@@ -813,9 +818,9 @@ pub fn plugins(path: &Path) -> Result<Plugins> {
     Ok(from_library(library))
 }
 
-/// Whether a library was built before some of this host's fields were added. abi_stable itself
-/// allows libraries that know more than their host only; both are as safe.
-fn knows_less(library: &LibHeader) -> bool {
+/// Whether a library was built before some of this host's fields were added. abi_stable accepts
+/// only libraries with more fields than the host; a library with fewer fields is just as safe.
+fn is_older(library: &LibHeader) -> bool {
     library.layout().is_some_and(|layout| check_layout_compatibility(layout, LibraryRef::LAYOUT).is_ok())
 }
 
@@ -825,18 +830,18 @@ pub fn linked() -> Plugins {
 }
 
 fn from_library(library: LibraryRef) -> Plugins {
-    let told = library.minor().map(Version::one);
+    let stated = library.minor().map(Version::one);
     Plugins {
         models: named(library.models()(), |name, table| ModelPlugin { name, table }),
-        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table, told }),
-        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table, told }),
+        samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table, stated }),
+        attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table, stated }),
     }
 }
 
-/// The version of the contract that a plugin was built for. Since 1.2 its library tells it; of an
-/// older one it is known by whether it has what 1.1 added.
-fn built_for(told: Option<Version>, has_additions_of_1_1: bool) -> Version {
-    told.unwrap_or(Version::one(u32::from(has_additions_of_1_1)))
+/// The version of the contract that a plugin was built for. Libraries state it since 1.2; an older
+/// plugin is recognised by the additions of 1.1.
+fn built_for(stated: Option<Version>, has_additions_of_1_1: bool) -> Version {
+    stated.unwrap_or(Version::one(u32::from(has_additions_of_1_1)))
 }
 
 fn layout_message(error: &LibraryError) -> String {
@@ -856,7 +861,7 @@ fn named<Table, Plugin>(
     list.into_iter().map(|exported| plugin(exported.name.to_string(), exported.table)).collect()
 }
 
-/// What an instance declares of itself.
+/// The declaration of an instance.
 fn declaration<T: serde::de::DeserializeOwned>(
     declare: extern "C" fn(Instance) -> RResult<RString, RString>,
     instance: Instance,
@@ -877,7 +882,7 @@ pub struct ModelPlugin {
 }
 
 impl ModelPlugin {
-    /// What it says of itself.
+    /// Its description.
     ///
     /// # Errors
     /// If its description is not valid.
@@ -885,11 +890,11 @@ impl ModelPlugin {
         description(&self.table.describe()())
     }
 
-    /// Builds it with these options (a JSON object) for images like `images` (`[0, C, H, W]`:
-    /// its shape, dtype and device count).
+    /// Builds it with these options (a JSON object) for images with the shape, dtype and device of
+    /// `images` (`[0, C, H, W]`).
     ///
     /// # Errors
-    /// The plugin's own.
+    /// Those of the plugin.
     pub fn create(&self, options: &str, images: &Tensor, classes: i64) -> Result<ModelInstance> {
         let instance = received(self.table.create()(options.into(), Lent::new(images), classes))?;
         Ok(ModelInstance { table: self.table, instance })
@@ -906,7 +911,7 @@ pub struct ModelInstance {
 unsafe impl Send for ModelInstance {}
 
 impl ModelInstance {
-    /// Its parameters and buffers, by name; the tensors are the model's own.
+    /// Its parameters and buffers, by name; the tensors are not copies.
     ///
     /// # Errors
     /// If the instance panicked before.
@@ -918,7 +923,7 @@ impl ModelInstance {
             .collect())
     }
 
-    /// What it declares of itself.
+    /// Its declaration.
     ///
     /// # Errors
     /// If the instance panicked before.
@@ -930,7 +935,7 @@ impl ModelInstance {
     /// Logits of images, with a graph if gradients are tracked.
     ///
     /// # Errors
-    /// The plugin's own.
+    /// Those of the plugin.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         received(self.table.forward()(self.instance, Lent::new(images), train)).map(Given::into_tensor)
     }
@@ -947,12 +952,12 @@ pub struct SamplerPlugin {
     /// Its name.
     pub name: String,
     table: SamplerTableRef,
-    /// The contract that its library says it was built for.
-    told: Option<Version>,
+    /// The contract that its library states.
+    stated: Option<Version>,
 }
 
 impl SamplerPlugin {
-    /// What it says of itself.
+    /// Its description.
     ///
     /// # Errors
     /// If its description is not valid.
@@ -963,7 +968,7 @@ impl SamplerPlugin {
     /// Makes it with these options (a JSON object).
     ///
     /// # Errors
-    /// The plugin's own.
+    /// Those of the plugin.
     pub fn create(&self, options: &str) -> Result<SamplerInstance> {
         let instance = received(self.table.create()(options.into()))?;
         let mut made = SamplerInstance {
@@ -980,7 +985,7 @@ impl SamplerPlugin {
             },
         };
         made.declaration = declaration(self.table.declare(), instance)?;
-        made.contract = built_for(self.told, made.declaration.ascends.is_some());
+        made.contract = built_for(self.stated, made.declaration.ascends.is_some());
         Ok(made)
     }
 }
@@ -997,7 +1002,7 @@ pub struct SamplerInstance {
 unsafe impl Send for SamplerInstance {}
 
 impl SamplerInstance {
-    /// What it declared.
+    /// Its declaration.
     pub fn declaration(&self) -> SamplerDeclaration {
         self.declaration
     }
@@ -1007,7 +1012,7 @@ impl SamplerInstance {
         self.contract
     }
 
-    /// Whether the contract that it was built for knows this threat model.
+    /// Whether the contract that it was built for has the norm of this threat model.
     ///
     /// # Errors
     /// If the norm was added later.
@@ -1018,12 +1023,12 @@ impl SamplerInstance {
     /// One step. Random numbers come from `random`.
     ///
     /// # Errors
-    /// The plugin's own, or if it was built before the norm was added to the contract.
+    /// Those of the plugin, or if it was built before the norm was added to the contract.
     pub fn step(&self, step: &Step, random: &dyn RandomSource) -> Result<Next> {
         self.call(self.table.step(), step, random)
     }
 
-    /// The last proposal's verdict.
+    /// Accepts or rejects the last proposal.
     ///
     /// # Errors
     /// As for [`SamplerInstance::step`].
@@ -1094,12 +1099,12 @@ pub struct AttackPlugin {
     /// Its name.
     pub name: String,
     table: AttackTableRef,
-    /// The contract that its library says it was built for.
-    told: Option<Version>,
+    /// The contract that its library states.
+    stated: Option<Version>,
 }
 
 impl AttackPlugin {
-    /// What it says of itself.
+    /// Its description.
     ///
     /// # Errors
     /// If its description is not valid.
@@ -1110,10 +1115,10 @@ impl AttackPlugin {
     /// Makes it with these options (a JSON object).
     ///
     /// # Errors
-    /// The plugin's own.
+    /// Those of the plugin.
     pub fn create(&self, options: &str) -> Result<AttackInstance> {
         let instance = received(self.table.create()(options.into()))?;
-        let contract = built_for(self.told, self.table.declare().is_some());
+        let contract = built_for(self.stated, self.table.declare().is_some());
         Ok(AttackInstance { table: self.table, instance, contract })
     }
 }
@@ -1128,7 +1133,7 @@ pub struct AttackInstance {
 // SAFETY: `Attack: Send`, and an instance is used by one thread at a time (it is not Sync).
 unsafe impl Send for AttackInstance {}
 
-/// What the host hands to an attack's callbacks.
+/// The host's side of an attack's callbacks.
 struct AttackHost<'a> {
     random: &'a dyn RandomSource,
     victim: &'a dyn VictimCalls,
@@ -1140,21 +1145,22 @@ impl AttackInstance {
         self.contract
     }
 
-    /// Whether it knows this threat model.
+    /// Whether it supports this threat model.
     ///
     /// # Errors
-    /// Why not, in the plugin's words, or if it was built before the norm was added to the
-    /// contract: it is not asked then.
+    /// The plugin's reason. A plugin that was built before the norm was added to the contract is
+    /// not called, and the error names both versions.
     pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
         contract::check_norm(threat.norm, self.contract)?;
         let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
         received(self.table.supports()(self.instance, norm_code(norm), epsilon, low, high))
     }
 
-    /// Whether it can attack models of this task; one of contract 1.0 says so when it runs.
+    /// Whether it can attack models of this task. An attack of contract 1.0 has no such method, and
+    /// fails when it runs.
     ///
     /// # Errors
-    /// Why not, in the plugin's words.
+    /// The plugin's reason.
     pub fn supports_task(&self, task: &Task) -> Result<()> {
         let Task { channels, height, width, classes } = *task;
         self.table
@@ -1162,7 +1168,7 @@ impl AttackInstance {
             .map_or(Ok(()), |supports| received(supports(self.instance, channels, height, width, classes)))
     }
 
-    /// What it declares of itself.
+    /// Its declaration.
     ///
     /// # Errors
     /// If the instance panicked before.
@@ -1175,7 +1181,7 @@ impl AttackInstance {
     /// gradients from `victim`.
     ///
     /// # Errors
-    /// The plugin's own, or if it was built before the norm was added to the contract.
+    /// Those of the plugin, or if it was built before the norm was added to the contract.
     pub fn run(
         &self,
         (natural, labels): (&Tensor, &Tensor),
@@ -1254,7 +1260,7 @@ mod tests {
     use crate::testing::FixedNumbers;
     use crate::NoOptions;
 
-    /// A sampler that leaves its particles where they are, and an attack that does.
+    /// A sampler that does not move its particles, and an attack that returns the natural examples.
     struct Idle;
 
     impl Sampler for Idle {
@@ -1285,7 +1291,7 @@ mod tests {
     const UNKNOWN: u32 = 2;
 
     #[test]
-    fn every_norm_and_distribution_crosses_as_itself() {
+    fn every_norm_and_distribution_is_read_back_from_its_code() {
         for norm in Norm::ALL {
             let threat = ThreatModel { norm, epsilon: 0.5, domain: (-1.0, 2.0) };
             assert_eq!(threat_model(norm_code(norm), 0.5, -1.0, 2.0), Ok(threat));
@@ -1293,28 +1299,29 @@ mod tests {
         for known in Distribution::ALL {
             assert_eq!(distribution(distribution_code(known)), Ok(known));
         }
-        // Plugins that are built have these numbers compiled in.
+        // Built plugins contain these numbers.
         assert_eq!([Norm::Linf, Norm::L2].map(norm_code), [0, 1]);
         assert_eq!([Distribution::Normal, Distribution::Uniform].map(distribution_code), [0, 1]);
     }
 
     #[test]
-    fn a_norm_that_a_plugin_does_not_know_is_an_error() {
-        let known = format!("norm code 2 is not known to this plugin (contract {})", contract::CURRENT);
+    fn a_norm_that_a_plugin_does_not_support_is_an_error() {
+        let expected =
+            format!("norm code 2 is not supported by this plugin (contract {})", contract::CURRENT);
         let error = threat_model(UNKNOWN, 0.3, 0.0, 1.0).expect_err("refused").to_string();
-        assert!(error.starts_with(&known), "{error}");
+        assert!(error.starts_with(&expected), "{error}");
 
         let table = attack_table::<Idle>();
         let instance = received(table.create()("{}".into())).expect("an instance");
         let supports = |norm| received(table.supports()(instance, norm, 0.3, 0.0, 1.0));
         assert_eq!(supports(norm_code(Norm::L2)), Ok(()));
         let error = supports(UNKNOWN).expect_err("refused").to_string();
-        assert!(error.starts_with(&known), "{error}");
+        assert!(error.starts_with(&expected), "{error}");
         table.destroy()(instance);
     }
 
     #[test]
-    fn a_step_in_a_norm_that_a_sampler_does_not_know_is_an_error() {
+    fn a_step_in_a_norm_that_a_sampler_does_not_support_is_an_error() {
         let (images, labels) =
             (Tensor::zeros([1, 1, 2, 2], tch::kind::FLOAT_CPU), Tensor::from_slice(&[0i64]));
         let points = [0i64];
@@ -1352,34 +1359,35 @@ mod tests {
         };
         assert_eq!(step(norm_code(Norm::Linf)), Ok(images.shallow_clone()));
         let error = step(UNKNOWN).expect_err("refused").to_string();
-        assert!(error.starts_with("norm code 2 is not known to this plugin"), "{error}");
+        assert!(error.starts_with("norm code 2 is not supported by this plugin"), "{error}");
         table.destroy()(instance);
     }
 
     #[test]
-    fn a_distribution_that_the_host_does_not_know_is_an_error() {
+    fn a_distribution_that_the_host_does_not_support_is_an_error() {
         let numbers = FixedNumbers(vec![0.5]);
         let like = Tensor::zeros([2], tch::kind::FLOAT_CPU);
         let draw = |code| received(drawn(&numbers, code, Lent::new(&like))).map(Given::into_tensor);
         assert_eq!(draw(1), Ok(Tensor::from_slice(&[0.5f32, 0.5])));
         let error = draw(UNKNOWN).expect_err("refused").to_string();
-        let known = format!("distribution code 2 is not known to this host (contract {})", contract::CURRENT);
-        assert!(error.starts_with(&known), "{error}");
+        let expected =
+            format!("distribution code 2 is not supported by this host (contract {})", contract::CURRENT);
+        assert!(error.starts_with(&expected), "{error}");
     }
 
-    /// A sampler plugin of a library that says `told` of its contract.
-    fn sampler(told: Option<Version>) -> SamplerPlugin {
-        SamplerPlugin { name: "idle".to_owned(), table: sampler_table::<Idle>(), told }
+    /// A sampler plugin of a library that states this contract, or none.
+    fn sampler(stated: Option<Version>) -> SamplerPlugin {
+        SamplerPlugin { name: "idle".to_owned(), table: sampler_table::<Idle>(), stated }
     }
 
     #[test]
-    fn a_plugin_is_known_by_what_its_library_says_or_else_by_what_1_1_added() {
-        let told = |minor| Some(Version::one(minor));
+    fn the_contract_is_stated_by_the_library_or_recognised_by_the_additions_of_1_1() {
+        let version = |minor| Some(Version::one(minor));
         assert_eq!(root_module().minor(), Some(contract::CURRENT.minor));
-        for (told, expected) in [(None, "1.1"), (told(2), "1.2"), (told(7), "1.7")] {
-            let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), told };
+        for (stated, expected) in [(None, "1.1"), (version(2), "1.2"), (version(7), "1.7")] {
+            let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), stated };
             let attack = attack.create("{}").expect("an attack");
-            let sampler = sampler(told).create("{}").expect("a sampler");
+            let sampler = sampler(stated).create("{}").expect("a sampler");
             assert_eq!(
                 [attack.contract(), sampler.contract()].map(|version| version.to_string()),
                 [expected; 2]
@@ -1389,12 +1397,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_a_norm_is_not_called_with_it() {
+    fn a_plugin_that_is_older_than_a_norm_is_not_called_with_it() {
         // Older than every norm.
-        let told = Some(Version { major: 0, minor: 9 });
-        let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), told };
+        let stated = Some(Version { major: 0, minor: 9 });
+        let attack = AttackPlugin { name: "idle".to_owned(), table: attack_table::<Idle>(), stated };
         let attack = attack.create("{}").expect("an attack");
-        let sampler = sampler(told).create("{}").expect("a sampler");
+        let sampler = sampler(stated).create("{}").expect("a sampler");
 
         let (images, labels) =
             (Tensor::zeros([1, 1, 2, 2], tch::kind::FLOAT_CPU), Tensor::from_slice(&[0i64]));
@@ -1428,7 +1436,7 @@ mod tests {
         }
     }
 
-    /// A victim that answers nothing.
+    /// A victim whose calls all fail.
     struct NoVictim;
 
     impl VictimCalls for NoVictim {
@@ -1445,7 +1453,7 @@ mod tests {
         }
     }
 
-    /// What contract 1.0 had. The derive makes accessors that nothing calls.
+    /// Types of contract 1.0. The derive makes accessors that nothing calls.
     #[allow(dead_code)]
     mod first {
         use super::*;
@@ -1474,17 +1482,17 @@ mod tests {
             run: table.run(),
             destroy: table.destroy(),
         };
-        // SAFETY: the fields that the first table has are laid out alike, and the accessors of those
-        // that it lacks ask how many it has.
+        // SAFETY: the fields of the first table have the same layout, and the accessors of the
+        // other fields check how many fields the table has.
         let table = unsafe {
             std::mem::transmute::<first::FirstAttackTableRef, AttackTableRef>(first.leak_into_prefix())
         };
-        let attack = AttackPlugin { name: "idle".to_owned(), table, told: None };
+        let attack = AttackPlugin { name: "idle".to_owned(), table, stated: None };
         let attack = attack.create("{}").expect("an attack");
         assert_eq!(attack.contract(), Version::one(0));
         for norm in Norm::ALL {
-            let known = attack.supports(&ThreatModel { norm, ..ThreatModel::default() });
-            assert_eq!(known.is_ok(), contract::norm_since(norm) == Version::one(0), "{norm}");
+            let supported = attack.supports(&ThreatModel { norm, ..ThreatModel::default() });
+            assert_eq!(supported.is_ok(), contract::norm_since(norm) == Version::one(0), "{norm}");
         }
     }
 }

@@ -3,7 +3,7 @@ use tch::Tensor;
 
 /// A whole procedure that looks for adversarial examples.
 pub trait Attack: Sized + Send + 'static {
-    /// What a user may set; documented and checked by its JSON schema.
+    /// The user's options, documented and checked by their JSON schema.
     type Options: PluginOptions;
 
     /// An attack with these options.
@@ -12,51 +12,51 @@ pub trait Attack: Sized + Send + 'static {
     /// If the options contradict one another.
     fn new(options: Self::Options) -> Result<Self>;
 
-    /// Whether the attack knows this threat model; asked before any work starts.
+    /// Whether the attack supports this threat model; called before any work starts.
     ///
     /// # Errors
-    /// Why not.
+    /// If it does not: the reason.
     fn supports(&self, threat: &ThreatModel) -> Result<()> {
         let _ = threat;
         Ok(())
     }
 
-    /// Whether the attack can run on models of this task (it may need several classes, say);
-    /// asked before any work starts.
+    /// Whether the attack can run on models of this task; called before any work starts. For
+    /// example, an attack may need four classes.
     ///
     /// # Errors
-    /// Why not.
+    /// If it cannot: the reason.
     fn supports_task(&self, task: &Task) -> Result<()> {
         let _ = task;
         Ok(())
     }
 
-    /// How many forward passes of each example the attack needs at most, if it can promise
-    /// any number. Needing more is an error: the evaluation stops.
+    /// The largest number of forward passes per example, if there is a limit. More passes are an
+    /// error, which stops the evaluation.
     fn query_budget(&self) -> Option<u64> {
         None
     }
 
-    /// One candidate for each example, inside ball and domain, `[N, C, H, W]`. Where nothing
-    /// was found, the natural example or any other allowed point: the host gives the verdict.
-    /// Runs without gradient tracking.
+    /// One candidate for each example, inside ball and domain, `[N, C, H, W]`. If the attack found
+    /// nothing, the candidate is the natural example or any other allowed point: the host
+    /// classifies all candidates. Runs without gradient tracking.
     ///
     /// # Errors
     /// If the attack cannot run on this victim; the evaluation stops with the message.
     fn run(&self, target: &Target) -> Result<Tensor>;
 }
 
-/// What an attack is given: N examples and the model to fool, in evaluation mode.
+/// The inputs of an attack: N examples and the model to fool, in evaluation mode.
 ///
-/// Float tensors share one dtype and device; do not assume which. Inputs are only lent:
-/// never write to them in place.
+/// Float tensors share one dtype and device, which may be any. Inputs are only lent: never write to
+/// them in place.
 pub struct Target<'a> {
     /// The natural examples, `[N, C, H, W]`.
     pub natural: &'a Tensor,
     /// Their labels, `[N]`, i64.
     pub labels: &'a Tensor,
-    /// A number of each example's own, the same in every call: its index among the test points, or
-    /// among those held out of training. Length N.
+    /// The number of each example, the same in every call: its index among the test points, or
+    /// among the held-out training points. Length N.
     pub points: &'a [i64],
     /// Number of classes.
     pub classes: i64,
@@ -68,7 +68,7 @@ pub struct Target<'a> {
     pub random: Random<'a>,
 }
 
-/// The host's side of a victim: each call is one pass of each row, and is counted.
+/// The host's side of a victim. Each call is one pass per row, which the host counts.
 pub trait VictimCalls {
     /// Logits `[N, classes]` without a graph.
     ///
@@ -76,21 +76,21 @@ pub trait VictimCalls {
     /// If the model fails.
     fn logits(&self, images: &Tensor) -> Result<Tensor>;
 
-    /// Differentiable logits, and the leaf towards which they can be differentiated.
+    /// Differentiable logits, and the leaf tensor with respect to which they can be differentiated.
     ///
     /// # Errors
     /// If the model fails.
     fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)>;
 
-    /// The gradient of the sum of `loss` towards the leaf; the graph is kept.
+    /// The gradient of the sum of `loss` with respect to the leaf; the graph is kept.
     ///
     /// # Errors
     /// If `loss` does not come from the leaf's logits.
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor>;
 }
 
-/// The model under attack. It gives logits and input gradients; its parameters stay out of
-/// sight, and their gradients are never touched.
+/// The model under attack. It gives logits and input gradients. An attack has no access to its
+/// parameters or their gradients.
 #[derive(Clone, Copy)]
 pub struct Victim<'a> {
     calls: &'a dyn VictimCalls,
@@ -102,7 +102,7 @@ impl<'a> Victim<'a> {
         Self { calls }
     }
 
-    /// Logits `[M, classes]` of any M images: one forward pass each, no gradient.
+    /// Logits `[M, classes]` of any M images, without a graph: one forward pass per image.
     ///
     /// # Errors
     /// If the model fails.
@@ -110,7 +110,7 @@ impl<'a> Victim<'a> {
         self.calls.logits(images)
     }
 
-    /// Logits that can be differentiated towards the images: one forward pass each.
+    /// Logits that can be differentiated with respect to the images: one forward pass per image.
     ///
     /// # Errors
     /// If the model fails.
@@ -133,12 +133,12 @@ impl Evaluation<'_> {
         self.logits.detach()
     }
 
-    /// The value and the input gradient (`[M, C, H, W]`) of a loss per row that the caller
-    /// forms from the logits (`[M]`): one backward pass each. May be called again with
-    /// another loss.
+    /// The value (`[M]`) and the input gradient (`[M, C, H, W]`) of the loss per row that `loss`
+    /// computes from the logits: one backward pass per image. May be called again with another
+    /// loss.
     ///
     /// # Errors
-    /// If the loss fails or does not depend on the logits it was given.
+    /// If the loss fails or does not depend on the logits.
     pub fn gradient(&self, loss: impl FnOnce(&Tensor) -> Tensor) -> Result<(Tensor, Tensor)> {
         let loss = tch::with_grad(|| loss(&self.logits));
         let gradient = self.calls.input_gradient(&loss, &self.leaf)?;

@@ -1,8 +1,8 @@
-//! Versions of the contract between host and plugins, and what each was the first to know.
+//! Versions of the contract between host and plugins, and the additions of each version.
 //!
-//! Contract 1.x grows by additions. A plugin knows what its own version has; what was added later
-//! must not be handed to it. Plugins of contract 1.0 and 1.1 take every norm that they do not
-//! know for l2, so it is the host that must ask, before each call, whether a plugin knows the norm.
+//! Contract 1.x grows by additions. A plugin supports only the norms of its own version. Plugins of
+//! contract 1.0 and 1.1 treat every other norm as l2, so the host must check, before each call,
+//! that the plugin's version has the norm.
 
 use crate::manifest::CONTRACT;
 use crate::{Error, Norm, Result};
@@ -11,13 +11,13 @@ use std::fmt;
 /// A version of the contract. Versions of one major number add to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// It changes when plugins built before cannot be understood any more.
+    /// It changes when earlier plugins are no longer compatible.
     pub major: u32,
-    /// It rises when something is added.
+    /// It rises with every addition.
     pub minor: u32,
 }
 
-/// The version of this crate. A library says its minor number since 1.2.
+/// The version of this crate. Libraries state their minor number since 1.2.
 pub const CURRENT: Version = Version { major: CONTRACT, minor: 2 };
 
 impl Version {
@@ -33,27 +33,27 @@ impl fmt::Display for Version {
     }
 }
 
-/// The first version of the contract whose plugins know this norm.
+/// The first version of the contract that has this norm.
 pub fn norm_since(norm: Norm) -> Version {
     match norm {
         Norm::Linf | Norm::L2 => Version::one(0),
     }
 }
 
-/// Whether plugins built for this version of the contract know a norm.
+/// Whether plugins built for this version of the contract support a norm.
 ///
 /// # Errors
-/// If it was added later: both versions, and what to do.
+/// If it was added later: both versions, and a remedy.
 pub fn check_norm(norm: Norm, plugin: Version) -> Result<()> {
-    check_known(&format!("the norm {norm}"), norm_since(norm), plugin)
+    check_supported(&format!("the norm {norm}"), norm_since(norm), plugin)
 }
 
-fn check_known(what: &str, since: Version, plugin: Version) -> Result<()> {
+fn check_supported(what: &str, since: Version, plugin: Version) -> Result<()> {
     if plugin >= since {
         return Ok(());
     }
     Err(Error::new(format!(
-        "built for contract {plugin}, it does not know {what}, which contract {since} added; \
+        "built for contract {plugin}, it does not support {what}, which contract {since} added; \
          rebuild it against this host's plugin-api"
     )))
 }
@@ -63,15 +63,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plugins_of_the_first_contract_know_todays_norms() {
+    fn plugins_of_the_first_contract_support_all_present_norms() {
         for norm in Norm::ALL {
             assert_eq!(check_norm(norm, Version::one(0)), Ok(()), "{norm}");
         }
     }
 
     #[test]
-    fn what_was_added_later_is_refused_with_both_versions() {
-        let check = |plugin| check_known("the norm l1", Version::one(2), Version::one(plugin));
+    fn a_norm_that_was_added_later_is_refused_with_both_versions() {
+        let check = |plugin| check_supported("the norm l1", Version::one(2), Version::one(plugin));
         assert_eq!((check(2), check(3)), (Ok(()), Ok(())));
         for (plugin, version) in [(0, "1.0"), (1, "1.1")] {
             let error = check(plugin).expect_err("refused").to_string();

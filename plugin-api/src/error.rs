@@ -1,12 +1,13 @@
 use std::fmt;
 
-/// Why a plugin could not do what it was asked: one message for the user.
+/// The reason why a plugin's method failed: one message for the user.
 ///
-/// Say what happened, what was expected and what was got; the host adds the plugin's name.
+/// The message states the problem, the expected value and the actual value; the host adds the
+/// plugin's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error(String);
 
-/// What plugin methods return.
+/// The result of plugin methods.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -30,7 +31,7 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// The part of a libtorch message that is meant for people: kilobytes of C++ frames follow it.
+/// The readable part of a libtorch message, without the kilobytes of C++ stack frames after it.
 pub fn first_line(message: &str) -> &str {
     // A panic of tch quotes the error, line feeds escaped: `… value: Torch("message\nframes…")`.
     let message = message.split_once("Torch(\"").map_or(message, |(_, quoted)| quoted).trim_start();
@@ -45,7 +46,7 @@ mod tests {
     use tch::Tensor;
 
     #[test]
-    fn neither_errors_nor_panics_of_libtorch_show_its_frames() {
+    fn errors_and_panics_of_libtorch_are_shown_without_stack_frames() {
         let (two, three) = (Tensor::from_slice(&[1.0, 2.0]), Tensor::from_slice(&[1.0, 2.0, 3.0]));
         let message = Error::from(two.f_add(&three).expect_err("refused")).to_string();
         assert!(message.starts_with("The size of tensor a (2) must match"), "{message}");

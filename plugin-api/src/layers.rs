@@ -1,16 +1,16 @@
-//! What convolutional networks have in common: normalised images, convolutions and batch
-//! normalisation, initialised as PyTorch's users expect.
+//! Common parts of convolutional networks: normalisation of images, convolutions and batch
+//! normalisation, with PyTorch's initialisation.
 
 use crate::{Error, Result, Task};
 use tch::nn::init::{FanInOut, NonLinearity, NormalOrUniform};
 use tch::nn::{self, Init, ModuleT};
 use tch::{Device, Kind, Tensor};
 
-/// Brings images from the domain of the threat model to the scale that a network likes:
-/// (images - mean) / std, channel by channel. It belongs inside the model, so that epsilon
-/// keeps its meaning.
+/// Normalises images from the domain of the threat model: (images - mean) / std, channel by
+/// channel. This happens inside the model, so that epsilon refers to the images before
+/// normalisation.
 pub struct Normalization {
-    /// Mean and standard deviation, `[1, C, 1, 1]` each; none where images stay as they are.
+    /// Mean and standard deviation, `[1, C, 1, 1]` each; none without normalisation.
     moments: Option<(Tensor, Tensor)>,
 }
 
@@ -45,7 +45,7 @@ impl Normalization {
         Ok(Self { moments: given.then(|| (tensor(mean, 0.0), tensor(std, 1.0))) })
     }
 
-    /// The images normalised, `[N, C, H, W]` as they are.
+    /// The normalised images, `[N, C, H, W]`.
     pub fn forward(&self, images: &Tensor) -> Tensor {
         match &self.moments {
             Some((mean, std)) => (images - mean) / std,
@@ -54,8 +54,9 @@ impl Normalization {
     }
 }
 
-/// PyTorch's initialisation of linear layers, and of convolutions with a bias: weights and
-/// biases uniform within one over the square root of the number of inputs. tch's own differs.
+/// PyTorch's initialisation of linear layers, and of convolutions with a bias: weights and biases
+/// are uniform in [-b, b], where b is one over the square root of the number of inputs. The
+/// initialisation of tch is different.
 pub fn uniform_init(inputs: i64) -> Init {
     let bound = 1.0 / (inputs as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
@@ -73,9 +74,9 @@ pub fn global_average(features: &Tensor) -> Tensor {
     features.mean_dim([2i64, 3].as_slice(), false, None::<Kind>)
 }
 
-/// A convolution without a bias, padded by half its odd `width`, as it goes with batch
-/// normalisation. Its weights are normal with variance 2 / (outputs * width^2): kaiming_normal
-/// with mode fan_out (He et al. 2015), as in torchvision's residual networks.
+/// A convolution to be used before batch normalisation: without a bias, padded by half its odd
+/// `width`. Its weights are normal with variance 2 / (outputs * width^2): kaiming_normal with mode
+/// fan_out (He et al. 2015), as in torchvision's residual networks.
 pub fn convolution(path: nn::Path, inputs: i64, outputs: i64, width: i64, stride: i64) -> nn::Conv2D {
     let ws_init = Init::Kaiming {
         dist: NormalOrUniform::Normal,
@@ -86,10 +87,10 @@ pub fn convolution(path: nn::Path, inputs: i64, outputs: i64, width: i64, stride
     nn::conv2d(path, inputs, outputs, width, config)
 }
 
-/// Batch normalisation of images' features (Ioffe and Szegedy 2015) with PyTorch's numbers: it
-/// begins with weight 1 and bias 0, adds 1e-5 to variances, and of every batch seen in training
-/// takes one tenth into the running mean and the running (unbiased) variance, which evaluation
-/// uses.
+/// Batch normalisation of images' features (Ioffe and Szegedy 2015) with PyTorch's defaults.
+/// Initially the weight is 1 and the bias 0. 1e-5 is added to variances. In training, every batch
+/// updates the running mean and the running (unbiased) variance with weight 0.1. Evaluation uses
+/// these running statistics.
 pub struct BatchNorm {
     layer: nn::BatchNorm,
 }
@@ -101,15 +102,15 @@ impl BatchNorm {
         Self { layer: nn::batch_norm2d(path, channels, config) }
     }
 
-    /// Features `[N, channels, H, W]` normalised by their batch's moments in training, by the
-    /// running ones in evaluation.
+    /// Features `[N, channels, H, W]`, normalised by the statistics of the batch in training and by
+    /// the running statistics in evaluation.
     ///
     /// # Errors
-    /// If a batch has a single number a channel in training: it has no variance.
+    /// If a batch in training has a single number per channel, which has no variance.
     pub fn forward(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         if let (true, [1, _, 1, 1]) = (train, features.size().as_slice()) {
             return Err(Error::new(
-                "batch normalisation in training needs two numbers a channel, got one: a batch of a single \
+                "batch normalisation in training needs two numbers per channel, got one: a batch of a single \
                  image whose features are one pixel; choose a batch size that leaves no single image over",
             ));
         }
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_that_cannot_be_are_refused() {
+    fn invalid_means_and_standard_deviations_are_refused() {
         let refusal = |mean: &[f64], std: &[f64]| {
             Normalization::new(mean, std, TASK, Device::Cpu).err().expect("refused").to_string()
         };
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn running_moments_take_a_tenth_of_a_batch() {
+    fn a_batch_enters_the_running_statistics_with_weight_one_tenth() {
         let variables = VarStore::new(Device::Cpu);
         let norm = BatchNorm::new(variables.root(), 1);
         // Mean 2, unbiased variance 2, biased 1.
@@ -163,21 +164,21 @@ mod tests {
         assert!(close(&state["running_mean"], 0.2) && close(&state["running_var"], 1.1));
         let evaluated = norm.forward(&features, false).expect("features").flatten(0, -1);
         assert!(close(&evaluated, 0.8 / 1.10001f64.sqrt()), "{evaluated:?}");
-        assert!(close(&state["running_mean"], 0.2), "evaluation leaves it alone");
+        assert!(close(&state["running_mean"], 0.2), "evaluation does not change it");
     }
 
     #[test]
-    fn a_single_number_has_no_variance() {
+    fn a_single_number_per_channel_is_refused_in_training() {
         let variables = VarStore::new(Device::Cpu);
         let norm = BatchNorm::new(variables.root(), 3);
         let features = |rows: i64| Tensor::ones([rows, 3, 1, 1], (Kind::Float, Device::Cpu));
         let refused = norm.forward(&features(1), true).expect_err("refused").to_string();
-        assert!(refused.contains("needs two numbers a channel"), "{refused}");
+        assert!(refused.contains("needs two numbers per channel"), "{refused}");
         assert!(norm.forward(&features(1), false).is_ok() && norm.forward(&features(2), true).is_ok());
     }
 
     #[test]
-    fn weights_begin_as_in_pytorch() {
+    fn initial_weights_are_those_of_pytorch() {
         tch::manual_seed(1);
         let variables = VarStore::new(Device::Cpu);
         let root = variables.root();

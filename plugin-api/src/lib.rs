@@ -1,4 +1,4 @@
-//! What the author of a plugin reads.
+//! The interface between the host and its plugins, for authors of plugins.
 //!
 //! A plugin is a model, a sampler or an attack in a shared library that the `host` program
 //! loads at run time. Implement [`Model`], [`Sampler`] or [`Attack`], and export it:
@@ -6,7 +6,7 @@
 //! ```
 //! use plugin_api::{NoOptions, Next, Result, Sampler, Step};
 //!
-//! /// Walks against the gradient, for no good reason.
+//! /// Moves against the gradient: an example of the interface only.
 //! pub struct Descent;
 //!
 //! impl Sampler for Descent {
@@ -25,11 +25,11 @@
 //! # fn main() {}
 //! ```
 //!
-//! The crate is a `cdylib`; its file is the plugin. A library may export any number of
-//! plugins of any kind. Use [`tch`] through this crate, so that host and plugin agree on it.
+//! The crate is a `cdylib`; its file is the plugin. A library may export any number of plugins of
+//! any kind. Use [`tch`] through this crate, so that host and plugin use the same version.
 //!
-//! Panics inside a plugin are caught at the boundary and become errors; the instance that
-//! panicked is not used again.
+//! Panics inside a plugin are caught at the boundary and become errors. An instance that panicked
+//! is not used again.
 
 mod attack;
 mod error;

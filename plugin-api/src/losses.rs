@@ -3,27 +3,31 @@
 use crate::{Error, Result};
 use tch::{Kind, Tensor};
 
-/// The gradient of a scalar `loss` towards `input`, of the input's shape. With `keep_graph` more
-/// can be taken of the same graph.
+/// The gradient of a scalar `loss` with respect to `input`, in the input's shape. With
+/// `keep_graph`, further gradients can be computed from the same graph.
 ///
 /// # Errors
-/// If the loss does not depend on it.
+/// If the loss does not depend on the input.
 pub fn gradient(loss: &Tensor, input: &Tensor, keep_graph: bool) -> Result<Tensor> {
     let gradient = gradients(loss, std::slice::from_ref(input), keep_graph)?.remove(0);
-    match gradient.defined() {
-        true => Ok(gradient),
-        false => Err(Error::new("the loss has a graph that does not lead there")),
+    if gradient.defined() {
+        Ok(gradient)
+    } else {
+        Err(Error::new("the loss has a graph that does not contain the input"))
     }
 }
 
-/// The same towards several inputs; an undefined tensor towards those on which it does not depend.
+/// The gradients with respect to several inputs; undefined for an input on which the loss does not
+/// depend.
 ///
 /// # Errors
-/// If the loss does not depend on anything.
+/// If the loss has no graph.
 pub fn gradients(loss: &Tensor, inputs: &[Tensor], keep_graph: bool) -> Result<Vec<Tensor>> {
-    // libtorch takes a graph for granted here, and ends the process where there is none.
+    // Without a graph, libtorch would end the process here.
     if !loss.requires_grad() {
-        return Err(Error::new("the loss has no graph: it, or what it is formed from, was detached or computed without gradients"));
+        return Err(Error::new(
+            "the loss has no graph: it, or a tensor it depends on, was detached or computed without gradients",
+        ));
     }
     Ok(Tensor::f_run_backward(&[loss], inputs, keep_graph, false)?)
 }
@@ -36,11 +40,11 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, 0.0)
 }
 
-/// Kullback-Leibler divergence of the second prediction of each row from the first: with
-/// p = softmax(`reference`) and q = softmax(`logits`), both `[N, classes]` (floats), the sum over
-/// classes of p (log p - log q), `[N]`. Zero where both are the same. It is what TRADES (Zhang et
-/// al., 2019) climbs, with the prediction at the natural example as the reference. Gradients
-/// flow to both; detach what is to be a constant.
+/// Kullback-Leibler divergence of each row's prediction q from its reference p: the sum over
+/// classes of p (log p - log q), `[N]`. p = softmax(`reference`) and q = softmax(`logits`), both
+/// `[N, classes]` (floats). It is zero where p = q. It is the inner objective of TRADES (Zhang et
+/// al., 2019), with the prediction at the natural example as the reference. Both arguments get
+/// gradients; detach an argument that is a constant.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -50,8 +54,8 @@ pub fn kl_divergence(reference: &Tensor, logits: &Tensor) -> Tensor {
     (log_p.exp() * (log_p - log_q)).sum_dim_intlist(1, false, kind)
 }
 
-/// How far each row is from being misclassified: the label's logit less the largest other
-/// one, `[N]`; zero or below means fooled. Two classes or more.
+/// The margin of each row: the label's logit minus the largest other logit, `[N]`. A row with a
+/// margin of zero or below is fooled. Needs two classes or more.
 ///
 /// # Panics
 /// If the shapes do not fit or a label is outside 0..classes.
@@ -61,8 +65,8 @@ pub fn margin(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.gather(1, &column, false).squeeze_dim(1) - others.amax([1], false)
 }
 
-/// Which rows are classified as labelled: `[N]`, bool. A row with a NaN or an infinite
-/// logit is not.
+/// Whether each row is classified as its label: `[N]`, bool. False for a row with a NaN or infinite
+/// logit.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -92,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn cross_entropy_is_log_sum_exp_less_the_label() {
+    fn cross_entropy_is_log_sum_exp_minus_the_labels_logit() {
         let (logits, labels) = example();
         let loss: Vec<f64> = Vec::try_from(cross_entropy(&logits, &labels)).expect("f64");
         let by_hand = (1f64.exp() + 3f64.exp() + 2f64.exp()).ln() - 3.0;
@@ -101,9 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn kl_divergence_by_hand() {
-        // p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log 3/2 + 1/4 log 1/2, and towards the logits of q,
-        // whose gradient is q - p; the other way round 1/2 log 2/3 + 1/2 log 2.
+    fn kl_divergence_and_its_gradient_are_those_computed_by_hand() {
+        // Row 1: p = (3/4, 1/4), q = (1/2, 1/2), so the divergence is 3/4 log 3/2 + 1/4 log 1/2.
+        // Row 2 exchanges p and q: 1/2 log 2/3 + 1/2 log 2. The gradient with respect to the logits
+        // of q is q - p.
         let p = Tensor::from_slice(&[3f64.ln(), 0.0, 0.0, 0.0]).reshape([2, 2]);
         let q = Tensor::from_slice(&[5.0f64, 5.0, 3f64.ln(), 0.0]).reshape([2, 2]).set_requires_grad(true);
         let divergence = kl_divergence(&p, &q);
@@ -115,7 +120,7 @@ mod tests {
         for (got, expected) in values.into_iter().chain(slopes).zip(expected) {
             assert!((got - expected).abs() < 1e-12, "got {got}, by hand {expected}");
         }
-        // However sure both are, the divergence stays a number.
+        // The divergence stays finite for very large logits.
         let sure = Tensor::from_slice(&[1000.0f64, -1000.0]).reshape([1, 2]);
         assert_eq!(kl_divergence(&sure, &sure).double_value(&[0]), 0.0);
         assert_eq!(kl_divergence(&sure, &-&sure).double_value(&[0]), 2000.0);

@@ -1,12 +1,12 @@
-//! What a plugin library says about itself in a link section, readable without running it.
+//! The manifest of a plugin library: a link section that can be read without running the library.
 
 use crate::LIBTORCH;
 
-/// The number of the contract between host and plugins. It changes only when a plugin built
-/// before could no longer be understood.
+/// The number of the contract between host and plugins. It changes only when earlier plugins are no
+/// longer compatible.
 pub const CONTRACT: u32 = 1;
 
-/// The link section that holds one manifest a plugin: a JSON object and a line feed each.
+/// The link section that holds one manifest per plugin, each a JSON object and a line feed.
 pub const SECTION: &str = ".dro.manifest";
 
 /// The pieces of one plugin's manifest: `{"kind": …, "name": …, "version": …, "contract": …,

@@ -1,7 +1,7 @@
 use crate::{PluginOptions, Result};
 use tch::{nn, Tensor};
 
-/// What a model is built for: the images it is given and the classes it tells apart.
+/// The task of a model: the shape of its images and the number of classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Task {
     /// Channels of an image (1 for grey, 3 for colour).
@@ -16,21 +16,21 @@ pub struct Task {
 
 /// A differentiable classifier.
 ///
-/// The host owns everything around it: optimiser, checkpoints, device, and the seeds of
-/// whatever libtorch draws itself (initial weights, dropout).
+/// The host has the optimiser, the checkpoints and the device. It also seeds libtorch's generator,
+/// from which initial weights and dropout are drawn.
 pub trait Model: Sized + Send + 'static {
-    /// What a user may set; documented and checked by its JSON schema.
+    /// The user's options, documented and checked by their JSON schema.
     type Options: PluginOptions;
 
-    /// Builds the network. Every parameter and buffer is made through `path` (tch's
-    /// variable store), which knows the device and gives each its name.
+    /// Builds the network. Every parameter and buffer is made through `path` (tch's variable
+    /// store), which has the device and names each of them.
     ///
     /// # Errors
     /// If an option is out of range, or the network cannot take such images.
     fn new(options: Self::Options, task: Task, path: &nn::Path) -> Result<Self>;
 
-    /// Whether logits in training differ from those in evaluation: whether there is dropout,
-    /// batch normalisation or the like under these options.
+    /// Whether logits in training differ from those in evaluation, as they do with dropout or batch
+    /// normalisation.
     fn train_differs(&self) -> bool {
         false
     }

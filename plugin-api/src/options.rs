@@ -3,9 +3,9 @@ use schemars::JsonSchema;
 use serde::{de::DeserializeOwned, Serialize};
 use serde_json::{Map, Value};
 
-/// What every plugin's options are: a struct with serde's and schemars' derives and a
-/// `Default`. Documentation comments become the help; `#[schemars(range(min = 0.0))]` is
-/// both documented and enforced. Use [`NoOptions`] where there is nothing to set.
+/// The options of a plugin: a struct with serde's and schemars' derives and a `Default`.
+/// Documentation comments become the help; `#[schemars(range(min = 0.0))]` is both documented and
+/// enforced. A plugin without options uses [`NoOptions`].
 pub trait PluginOptions: Serialize + DeserializeOwned + JsonSchema + Default {}
 
 impl<T: Serialize + DeserializeOwned + JsonSchema + Default> PluginOptions for T {}
@@ -28,11 +28,11 @@ pub fn schema<T: PluginOptions>() -> Value {
     schema
 }
 
-/// The options a user gave, on top of the defaults.
+/// The user's options; options that are not given have their defaults.
 ///
 /// # Errors
-/// Names the option that is unknown, of the wrong type or out of range, with what was
-/// expected.
+/// If an option is unknown, of the wrong type or out of range. The message names it and the
+/// expected values.
 pub fn parse<T: PluginOptions>(given: &str) -> Result<T> {
     let given: Map<String, Value> = serde_json::from_str(given)
         .map_err(|error| Error::new(format!("options are not a JSON object: {error}")))?;
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use serde::Deserialize;
 
-    /// Options with one field of each kind that matters.
+    /// Options with a number in a range, a boolean and an optional number.
     #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
     struct Example {
         /// Length of a step.
@@ -104,13 +104,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_keeps_its_default() {
+    fn an_option_that_is_not_given_has_its_default() {
         let parsed: Example = parse(r#"{"step_size": 1, "epsilon": 0.5}"#).expect("valid");
         assert_eq!(parsed, Example { step_size: 1.0, sign: true, epsilon: Some(0.5) });
     }
 
     #[test]
-    fn refusals_name_the_option_and_both_sides() {
+    fn refusals_name_the_option_the_expected_and_the_actual_value() {
         assert_eq!(
             refusal(r#"{"stepsize": 1}"#),
             "unknown option `stepsize`; expected one of: epsilon, sign, step_size"

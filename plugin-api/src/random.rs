@@ -1,7 +1,7 @@
 use crate::Result;
 use tch::Tensor;
 
-/// What a number is drawn from.
+/// The distribution of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distribution {
     /// Mean 0, variance 1.
@@ -15,7 +15,7 @@ impl Distribution {
     pub(crate) const ALL: [Self; 2] = [Self::Normal, Self::Uniform];
 }
 
-/// Where random numbers come from: the host's generator, or a test's own numbers.
+/// A source of random numbers: the host's generator, or fixed numbers of a test.
 pub trait RandomSource {
     /// Numbers in the shape, dtype and device of `like`, whose rows are the call's examples.
     ///
@@ -26,9 +26,9 @@ pub trait RandomSource {
 
 /// The host's random numbers, the only ones a plugin uses.
 ///
-/// Every row has a stream of its own, keyed by the run's seed, the purpose, the step, the
-/// point and the particle: a draw does not depend on the batch around it, on what else ran,
-/// or on whether the run was resumed. Two draws within one call are independent.
+/// Every row has its own stream, keyed by the run's seed, the purpose, the step, the point and the
+/// particle. A draw therefore does not depend on the rest of the batch, on other calls, or on
+/// whether the run was resumed. Two draws within one call are independent.
 #[derive(Clone, Copy)]
 pub struct Random<'a> {
     source: &'a dyn RandomSource,

@@ -2,11 +2,11 @@ use crate::{PluginOptions, Random, Result, ThreatModel};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-/// Where a chain begins when its points come up in a minibatch (or under attack).
+/// Where a chain begins when its point is in a minibatch, or under attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
-    /// Where it was left: the particle store, which begins at the natural examples.
+    /// At its particle in the particle store, which holds the natural examples at first.
     Store,
     /// At the natural example.
     Natural,
@@ -14,25 +14,26 @@ pub enum Start {
     Uniform,
 }
 
-/// Who keeps particles inside the threat model.
+/// The side that keeps particles inside the threat model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Projection {
     /// The host projects what `step` returns: ball, then domain.
     Host,
-    /// The sampler does (reflection, rejection); the host only verifies.
+    /// The sampler keeps them inside (by reflection or rejection); the host only verifies.
     Sampler,
 }
 
-/// A transition kernel: where particles go next, given the loss and its gradient there.
+/// A transition kernel: it computes the next particles from the particles, the loss and its
+/// gradient.
 ///
-/// A sampler never sees the model. The host computes gradients, counts passes, projects,
-/// keeps the particle store and seeds the randomness. A sampler holds its options and
-/// nothing else: what a chain must remember goes into [`Step::state`], which the host keeps,
-/// shuffles and saves with the particle.
+/// A sampler has no access to the model. The host computes gradients, counts passes, projects,
+/// keeps the particle store and draws the random numbers. A sampler holds its options and nothing
+/// else. The state of a chain belongs in [`Step::state`], which the host keeps, shuffles and saves
+/// with the particle.
 pub trait Sampler: Sized + Send + 'static {
-    /// What a user may set; documented and checked by its JSON schema. The name `steps` is
-    /// taken: every sampler has that option, and the host keeps it.
+    /// The user's options, documented and checked by their JSON schema. The name `steps` is
+    /// reserved: the host adds this option to every sampler.
     type Options: PluginOptions;
 
     /// A sampler with these options.
@@ -46,28 +47,29 @@ pub trait Sampler: Sized + Send + 'static {
         Start::Store
     }
 
-    /// How many steps a visit takes unless the user says otherwise; at least 1.
+    /// The default number of steps of a visit; at least 1.
     fn default_steps(&self) -> usize {
         1
     }
 
-    /// Who keeps particles inside the threat model.
+    /// The side that keeps particles inside the threat model.
     fn projection(&self) -> Projection {
         Projection::Host
     }
 
-    /// How many tensors of the particle's shape each particle remembers; they begin as zeros.
+    /// The number of state tensors of a particle, each in the particle's shape; they are zeros at
+    /// first.
     fn state_tensors(&self) -> usize {
         0
     }
 
-    /// Whether [`Sampler::finish`] is to be called after the last step of a visit.
+    /// Whether the host must call [`Sampler::finish`] after the last step of a visit.
     fn judges_last_proposal(&self) -> bool {
         false
     }
 
-    /// Whether many steps raise a loss that can be raised. A sampler that explores for its own
-    /// sake says no.
+    /// Whether many steps raise the loss. A sampler that explores without regard to the loss
+    /// returns false.
     fn ascends(&self) -> bool {
         true
     }
@@ -78,8 +80,9 @@ pub trait Sampler: Sized + Send + 'static {
     /// If the step cannot be taken; training stops with the message.
     fn step(&self, step: &Step) -> Result<Next>;
 
-    /// Accepts or replaces the last proposal, given the loss there (no gradient: `gradient`
-    /// of this step is zero). Called after the last step if `judges_last_proposal`.
+    /// Accepts or rejects the last proposal, given the loss there. The host does not compute a
+    /// gradient: `gradient` is zero. Called after the last step if `judges_last_proposal` returns
+    /// true.
     ///
     /// # Errors
     /// As for `step`.
@@ -88,11 +91,10 @@ pub trait Sampler: Sized + Send + 'static {
     }
 }
 
-/// What a sampler is given for one step: N = B * K particles, those of a point in a row
-/// (particle k of the i-th point is row i * K + k).
+/// The inputs of one step: N = B * K particles. Row i * K + k is particle k of the i-th point.
 ///
-/// Float tensors share one dtype and device; do not assume which. Inputs are only lent:
-/// never write to them in place.
+/// Float tensors share one dtype and device, which may be any. Inputs are only lent: never write to
+/// them in place.
 pub struct Step<'a> {
     /// The natural examples, `[N, C, H, W]`, each repeated for its K particles.
     pub natural: &'a Tensor,
@@ -102,19 +104,19 @@ pub struct Step<'a> {
     pub particles: &'a Tensor,
     /// The loss of each particle, `[N]`.
     pub loss: &'a Tensor,
-    /// The gradient of the sum of the losses towards each particle, `[N, C, H, W]`: that of the
-    /// particle's own loss, which depends neither on the batch nor on K, unless the network
-    /// couples a batch by its statistics and is climbed in mode train.
+    /// The gradient of each particle's own loss with respect to the particle, `[N, C, H, W]`. It
+    /// depends neither on the batch nor on K, unless the network has batch normalisation and its
+    /// gradient is computed in training mode.
     pub gradient: &'a Tensor,
-    /// What each particle remembers: [`Sampler::state_tensors`] tensors, `[N, C, H, W]`.
+    /// The state of each particle: [`Sampler::state_tensors`] tensors, `[N, C, H, W]`.
     pub state: &'a [Tensor],
     /// Index of each row's point in its split of the data, length N.
     pub points: &'a [i64],
     /// Particles per point, K.
     pub particles_per_point: usize,
-    /// Which step of the visit this is, from 0.
+    /// The number of this step in the visit, from 0.
     pub number: usize,
-    /// How many steps the visit has, T.
+    /// The number of steps of the visit, T.
     pub of: usize,
     /// Norm, epsilon and domain.
     pub threat: ThreatModel,
@@ -122,7 +124,7 @@ pub struct Step<'a> {
     pub random: Random<'a>,
 }
 
-/// Where the particles go, and what they remember.
+/// The next particles and their state.
 #[derive(Debug)]
 pub struct Next {
     /// The next particles, `[N, C, H, W]`, in the dtype and on the device of the old ones.

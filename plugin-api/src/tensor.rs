@@ -1,8 +1,8 @@
 //! Tensors as raw pointers, the form in which they cross the boundary between host and plugins.
 //!
-//! Both sides link the same libtorch, so an `at::Tensor*` made on one side means the same on
-//! the other, autograd graph included. Each side has its own copy of the binding, so every
-//! pointer is released by the side that made it.
+//! Both sides link the same libtorch, so an `at::Tensor*` of one side is valid on the other,
+//! autograd graph included. Each side has its own copy of the binding, so the side that made a
+//! pointer must release it.
 
 use std::ffi::c_void;
 use tch::Tensor;
@@ -12,24 +12,24 @@ pub(crate) fn pointer_to(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr() as *const c_void
 }
 
-/// A reference of one's own to the tensor behind a pointer, which stays as it is.
+/// A new reference to the tensor behind a pointer; the pointer stays valid.
 ///
 /// # Safety
 /// `pointer` is a live `at::Tensor*` of the libtorch that this side uses.
 pub(crate) unsafe fn new_reference(pointer: *const c_void) -> Tensor {
-    // SAFETY: the pointer is a live `at::Tensor*` (the caller's promise); `clone_from_ptr` takes
-    // a new reference and leaves the given one alone.
+    // SAFETY: the pointer is a live `at::Tensor*` (the caller's promise); `clone_from_ptr` takes a
+    // new reference and does not change the given one.
     unsafe { Tensor::clone_from_ptr(pointer as *mut _) }
 }
 
-/// Turns a tensor into an `at::Tensor*` that is to be released with [`release`].
+/// Turns a tensor into an `at::Tensor*`, which must be released with [`release`].
 pub(crate) fn into_pointer(mut tensor: Tensor) -> *mut c_void {
     let pointer = tensor.as_mut_ptr() as *mut c_void;
     std::mem::forget(tensor);
     pointer
 }
 
-/// Drops the reference that a pointer stands for.
+/// Drops the reference that a pointer holds.
 ///
 /// # Safety
 /// `pointer` was made by [`into_pointer`] of this library, and is not used any more.

@@ -3,8 +3,8 @@
 use crate::{Distribution, Next, Random, RandomSource, Result, Sampler, Step, ThreatModel};
 use tch::Tensor;
 
-/// Random numbers known in advance: every draw is filled with these values, row by row, from
-/// the first one on, repeated where the draw is longer.
+/// Fixed random numbers. Every draw is filled with these values, row by row, from the first one on;
+/// they are repeated if the draw is longer.
 #[derive(Debug, Clone)]
 pub struct FixedNumbers(
     /// The values; at least one.
@@ -18,11 +18,12 @@ impl RandomSource for FixedNumbers {
     }
 }
 
-/// One step of a sampler from natural examples `[N, C, H, W]`, given the gradient there, the
-/// particle's state and the random numbers; nothing is projected. Labels and losses are zero.
+/// One step of a sampler from natural examples `[N, C, H, W]`, given the gradient there, the state
+/// of the particles and the random numbers. The result is not projected. Labels and losses are
+/// zero.
 ///
 /// # Errors
-/// The sampler's own.
+/// Those of the sampler.
 pub fn one_step<S: Sampler>(
     sampler: &S,
     natural: &Tensor,
@@ -49,19 +50,19 @@ pub fn one_step<S: Sampler>(
     })
 }
 
-/// Demands that a step led to these particles, in order, up to rounding.
+/// Asserts that a step returned these particles, in order, up to rounding.
 ///
 /// # Panics
-/// If it failed or led elsewhere.
+/// If the step failed or the particles differ.
 #[track_caller]
 pub fn assert_particles(step: Result<Next>, expected: &[f64]) {
     assert_close(&step.expect("a step").particles, expected);
 }
 
-/// Demands these values, in order, up to rounding in f64 (1e-11).
+/// Asserts that a tensor has these values, in order, up to rounding in f64 (1e-11).
 ///
 /// # Panics
-/// If they differ, in number too.
+/// If the values or their number differ.
 #[track_caller]
 pub fn assert_close(tensor: &Tensor, expected: &[f64]) {
     let got: Vec<f64> = Vec::try_from(tensor.flatten(0, -1).to_kind(tch::Kind::Double)).expect("numbers");

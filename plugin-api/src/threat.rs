@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use tch::Tensor;
 
-/// The norm in which an adversary's distance to the natural example is measured.
+/// The norm of the distance between an adversarial example and the natural example.
 ///
-/// Command lines, files and reports all spell it as `Display` does; `FromStr` reads that spelling.
+/// Command lines, files and reports use the spelling of `Display`; `FromStr` reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
@@ -41,7 +41,7 @@ impl FromStr for Norm {
     /// The norm of this name.
     ///
     /// # Errors
-    /// If there is none; the message lists the names that there are.
+    /// If there is none; the message lists all names.
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|norm| norm.name() == name).ok_or_else(|| {
             let known = Self::ALL.map(Self::name).join(" or ");
@@ -50,9 +50,9 @@ impl FromStr for Norm {
     }
 }
 
-/// What an adversary may do: move each example within a ball of radius `epsilon` around its
-/// natural version, inside the domain. In the paper's terms, the support of the adversarial
-/// distributions: the inf-Wasserstein ball of radius epsilon around the data.
+/// The threat model: an adversary may move each example within a ball of radius `epsilon` around
+/// the natural example, inside the domain. In the paper's terms, it is the support of the
+/// adversarial distributions: the inf-Wasserstein ball of radius epsilon around the data.
 ///
 /// Tensors are batches `[N, ...]` of floats; every row is one example.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ pub struct ThreatModel {
 }
 
 impl Default for ThreatModel {
-    /// The usual one for MNIST: linf, 0.3.
+    /// The usual threat model for MNIST: linf, 0.3.
     fn default() -> Self {
         Self { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) }
     }
@@ -76,8 +76,8 @@ impl Default for ThreatModel {
 impl ThreatModel {
     /// The nearest allowed point: onto the ball first, then onto the domain.
     ///
-    /// `candidate` and `natural` have the same shape; `natural` lies inside the domain, so
-    /// the second step cannot leave the ball again. A point already allowed is unchanged.
+    /// `candidate` and `natural` have the same shape. `natural` lies inside the domain, so the
+    /// second projection does not leave the ball. An allowed point does not change.
     ///
     /// # Panics
     /// If the shapes differ.
@@ -124,7 +124,7 @@ impl ThreatModel {
         match self.norm {
             Norm::Linf => gradient.sign(),
             Norm::L2 => {
-                // Squares of small gradients vanish in f32: bring the largest entry to 1 first.
+                // Squares of small gradients underflow in f32: scale the largest entry to 1 first.
                 let largest = per_row(&gradient.abs().flatten(1, -1).amax([1], false), gradient);
                 let scaled = gradient / largest.where_self(&largest.gt(0.0), &largest.ones_like());
                 let lengths = row_lengths(&scaled);
@@ -142,8 +142,8 @@ impl ThreatModel {
         }
     }
 
-    /// Which rows of `candidate` lie in ball and domain: `[N]`, bool. Rounding is forgiven
-    /// (about 1e-6, f32's precision at the pixels' values); NaN never is.
+    /// Whether each row of `candidate` lies in ball and domain: `[N]`, bool. There is a tolerance
+    /// for rounding of about 1e-6, f32's precision at the pixels' values. Rows with NaN do not.
     pub fn contains(&self, candidate: &Tensor, natural: &Tensor) -> Tensor {
         let slack = 1e-6 * (1.0 + self.epsilon);
         let rows = candidate.flatten(1, -1);
@@ -154,7 +154,7 @@ impl ThreatModel {
     }
 }
 
-/// Euclidean length of each row, shaped `[N, 1, ...]` so that it divides the rows.
+/// Euclidean length of each row, in the shape `[N, 1, ...]`, so that rows can be divided by it.
 fn row_lengths(rows: &Tensor) -> Tensor {
     let squares = rows.flatten(1, -1).square();
     per_row(&squares.sum_dim_intlist([1i64].as_slice(), false, rows.kind()).sqrt(), rows)
@@ -184,7 +184,7 @@ mod tests {
     const L2: ThreatModel = ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) };
 
     #[test]
-    fn display_from_str_and_serde_spell_every_norm_alike() {
+    fn display_from_str_and_serde_spell_every_norm_the_same_way() {
         for norm in Norm::ALL {
             let name = norm.to_string();
             assert_eq!(name.parse(), Ok(norm));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn l2_scales_what_is_outside_and_leaves_the_rest() {
+    fn l2_projection_scales_points_outside_the_ball_and_keeps_the_others() {
         // By hand: (0.6, 0.8) has length 1, so 0.5 along it is (0.3, 0.4); (0.3, 0) is inside.
         let natural = rows(&[0.0, 0.0, 0.25, 0.25], 2);
         let candidate = rows(&[0.6, 0.8, 0.55, 0.25], 2);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn contains_forgives_rounding_and_nothing_else() {
+    fn contains_tolerates_rounding_and_nothing_else() {
         let natural = rows(&[0.5, 0.5, 0.5, 0.5, 0.1], 1);
         let candidate = rows(&[0.75, 0.7500003, 0.7501, f32::NAN, -0.001], 1);
         let inside: Vec<bool> = Vec::try_from(LINF.contains(&candidate, &natural)).expect("bools");
@@ -262,7 +262,7 @@ mod tests {
     fn steepest_ascent_is_the_sign_or_the_unit_gradient() {
         let gradient = rows(&[3.0, -4.0, 0.0, 0.0], 2);
         assert_eq!(values(&LINF.steepest_ascent(&gradient)), [1.0, -1.0, 0.0, 0.0]);
-        // However small the gradient, its direction counts.
+        // The length of the gradient does not matter.
         for scale in [1.0, 1e-30] {
             let unit = values(&L2.steepest_ascent(&(&gradient * scale)));
             for (got, expected) in unit.iter().zip([0.6, -0.8, 0.0, 0.0]) {

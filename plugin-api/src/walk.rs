@@ -1,16 +1,16 @@
 //! The host's side of a sampler: a visit of T steps to a batch of chains.
 //!
-//! A step is given the loss and its gradient at the particles, and moves them. After the last
-//! step, a sampler that judges its last proposal is given the loss there. Training, evaluation
-//! and the conformance checks run chains through this module. They differ in where losses come from
-//! and in what surrounds a call to the plugin, and pass both in as closures.
+//! A step takes the loss and its gradient at the particles, and moves the particles. After the last
+//! step, the `finish` of some samplers takes the loss at the last proposal, and accepts or rejects
+//! it. Training, evaluation and the conformance checks run chains through this module. They compute
+//! losses and call the plugin in different ways, and pass both in as closures.
 
 use crate::abi::SamplerInstance;
 use crate::{Next, Projection, Random, RandomSource, Step, ThreatModel};
 use tch::Tensor;
 
-/// A batch of chains on the move: B points with K particles each, N = B * K rows. Float tensors
-/// share one dtype and device.
+/// A batch of chains: B points with K particles each, N = B * K rows. Float tensors share one dtype
+/// and device.
 pub struct Visit<'a> {
     /// Natural examples, `[N, C, H, W]`.
     pub natural: &'a Tensor,
@@ -18,13 +18,13 @@ pub struct Visit<'a> {
     pub labels: &'a Tensor,
     /// Index of each row's point, length N.
     pub points: &'a [i64],
-    /// K.
+    /// Particles per point, K.
     pub particles_per_point: usize,
-    /// What the adversary may do.
+    /// The threat model.
     pub threat: ThreatModel,
-    /// Where the particles are, `[N, C, H, W]`.
+    /// The particles, `[N, C, H, W]`.
     pub particles: Tensor,
-    /// What they remember, `[N, C, H, W]` each.
+    /// The state of the particles, `[N, C, H, W]` each.
     pub state: Vec<Tensor>,
 }
 
@@ -47,13 +47,13 @@ impl Method {
     }
 }
 
-/// A call to a sampler that is due.
+/// A call to a sampler, ready to be made.
 pub struct Call<'a> {
     /// The method to call.
     pub method: Method,
-    /// How many steps of the visit came before: 0 to T - 1 for a step, T for `finish`.
+    /// The number of earlier steps in the visit: 0 to T - 1 for a step, T for `finish`.
     pub number: usize,
-    /// The chains, not moved yet.
+    /// The chains before the call.
     pub visit: &'a Visit<'a>,
     walk: Walk<'a>,
     loss: &'a Tensor,
@@ -61,11 +61,10 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Calls the sampler with these random numbers. What it returns is neither checked nor
-    /// projected.
+    /// Calls the sampler with these random numbers. The result is neither checked nor projected.
     ///
     /// # Errors
-    /// The plugin's own, or if it does not know the norm.
+    /// Those of the plugin, or if it does not support the norm.
     pub fn make(&self, random: &dyn RandomSource) -> crate::Result<Next> {
         let Walk { sampler, steps } = self.walk;
         let step = Step {
@@ -91,9 +90,9 @@ impl Call<'_> {
 
 /// A sampler and the length of its visits.
 ///
-/// Each method takes `perform`, which surrounds the calls to the plugin. It makes the call
-/// ([`Call::make`], with random numbers for `call.number`), checks what was returned and hands it
-/// on. It runs without gradient tracking, whatever the plugin does to that setting.
+/// Each method takes the closure `perform`, which makes the call to the plugin ([`Call::make`],
+/// with random numbers for `call.number`), checks the result and returns it. It runs without
+/// gradient tracking; a change of this setting by the plugin has no effect.
 #[derive(Clone, Copy)]
 pub struct Walk<'a> {
     /// The sampler.
@@ -103,38 +102,39 @@ pub struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// A whole visit: T steps, then `finish` if the sampler judges its last proposal.
+    /// A whole visit: T steps, then `finish` if the sampler declares `judges_last_proposal`.
     ///
-    /// `climbed` gives the loss (`[N]`) and the gradient of its sum (`[N, C, H, W]`) at the
-    /// particles, for each step by its number from 0. `judged` gives the loss (`[N]`) at the last
-    /// proposal. It is called at most once, and only if the sampler declares that it judges.
+    /// `loss_and_gradient` returns the loss (`[N]`) and the gradient of its sum (`[N, C, H, W]`) at
+    /// the particles, for each step by its number from 0. `last_loss` returns the loss (`[N]`) at
+    /// the last proposal. It is called at most once, and only before `finish`.
     ///
     /// # Errors
-    /// The first one of the closures; particles and state are then those before the call or the
-    /// loss that failed.
+    /// The first error of a closure; particles and state are then those before the closure was
+    /// called.
     pub fn run<E>(
         self,
         visit: &mut Visit,
-        mut climbed: impl FnMut(usize, &Visit) -> Result<(Tensor, Tensor), E>,
-        judged: impl FnOnce(&Visit) -> Result<Tensor, E>,
+        mut loss_and_gradient: impl FnMut(usize, &Visit) -> Result<(Tensor, Tensor), E>,
+        last_loss: impl FnOnce(&Visit) -> Result<Tensor, E>,
         mut perform: impl FnMut(&Call) -> Result<Next, E>,
     ) -> Result<(), E> {
         for number in 0..self.steps {
-            let (loss, gradient) = climbed(number, visit)?;
+            let (loss, gradient) = loss_and_gradient(number, visit)?;
             self.step(visit, number, (&loss, &gradient), &mut perform)?;
         }
         if self.sampler.declaration().judges_last_proposal {
-            let loss = judged(visit)?;
+            let loss = last_loss(visit)?;
             self.finish(visit, &loss, perform)?;
         }
         Ok(())
     }
 
-    /// Step `number` (from 0) alone, given the loss (`[N]`) and the gradient of its sum
-    /// (`[N, C, H, W]`) at the particles. The result is projected if the host is to do it.
+    /// Only step `number` (from 0), given the loss (`[N]`) and the gradient of its sum
+    /// (`[N, C, H, W]`) at the particles. The result is projected if the sampler leaves projection
+    /// to the host.
     ///
     /// # Errors
-    /// Those of `perform`; nothing has moved then.
+    /// Those of `perform`; the particles are then unchanged.
     pub fn step<E>(
         self,
         visit: &mut Visit,
@@ -145,10 +145,10 @@ impl Walk<'_> {
         self.advance(Method::Step, visit, number, (loss, gradient), perform)
     }
 
-    /// The judgement of the last proposal alone, given the loss (`[N]`) there.
+    /// Only the acceptance or rejection of the last proposal, given the loss (`[N]`) there.
     ///
     /// # Errors
-    /// Those of `perform`; nothing has moved then.
+    /// Those of `perform`; the particles are then unchanged.
     pub fn finish<E>(
         self,
         visit: &mut Visit,
@@ -188,15 +188,15 @@ mod tests {
 
     export_sampler!("recorder", Recorder);
 
-    /// Adds the gradient and a random number to its particles. Its state holds what it was given
-    /// last: method (0 or 1), number, length and loss.
+    /// Adds the gradient and a random number to its particles. Its state holds the inputs of the
+    /// last call: method (0 or 1), number, number of steps, and loss.
     struct Recorder {
         options: Options,
     }
 
     #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
     struct Options {
-        /// Whether the last proposal is judged.
+        /// Whether `finish` is called.
         judges: bool,
         /// Whether the sampler projects.
         projects: bool,
@@ -274,28 +274,28 @@ mod tests {
         }
     }
 
-    /// The loss is ten times the particle, the gradient 0.25.
+    /// The loss: ten times the particle.
     fn loss(visit: &Visit) -> Tensor {
         visit.particles.flatten(0, -1) * 10.0
     }
 
-    /// Walks two steps and tells the events, the random number of each call being a hundredth of
-    /// its number from 1.
+    /// Makes a visit of two steps and returns the names of the calls, in order. The random number
+    /// of each call is a hundredth of the call's number from 1. The gradient is 0.25.
     fn walked(sampler: &SamplerInstance, visit: &mut Visit) -> Vec<String> {
         let events = RefCell::new(Vec::new());
-        let tell = |event: String| events.borrow_mut().push(event);
+        let note = |event: String| events.borrow_mut().push(event);
         let outcome = Walk { sampler, steps: 2 }.run(
             visit,
             |number, visit| {
-                tell(format!("climbed {number}"));
+                note(format!("gradient {number}"));
                 Ok::<_, Error>((loss(visit), visit.particles.full_like(0.25)))
             },
             |visit| {
-                tell("judged".to_owned());
+                note("last loss".to_owned());
                 Ok(loss(visit))
             },
             |call| {
-                tell(format!("{} {}", call.method.name(), call.number));
+                note(format!("{} {}", call.method.name(), call.number));
                 call.make(&FixedNumbers(vec![(call.number + 1) as f64 / 100.0]))
             },
         );
@@ -304,29 +304,29 @@ mod tests {
     }
 
     #[test]
-    fn a_visit_takes_its_steps_and_ends() {
+    fn a_visit_makes_its_steps_in_order() {
         let (pixel, sampler) = (Pixel::new(), recorder(Options::default()));
         let mut visit = pixel.visit();
-        assert_eq!(walked(&sampler, &mut visit), ["climbed 0", "step 0", "climbed 1", "step 1"]);
+        assert_eq!(walked(&sampler, &mut visit), ["gradient 0", "step 0", "gradient 1", "step 1"]);
         // 0.25 + 0.01, then 0.25 + 0.02; the second step is number 1 of 2, at a loss of 2.6.
         assert_close(&visit.particles, &[0.53]);
         assert_close(&visit.state[0], &[0.0, 1.0, 2.0, 2.6]);
     }
 
     #[test]
-    fn a_last_proposal_is_judged_by_the_loss_there_without_a_gradient() {
+    fn finish_gets_the_loss_at_the_last_proposal_and_a_zero_gradient() {
         let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
         let mut visit = pixel.visit();
         let events = walked(&sampler, &mut visit);
-        assert_eq!(events[..4], ["climbed 0", "step 0", "climbed 1", "step 1"]);
-        assert_eq!(events[4..], ["judged", "finish 2"]);
+        assert_eq!(events[..4], ["gradient 0", "step 0", "gradient 1", "step 1"]);
+        assert_eq!(events[4..], ["last loss", "finish 2"]);
         // The third random number, and no gradient; `finish` is number 2 of 2, at a loss of 5.3.
         assert_close(&visit.particles, &[0.53 + 0.03]);
         assert_close(&visit.state[0], &[1.0, 2.0, 2.0, 5.3]);
     }
 
     #[test]
-    fn particles_are_projected_unless_the_sampler_does_it() {
+    fn particles_are_projected_unless_the_sampler_projects() {
         for (projects, expected) in [(false, 1.0), (true, 3.01)] {
             let (pixel, sampler) = (Pixel::new(), recorder(Options { projects, ..Options::default() }));
             let mut visit = pixel.visit();
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_made_without_gradient_tracking_and_losses_are_not() {
+    fn gradients_are_tracked_for_losses_and_not_for_calls() {
         let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
         let tracks = |visit: &Visit| {
             let leaf = visit.particles.copy().set_requires_grad(true);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_ends_the_visit_where_it_was() {
+    fn an_error_ends_the_visit_and_keeps_the_particles() {
         let (pixel, sampler) = (Pixel::new(), recorder(Options { judges: true, ..Options::default() }));
         let walk = Walk { sampler: &sampler, steps: 2 };
         let refuse = |refused: bool, what: &str| {
@@ -374,17 +374,18 @@ mod tests {
                 Ok(())
             }
         };
-        // What fails, and where the particle is then.
-        for (failing, expected) in [("climbed 1", 0.25), ("step 1", 0.25), ("judged", 0.5), ("finish 2", 0.5)]
+        // The closure or call that fails, and the particle after the failure.
+        for (failing, expected) in
+            [("gradient 1", 0.25), ("step 1", 0.25), ("last loss", 0.5), ("finish 2", 0.5)]
         {
             let mut visit = pixel.visit();
             let outcome = walk.run(
                 &mut visit,
                 |number, visit| {
-                    refuse(failing == format!("climbed {number}"), failing)?;
+                    refuse(failing == format!("gradient {number}"), failing)?;
                     Ok((loss(visit), visit.particles.full_like(0.25)))
                 },
-                |visit| refuse(failing == "judged", failing).map(|()| loss(visit)),
+                |visit| refuse(failing == "last loss", failing).map(|()| loss(visit)),
                 |call| {
                     refuse(failing == format!("{} {}", call.method.name(), call.number), failing)?;
                     call.make(&FixedNumbers(vec![0.0]))

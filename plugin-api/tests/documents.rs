@@ -1,4 +1,4 @@
-//! What the documents show is what is compiled and run.
+//! Sources shown in the documents are the compiled ones.
 
 fn assert_shows(document: &str, text: &str, file: &str, source: &str) {
     assert!(text.contains(source.trim_end()), "{document} differs from {file}");

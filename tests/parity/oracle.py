@@ -1,4 +1,4 @@
-"""What both sides of a comparison share: a trained run in PyTorch, and how each side attacks it.
+"""Common parts of the comparisons: a trained run in PyTorch, and the attacks of both sides.
 
 The oracle is the authors' AutoAttack (package pyautoattack), and foolbox for FGSM and PGD.
 """
@@ -18,7 +18,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "target/release/host"
 
-# The authors' name of each member of a suite, beside ours.
+# The authors' name of each member of the suite, and the name here.
 MEMBERS = {
     "apgd-ce": "apgd.so,loss=ce",
     "apgd-t": "apgd.so,loss=dlr-targeted",
@@ -38,7 +38,7 @@ class Run:
         self.epsilon = threat["epsilon"]
         self.norm = {"linf": "Linf", "l2": "L2"}[threat["norm"]]
         newest = max(path for path in (self.folder / "checkpoints").iterdir() if path.name.isdigit())
-        # What `host eval` evaluates: the average of the weights where the run keeps one.
+        # As in `host eval`: the average of the weights if the run has one.
         average = newest / "average.safetensors"
         self.weights = average if average.exists() else newest / "weights.safetensors"
         self.device = device
@@ -47,7 +47,7 @@ class Run:
         self.images, self.labels = images.to(device), labels.to(device)
 
     def points(self, indices):
-        """Images and labels; indices on the CPU."""
+        """Images and labels of these points; the indices are on the CPU."""
         return self.images[indices], self.labels[indices]
 
 
@@ -81,7 +81,8 @@ def test_set(folder):
 
 
 class Host:
-    """Our side: `host eval` on a run, in a folder that borrows the run's checkpoints."""
+    """This project's side: `host eval` on a run, in a folder with a link to the run's
+    checkpoints."""
 
     def __init__(self, run, threads, batch):
         self.folder = tempfile.TemporaryDirectory()
@@ -91,7 +92,7 @@ class Host:
         (copy / "checkpoints").symlink_to(run.folder / "checkpoints")
 
     def evaluate(self, points, seed, *flags):
-        """The evaluation as saved, with `total_seconds` of the whole command."""
+        """The saved evaluation, with `total_seconds` of the whole command."""
         command = [HOST, "eval", self.folder.name, "--json", "--points", str(points), "--seed", str(seed),
                    "--device", self.device, "--threads", str(self.threads), "--batch", str(self.batch), *flags]
         started = time.perf_counter()
@@ -106,8 +107,8 @@ class Host:
 
 
 def authors(run, members, seed, indices, batch):
-    """The authors' verdicts on these points after the members given, their candidates, and the
-    seconds it took."""
+    """The verdicts of the authors' attacks `members` on these points, the candidates, and the time
+    in seconds."""
     images, labels = run.points(indices)
     attack = AutoAttack(
         run.net, norm=run.norm, eps=run.epsilon, seed=seed, version="standard", device=run.device
@@ -124,11 +125,11 @@ def arguments(parser):
     parser.add_argument("--points", type=int, default=500)
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu", help="of both sides: cpu or cuda")
+    parser.add_argument("--device", default="cpu", help="device of both sides: cpu or cuda")
     parser.add_argument("--out", type=Path, help="write the table here as Markdown")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    # As ours: f32 that is f32, and the same again.
+    # As in the host: full f32 precision, and deterministic results.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return chosen

@@ -3,9 +3,9 @@
     .setup/oracle/bin/python tests/parity/record_apgd.py
 
 Needs pyautoattack 0.2.0, torch and safetensors. The reference computes in f64 here. Its random
-starts are made from known numbers with few bits, which the fixture holds as f16 without loss.
+starts are made from fixed numbers with few bits, which the fixture contains as f16 without loss.
 
-Each fixture `apgd-NORM-CxHxW.safetensors` holds, for N points that the network classifies
+Each fixture `apgd-NORM-CxHxW.safetensors` contains, for N points that the network classifies
 correctly,
 
     conv1.weight ... output.bias   the network, f64
@@ -15,8 +15,8 @@ and for each loss (ce, dlr, dlr-targeted), for R runs (target classes times rest
 
     LOSS.settings                  [3] i64: steps, restarts, target classes
     LOSS.draws                     [R, N, C, H, W] f16: uniform on [0, 1) for linf, normal for l2
-    LOSS.margins                   [R, steps + 1, N] f64: the label's logit less the largest
-                                   other one at every iterate; NaN where a run was spared
+    LOSS.margins                   [R, steps + 1, N] f64: the label's logit minus the largest
+                                   other one at every iterate; NaN for points without this run
     LOSS.snapshot_places           [K, 2] i64: run and iterate, ...
     LOSS.snapshots                 [K, N, C, H, W] f64: ... and the images there
     LOSS.fooled                    [N] u8: the reference's verdict
@@ -33,7 +33,7 @@ from small_net import CLASSES, small_net
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def known_numbers(norm, shape):
+def fixed_numbers(norm, shape):
     """Random numbers that f16 holds exactly."""
     if norm == "Linf":
         return torch.randint(0, 1024, shape) / 1024
@@ -41,30 +41,30 @@ def known_numbers(norm, shape):
 
 
 class Watch:
-    """What the reference asks the network in each of its runs, and which points a run has."""
+    """Records the queries of the reference in each of its runs, and the points of the run."""
 
     def __init__(self, attack, net, images, draws):
         self.net, self.images, self.draws = net, images, draws
         self.runs = []
         self.halvings = 0
         self.single_run, self.oscillates = attack.attack_single_run, attack.check_oscillation
-        attack.model, attack.attack_single_run = self.ask, self.run
+        attack.model, attack.attack_single_run = self.query, self.run
         attack.check_oscillation = self.check_oscillation
-        self.rows, self.asked = [], []
+        self.rows, self.queries = [], []
 
-    def ask(self, images):
-        self.asked.append(images.detach().clone())
+    def query(self, images):
+        self.queries.append(images.detach().clone())
         return self.net(images)
 
     def run(self, x, y):
         same = (self.images.unsqueeze(0) == x.unsqueeze(1)).flatten(2).all(2)
-        self.rows, self.asked = same.nonzero()[:, 1], []
+        self.rows, self.queries = same.nonzero()[:, 1], []
         result = self.single_run(x, y)
-        self.runs.append((self.rows, torch.stack(self.asked)))
+        self.runs.append((self.rows, torch.stack(self.queries)))
         return result
 
     def start(self, shape):
-        """Stands in for torch.rand and torch.randn."""
+        """Replaces torch.rand and torch.randn."""
         draw = self.draws[len(self.runs)][self.rows]
         assert draw.shape == shape
         return draw
@@ -86,7 +86,7 @@ def record_loss(net, images, labels, norm, epsilon, loss, steps, restarts, targe
         attack = APGDAttack_targeted(net, n_target_classes=targets, **options)
     else:
         attack = APGDAttack(net, loss=loss, **options)
-    draws = known_numbers(norm, (targets * restarts, *images.shape))
+    draws = fixed_numbers(norm, (targets * restarts, *images.shape))
     watch = Watch(attack, net, images, draws)
     with (
         mock.patch("torch.rand", watch.start),
@@ -100,15 +100,15 @@ def record_loss(net, images, labels, norm, epsilon, loss, steps, restarts, targe
     margins = torch.full((targets * restarts, steps + 1, points), torch.nan)
     snapshots = images.unsqueeze(0).repeat(len(places), 1, 1, 1, 1)
     for number, (rows, iterates) in enumerate(watch.runs):
-        for iterate, asked in enumerate(iterates):
-            margins[number, iterate, rows] = margin(net(asked), labels[rows])
+        for iterate, x in enumerate(iterates):
+            margins[number, iterate, rows] = margin(net(x), labels[rows])
             if (number, iterate) in places:
-                snapshots[places.index((number, iterate)), rows] = asked
+                snapshots[places.index((number, iterate)), rows] = x
     fooled = net(adversarial).argmax(1) != labels
     assert watch.halvings > 0 and 0 < fooled.sum() < points
     first = (margins <= 0).flatten(0, 1).to(torch.int).argmax(0)[fooled].tolist()
     print(f"    {loss}: {int(fooled.sum())} of {points} fooled, at queries {first};")
-    print(f"        {watch.halvings} halvings; still standing per run {[len(rows) for rows, _ in watch.runs]}")
+    print(f"        {watch.halvings} halvings; points in each run {[len(rows) for rows, _ in watch.runs]}")
     return {
         f"{loss}.settings": torch.tensor([steps, restarts, targets]),
         f"{loss}.draws": draws.half(),
@@ -120,8 +120,8 @@ def record_loss(net, images, labels, norm, epsilon, loss, steps, restarts, targe
 
 
 def hardest(net, images, labels, norm, epsilon, points):
-    """Points that a short attack leaves nearest to the decision boundary, on either side: those
-    whose verdict takes work."""
+    """Points whose verdict needs many iterations: after a short attack, they are nearest to the
+    decision boundary, on either side."""
     correct = net(images).argmax(1) == labels
     images, labels = images[correct], labels[correct]
     attack = APGDAttack(net, norm=norm, n_iter=20, eps=epsilon)
@@ -146,8 +146,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     grey, colour = (1, 10, 10), (3, 6, 8)
-    # Loss, steps, restarts, target classes, and which iterates to keep whole. Checkpoints of 100
-    # steps are after 22, 41, 57 ... iterations.
+    # Loss, steps, restarts, target classes, and the iterates whose images are recorded. Checkpoints
+    # of 100 steps are after 22, 41, 57 ... iterations.
     losses = [
         ("ce", 100, 1, 1, [(0, 23)]),
         ("dlr", 100, 1, 1, [(0, 100)]),

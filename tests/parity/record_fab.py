@@ -3,9 +3,9 @@
     .setup/oracle/bin/python tests/parity/record_fab.py
 
 Needs pyautoattack 0.2.0, torch and safetensors. The reference computes in f64 here. Its random
-starts are made from known numbers with few bits, which the fixture holds as f16 without loss.
+starts are made from fixed numbers with few bits, which the fixture contains as f16 without loss.
 
-Each fixture `fab-NORM-CxHxW.safetensors` holds, for N points that the network classifies
+Each fixture `fab-NORM-CxHxW.safetensors` contains, for N points that the network classifies
 correctly,
 
     conv1.weight ... output.bias   the network, f64
@@ -17,20 +17,20 @@ and for each mode (targeted, untargeted), for W walks (target classes times rest
     MODE.eta                       [1] f64
     MODE.epsilon                   [1] f64
     MODE.fooled                    [N] u8: the reference's verdict at epsilon
-    MODE.distances                 [N] f64: and how far what it returned is from the image
-    MODE.draws                     [D, N, C, H, W] f16: for each start but those at the images,
+    MODE.distances                 [N] f64: the distance of its result from the image
+    MODE.draws                     [D, N, C, H, W] f16: for each start except those at the images,
                                    uniform on [0, 1) for linf, normal for l2
 
-Epsilon only decides which points have later walks, and where random starts are. So where all
-walks start at the images, what follows comes from a second run, at an epsilon of 1e-6, where no
-point falls and all walk all the way:
+Epsilon decides only which points have later walks, and where random starts are. If all walks start
+at the images, the following tensors are from a second run, with an epsilon of 1e-6: no point is
+fooled, and every walk goes to its end.
 
     MODE.walked_epsilon            [1] f64
-    MODE.margins                   [W, steps, N] f64: the label's logit less the largest other
-                                   one at every iterate that is judged; NaN where a walk was
-                                   spared
+    MODE.margins                   [W, steps, N] f64: the label's logit minus the largest other
+                                   one at every classified iterate; NaN for points without this
+                                   walk
     MODE.nearest                   [W, N] f64: the smallest distance of a misclassified iterate;
-                                   1e10 where there is none, NaN where a walk was spared
+                                   1e10 if there is none, NaN for points without this walk
     MODE.snapshot_places           [K, 2] i64: walk and iterate, ...
     MODE.snapshots                 [K, N, C, H, W] f64: ... and the images there
 """
@@ -46,7 +46,7 @@ from small_net import small_net
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def known_numbers(norm, shape):
+def fixed_numbers(norm, shape):
     """Random numbers that f16 holds exactly."""
     if norm == "Linf":
         return torch.randint(0, 1024, shape) / 1024
@@ -64,27 +64,27 @@ def distance(norm, a, b):
 
 
 class WatchedAttack(FABAttack_PT):
-    """The reference, which tells what it judges in each of its walks."""
+    """The reference, with a record of the classified iterates of each walk."""
 
     def __init__(self, net, images, draws, **options):
         super().__init__(net, **options)
         self.images, self.draws = images, iter(draws)
-        self.rows, self.judged, self.walks = None, [], []
+        self.rows, self.classified, self.walks = None, [], []
 
     def _get_predicted_label(self, x):
-        self.judged.append(x.clone())
+        self.classified.append(x.clone())
         return super()._get_predicted_label(x)
 
     def attack_single_run(self, x, *arguments, **named):
         same = (self.images.unsqueeze(0) == x.unsqueeze(1)).flatten(2).all(2)
-        self.rows, self.judged = same.nonzero()[:, 1], []
+        self.rows, self.classified = same.nonzero()[:, 1], []
         result = super().attack_single_run(x, *arguments, **named)
-        # The first it judges is the image itself.
-        self.walks.append((self.rows, self.judged[1:]))
+        # The first classified point is the image itself.
+        self.walks.append((self.rows, self.classified[1:]))
         return result
 
     def start(self, shape):
-        """Stands in for torch.rand and torch.randn."""
+        """Replaces torch.rand and torch.randn."""
         draw = next(self.draws)[self.rows]
         assert draw.shape == shape
         return draw
@@ -102,7 +102,7 @@ class WatchedAttack(FABAttack_PT):
 def record_mode(net, images, labels, norm, epsilon, mode, steps, restarts, targets, eta, places):
     targeted = mode == "targeted"
     points, walks = len(images), restarts * targets if targeted else restarts
-    draws = known_numbers(norm, (walks - walks // restarts, *images.shape))
+    draws = fixed_numbers(norm, (walks - walks // restarts, *images.shape))
     options = {"norm": norm, "targeted": targeted, "n_iter": steps, "n_restarts": restarts, "eta": eta}
 
     def attack(eps):
@@ -120,9 +120,9 @@ def record_mode(net, images, labels, norm, epsilon, mode, steps, restarts, targe
     margins = torch.full((walks, steps, points), torch.nan)
     nearest = torch.full((walks, points), torch.nan)
     snapshots = images.unsqueeze(0).repeat(len(places), 1, 1, 1, 1)
-    for walk, (rows, judged) in enumerate(watched.walks):
+    for walk, (rows, classified) in enumerate(watched.walks):
         nearest[walk, rows] = 1e10
-        for iterate, x in enumerate(judged):
+        for iterate, x in enumerate(classified):
             margins[walk, iterate, rows] = margin(net(x), labels[rows])
             far = distance(norm, x, images[rows]).where(net(x).argmax(1) != labels[rows], 1e10)
             nearest[walk, rows] = nearest[walk, rows].minimum(far)
@@ -149,8 +149,8 @@ def record_mode(net, images, labels, norm, epsilon, mode, steps, restarts, targe
 
 
 def hardest(net, images, labels, norm, epsilon, points):
-    """Points whose nearest adversarial ones, as a short attack finds them, are about epsilon
-    away: those whose verdict takes work."""
+    """Points whose verdict needs many iterations: the adversarial points that a short attack finds
+    are about epsilon away."""
     correct = (net(images).argmax(1) == labels).nonzero()[:200, 0]
     images, labels = images[correct], labels[correct]
     attack = WatchedAttack(net, images, [], norm=norm, n_iter=10, eps=10.0)
@@ -174,9 +174,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     grey, colour = (1, 10, 10), (3, 6, 8)
-    # Steps, restarts, target classes, eta, and which iterates to keep whole. This network is so
-    # nearly linear that with AutoAttack's eta every iterate is misclassified; with a smaller one
-    # some stay where they are.
+    # Steps, restarts, target classes, eta, and the iterates whose images are recorded. This network
+    # is nearly linear: with AutoAttack's eta every iterate is misclassified. With a smaller eta
+    # some are classified correctly.
     modes = [
         ("targeted", 100, 1, 2, 1.05, [(0, 0), (1, 99)]),
         ("untargeted", 40, 1, 1, 1.0003, [(0, 39)]),

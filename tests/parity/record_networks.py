@@ -1,18 +1,20 @@
-"""Records what residual networks compute, for plugins/resnet and plugins/wide-resnet.
+"""Records logits and running statistics of residual networks, for plugins/resnet and
+plugins/wide-resnet.
 
     .setup/oracle/bin/python tests/parity/record_networks.py
 
 Needs torch, torchvision and safetensors. The oracle of the residual networks is torchvision's own
-code, with the stem replaced. No package holds the wide ones: they are written down here from the
-paper (Zagoruyko and Komodakis 2016), on torch.nn.functional, without the plugin's structure.
+code, with another stem. No package contains the wide networks: here they are implemented from the
+paper (Zagoruyko and Komodakis 2016) with torch.nn.functional, without the plugin's structure.
 
-Weights are filled by a formula of their place in the sorted list of names, so a name that is missing
-or another order shows. Each fixture `NAME.safetensors` holds, f64, for four images that are filled by
-the same formula,
+Weights are filled by a formula of their place in the sorted list of names, so a missing name or
+another order changes the results. Each fixture `NAME.safetensors` contains, in f64, for four images
+that are filled by the same formula,
 
     evaluation    [4, 10]: logits in evaluation
     training      [4, 10]: logits in training
-    first, last   the first and the last normalisation's running mean and variance after that, in a row
+    first, last   the running mean and variance of the first and the last normalisation after that,
+                  concatenated
 """
 
 import math
@@ -47,7 +49,7 @@ def fill(shapes):
 
 
 def record(name, forward, state, first, last):
-    """`forward(images, train)` works on the tensors of `state` and updates its running moments."""
+    """`forward(images, train)` uses the tensors of `state` and updates its running statistics."""
     images = (waves(IMAGES, 0.5) + 1) / 2
     with torch.no_grad():
         tensors = {"evaluation": forward(images, False), "training": forward(images, True)}
@@ -63,7 +65,8 @@ def residual(depth, block, counts, last):
     net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False).double()
     net.maxpool = torch.nn.Identity()
     tracked = {key: value for key, value in net.state_dict().items() if "num_batches" not in key}
-    # Without that key, a state is accepted as a whole: strict.
+    # `strict` checks that no tensor is missing; PyTorch does not require the key
+    # num_batches_tracked.
     net.load_state_dict(fill({key: tuple(value.shape) for key, value in tracked.items()}), strict=True)
 
     def forward(images, train):

@@ -3,22 +3,22 @@
     .setup/oracle/bin/python tests/parity/record_square.py
 
 Needs pyautoattack 0.2.0, torch, numpy and safetensors. The reference draws one square for all
-points of a batch, so every point is attacked alone. Its random numbers are replaced by known
-ones with 8 bits (the fixtures stay small, and both sides compute the same positions), which the
-fixture holds in the order in which they were asked for.
+points of a batch, so every point is attacked alone. Its random numbers are replaced by fixed
+numbers of 8 bits, so that fixtures are small and both sides compute the same positions. The fixture
+contains them in the order of the draws.
 
-Each fixture `square-NORM-CxHxW.safetensors` holds, for P points, Q proposals and K snapshots:
+Each fixture `square-NORM-CxHxW.safetensors` contains, for P points, Q proposals and K snapshots:
 
     conv1.weight ... output.bias   the network, f64
     images, labels, epsilon        [P, C, H, W] f64, [P] i64, [1] f64
     rescale_schedule               [1] u8
     start_numbers, query_numbers   [P, ...], [P, Q, ...] u8, in units of 1/256; zeros where
-                                   the reference asked for none
-    queries                        [P] i64: proposals that were tried
+                                   the reference drew none
+    queries                        [P] i64: number of proposals
     changed, accepted              [P, Q] u8: proposals that differed from the best image so
-                                   far, and those that took its place
-    snapshot_queries, snapshots    [K] i64, [P, K, C, H, W] f64: best images after so many
-                                   proposals, or at the end of a shorter search
+                                   far, and those that replaced it
+    snapshot_queries, snapshots    [K] i64, [P, K, C, H, W] f64: best images after these numbers
+                                   of proposals, or at the end of a shorter search
     fooled                         [P] u8: the reference's verdict
 """
 
@@ -34,13 +34,14 @@ from small_net import CLASSES, small_net
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
-# What differs by less is the same image: the reference adds and cuts where nothing changes.
+# Images with a smaller difference are the same: the reference adds and cuts pixels that do not
+# change.
 ROUNDING = 1e-12
 
 
-class KnownNumbers:
-    """Stands in for torch.rand: numbers of 8 bits, kept. Never one half, where the reference's
-    sign is zero."""
+class FixedNumbers:
+    """Replaces torch.rand by numbers of 8 bits, and records them. They are never one half, since
+    the reference's sign of one half is zero."""
 
     def __init__(self, seed):
         self.generator = numpy.random.default_rng(seed)
@@ -55,17 +56,17 @@ class KnownNumbers:
 
 
 class WatchedAttack(SquareAttack):
-    """The reference, which tells what it tries and what it keeps."""
+    """The reference, with a record of its proposals and of the best images."""
 
     def margin_and_loss(self, x, y):
-        # The best image so far is a variable of the search that calls.
+        # The best image so far is a local variable of the caller.
         self.best.append(sys._getframe(1).f_locals["x_best"][0].clone())
         self.tried.append(x[0].clone())
         return super().margin_and_loss(x, y)
 
     def attack_single_run(self, x, y):
         queries, x_best = super().attack_single_run(x, y)
-        # The start counts as a query there.
+        # The reference counts the start as a query.
         self.proposals = int(queries) - 1
         self.best.append(x_best[0].clone())
         return queries, x_best
@@ -86,7 +87,7 @@ def record(norm, shape, epsilon, points, queries, rescale, snapshot_queries, see
 
     correct = (net(images).argmax(1) == labels).nonzero()[:points, 0]
     images, labels = images[correct], labels[correct]
-    # One that the network misclassifies anyway.
+    # The first point is misclassified without an attack.
     labels[0] = (labels[0] + 1) % CLASSES
 
     start_numbers = torch.zeros(points, *start_shape, dtype=torch.uint8)
@@ -99,9 +100,9 @@ def record(norm, shape, epsilon, points, queries, rescale, snapshot_queries, see
         x, y = images[point : point + 1], labels[point : point + 1]
         attack = WatchedAttack(net, norm=norm, n_queries=queries, eps=epsilon, resc_schedule=rescale)
         attack.best, attack.tried, attack.proposals = [], [], 0
-        numbers = KnownNumbers([seed, point])
-        # The reference multiplies the margin it keeps by an f32 indicator, which for a batch of
-        # one would round the margin to f32.
+        numbers = FixedNumbers([seed, point])
+        # The reference multiplies the margin by an f32 indicator. For a batch of one, this would
+        # round the margin to f32.
         double = mock.patch("torch.Tensor.float", torch.Tensor.double)
         with mock.patch("torch.rand", numbers), double:
             adversarial = attack.perturb(x, y)
@@ -114,8 +115,7 @@ def record(norm, shape, epsilon, points, queries, rescale, snapshot_queries, see
         start, rest = drawn.tensor_split([start_numbers[point].numel()])
         start_numbers[point] = start.reshape(start_shape)
         query_numbers[point, : used[point]] = rest.reshape(-1, per_query)
-        # best[0] is the start, also at the time of the first proposal; best[q + 1] is what is
-        # best after q proposals.
+        # best[0] and best[1] are the start; best[q + 1] is the best image after q proposals.
         best = attack.best
         for query in range(used[point]):
             changed[point, query] = differ(attack.tried[query + 1], best[query + 1])
@@ -150,6 +150,6 @@ if __name__ == "__main__":
     grey, colour = (1, 10, 10), (3, 6, 8)
     record("Linf", grey, 0.12, 20, 520, False, [11, 520], seed=1)
     record("L2", grey, 1.2, 20, 520, False, [11, 520], seed=2)
-    # All nine of the schedule's halvings in few proposals.
+    # The rescaled schedule has all nine halvings in few proposals.
     record("Linf", colour, 0.12, 12, 120, True, [12, 120], seed=3)
     record("L2", colour, 2.0, 12, 120, True, [12, 120], seed=4)

@@ -1,6 +1,6 @@
 """The small network of the recorded fixtures, and images for it.
 
-`plugin_api::testing::SmallNet` is the same network in Rust.
+`replay::SmallNet` is the same network in Rust.
 """
 
 import torch
@@ -10,7 +10,8 @@ CLASSES = 10
 
 
 def small_net(shape, seed):
-    """A network trained on noisy copies of ten smooth images, and further copies."""
+    """A network trained on noisy copies of ten smooth images, and further copies with their
+    labels."""
     torch.manual_seed(seed)
     channels, height, width = shape
     coarse = torch.rand(CLASSES, channels, 4, 4)

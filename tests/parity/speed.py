@@ -1,4 +1,5 @@
-"""The whole standard suite, ours beside the authors', on the same points and threads, in turn."""
+"""Time of the standard suite: this project and the authors' program, one after the other, on the
+same points and threads."""
 
 import argparse
 
@@ -23,7 +24,7 @@ def main():
         saved = host.evaluate(chosen.points, 0, "--suite", "autoattack")
         indices = torch.tensor(saved["verdicts"]["indices"])
         ours = torch.tensor(saved["verdicts"]["attacks"][-1])
-        # One member after the other, as the suite does, so that each has its own time.
+        # One member after the other, as in the suite, so that each has its own time.
         stands = torch.ones(len(indices), dtype=torch.bool)
         seconds = []
         for member in MEMBERS:

@@ -1,13 +1,15 @@
-"""Verdict parity: every member of AutoAttack by itself, ours beside the authors', on the same
-points with several seeds; FGSM and PGD beside foolbox's.
+"""Verdict parity: compares every member of AutoAttack with the authors' program, on the same points
+and with several seeds, and FGSM and PGD with foolbox.
 
-A figure of an attack that draws random numbers agrees when ours, the mean over seeds, lies
-within the authors' smallest and largest. FAB without restarts and FGSM draw none, so that the
-verdict on every point should be the same: how many are is told, and each that is not is listed.
+For an attack with random numbers, the two sides agree if this project's robust accuracy, the mean
+over seeds, is between the authors' smallest and largest. FAB without restarts and FGSM draw no
+random numbers, so the verdict on every point should be the same: the number of equal verdicts is
+printed, and every difference is listed.
 
-It takes two hours of one core. What a run's attack led to is kept in --keep, and found again while the
-network, the settings and our programs stay as they are: a comparison that was interrupted goes on,
-and --members deals it out to several processes, which a last one without it puts together.
+It takes two hours of one core. The results of each run and attack are stored in --keep, and are
+used again as long as the network, the settings and the programs do not change. An interrupted
+comparison therefore continues. Several processes with different --members can share the work; a
+last one without --members makes the table.
 """
 
 import argparse
@@ -50,25 +52,25 @@ def percent(stands):
 
 
 def disagreement(ours, theirs):
-    """Mean share of points on which two verdicts differ."""
+    """Mean percentage of points with different verdicts of the two sides."""
     return 100 * numpy.mean([numpy.mean(one != other) for one, other in itertools.product(ours, theirs)])
 
 
 def within(verdicts):
-    """The same among the seeds of one side."""
+    """Mean percentage of points with different verdicts for two seeds of one side."""
     pairs = list(itertools.combinations(verdicts, 2))
     return 100 * numpy.mean([numpy.mean(one != other) for one, other in pairs]) if pairs else 0.0
 
 
-# They draw no random numbers, as used here.
+# Attacks that draw no random numbers with the settings used here.
 DETERMINISTIC = ("fab-t", "fgsm.so")
 
 
 def differing(run, name, saved, theirs, candidates):
-    """A row for each point on which the verdicts of an attack without chance differ: the example
-    that fools the network, its margin and its distance from the natural one."""
-    kept = load_file(saved["examples"])
-    ours = dict(zip(kept["points"].tolist(), kept["images"], strict=True))
+    """A row for each point with different verdicts of a deterministic attack: the side whose
+    example fools the network, the example's margin and its distance from the natural example."""
+    examples = load_file(saved["examples"])
+    ours = dict(zip(examples["points"].tolist(), examples["images"], strict=True))
     rows = []
     for row, index in enumerate(saved["verdicts"]["indices"]):
         if saved["verdicts"]["attacks"][0][row] == theirs[row]:
@@ -89,8 +91,8 @@ def differing(run, name, saved, theirs, candidates):
 
 
 def compare(run, host, name, spec, chosen):
-    """The verdicts of both sides on the points, for every seed, and the rows of those that differ
-    where nothing was drawn."""
+    """The verdicts of both sides on the points, for every seed; for a deterministic attack, also
+    the rows of the points with different verdicts."""
     ours, theirs, close_calls = [], [], []
     for seed in range(1 if name in DETERMINISTIC else chosen.seeds):
         saved = host.evaluate(chosen.points, seed, "--attack", spec, "--save-examples")
@@ -112,7 +114,7 @@ def digest(*paths):
 
 
 def kept(run, host, name, spec, chosen):
-    """What `compare` says, now or before."""
+    """The result of `compare`, stored in --keep."""
     libraries = [HOST.parent / f"lib{plugin}.so" for plugin in (spec.split(".so")[0], "cnn")]
     decided_by = [digest(run.weights, HOST, *libraries), run.folder.name, run.norm, run.epsilon, name, spec]
     decided_by += [chosen.points, chosen.seeds, chosen.batch, chosen.threads, chosen.device]
@@ -172,7 +174,7 @@ def main():
 
 
 def explanation(close_calls):
-    """What is said of the points on which attacks without chance differ."""
+    """The text about points with different verdicts of deterministic attacks."""
     if not close_calls:
         return ["Attacks that draw no random numbers have the same verdict on every point."]
     return [

@@ -1,11 +1,11 @@
-"""How time and memory grow with the number of training points n and of particles K: time per
-update must not depend on n and grow as K does; peak memory, less that of the bare network, must be
-what the particles take where they are kept.
+"""Time and memory as functions of the number of training points n and of particles K. The time per
+update should not depend on n and should be proportional to K. The peak memory, minus that of the
+bare network, should be the size of the particle store.
 
-Each row is from runs of `host train` on one thread, stopped (as by Ctrl-C) at their first
-checkpoint. Time is that of the processor, which other programs on the machine disturb least: the
-difference between a longer and a shorter run, so that starting, loading the data and writing the
-checkpoint cancel out. Memory is the largest resident set of the process, its checkpoint included.
+Each row is from runs of `host train` on one thread, stopped by SIGINT at their first checkpoint.
+Time is processor time, on which other programs have the least effect. It is the difference between
+a longer and a shorter run, so that the start, loading the data and writing the checkpoint cancel
+out. Memory is the largest resident set of the process, including its checkpoint.
 """
 
 import argparse
@@ -28,8 +28,8 @@ LANGEVIN = ["--sampler", "langevin.so"]
 
 
 def run(flags, updates, data_folder):
-    """Updates done, seconds of the processor and bytes of memory of `host train` with these flags,
-    stopped after about so many updates."""
+    """Runs `host train` with these flags and stops it after about `updates` updates. Returns the
+    number of updates, the processor time in seconds and the peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         command = [HOST, "train", "--recipe", "algorithm-1", "--json", "--threads", 1, "--epochs", 1, "--validation-points", 0,
                    "--checkpoint-every", updates, "--data-folder", data_folder, "--out", f"{folder}/run", *flags]
@@ -47,7 +47,7 @@ def run(flags, updates, data_folder):
 
 
 def seconds_of_an_update(flags, chosen):
-    """The difference between a longer and a shorter run."""
+    """Processor time of an update: the difference between a longer and a shorter run."""
     few, start, _ = run(flags, chosen.updates, chosen.data_folder)
     many, end, _ = run(flags, 4 * chosen.updates, chosen.data_folder)
     return (end - start) / (many - few)
@@ -59,7 +59,7 @@ def time_table(chosen):
     rows = [(name, points, particles, [*flags, "--batch", 100, "--particles", particles, "--train-points", points])
             for name, flags in (("faithful", LANGEVIN), ("fused", [*LANGEVIN, "--mode", "fused"]))
             for points, particles in ((few, 1), (many, 1), (few, 4))]
-    # In turns, so that whatever slows the machine down for a while slows down all of them.
+    # In turns, so that a temporary slowdown of the machine affects all rows.
     rounds = [[seconds_of_an_update(flags, chosen) for *_, flags in rows] for _ in range(chosen.rounds)]
     medians = [statistics.median(seconds) for seconds in zip(*rounds)]
     yield "| mode | n | K | ms | ratio to the first |"
@@ -70,7 +70,7 @@ def time_table(chosen):
 
 
 def memory_table(chosen):
-    """Peak memory as K grows, at 80 rows an update whatever K."""
+    """Peak memory as K grows, with 80 rows per update for every K."""
     def peak(flags, particles):
         flags = [*flags, "--train-points", chosen.points, "--batch", 80 // particles, "--particles", particles]
         return run(flags, 3, chosen.data_folder)[2]
@@ -95,7 +95,7 @@ def memory_table(chosen):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=60000, help="n; a tenth of it for the small runs")
-    parser.add_argument("--updates", type=int, default=10, help="of the shorter runs; the longer have four times as many")
+    parser.add_argument("--updates", type=int, default=10, help="updates of the shorter runs; the longer ones have four times as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data-folder", type=Path, default=ROOT / "data")
     parser.add_argument("--out", type=Path)

@@ -1,6 +1,6 @@
-"""The cost of an update: ours in every mode beside the same loops written plainly in PyTorch, and
-beside PGD-40 adversarial training with torchattacks and with ART. One run, the same threads,
-batch, network and data; f32 unless said; tensors in memory, no DataLoader.
+"""The time of an update: this project in every mode, the same loops in plain PyTorch, and PGD-40
+adversarial training with torchattacks and with ART. All have the same threads, batch, network and
+data; f32 unless stated otherwise; tensors in memory, no DataLoader.
 """
 
 import argparse
@@ -23,7 +23,7 @@ EPSILON, STEP_SIZE, NOISE, BATCH = 0.3, 0.2, 0.2, 100
 
 
 def fresh(architecture):
-    """A network with PyTorch's own initialisation, in training mode, and its optimiser."""
+    """A network with PyTorch's initialisation, in training mode, and its optimiser."""
     shapes = {"A": [(64, 1, 5, 5), (64, 64, 5, 5), (128, 64 * 400), (10, 128)],
               "B": [(32, 1, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (64, 64, 3, 3), (100, 3136), (10, 100)]}
     names = [f"conv{number + 1}" for number in range(len(shapes[architecture]) - 2)] + ["hidden", "output"]
@@ -44,7 +44,7 @@ def descend(optimizer, loss):
     optimizer.step()
 
 
-# --- the loops, as one would write them -------------------------------------------------------
+# --- the loops in plain PyTorch ---------------------------------------------------------------
 
 
 def clean(net, optimizer, natural, particles, labels):
@@ -60,7 +60,8 @@ def algorithm_1(net, optimizer, natural, particles, labels):
 
 
 def fused(net, optimizer, natural, particles, labels):
-    """One backward for both: the weights descend at the particles, which move along its gradient."""
+    """One backward for both: the weights descend at the particles, which move along its
+    gradient."""
     x = particles.clone().requires_grad_(True)
     descend(optimizer, F.cross_entropy(net(x), labels))
     particles.copy_(langevin(x.detach(), x.grad, natural))
@@ -99,7 +100,7 @@ PLAIN = [descend, clean, algorithm_1, fused, langevin, torchattacks_pgd, art_pgd
 
 
 def theirs(update, architecture, data, updates):
-    """Seconds of an update: the median of three rounds."""
+    """Seconds per update: the median of three rounds."""
     images, labels = data
     net, optimizer = fresh(architecture)
     natural, labels = images[:BATCH], labels[:BATCH]
@@ -115,7 +116,7 @@ def theirs(update, architecture, data, updates):
 
 
 def ours(flags, architecture, folder, threads, updates, passes=1):
-    """Seconds of an update of `host train`: the median of the epochs after the first."""
+    """Seconds per update of `host train`: the median over the epochs after the first."""
     points = updates * BATCH
     with tempfile.TemporaryDirectory() as out:
         command = [HOST, "train", "--recipe", "algorithm-1", "--json", "--data-folder", folder, "--threads", threads, "--epochs", 4,

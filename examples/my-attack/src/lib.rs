@@ -1,5 +1,4 @@
-//! Random search among the corners of the ball, without gradients: the simplest black-box
-//! attack there is.
+//! Random search among the corners of the ball, without gradients: a very simple black-box attack.
 
 use plugin_api::losses::margin;
 use plugin_api::tch::Tensor;
@@ -14,10 +13,10 @@ pub struct MyAttack {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// How many corners to try.
+    /// Number of corners to try.
     #[schemars(range(min = 1))]
     pub queries: usize,
 }

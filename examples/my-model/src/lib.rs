@@ -13,10 +13,10 @@ pub struct MyModel {
     layers: nn::Sequential,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Units of each hidden layer.
+    /// Number of units of each hidden layer.
     #[schemars(range(min = 1))]
     pub hidden: i64,
     /// Number of hidden layers.

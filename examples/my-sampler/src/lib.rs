@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 export_sampler!("my-sampler", MySampler);
 
-/// The sampler, which is its options and nothing else.
+/// The sampler, which consists of its options and nothing else.
 #[derive(Serialize, Deserialize, JsonSchema)]
 pub struct MySampler {
     /// Length of each step, in units of the domain.

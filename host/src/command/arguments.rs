@@ -39,12 +39,12 @@ A plugin is native code and runs with your rights: load only what you trust.";
 #[derive(Debug, Parser)]
 #[command(name = "host", version = VERSION.as_str(), about = ABOUT, long_about = LONG_ABOUT)]
 pub struct Arguments {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a classifier against a sampler's adversarial distribution
@@ -67,8 +67,8 @@ pub enum Command {
     /// Fetch data sets, or list the known ones
     #[command(
         subcommand,
-        after_help = "Besides these, --data takes a folder of one's own: IDX files named as MNIST's, the binary version
-of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or val/CLASS)."
+        after_help = "Besides these, --data takes a folder of your own data: IDX files with MNIST's names, the binary
+version of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or val/CLASS)."
     )]
     Data(DataCommand),
 }
@@ -78,9 +78,9 @@ of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/CLASS (or
 #[command(
     after_help = "Without --config and --recipe, host train runs the recipe `demo` (examples/mnist-demo.toml): MNIST,
 architecture B, linf 0.3, free adversarial training (mode fused) with 5 replays of each minibatch and a
-Langevin particle per sample, in a ball of 1.2 epsilon, two epochs. Flags override the recipe or the
-file, and nothing else. Algorithm 1 of the paper is `--recipe algorithm-1`. A key that a file leaves out
-has the default of docs/training.md.
+Langevin particle per sample, in a ball of 1.2 epsilon, two epochs. Each flag overrides one value of the
+recipe or the file. Algorithm 1 of the paper is `--recipe algorithm-1`. A key that is not in a file has
+the default of docs/training.md.
 
 Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it had
 never been stopped."
@@ -89,7 +89,7 @@ pub struct TrainArguments {
     /// Experiment file (TOML); flags override it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Experiment that the program brings along, by its name; `list` shows them
+    /// Built-in experiment, by its name; `list` shows them
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub recipe: Option<String>,
     /// Folder for the run [default: runs/ and the time]
@@ -98,13 +98,14 @@ pub struct TrainArguments {
     /// Continue the run in this folder from its last checkpoint
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe", "out", "PluginFlags", "DataFlags", "ThreatFlags", "TrainFlags"])]
     pub resume: Option<PathBuf>,
-    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as recorded]
+    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as
+    /// recorded]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
     /// With --resume: continue even if a plugin or the data differ from those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
-    /// What the run overrides
+    /// The values that the run overrides
     #[command(flatten)]
     pub experiment: ExperimentFlags,
     /// Print one JSON object a line instead of text
@@ -127,7 +128,7 @@ pub struct ExperimentFlags {
 }
 
 impl TrainArguments {
-    /// The experiment: that of the file or recipe, with the flags laid over it.
+    /// The experiment of the file or recipe, with the values of the flags.
     ///
     /// # Errors
     /// If the file, the recipe or a value is not valid.
@@ -151,7 +152,7 @@ impl TrainArguments {
     after_help = "With --attack, each attack has its own robust accuracy. With --suite, attacks run in order, each on
 the points that are robust so far. A point that the model misclassifies without an attack counts as
 fooled and is not attacked. A point that one restart fooled is not attacked by later restarts. A
-sampler is judged by its final iterate. The verdicts on every point are added to RUN/eval.json.
+sampler's candidate is its final iterate. The verdicts on every point are added to RUN/eval.json.
 
 The same command continues an evaluation that was interrupted. docs/evaluation.md explains the
 warnings."
@@ -160,7 +161,7 @@ pub struct EvalArguments {
     /// Folder of the run; several with --transfer
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
-    /// How they are evaluated
+    /// The options of the evaluation
     #[command(flatten)]
     pub options: EvaluationOptions,
     /// Attack every run with examples made on every run, and print the matrix
@@ -183,8 +184,8 @@ The same command skips finished runs and continues the others from their checkpo
 commands may work in one folder at the same time. The results so far are in summary.csv and
 summary.json, in the sweep's folder. docs/sweeps.md describes the file and job arrays.
 
-Exit code 0: all runs are finished, or other processes work on them; 1: some failed; 2: a mistake,
-known before any work began; 130: stopped by Ctrl-C, with a checkpoint."
+Exit code 0: all runs are finished, or other processes work on them; 1: some failed; 2: a mistake
+in the input, found before any work began; 130: stopped by Ctrl-C, with a checkpoint."
 )]
 pub struct SweepArguments {
     /// The sweep's file (TOML)
@@ -195,10 +196,10 @@ pub struct SweepArguments {
     /// Do the I-th of N equal shares; I counts from 1 to N or from 0 to N - 1
     #[arg(long, value_name = "I/N")]
     pub task: Option<Task>,
-    /// Try runs again that have failed, from their last checkpoint
+    /// Run failed runs again, from their last checkpoint
     #[arg(long)]
     pub retry_failed: bool,
-    /// List the runs and how far they are, and do nothing
+    /// List the runs and their progress, without running them
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -222,10 +223,10 @@ pub struct ReportArguments {
     /// Replace an earlier report of this name
     #[arg(long)]
     pub force: bool,
-    /// Where named data sets lie [default: as in each run]
+    /// Folder of the named data sets [default: as in each run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
-    /// Use plugins and data even if they are not those recorded
+    /// Use plugins and data even if they differ from those recorded
     #[arg(long)]
     pub allow_changed: bool,
 }
@@ -249,8 +250,8 @@ docs/conformance.md explains every check and how to repair a plugin that fails i
 all passed; 1: some failed; 2: the checks could not run."
 )]
 pub struct ConformArguments {
-    /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for example
-    /// to check a large model in a small size: FILE,width=4
+    /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for
+    /// example to check a large model in a small size: FILE,width=4
     pub file: String,
     /// Run only the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -270,8 +271,8 @@ pub struct ConformArguments {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
-    /// Check this plugin in this process, by the checks named on standard input (used by the program
-    /// itself)
+    /// Check this plugin in this process, by the checks named on standard input (used by the
+    /// program itself)
     #[arg(long, hide = true, value_name = "KIND/NAME")]
     pub judge: Option<String>,
     /// The options of the plugin that `--judge` names
@@ -290,8 +291,8 @@ pub struct PluginsArguments {
 /// `host new`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The crate begins as a copy of langevin, cnn or the example my-attack under the new name. It may lie
-in any folder: its files name the places of plugin-api and libtorch."
+    after_help = "The crate begins as a copy of langevin, cnn or the example my-attack under the new name. It may be in
+any folder: its files contain the paths of plugin-api and libtorch."
 )]
 pub struct NewArguments {
     /// Kind of the plugin
@@ -303,7 +304,7 @@ pub struct NewArguments {
     pub path: PathBuf,
 }
 
-/// What `host new` can write.
+/// The kinds of plugin that `host new` can write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum NewKind {
     /// A differentiable classifier
@@ -321,19 +322,19 @@ pub enum DataCommand {
     Fetch {
         /// Its name
         name: String,
-        /// Where named data sets lie
+        /// Folder of the named data sets
         #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
         data_folder: PathBuf,
     },
-    /// List the known data sets, and whether they are here
+    /// List the known data sets, and whether they are in the folder
     List {
-        /// Where named data sets lie
+        /// Folder of the named data sets
         #[arg(long, value_name = "FOLDER", env = "DRO_DATA", default_value = "data")]
         data_folder: PathBuf,
     },
 }
 
-/// How to report, given `--json`.
+/// The style of the output, given `--json`.
 pub fn style(json: bool) -> Style {
     if json { Style::Json } else { Style::Human }
 }
@@ -352,7 +353,7 @@ mod tests {
         }
     }
 
-    /// A value of each flag that differs from the recipe's, and what the option becomes.
+    /// A value of each flag that differs from the recipe's, and the resulting value of the option.
     fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
         let values: [(&str, &str, serde_json::Value); 44] = [
             ("model", "a.so", "a.so".into()),
@@ -428,7 +429,7 @@ mod tests {
         for key in &options {
             assert!(known.contains_key(key.as_str()), "{key} has no flag in this test");
         }
-        // And every flag of `host train` is one of an experiment's, or of the command.
+        // Every flag of `host train` belongs to the experiment or to the command.
         let command = Arguments::command();
         let train = command.find_subcommand("train").expect("a command");
         let own = ["config", "recipe", "out", "resume", "data-folder", "allow-changed", "json", "help"];
@@ -443,7 +444,7 @@ mod tests {
         let by_default = train(&[]).experiment().expect("valid");
         let named = train(&["--mode", "fused", "--sampler", "langevin.so"]).experiment().expect("valid");
         let differences = named.differences(&by_default);
-        // The demo's file spells the options of its sampler out.
+        // The demo's file gives the options of its sampler.
         assert_eq!(differences, [("sampler".to_owned(), "langevin.so".into())]);
         let algorithm = train(&["--recipe", "algorithm-1", "--epochs", "7"]).experiment().expect("valid");
         let file = recipe("algorithm-1").expect("a recipe");

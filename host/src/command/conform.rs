@@ -339,7 +339,7 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
         let name = name.map_err(|why| refused(&why))?;
         let check =
             all().find(|check| check.name == name).ok_or_else(|| refused(&format!("no check `{name}`")))?;
-        let outcome = check.judge(&library, arguments.seed);
+        let outcome = check.run(&library, arguments.seed);
         writeln!(answers, "{}", json!(Line::Outcome(outcome))).map_err(|why| refused(&why))?;
     }
     Ok(0)

@@ -9,14 +9,14 @@ use plugin_api::{Task, ThreatModel, VictimCalls};
 use std::cell::Cell;
 use tch::{Kind as Dtype, Tensor};
 
-/// An adversary for evaluation: an attack plugin, or a sampler run as one (its chain from a
-/// fresh start, judged at the final iterate).
+/// An attack for evaluation: an attack plugin, or a sampler. The candidate of a sampler is the last
+/// iterate of its chain from a fresh start.
 pub struct Attack {
     kind: AttackKind,
     name: String,
     key: String,
     query_budget: Option<u64>,
-    /// Which plugin it is.
+    /// The record of the plugin.
     pub record: Record,
 }
 
@@ -54,10 +54,10 @@ impl Attack {
         Ok(Self { kind: AttackKind::Plugin(instance), name, key, query_budget, record })
     }
 
-    /// Whether it knows this threat model and can attack models of this task.
+    /// Whether it supports this threat model and can attack models of this task.
     ///
     /// # Errors
-    /// Why not.
+    /// If not: the reason.
     pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
         let supported = match &self.kind {
             AttackKind::Plugin(instance) => call(&self.name, "supports", || {
@@ -69,11 +69,11 @@ impl Attack {
         supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
     }
 
-    /// A plugin that promised a number of queries keeps to it.
-    fn refuse_overdraft(&self, forward_passes: u64, points: u64) -> Result<()> {
+    /// Refuses a result that took more forward passes than the plugin declares.
+    fn check_query_budget(&self, forward_passes: u64, points: u64) -> Result<()> {
         match self.query_budget {
             Some(budget) if forward_passes > budget.saturating_mul(points) => Err(Error::new(format!(
-                "{}: run took {forward_passes} forward passes for {points} points; it promises at most {budget} each",
+                "{}: run took {forward_passes} forward passes for {points} points; it declares at most {budget} per point",
                 self.name
             ))
             .on_the_way()),
@@ -81,8 +81,8 @@ impl Attack {
         }
     }
 
-    /// What its random numbers are keyed by: the plugin and its options as they were given (a default
-    /// that is spelled out draws others), however the file is spelled.
+    /// The key of its random numbers: the plugin's name and the given options, but not the path of
+    /// the file. An option that is given with its default value changes the key.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -90,7 +90,8 @@ impl Attack {
     /// One candidate per example, `[N, C, H, W]`, inside ball and domain.
     ///
     /// # Errors
-    /// If the plugin fails, or returns something else or something outside.
+    /// If the plugin fails, returns a tensor of another shape, dtype or device, or returns points
+    /// outside the threat model.
     pub fn run(
         &self,
         victim: &CountedVictim,
@@ -107,7 +108,7 @@ impl Attack {
                 let candidates = call(&self.name, "run", || {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
                 })?;
-                self.refuse_overdraft(victim.forward_passes.get() - before, points.len() as u64)?;
+                self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
                 candidates
             }
             AttackKind::Sampler(sampler) => {
@@ -156,7 +157,7 @@ fn run_sampler(
         },
         |visit| Ok(cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels)),
         |call| {
-            // The judgement belongs to the last step.
+            // `finish` counts as part of the last step.
             watch.at(sampler.steps.min(call.number + 1) as u64);
             sampler.perform(call, draws, &mut watch)
         },
@@ -205,7 +206,9 @@ impl VictimCalls for CountedVictim<'_> {
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> plugin_api::Result<Tensor> {
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
         let gradient = losses::gradient(&total, leaf, true).map_err(|why| {
-            plugin_api::Error::new(format!("the gradient towards the images cannot be had: {why}"))
+            plugin_api::Error::new(format!(
+                "the gradient with respect to the images cannot be computed: {why}"
+            ))
         })?;
         count(&self.backward_passes, leaf);
         Ok(gradient)

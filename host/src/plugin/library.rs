@@ -36,7 +36,7 @@ pub enum Kind {
     Sampler,
     /// A whole procedure.
     Attack,
-    /// A kind of a newer host.
+    /// A kind that this host does not support.
     #[serde(other)]
     Unknown,
 }
@@ -57,7 +57,7 @@ impl Kind {
             Kind::Model => "a model",
             Kind::Sampler => "a sampler",
             Kind::Attack => "an attack",
-            Kind::Unknown => "of a kind that this host does not know",
+            Kind::Unknown => "of a kind that this host does not support",
         }
     }
 }
@@ -75,7 +75,7 @@ pub(crate) struct File {
 /// The record of a plugin that a run used: how to find it, how to recognise it, and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// As the user wrote it.
+    /// The spec as the user wrote it.
     pub spec: String,
     /// The library.
     pub path: PathBuf,
@@ -223,10 +223,11 @@ impl Manifest {
     /// Checks that this host can open the plugin.
     ///
     /// # Errors
-    /// Otherwise: what the plugin was built for and what this host has, and a remedy.
+    /// If it cannot: the versions of the plugin and of this host, and a remedy.
     pub(crate) fn fits(&self) -> std::result::Result<(), (String, &'static str)> {
         if self.contract != CONTRACT {
-            let what = format!("built for contract {}; this host knows contract {CONTRACT}", self.contract);
+            let what =
+                format!("built for contract {}; this host supports contract {CONTRACT}", self.contract);
             return Err((what, "rebuild it against this host's plugin-api"));
         }
         if self.libtorch != LIBTORCH {
@@ -265,7 +266,7 @@ fn open<Plugin>(
             let name = &manifest.name;
             spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
         })?;
-    // Conformance checks judge a plugin whose description is broken: it must open all the same.
+    // A plugin with an invalid description opens, so that the conformance checks can report it.
     let schema = describe(&plugin).map(|description| description.options).unwrap_or_default();
     let given = serde_json::from_str(given_options)
         .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
@@ -279,12 +280,12 @@ fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Va
     let properties = schema["properties"].as_object().into_iter().flatten();
     let defaults =
         properties.filter_map(|(name, property)| Some((name.clone(), property.get("default")?.clone())));
-    // Options that the schema does not know are refused when the plugin is made.
+    // Options that are not in the schema are refused when the plugin is made.
     defaults.chain(given).collect()
 }
 
-/// Opens a library with all symbols resolved at once and private to it. It is never closed: its tensors,
-/// types and threads may outlive every instance.
+/// Opens a library with all symbols resolved at once and private to it. It is never closed: its
+/// tensors, types and threads may outlive every instance.
 fn keep_open(path: &Path) -> std::result::Result<(), String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
     // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
@@ -300,8 +301,9 @@ fn full_message(error: &dyn std::error::Error) -> String {
     lines.join(": ")
 }
 
-/// The library's path: as given if it has a folder. Otherwise the file is searched for in the working
-/// directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in front.
+/// The library's path: as given if it has a folder. Otherwise the file is searched for in the
+/// working directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in
+/// front.
 fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());

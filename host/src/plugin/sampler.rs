@@ -8,18 +8,18 @@ use plugin_api::walk::{Call, Method, Visit, Walk};
 use plugin_api::{Next, Projection, Random, Start, ThreatModel};
 use tch::Tensor;
 
-/// A sampler plugin, made: the host's side of it.
+/// An instance of a sampler plugin, on the host's side.
 pub struct Sampler {
     instance: SamplerInstance,
     name: String,
-    /// How many steps each visit takes.
+    /// Number of steps of a visit.
     pub steps: usize,
-    /// Which it is.
+    /// The record of the plugin.
     pub record: Record,
 }
 
-/// Where chains begin that do not continue from the particle store: at the natural examples or
-/// at a uniform draw.
+/// The start of chains that do not continue from the particle store: the natural examples or a
+/// uniform draw.
 ///
 /// # Errors
 /// If the draw fails.
@@ -66,17 +66,17 @@ impl Sampler {
         Ok(Self { instance, name, steps, record })
     }
 
-    /// What it declared.
+    /// Its declaration.
     pub fn declaration(&self) -> SamplerDeclaration {
         self.instance.declaration()
     }
 
-    /// What fresh chains remember: zeros.
+    /// The state of new chains: zeros.
     pub fn fresh_state(&self, natural: &Tensor) -> Vec<Tensor> {
         (0..self.declaration().state_tensors).map(|_| natural.zeros_like()).collect()
     }
 
-    /// Whether the contract that the plugin was built for knows this threat model.
+    /// Whether the contract that the plugin was built for has the norm of this threat model.
     ///
     /// # Errors
     /// If the norm was added later.
@@ -90,12 +90,12 @@ impl Sampler {
         Walk { sampler: &self.instance, steps: self.steps }
     }
 
-    /// A call of a walk as the host makes it: its random numbers are `draws` of the visit at the
-    /// call's place, and what is returned is checked. NaN, infinite values and particles outside the
-    /// threat model are left to `watch`.
+    /// Makes a call of a walk, with the random numbers of its step from `draws`, and checks the
+    /// shapes, dtypes and devices of the result. `watch` checks for NaN, infinite values and
+    /// particles outside the threat model later.
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// If the plugin fails or its result does not pass the checks.
     pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut FiniteCheck) -> Result<Next> {
         let draws = draws.step(due.number + 1);
         let next = call(&self.name, due.method.name(), || due.make(&draws))?;
@@ -111,11 +111,11 @@ impl Sampler {
         Ok(next)
     }
 
-    /// Step `number` (from 0) of a visit alone, given the loss (`[N]`) and its gradient
-    /// (`[N, C, H, W]`) at the particles: moves them and projects them onto the threat model.
+    /// Only step `number` (from 0) of a visit, given the loss (`[N]`) and its gradient
+    /// (`[N, C, H, W]`) at the particles. The new particles are projected onto the threat model.
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// As for [`Sampler::perform`].
     pub fn step(
         &self,
         visit: &mut Visit,
@@ -127,16 +127,16 @@ impl Sampler {
         self.walk().step(visit, number, at, |call| self.perform(call, draws, watch))
     }
 
-    /// Whether [`Sampler::finish`] is to follow the last step.
+    /// Whether [`Sampler::finish`] must be called after the last step.
     pub fn judges_last_proposal(&self) -> bool {
         self.declaration().judges_last_proposal
     }
 
-    /// After the last step: lets a sampler that asked for it judge its last proposal, given
-    /// the loss there (`[N]`).
+    /// After the last step: the sampler accepts or rejects its last proposal, given the loss there
+    /// (`[N]`).
     ///
     /// # Errors
-    /// If the plugin fails or returns something else.
+    /// As for [`Sampler::perform`].
     pub fn finish(
         &self,
         visit: &mut Visit,

@@ -6,8 +6,9 @@ use plugin_api::{Norm, Random, Result, ThreatModel};
 /// Keeps directions finite where a vector is zero.
 const SMALLEST_LENGTH: f64 = 1e-12;
 
-/// What each of M points may become. The same set as `ThreatModel::project` knows, prepared once
-/// a run, so that an iteration projects in place; the l2 arithmetic is the reference's.
+/// The allowed points around each of M natural examples: the same set as in `ThreatModel::project`.
+/// It is prepared once per run, so that an iteration projects in place. The l2 arithmetic is that
+/// of the reference.
 pub enum Ball {
     /// The smallest and the largest value of every pixel, in ball and domain.
     Linf { lower: Tensor, upper: Tensor },
@@ -28,7 +29,7 @@ impl Ball {
         }
     }
 
-    /// What is kept for each point.
+    /// The tensors with a row for each point.
     pub fn tensors(&mut self) -> Vec<&mut Tensor> {
         match self {
             Self::Linf { lower, upper } => vec![lower, upper],
@@ -60,9 +61,9 @@ impl Ball {
     }
 }
 
-/// A random start for these rows (`[M]`, i64) of the natural examples, `[M, C, H, W]`: a
-/// direction uniform in the cube (linf) or on the sphere (l2), stretched until it touches the
-/// ball's surface, then cut to the domain.
+/// A random start for these rows (`[M]`, i64) of the natural examples, `[M, C, H, W]`. The
+/// direction is uniform in the cube (linf) or on the sphere (l2). It is scaled to the surface of
+/// the ball, and the result is cut to the domain.
 pub fn random_start(
     threat: &ThreatModel,
     natural: &Tensor,
@@ -70,7 +71,8 @@ pub fn random_start(
     random: &Random,
 ) -> Result<Tensor> {
     let &ThreatModel { norm, epsilon, domain } = threat;
-    // Every example of the call draws, so that a start does not depend on who else stands.
+    // Numbers are drawn for every example of the call, so that a start does not depend on the other
+    // points of the run.
     let draws = match norm {
         Norm::Linf => random.uniform(natural)?,
         Norm::L2 => random.normal(natural)?,
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_gradient_leads_nowhere() {
+    fn a_zero_gradient_gives_a_zero_direction() {
         for threat in [LINF, L2] {
             let ball = Ball::around(image(&[0.5, 0.5]), &threat);
             assert_close(&ball.steepest_ascent(&image(&[0.0, 0.0])), &[0.0, 0.0]);
@@ -138,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn starts_touch_the_surface() {
-        // 0.75, 0.25, 0.6 become 0.5, -0.5, 0.2 and, stretched by 2 and by epsilon 0.25, 0.25,
-        // -0.25, 0.1; the second pixel is cut to the domain.
+    fn starts_lie_on_the_surface_of_the_ball() {
+        // 0.75, 0.25, 0.6 become 0.5, -0.5, 0.2. Scaled by 2 and by epsilon = 0.25, they become
+        // 0.25, -0.25, 0.1. The second pixel is cut to the domain.
         assert_close(&start(LINF, &[0.5, 0.1, 0.5], &[0.75, 0.25, 0.6]), &[0.75, 0.0, 0.6]);
         // (3, -4) has length 5; half of (0.6, -0.8) is (0.3, -0.4).
         assert_close(&start(L2, &[0.5, 0.5], &[3.0, -4.0]), &[0.8, 0.1]);
-        // Numbers that happen to be zero in every pixel give the natural example.
+        // A direction of zero in every pixel gives the natural example.
         assert_close(&start(LINF, &[0.5], &[0.5]), &[0.5]);
     }
 }

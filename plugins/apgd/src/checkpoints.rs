@@ -1,25 +1,25 @@
-//! When step sizes halve.
+//! The rule by which step sizes halve.
 
 use plugin_api::tch::{Kind, Tensor};
 
-/// The checkpoints at which step sizes may halve, and what is counted between them.
+/// The checkpoints at which step sizes may halve, and the counts between them.
 pub struct Checkpoints {
     rho: f64,
     window: usize,
     shortest: usize,
     shrink: usize,
     iterations: usize,
-    /// The loss an iteration ago, `[M]`.
+    /// The loss of the previous iteration, `[M]`.
     loss_before: Tensor,
-    /// In how many iterations of this window the loss rose, `[M]`.
+    /// Number of iterations of this window in which the loss rose, `[M]`.
     rises: Tensor,
     halved_last_time: Tensor,
     best_last_time: Tensor,
 }
 
 impl Checkpoints {
-    /// For losses like `like`, `[M]`: windows of 22 % of the steps at first, each 3 % shorter
-    /// than the last, down to 6 % (section 3).
+    /// For losses like `like`, `[M]`. The first window is 22 % of the steps; each next one is
+    /// shorter by 3 % of the steps, down to 6 % (section 3).
     pub fn new(steps: usize, rho: f64, like: &Tensor) -> Self {
         let share = |percent: usize| (percent.saturating_mul(steps) / 100).max(1);
         Self {
@@ -31,20 +31,20 @@ impl Checkpoints {
             // As in the reference, the first iteration is compared with zero, not with the start.
             loss_before: like.zeros_like(),
             rises: like.zeros_like(),
-            // Nothing can be kept before the first checkpoint, where only the rises count.
+            // At the first checkpoint only the rises count.
             halved_last_time: like.ones_like().to_kind(Kind::Bool),
             best_last_time: like.zeros_like(),
         }
     }
 
-    /// What is kept for each point.
+    /// The tensors with a row for each point.
     pub fn tensors(&mut self) -> [&mut Tensor; 4] {
         [&mut self.loss_before, &mut self.rises, &mut self.halved_last_time, &mut self.best_last_time]
     }
 
-    /// Counts an iteration; at a checkpoint, says which points halve their step size (`[M]`,
-    /// bool): those whose loss rose too seldom, and those that found nothing better since a
-    /// checkpoint at which they kept it.
+    /// Counts an iteration. At a checkpoint, returns whether each point halves its step size
+    /// (`[M]`, bool). A point does so if its loss rose too seldom, or if it kept its step size at
+    /// the last checkpoint and its best loss did not improve since then.
     pub fn after_iteration(&mut self, loss: &Tensor, best_loss: &Tensor) -> Option<Tensor> {
         self.rises += loss.greater_tensor(&self.loss_before).to_kind(self.rises.kind());
         self.loss_before = loss.shallow_clone();
@@ -76,8 +76,8 @@ mod tests {
         assert_eq!(at, [22, 41, 57, 70, 80, 87, 93, 99]);
     }
 
-    /// What the checkpoint after two iterations with these losses says; 10 steps give windows of
-    /// 2, so with rho 0.75 both must be rises.
+    /// Whether the step size halves after two iterations with these losses. 10 steps give windows
+    /// of 2, so with rho = 0.75 the loss must rise in both.
     fn halves(checkpoints: &mut Checkpoints, losses: [f64; 2], best: f64) -> bool {
         let [first, second] = losses.map(|loss| {
             checkpoints.after_iteration(&Tensor::from_slice(&[loss]), &Tensor::from_slice(&[best]))
@@ -91,15 +91,15 @@ mod tests {
     }
 
     #[test]
-    fn a_point_halves_when_it_rises_too_seldom_or_finds_nothing_better() {
+    fn a_step_size_halves_after_too_few_rises_or_without_a_better_loss() {
         let mut checkpoints = windows_of_two(0.75);
-        // At the first checkpoint an unchanged best loss counts for nothing.
+        // At the first checkpoint an unchanged best loss has no effect.
         assert!(!halves(&mut checkpoints, [1.0, 2.0], 9.0));
-        // Kept last time and no better since.
+        // The step size was kept last time, and the best loss is unchanged.
         assert!(halves(&mut checkpoints, [3.0, 4.0], 9.0));
-        // Halved last time, so an unchanged best loss is forgiven once.
+        // The step size was halved last time, so an unchanged best loss has no effect.
         assert!(!halves(&mut checkpoints, [5.0, 6.0], 9.0));
-        // Better, but one rise in two iterations is too seldom.
+        // The best loss is better, but one rise in two iterations is too few.
         assert!(halves(&mut checkpoints, [10.0, 10.0], 10.0));
     }
 

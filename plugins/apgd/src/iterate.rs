@@ -1,4 +1,4 @@
-//! The iteration: momentum steps of steepest ascent, on the points that still stand.
+//! The iteration: momentum steps of steepest ascent, on the points that are not fooled yet.
 
 use crate::Options;
 use crate::ball::{Ball, random_start};
@@ -12,19 +12,19 @@ use std::mem::replace;
 /// Weight of the new step against the momentum, from the second iteration on.
 const MOMENTUM_WEIGHT: f64 = 0.75;
 
-/// What is known of the N points of a call.
+/// The state of the attack on the N points of a call.
 pub struct Search {
-    /// The adversarial point where one was found, else the allowed point of highest loss so
-    /// far; the natural example at first. `[N, C, H, W]`.
+    /// The misclassified iterate if there is one, else the iterate of highest loss so far; the
+    /// natural example at first. `[N, C, H, W]`.
     pub candidates: Tensor,
-    /// Rows of the points that every query so far left correctly classified, `[M]`, i64.
+    /// Rows of the points without a misclassified iterate so far, `[M]`, i64.
     pub standing: Tensor,
-    /// Highest loss of any iterate of each point, `[N]`.
+    /// Highest loss of the iterates of each point, `[N]`.
     losses: Tensor,
 }
 
 impl Search {
-    /// Nothing is known yet.
+    /// The state before the first pass.
     pub fn new(natural: &Tensor) -> Self {
         let points = natural.size()[0];
         Self {
@@ -34,7 +34,7 @@ impl Search {
         }
     }
 
-    /// Takes these iterates as candidates where their losses are the highest so far.
+    /// Makes these iterates candidates if their losses are the highest so far.
     fn keep_hardest(&mut self, rows: &Tensor, images: &Tensor, losses: &Tensor) {
         let losses_so_far = self.losses.index_select(0, rows);
         let harder = losses.greater_tensor(&losses_so_far);
@@ -44,7 +44,7 @@ impl Search {
     }
 }
 
-/// One run of APGD from a random start, on the points that stand.
+/// One run of APGD from a random start, on the points that are not fooled yet.
 pub fn climb(options: &Options, target: &Target, objective: &Objective, search: &mut Search) -> Result<()> {
     let mut points = Points::at_start(options, target, objective, &search.standing)?;
     points.evaluate(&target.victim, options.gradient_averages, search)?;
@@ -68,18 +68,19 @@ pub fn climb(options: &Options, target: &Target, objective: &Objective, search: 
     Ok(())
 }
 
-/// What a run does with a point that is misclassified at an iterate.
+/// The treatment of a point that is misclassified at an iterate: it has fallen.
 enum Fallen {
-    /// It leaves: on a model that answers the same every time, nothing takes that back.
+    /// It leaves the run. This suffices for a deterministic model.
     Leave,
-    /// It climbs on, and its latest misclassified iterate counts. The first was misclassified by a
-    /// draw of the model's, perhaps; higher up, more draws are.
+    /// It continues, and its latest misclassified iterate becomes the candidate. A random model may
+    /// classify the first such iterate correctly in another pass; at a higher loss this is less
+    /// likely.
     ClimbOn,
-    /// It climbs on, and its iterate of highest loss counts.
+    /// It continues, and its iterate of highest loss becomes the candidate.
     GoUnnoticed,
 }
 
-/// The points of a run: M rows in every tensor, repacked when one leaves.
+/// The points of a run: M rows in every tensor. The tensors are repacked when a point leaves.
 struct Points {
     /// Their rows in the call.
     rows: Tensor,
@@ -104,7 +105,7 @@ struct Points {
 }
 
 impl Points {
-    /// At random starts, where nothing has been asked yet.
+    /// The points at random starts, before the first pass.
     fn at_start(options: &Options, target: &Target, objective: &Objective, rows: &Tensor) -> Result<Self> {
         let start = random_start(&target.threat, target.natural, rows, &target.random)?;
         let loss = Tensor::full([rows.numel() as i64], f64::NEG_INFINITY, (start.kind(), start.device()));
@@ -131,12 +132,12 @@ impl Points {
         })
     }
 
-    /// z = P(x_k + step_size * direction), then x_{k+1} = P(x_k + weight * (z - x_k) + (1 - weight) *
-    /// (x_k - x_{k-1})).
+    /// z = P(x_k + step_size * direction), then x_{k+1} = P(x_k + weight * (z - x_k) + (1 - weight)
+    /// * (x_k - x_{k-1})).
     fn step(&mut self, weight: f64) {
         let mut next = self.ball.project(self.current.addcmul(&self.direction, &self.step_size));
-        // In this order of operations, a point that is held in a corner of the ball stays there
-        // to the last bit, and its loss does not rise by rounding.
+        // With this order of operations, a point in a corner of the ball stays there exactly, and
+        // its loss does not rise by rounding.
         next -= &self.current;
         next *= weight;
         next += &self.current;
@@ -146,12 +147,13 @@ impl Points {
         self.previous = replace(&mut self.current, self.ball.project(next));
     }
 
-    /// Loss and direction at the current iterate; who is misclassified there has fallen.
+    /// Computes loss and direction at the current iterates, and notes the points that are
+    /// misclassified there.
     fn evaluate(&mut self, victim: &Victim, gradient_averages: usize, search: &mut Search) -> Result<()> {
         let (mut logits, mut gradient) = self.pass(victim)?;
         for _ in 1..gradient_averages {
-            // As in the reference, loss and verdict are those of the last pass. The sum of the
-            // gradients has the direction of their mean.
+            // As in the reference, loss and classification are those of the last pass. The sum of
+            // the gradients has the direction of their mean.
             let (last_logits, last_gradient) = self.pass(victim)?;
             (logits, gradient) = (last_logits, gradient + last_gradient);
         }
@@ -161,7 +163,7 @@ impl Points {
         Ok(())
     }
 
-    /// As `evaluate`, at the end of a run, where nothing would use a direction.
+    /// As `evaluate`, at the end of a run, where no direction is needed.
     fn evaluate_last(&mut self, victim: &Victim, search: &mut Search) -> Result<()> {
         let logits = victim.logits(&self.current)?;
         self.loss = self.objective.loss(&logits, &self.labels);
@@ -170,7 +172,7 @@ impl Points {
         Ok(())
     }
 
-    /// Logits and gradient of one pass, which sets the loss.
+    /// One pass: sets the loss, and returns logits and gradient.
     fn pass(&mut self, victim: &Victim) -> Result<(Tensor, Tensor)> {
         let evaluation = victim.forward(&self.current)?;
         let (loss, gradient) = evaluation.gradient(|logits| self.objective.loss(logits, &self.labels))?;
@@ -178,8 +180,8 @@ impl Points {
         Ok((evaluation.logits(), gradient))
     }
 
-    /// Misclassified iterates are answers. Counting them is the one moment of an iteration that
-    /// waits for a GPU.
+    /// Makes misclassified iterates candidates. Counting them is the only operation of an iteration
+    /// that waits for a GPU.
     fn note_fallen(&mut self, logits: &Tensor, search: &mut Search) {
         if matches!(self.fallen, Fallen::GoUnnoticed) {
             return;
@@ -197,12 +199,12 @@ impl Points {
         }
     }
 
-    /// Lets go of those that have fallen.
+    /// Removes the points that have fallen.
     fn keep_standing(&mut self) {
         self.keep(&self.has_fallen.logical_not().nonzero().squeeze_dim(1));
     }
 
-    /// Repacks everything that is kept for each point.
+    /// Repacks every tensor to the rows `standing`.
     fn keep(&mut self, standing: &Tensor) {
         self.objective = self.objective.select(standing);
         let tensors = [
@@ -230,8 +232,8 @@ impl Points {
         self.best_loss = self.loss.maximum(&self.best_loss);
     }
 
-    /// At a checkpoint, points that make no progress go on from their best iterate with half
-    /// the step size; the momentum still comes from where they were.
+    /// At a checkpoint, points without progress continue from their best iterate with half the step
+    /// size. The momentum still uses their previous iterate.
     fn adapt_step_size(&mut self) {
         let Some(halve) = self.checkpoints.after_iteration(&self.loss, &self.best_loss) else { return };
         let halved = &self.step_size * 0.5;

@@ -25,37 +25,37 @@ pub struct Apgd {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// What is maximised.
+    /// The loss that is maximised.
     pub loss: Loss,
     /// Number of iterations of a run.
     #[schemars(range(min = 1))]
     pub steps: usize,
-    /// Number of runs, each from a random start of its own; with dlr-targeted, for each target
-    /// class.
+    /// Number of runs, each from another random start; with dlr-targeted, for each target class.
     #[schemars(range(min = 1))]
     pub restarts: usize,
-    /// For dlr-targeted: how many classes are tried as target, in the order of their logits at
-    /// the natural example; all but the true one where there are fewer.
+    /// For dlr-targeted: number of target classes, in the order of their logits at the natural
+    /// example; at most all classes except the true one.
     #[schemars(range(min = 1))]
     pub target_classes: usize,
-    /// Number of passes over which a gradient is averaged; for models that are randomised. With more
-    /// than one, a point that has fallen climbs on, as another draw may classify it aright.
+    /// Number of passes over which a gradient is averaged, for randomised models. With more than
+    /// one, the run continues for misclassified points, as another pass may classify them
+    /// correctly.
     #[schemars(range(min = 1))]
     pub gradient_averages: usize,
-    /// A step size halves at a checkpoint if the loss rose in at most this share of the
-    /// iterations since the last one.
+    /// A step size halves at a checkpoint if the loss rose in at most this share of the iterations
+    /// since the last checkpoint.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rho: f64,
-    /// Whether points go on climbing once they have fallen, to the iterate of highest loss: for
-    /// examples that are to fool another model than the one attacked.
+    /// Continue with misclassified points up to the iterate of highest loss: for examples that must
+    /// fool another model than the attacked one.
     pub keep_climbing: bool,
 }
 
 impl Default for Options {
-    /// AutoAttack's apgd-ce.
+    /// The settings of AutoAttack's apgd-ce.
     fn default() -> Self {
         Self {
             loss: Loss::Ce,
@@ -89,11 +89,11 @@ impl Attack for Apgd {
 
     fn query_budget(&self) -> Option<u64> {
         let Options { steps, restarts, target_classes, gradient_averages, .. } = self.options;
-        // Where a run ends no gradient is needed, and one pass is enough for the verdict.
+        // The last iterate of a run needs no gradient, only one forward pass.
         let run = steps.saturating_mul(gradient_averages).saturating_add(1);
         let queries = match self.options.loss {
             Loss::Ce | Loss::Dlr => restarts.saturating_mul(run),
-            // One more at the natural example, to choose the targets.
+            // One more pass at the natural example, to choose the targets.
             Loss::DlrTargeted => {
                 target_classes.saturating_mul(restarts).saturating_mul(run).saturating_add(1)
             }
@@ -101,15 +101,15 @@ impl Attack for Apgd {
         Some(queries as u64)
     }
 
-    /// The first misclassified iterate of each point, or, where gradients are averaged, the latest
-    /// of the run in which there was one; where there is none, the iterate of highest loss over all
-    /// runs (values of the targeted DLR for different targets are comparable: each is a scaled
-    /// margin, positive where the target wins).
+    /// The first misclassified iterate of each point. With averaged gradients, it is the latest one
+    /// of the first run that found any. A point without a misclassified iterate gets its iterate of
+    /// highest loss over all runs. (Values of the targeted DLR for different targets are
+    /// comparable: each is a scaled margin, positive if the model predicts the target.)
     ///
-    /// The reference always runs to the end and keeps the latest misclassified iterate. On a model that
-    /// answers the same every time the verdict is the same, since nothing takes it back; a random
-    /// one may see the first aright when it is asked again. Another model may, too: for transfer
-    /// there is `keep_climbing`, with which nothing falls and every point gets its iterate of highest
+    /// The reference always runs to the end and keeps the latest misclassified iterate. For a
+    /// deterministic model the result is the same: whether the point is fooled. A random model may
+    /// classify the first misclassified iterate correctly in another pass, and so may another
+    /// model. For transfer there is `keep_climbing`: every point then gets its iterate of highest
     /// loss.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let mut search = Search::new(target.natural);
@@ -125,8 +125,9 @@ impl Attack for Apgd {
 }
 
 impl Apgd {
-    /// What is maximised, in turn. Choosing targets takes a pass at the natural examples; those
-    /// that are misclassified fall there, unless who has fallen climbs on.
+    /// The losses to maximise, one after the other. The choice of targets takes a pass at the
+    /// natural examples. Points that are misclassified there are fooled, unless misclassified
+    /// points continue.
     fn objectives(&self, target: &Target, search: &mut Search) -> Result<Vec<Objective>> {
         match self.options.loss {
             Loss::Ce => Ok(vec![Objective::CrossEntropy]),
@@ -136,7 +137,7 @@ impl Apgd {
                 if !self.options.keep_climbing && self.options.gradient_averages == 1 {
                     search.standing = correct(&logits, target.labels).nonzero().squeeze_dim(1);
                 }
-                // The true class, put last, is no target.
+                // The true class is last in the order, so it is no target.
                 let (_, ascending) =
                     logits.scatter_value(1, &target.labels.unsqueeze(1), f64::INFINITY).sort(1, false);
                 let targets = (self.options.target_classes as i64).min(target.classes - 1);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_compares_more_classes_than_there_are_is_refused() {
+    fn a_loss_that_needs_more_classes_is_refused() {
         let refusal = |loss, classes| {
             let attack = attack(Options { loss, ..Options::default() });
             let task = Task { channels: 1, height: 4, width: 4, classes };
@@ -177,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_the_number_of_passes_of_a_point_that_never_falls() {
+    fn the_budget_is_the_number_of_passes_of_a_point_that_is_never_fooled() {
         let budget = |options: Options| attack(options).query_budget().expect("a budget");
         assert_eq!(budget(Options::default()), 101);
-        // AutoAttack's apgd-t, and its apgd-dlr of the version for randomised models.
+        // AutoAttack's apgd-t, and the apgd-dlr of its version for randomised models.
         assert_eq!(budget(Options { loss: Loss::DlrTargeted, ..Options::default() }), 1 + 9 * 101);
         assert_eq!(budget(Options { loss: Loss::Dlr, gradient_averages: 20, ..Options::default() }), 2001);
         assert_eq!(budget(Options { steps: usize::MAX, restarts: 2, ..Options::default() }), u64::MAX);

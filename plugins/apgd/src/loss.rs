@@ -1,4 +1,4 @@
-//! What APGD maximises, as one number per point; all of it is computed from logits.
+//! The losses that APGD maximises: one number per point, computed from logits.
 
 use plugin_api::losses::cross_entropy;
 use plugin_api::tch::Tensor;
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 pub enum Loss {
     /// Cross-entropy.
     Ce,
-    /// Difference of logits ratio: unlike the cross-entropy, unmoved by shift and scale of the
+    /// Difference of logits ratio: unlike the cross-entropy, invariant under shift and scale of the
     /// logits. Needs 3 classes.
     Dlr,
-    /// Difference of logits ratio towards one class at a time. Needs 4 classes.
+    /// Targeted difference of logits ratio, for one target class at a time. Needs 4 classes.
     DlrTargeted,
 }
 
@@ -28,7 +28,7 @@ impl Loss {
         }
     }
 
-    /// How many classes it compares.
+    /// The smallest number of classes that it needs.
     pub fn least_classes(self) -> i64 {
         match self {
             Self::Ce => 2,
@@ -38,7 +38,7 @@ impl Loss {
     }
 }
 
-/// A loss to maximise, with the target class of each row (`[M]`, i64) where there is one.
+/// A loss to maximise; the targeted one has the target class of each row (`[M]`, i64).
 #[derive(Debug)]
 pub enum Objective {
     CrossEntropy,
@@ -66,12 +66,12 @@ impl Objective {
     }
 }
 
-/// Keeps ratios finite where the logits compared are equal.
+/// Keeps ratios finite if the compared logits are equal.
 const SMALLEST_SPREAD: f64 = 1e-12;
 
-/// Difference of logits ratio (section 4): -(z_y - max z_i, i != y) / (z_p1 - z_p3), where p
-/// sorts the logits downwards. Ties, whose gradient is a matter of choice, go as in the
-/// reference: to the class that sorts last.
+/// Difference of logits ratio (section 4): -(z_y - max z_i, i != y) / (z_p1 - z_p3), where p sorts
+/// the logits in descending order. At ties, the gradient depends on the choice of the class. As in
+/// the reference, it is the class that is last in the sorted order.
 fn dlr(logits: &Tensor, labels: &Tensor) -> Tensor {
     let (ascending, classes) = logits.sort(1, false);
     let largest = |rank: i64| ascending.select(1, -rank);
@@ -103,7 +103,7 @@ mod tests {
         Tensor::from_slice(rows.as_flattened()).reshape([-1, N as i64])
     }
 
-    /// The loss and its gradient towards the logits.
+    /// The loss and its gradient with respect to the logits.
     fn differentiate(objective: &Objective, logits: &Tensor, labels: &[i64]) -> (Tensor, Tensor) {
         let leaf = logits.detach().set_requires_grad(true);
         let loss = objective.loss(&leaf, &Tensor::from_slice(labels));
@@ -112,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn dlr_by_hand() {
-        // y leads: -(5 - 3) / (5 - 2). y is second: -(3 - 5) / (5 - 2). y is last: -(1 - 5) / 3.
+    fn dlr_and_its_gradient_are_those_computed_by_hand() {
+        // y is first: -(5 - 3) / (5 - 2). y is second: -(3 - 5) / (5 - 2). y is last: -(1 - 5) / 3.
         let logits = rows([[5.0, 3.0, 2.0, 1.0]; 3]);
         let (loss, gradient) = differentiate(&Objective::Dlr, &logits, &[0, 1, 3]);
         assert_close(&loss, &[-2.0 / 3.0, 2.0 / 3.0, 4.0 / 3.0]);
@@ -123,21 +123,22 @@ mod tests {
     }
 
     #[test]
-    fn dlr_of_ties_is_finite() {
-        // y ties with the top; the others tie; everything ties, and 0 / 1e-12 is 0.
+    fn dlr_is_finite_at_ties() {
+        // Row 1: y ties with the largest other logit. Row 2: the other logits tie. Row 3: all
+        // logits tie, and 0 / 1e-12 is 0.
         let logits = rows([[4.0, 4.0, 1.0], [4.0, 1.0, 1.0], [2.0, 2.0, 2.0]]);
         let (loss, gradient) = differentiate(&Objective::Dlr, &logits, &[0, 0, 0]);
         assert_close(&loss, &[0.0, -1.0, 0.0]);
-        // Where y ties with the top, the gradient is that of (z_1 - z_0) / 3 however the tie
-        // sorts, since the numerator is 0.
+        // In row 1 the gradient is that of (z_1 - z_0) / 3 for either order of the tie, since the
+        // numerator is 0.
         assert_close(&gradient.get(0), &[-1.0 / 3.0, 1.0 / 3.0, 0.0]);
         assert!(bool::try_from(gradient.isfinite().all()).expect("a bool"));
     }
 
     #[test]
-    fn targeted_dlr_by_hand() {
-        // The spread is 6 - (3 + 1) / 2 = 4 in every row: -(6 - 4) / 4; -(6 - 1) / 4; and
-        // -(3 - 6) / 4, where the target wins.
+    fn targeted_dlr_and_its_gradient_are_those_computed_by_hand() {
+        // The spread is 6 - (3 + 1) / 2 = 4 in every row: -(6 - 4) / 4; -(6 - 1) / 4; and -(3 - 6)
+        // / 4, where the model predicts the target.
         let logits = rows([[6.0, 4.0, 3.0, 1.0, 0.0]; 3]);
         let targets = Tensor::from_slice(&[1i64, 3, 0]);
         let (loss, gradient) = differentiate(&Objective::TargetedDlr(targets), &logits, &[0, 0, 2]);
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn shift_and_scale_leave_dlr_alone() {
+    fn shift_and_scale_do_not_change_dlr() {
         let logits = rows([[5.0, 3.0, 2.5, 1.0], [3.0, -2.0, 1.0, 2.5], [1.0, 2.0, 3.0, 4.0]]);
         let labels = Tensor::from_slice(&[0i64, 1, 2]);
         let targeted = Objective::TargetedDlr(Tensor::from_slice(&[1i64, 0, 3]));
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_keep_their_targets() {
+    fn selected_rows_keep_their_targets() {
         let logits = rows([[6.0, 4.0, 3.0, 1.0, 0.0]; 3]);
         let labels = Tensor::from_slice(&[0i64, 0]);
         let objective = Objective::TargetedDlr(Tensor::from_slice(&[1i64, 2, 3]));

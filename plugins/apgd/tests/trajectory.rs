@@ -1,5 +1,5 @@
-//! Replays the reference's runs, recorded by tests/parity/record_apgd.py: the same network and
-//! the same random starts must lead through the same iterates to the same verdicts.
+//! Replays the reference's runs, recorded by tests/parity/record_apgd.py. The same network and the
+//! same random starts must give the same iterates and the same verdicts.
 
 use apgd::{Apgd, Loss, Options};
 use plugin_api::losses::{correct, cross_entropy, margin};
@@ -55,7 +55,7 @@ impl Recording {
         ReplayedNumbers::new((0..draws.size()[0]).map(|run| draws.get(run)).collect())
     }
 
-    /// Attacks these points within `threat`.
+    /// Candidates for these points.
     fn attack(
         &self,
         options: Options,
@@ -92,8 +92,8 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// After how many iterations of so many step sizes may halve: windows of 22 %, each 3 % shorter
-/// than the last, down to 6 %.
+/// The numbers of iterations after which step sizes may halve, in a run of `steps`. The first
+/// window is 22 % of the steps; each next one is shorter by 3 % of the steps, down to 6 %.
 fn checkpoints(steps: usize) -> Vec<usize> {
     let share = |percent: usize| (percent * steps / 100).max(1);
     let windows =
@@ -105,9 +105,9 @@ fn checkpoints(steps: usize) -> Vec<usize> {
     ends.take_while(|end| *end <= steps).collect()
 }
 
-/// Whether two of these images are the same but for rounding. Their losses are, too, and which of them
-/// counts as higher, by which step sizes halve, is left to the order in which this processor adds. (Images
-/// that are the same to the last bit have the same loss.)
+/// Whether two of these images are equal up to rounding. Their losses are then equal up to
+/// rounding, too. Which loss is higher decides when step sizes halve, and depends on the order of
+/// additions on this processor. (Images that are equal to the bit have the same loss.)
 fn has_tie(images: &[Tensor]) -> bool {
     let is_rounding = |apart: f64| apart > 0.0 && apart < 1e-12;
     let mut pairs =
@@ -115,8 +115,8 @@ fn has_tie(images: &[Tensor]) -> bool {
     pairs.any(|(image, other)| is_rounding(difference(image, other)))
 }
 
-/// Follows the queries of a replayed attack and compares each with the recording, for every point
-/// up to where it leaves it after a tie.
+/// Follows the queries of a replayed attack and compares each with the recording. A point that
+/// differs after a tie is not compared any further.
 fn assert_replays(recording: &Recording) {
     let (loss, options) = (recording.loss, recording.options());
     let net = recording.net();
@@ -140,14 +140,14 @@ fn assert_replays(recording: &Recording) {
                 break;
             }
             let place = format!("{loss}, run {run}, iterate {iterate}");
-            let images = queries.next().unwrap_or_else(|| panic!("{place}: never asked about"));
+            let images = queries.next().unwrap_or_else(|| panic!("{place}: no query"));
             let rows = Tensor::from_slice(&standing);
             let labels = recording.tensor("labels").index_select(0, &rows);
             let logits = net.forward(&images).expect("logits");
 
             let recorded = recording.of_loss("margins").get(run).get(iterate).index_select(0, &rows);
             let margins = margin(&logits, &labels);
-            // The first divergence, and what may be its cause.
+            // Possible causes of the first difference.
             let why = |point: i64| {
                 let natural = recording.tensor("images").narrow(0, point, 1);
                 let suspects = before
@@ -162,7 +162,7 @@ fn assert_replays(recording: &Recording) {
                 let [got, expected] = [&margins, &recorded].map(|all| all.double_value(&[row as i64]));
                 let close = parted.contains(&point) || (got - expected).abs() < 1e-9;
                 if !close && before.get(&point).is_some_and(|images| has_tie(images)) {
-                    eprintln!("{place}, point {point}: not followed any further, after a tie");
+                    eprintln!("{place}, point {point}: not compared any further, after a tie");
                     parted.push(point);
                     continue;
                 }
@@ -187,7 +187,7 @@ fn assert_replays(recording: &Recording) {
                 before.entry(point).or_default().push(images.narrow(0, row, 1));
             }
 
-            // A point that falls is never asked about again.
+            // A fooled point is not queried again.
             let stands: Vec<bool> = Vec::try_from(correct(&logits, &labels)).expect("bools");
             let losses: Vec<f64> = Vec::try_from(cross_entropy(&logits, &labels)).expect("f64");
             for (row, &point) in standing.iter().enumerate() {
@@ -201,13 +201,13 @@ fn assert_replays(recording: &Recording) {
             standing.retain(|_| stands.next() == Some(true));
         }
     }
-    assert!(queries.next().is_none(), "{loss}: asked about more than was recorded");
+    assert!(queries.next().is_none(), "{loss}: more queries than were recorded");
 
     let fooled: Vec<bool> = Vec::try_from(recording.of_loss("fooled").to_kind(Kind::Bool)).expect("verdicts");
     let correct = recording.correct(&candidates);
     for &point in &points {
         let (row, fooled) = (point as usize, fooled[point as usize]);
-        assert_eq!(standing.contains(&point), correct[row], "{loss}: whether point {point} fell");
+        assert_eq!(standing.contains(&point), correct[row], "{loss}: whether point {point} is fooled");
         assert!(correct[row] != fooled || parted.contains(&point), "{loss}: verdict on point {point}");
         // The first misclassified iterate, or the one of highest loss, exactly.
         if !correct[row] || loss == "ce" {
@@ -221,7 +221,7 @@ fn assert_replays(recording: &Recording) {
 
 #[test]
 #[should_panic(expected = "ce, run 0, iterate 30, point 4: margin ")]
-fn the_first_divergence_is_named() {
+fn the_first_difference_is_named() {
     let recording = Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, "ce");
     let margins = recording.of_loss("margins").narrow(1, 30, recording.options().steps as i64 - 29);
     let mut margins = margins.select(2, 4);
@@ -235,21 +235,21 @@ fn checkpoints_are_those_of_the_paper() {
 }
 
 #[test]
-fn linf_runs_are_the_references() {
+fn linf_runs_equal_those_of_the_reference() {
     for loss in ["ce", "dlr", "dlr-targeted"] {
         assert_replays(&Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, loss));
     }
 }
 
 #[test]
-fn l2_runs_are_the_references() {
+fn l2_runs_equal_those_of_the_reference() {
     for loss in ["ce", "dlr", "dlr-targeted"] {
         assert_replays(&Recording::read("apgd-l2-1x10x10.safetensors", Norm::L2, loss));
     }
 }
 
 #[test]
-fn restarts_on_colour_images_that_are_not_square_are_the_references() {
+fn restarts_on_colour_images_that_are_not_square_equal_those_of_the_reference() {
     for loss in ["ce", "dlr-targeted"] {
         assert_replays(&Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, loss));
         assert_replays(&Recording::read("apgd-l2-3x6x8.safetensors", Norm::L2, loss));
@@ -275,7 +275,7 @@ fn a_point_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn points_that_stand_cost_the_budget_exactly() {
+fn points_that_are_not_fooled_take_exactly_the_query_budget() {
     for loss in ["ce", "dlr-targeted"] {
         let recording = Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, loss);
         let options = Options { gradient_averages: 3, ..recording.options() };
@@ -283,7 +283,7 @@ fn points_that_stand_cost_the_budget_exactly() {
         let points = recording.all_points();
         let budget = Apgd::new(options.clone()).expect("an attack").query_budget().expect("a budget");
 
-        // In a ball this small nobody falls.
+        // In a ball this small no point is fooled.
         let threat = ThreatModel { epsilon: 1e-6, ..recording.threat() };
         let net = recording.net();
         let candidates = recording.attack(options.clone(), threat, &net, &points);
@@ -294,7 +294,7 @@ fn points_that_stand_cost_the_budget_exactly() {
 }
 
 #[test]
-fn misclassified_points_fall_at_once() {
+fn points_misclassified_without_an_attack_take_one_pass() {
     let mut recording = Recording::read("apgd-linf-3x6x8.safetensors", Norm::Linf, "dlr-targeted");
     let wrong = (recording.tensor("labels") + 1).remainder(10);
     recording.tensors.insert("labels".to_owned(), wrong);
@@ -304,7 +304,7 @@ fn misclassified_points_fall_at_once() {
     assert_eq!(net.forward_passes(), points.len() as u64);
 }
 
-/// A network whose gradients are off by one, up and down in turn.
+/// A network whose gradients have an error of +1 and -1 in turn.
 struct Alternating {
     net: SmallNet,
     passes: Cell<u64>,
@@ -327,7 +327,7 @@ impl VictimCalls for Alternating {
 }
 
 #[test]
-fn averaging_takes_the_noise_out_of_gradients() {
+fn averaging_removes_the_noise_of_gradients() {
     let recording = Recording::read("apgd-l2-1x10x10.safetensors", Norm::L2, "ce");
     let (threat, points) = (recording.threat(), recording.all_points());
     let with_noise = |gradient_averages| {
@@ -344,28 +344,28 @@ fn averaging_takes_the_noise_out_of_gradients() {
     assert!(apart < 1e-9, "{apart} apart");
 }
 
-/// A network that at some passes takes every class for the one before it.
-struct Moody {
+/// A network that confuses every class with the one before it, at some passes.
+struct Unreliable {
     net: SmallNet,
     passes: Cell<u64>,
     mistaken_at: [u64; 2],
 }
 
-impl Moody {
-    fn take_for_another(&self, logits: Tensor) -> Tensor {
+impl Unreliable {
+    fn confuse(&self, logits: Tensor) -> Tensor {
         let number = self.passes.replace(self.passes.get() + 1);
         if self.mistaken_at.contains(&number) { tch::with_grad(|| logits.roll([1], [1])) } else { logits }
     }
 }
 
-impl VictimCalls for Moody {
+impl VictimCalls for Unreliable {
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        Ok(self.take_for_another(self.net.logits(images)?))
+        Ok(self.confuse(self.net.logits(images)?))
     }
 
     fn differentiable(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let (logits, leaf) = self.net.differentiable(images)?;
-        Ok((self.take_for_another(logits), leaf))
+        Ok((self.confuse(logits), leaf))
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> Result<Tensor> {
@@ -374,14 +374,14 @@ impl VictimCalls for Moody {
 }
 
 #[test]
-fn what_a_random_model_mistakes_climbs_on_to_its_latest_mistake() {
+fn with_averaged_gradients_the_candidate_is_the_latest_misclassified_iterate() {
     let recording = Recording::read("apgd-linf-1x10x10.safetensors", Norm::Linf, "ce");
     let points = recording.all_points();
-    // In a ball this small nobody falls but by the model's mood.
+    // In a ball this small no point is fooled except in the passes `mistaken_at`.
     let threat = ThreatModel { epsilon: 1e-6, ..recording.threat() };
     let attack = |gradient_averages| {
-        // Two passes an iterate: the last ones of iterates 2 and 4.
-        let victim = Moody { net: recording.net(), passes: Cell::new(0), mistaken_at: [5, 9] };
+        // With two passes per iterate, these are the last passes of iterates 2 and 4.
+        let victim = Unreliable { net: recording.net(), passes: Cell::new(0), mistaken_at: [5, 9] };
         let options = Options { steps: 5, restarts: 2, gradient_averages, ..recording.options() };
         let candidates = recording.attack(options, threat, &victim, &points);
         (candidates, victim.net.queries())
@@ -389,8 +389,8 @@ fn what_a_random_model_mistakes_climbs_on_to_its_latest_mistake() {
     let (candidates, queries) = attack(2);
     assert_ne!(queries[5], queries[9]);
     assert_eq!(candidates, queries[9]);
-    assert_eq!(queries.len(), 11, "a run to its end, and no second one");
-    // Whoever asks once an iterate takes the model at its word.
+    assert_eq!(queries.len(), 11, "one run to its end, and no second one");
+    // With one pass per iterate, the run stops at the first misclassified iterate.
     let (candidates, queries) = attack(1);
     assert_eq!((queries.len(), &candidates), (6, &queries[5]));
 }

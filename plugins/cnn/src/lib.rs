@@ -1,5 +1,5 @@
-//! The paper's two convolutional networks for MNIST, on images of any size. They begin as in PyTorch,
-//! with which the paper's figures were made.
+//! The paper's two convolutional networks for MNIST, on images of any size. Initial weights are
+//! those of PyTorch, with which the paper's results were made.
 
 use plugin_api::layers::{linear, uniform_init};
 use plugin_api::tch::nn::{self, Module};
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 
 export_model!("cnn", Cnn);
 
-/// Up to so many input channels, the first convolution is a product of matrices on a CPU.
+/// Up to this number of input channels, the first convolution on a CPU is a product of matrices.
 const FEW_CHANNELS: i64 = 4;
 
 /// Architecture A or B.
 pub struct Cnn {
     arch: Arch,
     convolutions: Vec<nn::Conv2D>,
-    /// Of the first convolution.
+    /// The padding of the first convolution.
     padding: i64,
     hidden: nn::Linear,
     output: nn::Linear,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Which of the paper's architectures.
+    /// One of the paper's architectures.
     pub arch: Arch,
 }
 
@@ -42,9 +42,9 @@ pub enum Arch {
 }
 
 impl Cnn {
-    /// The first convolution (stride 1) and its ReLU. On a CPU it is a product of matrices: libtorch's
-    /// convolution pads its few input channels to sixteen where it computes the gradient towards the
-    /// images, which every attack and sampler asks for.
+    /// The first convolution (stride 1) and its ReLU. On a CPU it is a product of matrices.
+    /// libtorch's convolution would pad its few input channels to sixteen in the gradient with
+    /// respect to the images, which every attack and sampler needs.
     fn first(&self, images: &Tensor) -> Tensor {
         let convolution = &self.convolutions[0];
         let (shape, padding) = (convolution.ws.size(), self.padding);
@@ -112,8 +112,8 @@ impl Model for Cnn {
         for (number, convolution) in self.convolutions[1..].iter().enumerate() {
             features = convolution.forward(&if number == 0 { features } else { features.relu_() });
         }
-        // The last ReLU behind the copy that flattens: a gradient that comes back in one layout to a
-        // ReLU in another is slow on a CPU.
+        // The last ReLU comes after the copy that flattens: on a CPU, the gradient of a ReLU is
+        // slow if its layout differs from that of the ReLU's input.
         let flat = features.flatten(1, -1).relu_();
         Ok(match self.arch {
             Arch::A => {
@@ -141,14 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn the_layers_are_the_papers() {
-        // A: 64*26 + 64*1601 + 128*25601 + 10*129. B: 32*10 + 64*289 + 2*64*577 + 100*3137 + 10*101.
+    fn the_layers_are_those_of_the_paper() {
+        // A: 64*26 + 64*1601 + 128*25601 + 10*129. B: 32*10 + 64*289 + 2*64*577 + 100*3137 +
+        // 10*101.
         assert_eq!(parameters(Arch::A, MNIST), (3_382_346, vec![3, 10]));
         assert_eq!(parameters(Arch::B, MNIST), (407_382, vec![3, 10]));
     }
 
     #[test]
-    fn the_first_layer_is_the_convolution() {
+    fn the_first_layer_equals_libtorchs_convolution() {
         let three = Task { channels: 3, height: 11, width: 14, classes: 3 };
         for (arch, task) in [(Arch::A, MNIST), (Arch::B, MNIST), (Arch::A, three), (Arch::B, three)] {
             let mut variables = nn::VarStore::new(Device::Cpu);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn other_image_sizes_fit_or_are_refused() {
+    fn images_of_other_sizes_work_or_are_refused() {
         let wide = Task { channels: 3, height: 9, width: 14, classes: 3 };
         assert_eq!(parameters(Arch::A, wide).1, [3, 3]);
         assert_eq!(parameters(Arch::B, wide).1, [3, 3]);

@@ -2,16 +2,17 @@
 //! examples with a fast adaptive boundary attack"), targeted and untargeted, in linf and l2, as
 //! AutoAttack runs it.
 //!
-//! It looks for the nearest adversarial point: linearise the boundary between the label and
-//! another class at the iterate, project the iterate and the natural example onto it inside the
-//! domain, overshoot a little and mix the two; whatever is misclassified moves back towards the
-//! natural example and the walk goes on. AutoAttack asks afterwards whether the nearest one lies
-//! within epsilon. (There is no final line search in its version.)
+//! It searches for the nearest adversarial point. Each iteration linearises the boundary between
+//! the label and another class at the iterate. It projects the iterate and the natural example onto
+//! this boundary inside the domain, overshoots a little, and takes a weighted mean of the two. A
+//! misclassified iterate then moves back towards the natural example. AutoAttack checks afterwards
+//! whether the nearest adversarial point lies within epsilon. (Its version has no final line
+//! search.)
 //!
-//! Two things differ from the authors' implementation, and neither changes an iterate or a
-//! verdict. The nearest distance only shrinks, so a point is done, and leaves the batch, as soon
-//! as it is misclassified within epsilon. And an iterate that stays where it was judged need not
-//! be passed forward again to be linearised: see `Habits`.
+//! There are two differences from the authors' implementation; neither changes an iterate or a
+//! verdict. First, the distance of the nearest adversarial point can only fall, so a point leaves
+//! the batch as soon as it is misclassified within epsilon. Second, an iterate that does not move
+//! back needs no second forward pass to be linearised: see `Habits`.
 
 mod projection;
 mod walkers;
@@ -31,36 +32,36 @@ pub struct Fab {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Walk to the boundary of one class after the other, rather than to the nearest boundary.
     pub targeted: bool,
-    /// Number of classes to target, those with the largest logits after the label's; at most all
+    /// Number of target classes: those with the largest logits except the label's; at most all
     /// others.
     #[schemars(range(min = 1))]
     pub target_classes: usize,
     /// Number of iterations of each walk.
     #[schemars(range(min = 1))]
     pub steps: usize,
-    /// Number of walks (to each class): the first starts at the natural example, later ones at a
-    /// random point at half of epsilon from it.
+    /// Number of walks (to each class). The first starts at the natural example; later ones start
+    /// at a random point at half of epsilon from it.
     #[schemars(range(min = 1))]
     pub restarts: usize,
-    /// Largest share of the natural example's projection in an iterate.
+    /// Largest weight of the natural example's projection in an iterate.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub alpha_max: f64,
-    /// By how much projections overshoot the boundary: 1 is not at all.
+    /// Factor by which projections overshoot the boundary; 1 means no overshoot.
     #[schemars(range(min = 1.0))]
     pub eta: f64,
-    /// Share of its distance at which a misclassified iterate stays when it moves back towards
-    /// the natural example.
+    /// Share of its distance from the natural example that a misclassified iterate keeps when it
+    /// moves back.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub beta: f64,
 }
 
 impl Default for Options {
-    /// AutoAttack's.
+    /// The settings of AutoAttack.
     fn default() -> Self {
         Self {
             targeted: true,
@@ -74,7 +75,7 @@ impl Default for Options {
     }
 }
 
-/// The lengths of changes count as no less, as in the reference.
+/// Shorter changes count as this long, as in the reference.
 const SHORTEST_CHANGE: f64 = 1e-8;
 
 impl Attack for Fab {
@@ -94,16 +95,17 @@ impl Attack for Fab {
         Ok(())
     }
 
-    /// The natural example; then at most two passes an iteration, one to judge the iterate and
-    /// one to linearise (at the start, or where an iterate moved back to).
+    /// One pass of the natural example, then at most two passes per iteration: one to classify the
+    /// iterate, and one to linearise (at the start, or at the point that a misclassified iterate
+    /// moved back to).
     fn query_budget(&self) -> Option<u64> {
         let Options { targeted, target_classes, steps, restarts, .. } = self.options;
         let walks = if targeted { restarts.saturating_mul(target_classes) } else { restarts };
         Some((walks as u64).saturating_mul(steps as u64).saturating_mul(2).saturating_add(1))
     }
 
-    /// For each point the first iterate that is misclassified within epsilon; where there is
-    /// none, the iterate within epsilon, or the natural example, that has the smallest margin.
+    /// For each point, the first iterate that is misclassified within epsilon. If there is none, it
+    /// is the point of smallest margin among the iterates within epsilon and the natural example.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let logits = target.victim.logits(target.natural)?;
         let mut best = Best::new(target, &logits);
@@ -123,8 +125,8 @@ impl Attack for Fab {
 }
 
 impl Fab {
-    /// Where to walk, one after the other: to each row's class of a rank (`[N]`, i64), or to
-    /// whatever boundary is nearest.
+    /// The goals, one after the other: for targeted walks, the class of each rank of each row
+    /// (`[N]`, i64); for untargeted ones, the nearest boundary (none).
     fn goals(&self, target: &Target, logits: &Tensor) -> Vec<Option<Tensor>> {
         if !self.options.targeted {
             return vec![None];
@@ -135,7 +137,7 @@ impl Fab {
         (0..ranks).map(|rank| Some(ranking.select(1, rank))).collect()
     }
 
-    /// Lets these points walk; the rows of those that stand afterwards, `[M]`.
+    /// One walk of these points. Returns the rows of the points that are not fooled, `[M]`.
     fn walk(&self, target: &Target, mut walkers: Walkers, best: &mut Best) -> Result<Tensor> {
         let Target { victim, threat, .. } = target;
         let linearise = |walkers: &Walkers| {
@@ -148,11 +150,11 @@ impl Fab {
             let expected = walkers.habits.expected_to_stay();
             let last = step == self.options.steps;
             let graph_kept = if last { expected.zeros_like() } else { expected };
-            let (logits, graph) = judge(target, &iterates, &graph_kept)?;
+            let (logits, graph) = classify(target, &iterates, &graph_kept)?;
             let fooled = correct(&logits, &walkers.labels).logical_not();
             let inside = threat.distance(&iterates, &walkers.natural).le(threat.epsilon);
             best.offer(&walkers, &iterates, &logits, &fooled, &inside);
-            // The distance to the nearest adversarial point only shrinks: these are done.
+            // The distance of the nearest adversarial point can only fall: these points are done.
             let found = fooled.logical_and(&inside);
             if last {
                 return Ok(walkers.rows.index_select(0, &rows_where(&found.logical_not())));
@@ -179,8 +181,9 @@ impl Fab {
         Ok(walkers.rows)
     }
 
-    /// The next iterates, `[M, D]`: the projections of iterate and natural example onto the
-    /// tangents, both overshot, mixed so that the nearer one counts more (Algorithm 1 of the paper).
+    /// The next iterates, `[M, D]`: the weighted mean of the projections of iterate and natural
+    /// example onto the tangents, both with overshoot. The nearer projection has the larger weight
+    /// (Algorithm 1 of the paper).
     fn iterates(&self, walkers: &Walkers, tangents: &Tangents, threat: &ThreatModel) -> Tensor {
         let Options { alpha_max, eta, .. } = self.options;
         let Walkers { natural, current, .. } = walkers;
@@ -202,7 +205,7 @@ impl Fab {
     }
 }
 
-/// What is returned for each of the N points.
+/// The best candidate for each of the N points.
 struct Best {
     /// `[N, D]`.
     images: Tensor,
@@ -216,7 +219,8 @@ impl Best {
         Self { images: target.natural.flatten(1, -1).copy(), margins: margin(logits, target.labels) }
     }
 
-    /// Takes over iterates inside the ball that are misclassified or have a smaller margin.
+    /// Replaces candidates by iterates inside the ball that are misclassified or have a smaller
+    /// margin.
     fn offer(
         &mut self,
         walkers: &Walkers,
@@ -234,9 +238,9 @@ impl Best {
     }
 }
 
-/// Logits of iterates (`[M, D]`), `[M, classes]`; and an evaluation that can be differentiated of
-/// those in the rows `graph_kept` (`[M]`, bool), if there are any.
-fn judge<'a>(
+/// Logits `[M, classes]` of iterates `[M, D]`, and a differentiable evaluation of the rows
+/// `graph_kept` (`[M]`, bool), if there are any.
+fn classify<'a>(
     target: &Target<'a>,
     iterates: &Tensor,
     graph_kept: &Tensor,
@@ -263,8 +267,8 @@ fn images(target: &Target, pixels: &Tensor) -> Tensor {
     pixels.reshape(shape)
 }
 
-/// Random points at half of epsilon from the natural ones, inside the domain: in linf a uniform
-/// draw, in l2 a normal one, stretched to that length.
+/// Random points at half of epsilon from the natural examples, inside the domain. The direction is
+/// a uniform draw in linf and a normal draw in l2, scaled to that length.
 fn random_start(target: &Target) -> Result<Tensor> {
     let Target { natural, threat, random, .. } = target;
     let direction = match threat.norm {
@@ -276,7 +280,7 @@ fn random_start(target: &Target) -> Result<Tensor> {
     Ok(start.clamp(threat.domain.0, threat.domain.1))
 }
 
-/// Which rows of a mask (`[M]`, bool) are set: `[any]`, i64.
+/// The rows of a mask (`[M]`, bool) that are true: `[any]`, i64.
 fn rows_where(mask: &Tensor) -> Tensor {
     mask.nonzero().squeeze_dim(1)
 }

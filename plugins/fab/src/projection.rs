@@ -1,38 +1,38 @@
 //! Projection onto a hyperplane inside the domain (Croce and Hein 2020, Sect. 2).
 //!
-//! To reach `<normal, z> = offset` by the least change in the norm, every coordinate moves
-//! towards the hyperplane at a pace of its own (linf: all alike; l2: in proportion to the
-//! normal's coordinate) and stays where it meets the domain's bound. What is left to find is how
-//! long they move. After the time t they have come nearer by
+//! The smallest change in the norm that reaches `<normal, z> = offset` moves every coordinate
+//! towards the hyperplane, each at its own pace: in linf all paces are equal; in l2 they are
+//! proportional to the normal's coordinates. A coordinate stops at the domain's bound. The unknown
+//! is the time of the movement. After time t the point is nearer to the hyperplane by
 //!
 //! ```text
 //! sum over i of |normal_i| * min(t * pace_i, reach_i)
 //! ```
 //!
-//! where `reach_i` is the way to the bound. That is concave and piecewise linear in t, so
-//! Newton's method from t = 0 rises to the solution, never passes it, and is there, exactly, as
-//! soon as no further coordinate stops on the way: a handful of steps, and no sorting.
+//! where `reach_i` is the distance to the bound. This function is concave and piecewise linear in
+//! t, so Newton's method from t = 0 rises to the solution and never passes it. It is exact as soon
+//! as no further coordinate stops. It takes a few steps and needs no sorting.
 
 use crate::row_sums;
 use plugin_api::tch::Tensor;
 use plugin_api::{Norm, ThreatModel};
 
-/// In l2, coordinates whose normal is no larger do not move, as in the reference.
+/// In l2, coordinates whose normal is not larger than this do not move, as in the reference.
 const SMALLEST_L2_NORMAL: f64 = 1e-8;
 
-/// Smallest divisor: where nothing moves any more the time may grow without harm, but must stay
-/// finite in f32.
+/// Smallest divisor. If no coordinate moves any more, the time may be large but must stay finite in
+/// f32.
 const SMALLEST_SPEED: f64 = 1e-20;
 
 /// Larger than any pixel, finite in f32.
 const FAR: f64 = 1e30;
 
-/// The changes `[S, M, D]` that bring `points` (`[S, M, D]`: S points for each of M hyperplanes)
-/// onto the hyperplanes with these `normals` (`[M, D]`), inside the domain and the least in the
-/// threat model's norm. `residuals` (`[S, M, 1]`) is `<normal, point> - offset`.
+/// The smallest changes `[S, M, D]`, in the threat model's norm, that move `points` onto the
+/// hyperplanes with these `normals` (`[M, D]`), inside the domain. `points` is `[S, M, D]`: S
+/// points for each of M hyperplanes. `residuals` (`[S, M, 1]`) is `<normal, point> - offset`.
 ///
-/// Where the domain does not reach the hyperplane, the change that comes nearest to it: every
-/// coordinate that counts goes to its bound.
+/// If the hyperplane lies outside the domain, the change goes as near to it as possible: every
+/// coordinate with a normal goes to its bound.
 pub fn changes_to_hyperplanes(
     points: &Tensor,
     residuals: &Tensor,
@@ -47,7 +47,7 @@ pub fn changes_to_hyperplanes(
             (normals, paces)
         }
     };
-    // Arithmetic rather than `where`, which libtorch does not vectorise on a CPU.
+    // Arithmetic instead of `where`, which libtorch does not vectorise on a CPU.
     let directions = residuals.sign().neg() * normals.sign();
     let bounds = (&directions * FAR).clamp_(threat.domain.0, threat.domain.1);
     let reaches = (bounds - points) * &directions;
@@ -55,8 +55,8 @@ pub fn changes_to_hyperplanes(
     reaches.minimum(&(times * paces)) * directions
 }
 
-/// For how long (`[S, M, 1]`) coordinates of these `paces`, none further than its reach
-/// (`[S, M, D]`), move until `distances` (`[S, M, 1]`) are covered.
+/// The times (`[S, M, 1]`) in which coordinates with these `paces` cover the `distances`
+/// (`[S, M, 1]`). No coordinate moves further than its reach (`[S, M, D]`).
 fn times_to_hyperplanes(distances: &Tensor, sizes: &Tensor, paces: &Tensor, reaches: &Tensor) -> Tensor {
     let speeds = sizes * paces;
     let gains = reaches * sizes;
@@ -66,11 +66,11 @@ fn times_to_hyperplanes(distances: &Tensor, sizes: &Tensor, paces: &Tensor, reac
         let limits = &times * paces;
         let _ = reaches.gt_tensor_out(&moving, &limits);
         let _ = reaches.le_tensor_out(&stopped, &limits);
-        // Each sum by itself: differences of larger ones would be lost to rounding near the
-        // hyperplane.
+        // The two sums are computed separately: near the hyperplane, the difference of larger sums
+        // would be lost to rounding.
         let speed = row_sums(&(&speeds * &moving)).clamp_min_(SMALLEST_SPEED);
         let next = (distances - row_sums(&(&gains * &stopped))) / speed;
-        // Times only grow, and each step stops further coordinates: this ends.
+        // The loop ends: times only grow, and each iteration stops further coordinates.
         if next.gt_tensor(&times).any().int64_value(&[]) == 0 {
             return times;
         }
@@ -105,9 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn inside_the_domain_it_is_the_projection_onto_the_hyperplane() {
-        // 3 x - y = 2 from (0.5, 0.5), where it is 1. All coordinates by 1 / (3 + 1); along the
-        // normal by 1 / (9 + 1) of it.
+    fn inside_the_domain_the_change_is_the_projection_onto_the_hyperplane() {
+        // 3 x - y = 2 from (0.5, 0.5), where 3 x - y = 1. In linf both coordinates change by 1 / (3
+        // + 1); in l2 the point moves by 1 / (9 + 1) of the normal.
         let (point, normal) = ([0.5, 0.5], [3.0, -1.0]);
         assert_close(&change(Norm::Linf, UNIT, &point, -1.0, &normal), &[0.25, -0.25]);
         assert_close(&change(Norm::L2, UNIT, &point, -1.0, &normal), &[0.3, -0.1]);
@@ -117,37 +117,37 @@ mod tests {
     }
 
     #[test]
-    fn others_make_up_for_a_coordinate_that_meets_its_bound() {
-        // 0.8 is missing. The first coordinate has 0.1 to go: less than 0.8 / (2 + 1 + 3), and
-        // than 2 * 0.8 / (4 + 1 + 9). It gives 0.2; the others give 0.6.
+    fn other_coordinates_compensate_for_one_that_reaches_its_bound() {
+        // The distance is 0.8. The first coordinate can change by 0.1, which is less than 0.8 / (2
+        // + 1 + 3) and 2 * 0.8 / (4 + 1 + 9). It contributes 0.2; the others contribute 0.6.
         let (point, normal) = ([0.9, 0.5, 0.5], [2.0, 1.0, 3.0]);
         assert_close(&change(Norm::Linf, UNIT, &point, -0.8, &normal), &[0.1, 0.15, 0.15]);
         assert_close(&change(Norm::L2, UNIT, &point, -0.8, &normal), &[0.1, 0.06, 0.18]);
-        // One that meets it just when the hyperplane is reached.
+        // A coordinate that reaches its bound exactly at the hyperplane.
         assert_close(&change(Norm::Linf, UNIT, &[0.75, 0.0], -0.5, &[1.0, 1.0]), &[0.25, 0.25]);
         assert_close(&change(Norm::L2, UNIT, &[0.75, 0.0], -0.5, &[1.0, 1.0]), &[0.25, 0.25]);
-        // A wider domain: 0.8 / 6 of each; 0.8 / 14 of the normal.
+        // In a wider domain: 0.8 / 6 per coordinate in linf, 0.8 / 14 of the normal in l2.
         let wide = (-1.0, 2.0);
         assert_close(&change(Norm::Linf, wide, &point, -0.8, &normal), &[0.8 / 6.0; 3]);
         assert_close(&change(Norm::L2, wide, &point, -0.8, &normal), &[1.6 / 14.0, 0.8 / 14.0, 2.4 / 14.0]);
     }
 
     #[test]
-    fn out_of_reach_every_coordinate_that_counts_goes_to_its_bound() {
-        // 3 is missing; all there is to gain is 0.5 * 1 + 0.25 * 2.
+    fn if_the_hyperplane_is_out_of_reach_coordinates_go_to_their_bounds() {
+        // The distance is 3; the coordinates can contribute 0.5 * 1 + 0.25 * 2.
         for norm in [Norm::Linf, Norm::L2] {
             let got = change(norm, UNIT, &[0.5, 0.25, 0.5], -3.0, &[1.0, -2.0, 0.0]);
             assert_close(&got, &[0.5, -0.25, 0.0]);
             let got = change(norm, (-1.0, 2.0), &[0.5, 0.25, 0.5], 9.0, &[1.0, -2.0, 0.0]);
             assert_close(&got, &[-1.5, 1.75, 0.0]);
-            // Just within reach.
+            // The hyperplane is reached exactly at the bounds.
             let got = change(norm, UNIT, &[0.5, 0.25, 0.5], -1.0, &[1.0, -2.0, 0.0]);
             assert_close(&got, &[0.5, -0.25, 0.0]);
         }
     }
 
     #[test]
-    fn nothing_moves_on_the_hyperplane_or_without_a_normal() {
+    fn a_point_on_the_hyperplane_or_with_a_zero_normal_does_not_move() {
         for norm in [Norm::Linf, Norm::L2] {
             assert_eq!(change(norm, UNIT, &[0.5, 1.0], 0.0, &[1.0, 2.0]), [0.0, 0.0]);
             assert_eq!(change(norm, UNIT, &[0.5, 1.0], 2.0, &[0.0, 0.0]), [0.0, 0.0]);
@@ -158,14 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn many_coordinates_agree_with_bisection() {
+    fn changes_of_many_coordinates_agree_with_bisection() {
         tch::manual_seed(0);
         let options = (Kind::Double, Device::Cpu);
         let points = Tensor::rand([2, 50, 200], options);
         // A third of the coordinates start at a bound.
         let points = (points * 1.5 - 0.25).clamp(0.0, 1.0);
         let normals = Tensor::randn([50, 200], options);
-        // From near the hyperplane to out of reach.
+        // Distances from near zero to out of reach.
         let gains = row_sums(&(normals.abs() * 0.5));
         let residuals = Tensor::randn([2, 50, 1], options) * gains;
         for norm in [Norm::Linf, Norm::L2] {
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn near_the_hyperplane_f32_keeps_its_precision() {
+    fn near_the_hyperplane_f32_agrees_with_f64() {
         tch::manual_seed(0);
         let options = (Kind::Float, Device::Cpu);
         let points = (Tensor::rand([1, 50, 784], options) * 1.5 - 0.25).clamp(0.0, 1.0);

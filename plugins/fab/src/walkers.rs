@@ -1,4 +1,5 @@
-//! The points of a walk, the linear pictures of their boundaries, and what they tend to do.
+//! The points of a walk, the tangents of their decision boundaries, and statistics of their
+//! movement.
 
 use crate::{row_lengths, row_sums, rows_where};
 use plugin_api::tch::{Kind, Tensor};
@@ -9,23 +10,24 @@ const GRADIENT_FLOOR: f64 = 1e-12;
 
 /// Points on their way to a boundary: M rows in each tensor, D pixels.
 pub struct Walkers {
-    /// Which of the call's examples they are, `[M]`.
+    /// Their rows among the call's examples, `[M]`.
     pub rows: Tensor,
     /// Their natural examples, `[M, D]`.
     pub natural: Tensor,
-    /// `[M]`.
+    /// Their labels, `[M]`.
     pub labels: Tensor,
-    /// Where they are, `[M, D]`.
+    /// Their current iterates, `[M, D]`.
     pub current: Tensor,
-    /// Whether they tend to stay where they are judged.
+    /// Statistics of how often they move back.
     pub habits: Habits,
-    /// The class each walks to, `[M]`; without, to that of the nearest boundary.
+    /// The target class of each, `[M]`; none for untargeted walks, which go to the nearest
+    /// boundary.
     goals: Option<Tensor>,
     classes: i64,
 }
 
 impl Walkers {
-    /// All N examples of the call, at the images `start`, on their way to `goals` (`[N]`).
+    /// All N examples of the call, at the images `start`, with the target classes `goals` (`[N]`).
     pub fn new(target: &Target, start: &Tensor, goals: Option<&Tensor>) -> Self {
         let points = target.labels.size()[0];
         let backward_passes = if goals.is_some() { 1 } else { target.classes - 1 };
@@ -40,7 +42,7 @@ impl Walkers {
         }
     }
 
-    /// Those in these rows, in that order.
+    /// The points in these rows, in this order.
     pub fn select(&self, rows: &Tensor) -> Self {
         let of = |tensor: &Tensor| tensor.index_select(0, rows);
         Self {
@@ -54,8 +56,8 @@ impl Walkers {
         }
     }
 
-    /// To these iterates; from there, where they are misclassified (`fooled`, `[M]`, bool), back
-    /// towards the natural example to the share `beta` of the distance.
+    /// Moves the points to these iterates. Misclassified ones (`fooled`, `[M]`, bool) then move
+    /// back towards the natural example and keep the share `beta` of the distance.
     pub fn advance(&mut self, iterates: Tensor, fooled: &Tensor, beta: f64) {
         self.habits.note(fooled);
         self.current = iterates;
@@ -65,8 +67,8 @@ impl Walkers {
         let _ = self.current.index_copy_(0, &back, &moved);
     }
 
-    /// The tangents of the boundaries between label and goal at the images evaluated; without a
-    /// goal, of the boundary that is nearest by its tangent.
+    /// The tangents of the boundaries between label and goal at the evaluated images. Without a
+    /// goal, the tangent of the boundary whose tangent is nearest.
     ///
     /// # Errors
     /// If the victim cannot be differentiated.
@@ -89,12 +91,12 @@ impl Walkers {
     }
 }
 
-/// Linear pictures of the boundaries of M points: `value + <normal, z - point>`, zero on the
-/// boundary.
+/// Tangents of the decision boundaries of M points: `value + <normal, z - point>` is zero on the
+/// tangent.
 pub struct Tangents {
-    /// The goal's logit less the label's, `[M]`.
+    /// The goal's logit minus the label's, `[M]`.
     pub values: Tensor,
-    /// Its gradient, `[M, D]`.
+    /// The gradients of the values, `[M, D]`.
     pub normals: Tensor,
 }
 
@@ -107,7 +109,7 @@ impl Tangents {
         Ok(Self { values, normals: normals.flatten(1, -1) })
     }
 
-    /// Distance of each point from its boundary in this norm, domain aside: `[M]`.
+    /// Distance of each point from its tangent in this norm, without regard to the domain: `[M]`.
     fn distances(&self, norm: Norm) -> Tensor {
         // The gradient's length in the dual norm.
         let lengths = match norm {
@@ -123,38 +125,40 @@ impl Tangents {
         self.normals = self.normals.index_copy(0, rows, &other.normals.index_select(0, rows));
     }
 
-    /// Those in these rows, in that order.
+    /// The tangents in these rows, in this order.
     pub fn select(&self, rows: &Tensor) -> Self {
         Self { values: self.values.index_select(0, rows), normals: self.normals.index_select(0, rows) }
     }
 
-    /// One after the other.
+    /// The rows of all parts, one part after the other.
     pub fn cat(parts: &[Self]) -> Self {
         let of = |field: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(field).collect::<Vec<_>>(), 0);
         Self { values: of(|part| &part.values), normals: of(|part| &part.normals) }
     }
 }
 
-/// Whether points tend to stay where they are judged.
+/// Statistics of how often points move back, by which passes are saved.
 ///
-/// An iterate that is classified correctly stays, and is linearised there next: if its judging
-/// pass keeps the graph, that pass serves twice. One that is misclassified moves back, and a kept
-/// graph is a loss, because a batch's graph can only be differentiated as a whole. Most points
-/// stay and move in a pattern of their own. So graphs are kept for those that would have gained
-/// by it so far, each time that the same two outcomes came before. Only passes depend on this:
-/// which are saved, never what they compute.
+/// An iterate that is classified correctly stays and is linearised next. If the pass that
+/// classified it keeps the graph, no second forward pass is needed. A misclassified iterate moves
+/// back, and its graph is wasted: a batch's graph can only be differentiated as a whole. Most
+/// points move back in a pattern. So a point's graph is kept if this would have saved passes so
+/// far, counted over the iterations with the same two previous outcomes. This affects the number of
+/// passes only, never their results.
 pub struct Habits {
-    /// The last two outcomes, `[M]`: 2 if the one before the last was to move, plus 1 if the
-    /// last was.
+    /// The last two outcomes, `[M]`: 2 if the point moved back at the one before the last, plus 1
+    /// if it moved back at the last.
     recent: Tensor,
-    /// Passes that would have been saved after each of the four, `[M, 4]`.
+    /// Passes that a kept graph would have saved after each of the four pairs of outcomes,
+    /// `[M, 4]`.
     saved: Tensor,
-    /// Backward passes of a linearisation. A forward pass costs about as much as one.
+    /// Number of backward passes of a linearisation. A forward pass costs about as much as one of
+    /// them.
     backward_passes: i64,
 }
 
 impl Habits {
-    /// Nothing known of points with these `labels` (`[N]`).
+    /// Empty statistics of points with these `labels` (`[N]`).
     fn new(labels: &Tensor, backward_passes: i64) -> Self {
         let recent = labels.zeros_like();
         let saved = recent.new_zeros([recent.size()[0], 4], (Kind::Int64, recent.device()));
@@ -169,12 +173,12 @@ impl Habits {
         }
     }
 
-    /// Those for which keeping the graph is likely to pay, `[M]`, bool.
+    /// Whether keeping the graph of each point is likely to save passes, `[M]`, bool.
     pub fn expected_to_stay(&self) -> Tensor {
         self.saved.gather(1, &self.recent.unsqueeze(1), false).squeeze_dim(1).gt(0)
     }
 
-    /// Which points moved back this time (`[M]`, bool).
+    /// Counts an outcome: whether each point moved back (`[M]`, bool).
     fn note(&mut self, moved: &Tensor) {
         let moved = moved.to_kind(Kind::Int64);
         let gains = &moved * -(self.backward_passes + 1) + 1;

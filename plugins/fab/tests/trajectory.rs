@@ -1,5 +1,5 @@
-//! Replays the reference's walks, recorded by tests/parity/record_fab.py: the same network and
-//! the same random starts must lead through the same iterates to the same distances and verdicts.
+//! Replays the reference's walks, recorded by tests/parity/record_fab.py. The same network and the
+//! same random starts must give the same iterates, distances and verdicts.
 
 use fab::{Fab, Options};
 use plugin_api::losses::margin;
@@ -9,8 +9,8 @@ use replay::{ReplayedNumbers, SmallNet, read_fixture};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-/// Both sides compute in f64, but not in the same order: rounding is all that may differ, and an
-/// iteration does not magnify it by much.
+/// Both sides compute in f64, but not in the same order. Results may differ by rounding only, which
+/// an iteration does not amplify much.
 const TOLERANCE: f64 = 1e-8;
 
 /// One mode of a fixture.
@@ -71,7 +71,7 @@ impl Recording {
         self.of_mode("fooled").int64_value(&[point]) == 1
     }
 
-    /// Candidates for these points, and the network that saw every query.
+    /// Candidates for these points, and the network with its record of every query.
     fn attack(&self, threat: ThreatModel, points: &[i64]) -> (Tensor, SmallNet) {
         let draws = self.of_mode("draws");
         let draws = (0..draws.size()[0]).map(|number| draws.get(number)).collect();
@@ -91,7 +91,7 @@ impl Recording {
 }
 
 fn run(options: Options, target: &Target) -> Tensor {
-    // With images this small further threads only wait for one another.
+    // With images this small, further threads only wait for one another.
     tch::set_num_threads(1);
     tch::no_grad(|| Fab::new(options).and_then(|attack| attack.run(target))).expect("candidates")
 }
@@ -102,8 +102,8 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     (a - b).abs().max().double_value(&[])
 }
 
-/// Attacks a point alone, follows its queries and compares each iterate with the recording up to
-/// where the point falls. Whether it fell.
+/// Attacks a single point, follows its queries and compares each iterate with the recording until
+/// the point is fooled. Returns whether it is fooled.
 fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
     let (threat, options) = (recording.threat(epsilon), recording.options());
     let places: Vec<Vec<i64>> = Vec::try_from(recording.of_mode("snapshot_places")).expect("places");
@@ -123,16 +123,16 @@ fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
             assert!(apart > 0.0 && apart <= threat.epsilon / 2.0 + TOLERANCE, "a start {apart} away");
         }
         let mut nearest: f64 = 1e10;
-        // Where the walk was linearised last.
+        // The point of the last linearisation.
         let mut before = start.copy();
         for step in 0..options.steps as i64 {
             let place = format!("{}, {epsilon}, point {point}, walk {walk}, step {step}", recording.mode);
-            let iterate = queries.next().unwrap_or_else(|| panic!("{place}: never judged"));
+            let iterate = queries.next().unwrap_or_else(|| panic!("{place}: no query"));
             let margin = margin_of(&iterate);
             let recorded = recording.of_mode("margins").double_value(&[walk, step, point]);
-            // The first divergence, and what may be its cause.
+            // Possible causes of the first difference.
             let why = || {
-                // The ball only judges here; what projects is the domain.
+                // Iterates are projected onto the domain, not onto the ball.
                 let threat = ThreatModel { epsilon: f64::INFINITY, ..threat };
                 net.suspects(&before, &natural, &threat)
             };
@@ -156,7 +156,7 @@ fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
                 assert_eq!(candidate, iterate, "{place}");
                 let recorded = recording.of_mode("distances").double_value(&[point]);
                 assert!(recorded < distance + TOLERANCE, "{place}: {distance}, nearest {recorded}");
-                assert!(queries.next().is_none(), "{place}: queries after the fall");
+                assert!(queries.next().is_none(), "{place}: queries after the point was fooled");
                 return true;
             }
             if step + 1 == options.steps as i64 {
@@ -168,7 +168,7 @@ fn assert_replays(recording: &Recording, epsilon: &str, point: i64) -> bool {
                 assert!(apart < 1e-12, "{place}: moved back elsewhere, {apart}");
                 before = back;
             } else {
-                // Passed once more, unless the graph was kept.
+                // A second pass of the iterate, unless the graph was kept.
                 let _ = queries.next_if_eq(&iterate);
                 before = iterate;
             }
@@ -196,7 +196,8 @@ fn assert_walks_and_verdicts(name: &str, norm: Norm, mode: &'static str) {
         let fooled = recording.fooled(point);
         assert_eq!(assert_replays(&recording, "epsilon", point), fooled, "{name}, {mode}, point {point}");
         counts[usize::from(fooled)] += 1;
-        // What falls has the rest of its walks in a ball so small that nothing does.
+        // The rest of a fooled point's walks is compared in a ball so small that no point is
+        // fooled.
         if fooled && recording.options().restarts == 1 {
             assert!(!assert_replays(&recording, "walked_epsilon", point));
         }
@@ -206,7 +207,7 @@ fn assert_walks_and_verdicts(name: &str, norm: Norm, mode: &'static str) {
 
 #[test]
 #[should_panic(expected = "targeted, walked_epsilon, point 4, walk 0, step 30: margin ")]
-fn the_first_divergence_is_named() {
+fn the_first_difference_is_named() {
     let recording = Recording::read("linf-1x10x10", Norm::Linf, "targeted");
     let mut margins = recording.of_mode("margins").get(0).narrow(0, 30, 70).select(1, 4);
     margins += 1e-6;
@@ -214,14 +215,14 @@ fn the_first_divergence_is_named() {
 }
 
 #[test]
-fn targeted_walks_and_verdicts_are_the_references() {
+fn targeted_walks_and_verdicts_equal_those_of_the_reference() {
     for (name, norm) in FILES {
         assert_walks_and_verdicts(name, norm, "targeted");
     }
 }
 
 #[test]
-fn untargeted_walks_and_verdicts_are_the_references() {
+fn untargeted_walks_and_verdicts_equal_those_of_the_reference() {
     for (name, norm) in FILES {
         assert_walks_and_verdicts(name, norm, "untargeted");
     }
@@ -242,7 +243,7 @@ fn a_point_does_not_depend_on_its_neighbours() {
                 passes += net.forward_passes();
                 sum += sum_of_queries(&net);
             }
-            // What is asked about is the same, too.
+            // The queries are the same, too.
             assert_eq!(net.forward_passes(), passes, "{name}, {mode}");
             let apart = (sum_of_queries(&net) / sum - 1.0).abs();
             assert!(apart < TOLERANCE, "{name}, {mode}: queries {apart} apart");
@@ -257,7 +258,7 @@ fn sum_of_queries(net: &SmallNet) -> f64 {
 }
 
 #[test]
-fn points_that_always_move_back_cost_the_budget_exactly() {
+fn points_that_always_move_back_take_exactly_the_query_budget() {
     let recording = Recording::read("l2-1x10x10", Norm::L2, "targeted");
     let margins = recording.of_mode("margins");
     let always: Vec<bool> = Vec::try_from(margins.lt(0.0).flatten(0, 1).all_dim(0, false)).expect("bools");
@@ -272,7 +273,7 @@ fn points_that_always_move_back_cost_the_budget_exactly() {
 }
 
 #[test]
-fn misclassified_points_fall_at_once() {
+fn points_misclassified_without_an_attack_take_one_pass() {
     let mut recording = Recording::read("linf-3x6x8", Norm::Linf, "targeted");
     let wrong = (recording.tensor("labels") + 1).remainder(10);
     recording.tensors.insert("labels".to_owned(), wrong);
@@ -282,8 +283,8 @@ fn misclassified_points_fall_at_once() {
     assert_eq!(net.forward_passes(), points.len() as u64);
 }
 
-/// Two classes; their boundary is at a first pixel of 0.5 where the second is dark, and at 2,
-/// beyond the domain, where it is bright.
+/// Two classes. Their boundary is at a first pixel of 0.5 if the second pixel is dark, and at 2,
+/// outside the domain, if it is bright.
 #[derive(Default)]
 struct Threshold {
     queries: RefCell<Vec<Tensor>>,
@@ -299,8 +300,8 @@ impl Threshold {
         Tensor::stack(&[values.zeros_like(), values], 1)
     }
 
-    /// First pixels asked about of the images with this second pixel.
-    fn asked(&self, second: f64) -> Vec<f64> {
+    /// The first pixels of the queried images with this second pixel.
+    fn queried(&self, second: f64) -> Vec<f64> {
         let queries = self.queries.borrow();
         let rows = queries.iter().flat_map(|batch| (0..batch.size()[0]).map(|row| batch.get(row)));
         let of_kind = rows.filter(|image| image.double_value(&[0, 0, 1]) == second);
@@ -349,33 +350,35 @@ fn assert_close(got: &[f64], expected: &[f64]) {
 }
 
 #[test]
-fn two_iterations_by_hand() {
+fn two_iterations_are_those_computed_by_hand() {
     let (candidates, victim) = attack_threshold(2, &[0.2, 0.25]);
-    // Natural example, judged and linearised: 0.3 from the boundary, both projections are 0.5.
-    // Overshot by 1.05: 0.2 + 0.315 = 0.515. Back to 0.2 + 0.9 * 0.315 = 0.4835. From there
-    // 0.0165 are left, so alpha is 0.0165 / 0.3165, of 0.515 and of 0.4835 + 1.05 * 0.0165.
+    // The natural example is classified and linearised at distance 0.3 from the boundary; both
+    // projections are 0.5. With the overshoot of 1.05: 0.2 + 0.315 = 0.515. The iterate moves back
+    // to 0.2 + 0.9 * 0.315 = 0.4835, at distance 0.0165. So alpha, the weight of 0.515, is 0.0165 /
+    // 0.3165, and the other point of the mean is 0.4835 + 1.05 * 0.0165.
     let alpha = 0.0165 / 0.3165;
     let second = (1.0 - alpha) * (0.4835 + 1.05 * 0.0165) + alpha * 0.515;
-    assert_close(&victim.asked(0.25), &[0.2, 0.2, 0.515, 0.4835, second]);
-    // None of them is within 0.1.
+    assert_close(&victim.queried(0.25), &[0.2, 0.2, 0.515, 0.4835, second]);
+    // None of these iterates is within 0.1.
     assert_close(&candidates, &[0.2, 0.25]);
 
-    // From 0.45 it is: at 0.45 + 1.05 * 0.05.
+    // From 0.45, the first iterate is: 0.45 + 1.05 * 0.05.
     let (candidates, victim) = attack_threshold(2, &[0.45, 0.25]);
-    assert_close(&victim.asked(0.25), &[0.45, 0.45, 0.5025]);
+    assert_close(&victim.queried(0.25), &[0.45, 0.45, 0.5025]);
     assert_close(&candidates, &[0.5025, 0.25]);
 }
 
 #[test]
-fn what_stays_where_it_was_judged_is_passed_forward_once() {
+fn an_iterate_that_does_not_move_back_takes_one_forward_pass() {
     let steps = 10;
     let (candidates, victim) = attack_threshold(steps, &[0.2, 0.25, 0.95, 0.75]);
-    // The first moves back from every iterate: the budget's passes. The second stays at the
-    // domain's bound, which is as near as it gets: natural example, start, iterates, and once
-    // more at the first, before its habits are known.
-    assert_eq!(victim.asked(0.25).len(), 1 + 2 * steps);
-    assert_eq!(victim.asked(0.75).len(), 1 + 1 + steps + 1);
-    assert_close(&victim.asked(0.75)[2..], &[1.0; 11]);
+    // The first point moves back from every iterate and takes all passes of the budget. The second
+    // stays at the domain's bound, the nearest point to the boundary. It takes passes of the
+    // natural example, the start and the iterates, and a second pass of the first iterate, before
+    // there are statistics.
+    assert_eq!(victim.queried(0.25).len(), 1 + 2 * steps);
+    assert_eq!(victim.queried(0.75).len(), 1 + 1 + steps + 1);
+    assert_close(&victim.queried(0.75)[2..], &[1.0; 11]);
     assert_eq!(victim.backward_passes.get(), 2 * steps as i64);
     // Within epsilon, 1 has the smaller margin.
     assert_close(&candidates, &[0.2, 0.25, 1.0, 0.75]);

@@ -1,5 +1,5 @@
-//! The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball;
-//! from a uniform start, the fast adversarial training of Wong et al. 2020.
+//! The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball. With a
+//! uniform start it is the fast adversarial training of Wong et al. 2020.
 
 use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
 use schemars::JsonSchema;
@@ -12,18 +12,17 @@ pub struct Fgsm {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Length of the step in the threat model's norm, in units of the domain; epsilon if
-    /// not given.
+    /// Length of the step in the threat model's norm, in units of the domain; epsilon if not given.
     #[schemars(range(min = 0.0))]
     pub step_size: Option<f64>,
-    /// Where the step begins.
+    /// The start of the step.
     pub start: From,
 }
 
-/// Where the step begins.
+/// The start of the step.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum From {
@@ -71,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_step_reaches_the_edge_unless_told_otherwise() {
+    fn the_step_reaches_the_edge_by_default() {
         assert_step(&Fgsm { options: Options::default() }, Norm::Linf, [0.75, 0.25]);
         let short = Options { step_size: Some(0.1), start: From::Uniform };
         assert_step(&Fgsm { options: short }, Norm::Linf, [0.6, 0.4]);

@@ -1,8 +1,9 @@
 //! Langevin Monte Carlo on persistent particles: the sampler of Algorithm 1.
 //!
-//! For fixed weights the worst case of the entropy-regularised problem is, for each training
-//! point, the law with density proportional to exp(lambda * loss) on the ball around it. This
-//! chain samples it: a step up the loss, then Gaussian noise; lambda = 2 * step_size / noise^2.
+//! For fixed weights, the inner problem with entropy regularisation has a solution for each
+//! training point: the distribution with density proportional to exp(lambda * loss) on the ball
+//! around it. This chain samples from it, by steps that raise the loss and Gaussian noise; lambda =
+//! 2 * step_size / noise^2.
 
 use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
 use schemars::JsonSchema;
@@ -15,17 +16,17 @@ pub struct Langevin {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Length of the step up the loss (eta of Algorithm 1), in units of the domain.
+    /// Length of the step that raises the loss (eta of Algorithm 1), in units of the domain.
     #[schemars(range(min = 0.0))]
     pub step_size: f64,
     /// Standard deviation of the noise (sigma of Algorithm 1), in units of the domain.
     #[schemars(range(min = 0.0))]
     pub noise: f64,
-    /// Step along the direction of steepest ascent (linf: the gradient's sign, as in
-    /// Algorithm 1) rather than along the gradient itself.
+    /// Step along the direction of steepest ascent (in linf the gradient's sign, as in Algorithm 1)
+    /// instead of along the gradient.
     pub sign: bool,
 }
 
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_sign_the_gradient_itself_counts() {
+    fn without_the_sign_a_step_is_eta_times_the_gradient() {
         // 0.5 + 0.01 * 2; 0.25 - 0.01 * 3; 0.9.
         assert_step(Options { step_size: 0.01, noise: 0.0, sign: false }, [0.52, 0.22, 0.9]);
     }

@@ -12,7 +12,7 @@ pub struct Pgd {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Length of each step in the threat model's norm, in units of the domain.

@@ -1,7 +1,6 @@
-//! Residual networks (He et al. 2016) for small images: the stem is one 3x3 convolution without
-//! stride, nothing is pooled before the blocks. Names, order and initialisation are those of
-//! torchvision's networks, whose blocks these are (a bottleneck's stride is in its 3x3
-//! convolution).
+//! Residual networks (He et al. 2016) for small images: the stem is one 3x3 convolution with stride
+//! 1, and there is no pooling before the blocks. Blocks, names, order and initialisation are those
+//! of torchvision's networks (a bottleneck's stride is in its 3x3 convolution).
 
 use plugin_api::layers::{BatchNorm, Normalization, convolution, global_average, linear};
 use plugin_api::tch::Tensor;
@@ -20,20 +19,20 @@ pub struct ResNet {
     output: nn::Linear,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Number of layers: 18 or 34 (basic blocks), or 50 (bottlenecks).
     pub depth: i64,
-    /// Channels of the first stage, of which the others have two, four and eight times as many;
-    /// 64 is the published network.
+    /// Channels of the first stage; the others have two, four and eight times as many. The
+    /// published networks have 64.
     #[schemars(range(min = 1, max = 1000))]
     pub width: i64,
-    /// Means that are taken from the images' channels, a number each; none for 0. CIFAR-10's
-    /// are [0.4914,0.4822,0.4465].
+    /// Means of the channels, subtracted from the images; 0 if the list is empty. CIFAR-10's are
+    /// [0.4914,0.4822,0.4465].
     pub mean: Vec<f64>,
-    /// Standard deviations that the channels are divided by, a number each; none for 1.
-    /// CIFAR-10's are [0.2470,0.2435,0.2616].
+    /// Standard deviations of the channels, by which the images are divided; 1 if the list is
+    /// empty. CIFAR-10's are [0.2470,0.2435,0.2616].
     pub std: Vec<f64>,
 }
 
@@ -87,10 +86,10 @@ impl Model for ResNet {
     }
 }
 
-/// How many times more channels leave a bottleneck than are convolved in it.
+/// Factor between the channels of a bottleneck's 3x3 convolution and its output channels.
 const EXPANSION: i64 = 4;
 
-/// A convolution and the normalisation of what it gives.
+/// A convolution and batch normalisation.
 struct Normalized {
     convolution: nn::Conv2D,
     norm: BatchNorm,
@@ -111,10 +110,10 @@ impl Normalized {
     }
 }
 
-/// A residual block: what its branch adds to its shortcut.
+/// A residual block: the sum of a branch and a shortcut.
 struct Block {
     branch: Vec<Normalized>,
-    /// None where input and output have the same shape.
+    /// None if input and output have the same shape.
     shortcut: Option<Normalized>,
 }
 
@@ -165,7 +164,8 @@ mod tests {
 
     #[test]
     fn the_parameters_are_those_of_the_published_networks() {
-        // 50: torchvision's 25,557,032 less 9,408 and 2,049,000 of its stem and output, plus ours.
+        // 50: torchvision's 25,557,032 minus 9,408 and 2,049,000 of its stem and output, plus those
+        // here.
         assert_eq!(parameters(18), 11_173_962);
         assert_eq!(parameters(34), 21_282_122);
         assert_eq!(parameters(50), 25_557_032 - 9_408 - 2_049_000 + 1_728 + 20_490);

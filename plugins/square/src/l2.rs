@@ -1,19 +1,20 @@
-//! Proposals in an l2 ball: a bump of change in one square, whose mass is what the change in
-//! another gives up and what the ball leaves unused.
+//! Proposals in an l2 ball. A proposal puts a bump of change into one square and sets the change in
+//! another square to zero. The bump's mass is that of both squares' old change, plus a share of the
+//! mass that the ball leaves unused.
 
 use crate::{Ball, Query, signs};
 use plugin_api::tch::{Kind, Tensor};
 use plugin_api::{Random, Result, ThreatModel};
 
-/// The ball of the Euclidean length of the change.
+/// The l2 ball.
 pub struct L2;
 
-/// Keeps lengths of zero from dividing, as in the reference.
+/// Added to lengths before a division, as in the reference.
 const TINY: f64 = 1e-12;
 
 impl Ball for L2 {
-    /// A grid of bumps, five from top to bottom (more where that does not come out even), each
-    /// upright or transposed, with a sign for each channel.
+    /// A grid of bumps, five or more from top to bottom, each upright or transposed, with a sign
+    /// for each channel.
     fn start(&self, natural: &Tensor, threat: &ThreatModel, random: &Random) -> Result<Tensor> {
         let (points, channels, height, width) = natural.size4()?;
         let side = (height / 5).max(1);
@@ -29,13 +30,14 @@ impl Ball for L2 {
             let bumps = bumps(side, &numbers.narrow(1, 0, 1)).reshape([-1, 1, side, side]);
             let bumps = bumps * signs(&numbers.narrow(1, 1, channels)).reshape([-1, channels, 1, 1]);
             let mut place = change.slice(2, top, top + side, 1).slice(3, left, left + side, 1);
-            // The last ones may reach over the edge.
+            // The last bumps of a row or column may extend beyond the edge.
             place.copy_(&bumps.narrow(2, 0, place.size()[2]).narrow(3, 0, place.size()[3]));
         }
         Ok(at_surface(natural, change.flatten(2, 3), threat))
     }
 
-    /// Where the squares are, which way the bump lies, and a sign for each channel.
+    /// Numbers for the places of the two squares, the orientation of the bump, and a sign per
+    /// channel.
     fn numbers_per_query(&self, channels: i64) -> i64 {
         5 + channels
     }
@@ -44,15 +46,16 @@ impl Ball for L2 {
         scheduled.max(3) | 1
     }
 
-    /// The first square's change becomes a bump plus its own direction, the second's nothing.
+    /// The change in the first square becomes the sum of a bump and the direction of its old
+    /// change. The change in the second square becomes zero.
     fn propose(&self, query: &Query) -> (Tensor, Tensor) {
         let Query { natural, current, numbers, side, threat } = query;
         let (points, channels) = (natural.size()[0], natural.size()[1]);
         let (first, second) = (query.square(0), query.square(2));
         let mut change = (*current - *natural).flatten(2, 3);
 
-        // Nearly a difference of equals: its rounding shows, so the root is squared again, as
-        // in the reference.
+        // `unused` is a difference of nearly equal numbers, so rounding matters: the root is
+        // squared again, as in the reference.
         let used = sum_of_squares(&change, &[1, 2]).sqrt().square();
         let unused = (threat.epsilon.powi(2) - used).clamp_min(0.0);
         let old = change.gather(2, &first, false);
@@ -86,7 +89,7 @@ fn bumps(side: i64, numbers: &Tensor) -> Tensor {
     transposed.where_self(&numbers.gt(0.5).unsqueeze(2), &upright.reshape([1, 1, -1]))
 }
 
-/// Two hills side by side, one up, one down, of length 1 together: `[side, side]`, f64.
+/// Two hills, a positive one above a negative one, together of length 1: `[side, side]`, f64.
 fn bump(side: i64) -> Tensor {
     let normalised = |change: Tensor| &change / sum_of_squares(&change, &[0, 1]).sqrt();
     let up = normalised(hill(side / 2, side));
@@ -94,8 +97,8 @@ fn bump(side: i64) -> Tensor {
     normalised(Tensor::cat(&[up, -down], 0))
 }
 
-/// A hill in the middle, `[height, width]`, f64: each ring of pixels around it is the sum of
-/// 1 / k^2, k from the ring's number to the last one's.
+/// A hill, `[height, width]`, f64. The pixels of the k-th ring around its centre have the value of
+/// the sum of 1 / j^2 for j from k to the number of rings.
 fn hill(height: i64, width: i64) -> Tensor {
     let rings = height.max(width) / 2 + 1;
     let heights: Vec<f64> = (0..height * width)
@@ -138,8 +141,8 @@ mod tests {
         assert!(distance < 1e-11, "got {got:?}, expected {expected:?}, {distance:.3e} apart");
     }
 
-    /// The bump of side 3, by hand: rings of 1 + 1/4 and 1/4, the upper row and the two lower
-    /// ones of length 1 each, then of length 1 together.
+    /// The bump of side 3, computed by hand: rings of 1 + 1/4 and 1/4. The upper row and the two
+    /// lower rows have length 1 each, and are then scaled to length 1 together.
     fn bump_of_three() -> Tensor {
         let (upper, lower) = ((2.0 * 27.0f64 / 16.0).sqrt(), (2.0 * 30.0f64 / 16.0).sqrt());
         let rows = [
@@ -151,14 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn a_bump_is_a_hill_up_and_a_hill_down() {
+    fn a_bump_is_a_positive_and_a_negative_hill() {
         assert_close(&bump(3), &bump_of_three());
         assert_close(&bump(1), &Tensor::from_slice(&[-1.0]).reshape([1, 1]));
     }
 
     #[test]
     fn the_start_is_a_grid_of_bumps_of_length_epsilon() {
-        // 5x5 pixels make bumps of one pixel, which are -1; every other one has the sign +1.
+        // Images of 5x5 pixels have bumps of one pixel, which is -1; every second bump has the sign
+        // -1.
         let natural = zeros(&[1, 1, 5, 5]);
         let numbers = FixedNumbers(vec![0.0, 0.9, 0.0, 0.1]);
         let start = L2.start(&natural, &THREAT, &Random::new(&numbers)).expect("a start");
@@ -167,8 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn bumps_that_reach_over_the_edge_are_cut() {
-        // Height 12: bumps of side 2 from row 1 on, the sixth row and column of them cut.
+    fn bumps_that_extend_beyond_the_edge_are_cut() {
+        // Height 12: bumps of side 2 from row 1 on; the sixth row and column of bumps are cut.
         let natural = zeros(&[1, 3, 12, 12]);
         let numbers = FixedNumbers(vec![0.1, 0.9, 0.7]);
         let start = L2.start(&natural, &THREAT, &Random::new(&numbers)).expect("a start");
@@ -180,8 +184,8 @@ mod tests {
 
     #[test]
     fn a_proposal_moves_mass_from_the_second_square_to_the_first() {
-        // 3x7 pixels, squares of 3 at columns 0 and 0.75 * (7 - 3) = 3. The change so far has
-        // length 1: 0.6 in the second square, 0.8 outside both.
+        // 3x7 pixels, squares of side 3 at columns 0 and 0.75 * (7 - 3) = 3. The old change has
+        // length 1: 0.6 in the second square, 0.8 outside both squares.
         let natural = zeros(&[1, 1, 3, 7]);
         let pixel = |row: i64, column: i64, value: f64| {
             let image = natural.copy();
@@ -204,9 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bump_takes_what_the_ball_leaves_unused_and_turns_towards_the_old_change() {
-        // One square, the whole image; the change so far is 0.5 of the upright bump. The bump
-        // proposed is the same, so the direction stays and the length becomes epsilon.
+    fn a_bump_has_the_unused_mass_of_the_ball_and_the_direction_of_the_old_change() {
+        // One square covers the whole image. The old change is 0.5 of the upright bump. The
+        // proposed bump is the same, so the direction does not change and the length becomes
+        // epsilon.
         let natural = zeros(&[1, 1, 3, 3]);
         let current = bump_of_three().reshape([1, 1, 3, 3]) * 0.5;
         let numbers = Tensor::from_slice(&[0.3, 0.0, 0.3, 0.7, 0.2, 0.9]).reshape([1, 6]);

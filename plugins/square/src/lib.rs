@@ -1,15 +1,15 @@
 //! Square Attack (Andriushchenko et al. 2020): random search by square patches, without
 //! gradients, as AutoAttack (Croce and Hein 2020) runs it.
 //!
-//! A query changes one square of an image and keeps the change where the margin falls; the
-//! squares shrink along a fixed schedule. The authors' implementation draws one square (and in
-//! an linf ball one sign per channel) for the whole batch at each query, so that a point's
-//! result depends on the batch. Here every point draws its own; for a batch of one point both
-//! are the same algorithm.
+//! A query changes one square of an image and keeps the change if the margin falls. The squares
+//! shrink by a fixed schedule. The authors' implementation draws one square (and in an linf ball
+//! one sign per channel) for the whole batch at each query, so a point's result depends on the
+//! batch. Here each point has its own draws; for a batch of one point both are the same algorithm.
 //!
-//! Two further differences change no verdict. The natural example costs one pass: what is
-//! misclassified anyway is not attacked, and the answer is never worse. A proposal that changes
-//! no pixel counts as a query but costs no pass: its margin is known, so it would be refused.
+//! Two further differences do not change any verdict. First, there is one pass of the natural
+//! example. A point that is misclassified there is not attacked, and the result is never worse than
+//! the natural example. Second, a proposal that changes no pixel counts as a query but takes no
+//! pass: its margin would not fall.
 
 mod l2;
 mod linf;
@@ -29,35 +29,36 @@ pub struct Square {
     options: Options,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
     /// Number of proposals for each point, after its random start.
     #[schemars(range(min = 1))]
     pub queries: usize,
-    /// Share of an image's pixels that the first squares cover.
+    /// Share of an image's pixels in the first squares.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub p_init: f64,
-    /// Number of searches from a new random start; later ones for the points that stand.
+    /// Number of searches, each from a new random start; later ones for the points that are not
+    /// fooled.
     #[schemars(range(min = 1))]
     pub restarts: usize,
-    /// Stretch the schedule of the squares' sizes, made for 10,000 queries, over `queries`.
-    /// AutoAttack does not.
+    /// Scale the schedule of the squares' sizes, made for 10,000 queries, to `queries`. AutoAttack
+    /// does not scale it.
     pub rescale_schedule: bool,
 }
 
 impl Default for Options {
-    /// AutoAttack's.
+    /// The settings of AutoAttack.
     fn default() -> Self {
         Self { queries: 5000, p_init: 0.8, restarts: 1, rescale_schedule: false }
     }
 }
 
-/// The share of pixels covered halves after each of these queries, counted from 0: the authors'
+/// The area of the squares halves after each of these queries, counted from 0: the authors'
 /// schedule for 10,000 queries.
 const HALVINGS: [usize; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 
-/// How many queries' random numbers are drawn in one call.
+/// Number of queries whose random numbers are drawn in one call.
 pub const QUERIES_PER_DRAW: usize = 100;
 
 impl Attack for Square {
@@ -77,13 +78,13 @@ impl Attack for Square {
         Ok(())
     }
 
-    /// The natural example; then each restart's start and its proposals.
+    /// One pass of the natural example; then those of each restart's start and proposals.
     fn query_budget(&self) -> Option<u64> {
         let of_a_restart = (self.options.queries as u64).saturating_add(1);
         Some((self.options.restarts as u64).saturating_mul(of_a_restart).saturating_add(1))
     }
 
-    /// For each point the image of the smallest margin that was seen.
+    /// For each point, the queried image of smallest margin.
     fn run(&self, target: &Target) -> Result<Tensor> {
         let logits = target.victim.logits(target.natural)?;
         let mut answer = target.natural.copy();
@@ -93,7 +94,8 @@ impl Attack for Square {
             if standing.numel() == 0 {
                 break;
             }
-            // A point that stands has seen every draw so far, whatever became of its neighbours.
+            // Every search draws for all points of the call, so a point's numbers do not depend on
+            // the other points.
             let (images, margins) = self.search(target, &standing)?;
             let better = falls(&margins, &smallest);
             answer = images.where_self(&better.reshape([-1, 1, 1, 1]), &answer);
@@ -105,10 +107,10 @@ impl Attack for Square {
 }
 
 impl Square {
-    /// One random search for the rows `standing` (`[M]`, i64): the image of the smallest margin
-    /// found for each of the N rows, and that margin, infinite in rows that were not searched.
+    /// One random search for the rows `standing` (`[M]`, i64). Returns the image of smallest margin
+    /// for each of the N rows, and this margin, which is infinite for rows without a search.
     ///
-    /// A margin of zero or below ends a point's search.
+    /// The search of a point ends at a margin of zero or below.
     fn search(&self, target: &Target, standing: &Tensor) -> Result<(Tensor, Tensor)> {
         let Target { natural, threat, random, .. } = target;
         let (points, channels, height, width) = natural.size4()?;
@@ -170,30 +172,31 @@ impl Square {
             if rescale_schedule { (query as f64 / queries as f64 * 10_000.0) as usize } else { query };
         let halvings = HALVINGS.iter().filter(|last| query > **last).count();
         let share = p_init / f64::from(1 << halvings);
-        // In the reference's order, which decides where the root is half a pixel.
+        // The order of operations is that of the reference: it decides the rounding at half a
+        // pixel.
         let area = share * (channels * height * width) as f64 / channels as f64;
         area.sqrt().round_ties_even() as i64
     }
 }
 
-/// What differs between the norms. Tensors have a row for each point.
+/// The parts of the search that differ between the norms. Tensors have a row for each point.
 trait Ball {
     /// A random start for each natural example.
     fn start(&self, natural: &Tensor, threat: &ThreatModel, random: &Random) -> Result<Tensor>;
 
-    /// How many random numbers a proposal needs.
+    /// The number of random numbers of a proposal.
     fn numbers_per_query(&self, channels: i64) -> i64;
 
-    /// Side of the square, given the schedule's.
+    /// Side of the square, given the side of the schedule.
     fn side(&self, scheduled: i64) -> i64;
 
-    /// Which of the M points to try a new image of (`[R]`, i64), and these images
-    /// (`[R, C, H, W]`), inside ball and domain. A point whose image would stay as it is may be
-    /// left out.
+    /// The rows of the M points that have a new image (`[R]`, i64), and these images
+    /// (`[R, C, H, W]`), inside ball and domain. A point whose image would not change may be left
+    /// out.
     fn propose(&self, query: &Query) -> (Tensor, Tensor);
 }
 
-/// What the proposals of one query depend on, for the M points that stand.
+/// The inputs of the proposals of one query, for the M points that are not fooled.
 struct Query<'a> {
     /// The natural examples, `[M, C, H, W]`.
     natural: &'a Tensor,
@@ -208,9 +211,10 @@ struct Query<'a> {
 
 impl Query<'_> {
     /// The pixels of a square in each image, as indices into a channel's pixels:
-    /// `[M, C, side * side]`. Two columns of the numbers place it.
+    /// `[M, C, side * side]`. Its place is given by the two columns of the numbers from
+    /// `first_column` on.
     ///
-    /// The last row and column are never reached, as in the reference.
+    /// As in the reference, a square never covers the last row or column.
     fn square(&self, first_column: i64) -> Tensor {
         let (size, side) = (self.natural.size(), self.side);
         let place = |column, room: i64| (self.numbers.select(1, column) * room).to_kind(Kind::Int64);
@@ -226,12 +230,13 @@ fn signs(numbers: &Tensor) -> Tensor {
     numbers.ge(0.5).to_kind(numbers.kind()) * 2.0 - 1.0
 }
 
-/// Which margins fall (`[M]`, bool). NaN is none that the model classifies correctly.
+/// Whether each margin falls (`[M]`, bool). NaN counts as a fall: such an image is not classified
+/// correctly.
 fn falls(margins: &Tensor, before: &Tensor) -> Tensor {
     margins.less_tensor(before).logical_or(&margins.isnan())
 }
 
-/// Those of the rows `standing` whose margin is positive.
+/// The rows among `standing` whose margin is positive.
 fn still_standing(standing: &Tensor, margins: &Tensor) -> Tensor {
     standing.index_select(0, &rows_where(&margins.index_select(0, standing).gt(0.0)))
 }
@@ -256,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn squares_shrink_after_the_references_queries() {
+    fn squares_shrink_after_the_same_queries_as_in_the_reference() {
         let attack = attack(Options::default());
         // The root of 0.8 * 784 / 2^k, to the nearest pixel.
         let sides = [25, 18, 13, 9, 6, 4, 3, 2];
@@ -279,15 +284,15 @@ mod tests {
     }
 
     #[test]
-    fn sides_suit_the_norm() {
+    fn sides_are_at_least_one_in_linf_and_odd_in_l2() {
         assert_eq!([0, 1, 2, 18].map(|scheduled| Linf.side(scheduled)), [1, 1, 2, 18]);
-        // Odd, for a middle.
+        // In l2 the side is odd, so that the square has a centre.
         assert_eq!([0, 3, 4, 18].map(|scheduled| L2.side(scheduled)), [3, 3, 5, 19]);
     }
 
     #[test]
-    fn a_square_lies_where_its_numbers_say() {
-        // Of a 3x5 image: 0.5 * (3 - 2) is row 0; 0.7 * (5 - 2) = 2.1 is column 2.
+    fn a_square_lies_at_the_place_given_by_its_numbers() {
+        // In a 3x5 image, 0.5 * (3 - 2) is row 0 and 0.7 * (5 - 2) = 2.1 is column 2.
         let image = Tensor::zeros([1, 2, 3, 5], (Kind::Double, Device::Cpu));
         let numbers = Tensor::from_slice(&[0.9, 0.5, 0.7]).reshape([1, 3]);
         let threat = &ThreatModel::default();
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_margin_is_no_fall_and_nan_is_one() {
+    fn an_equal_margin_does_not_fall_and_nan_does() {
         let before = Tensor::from_slice(&[0.5, 0.5, 0.5]);
         let falls = falls(&Tensor::from_slice(&[0.25, 0.5, f64::NAN]), &before);
         assert_eq!(falls, Tensor::from_slice(&[true, false, true]));
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn one_class_is_too_few() {
+    fn a_task_with_one_class_is_refused() {
         let task = |classes| Task { channels: 1, height: 28, width: 28, classes };
         let attack = attack(Options::default());
         assert!(attack.supports_task(&task(2)).is_ok());

@@ -1,10 +1,10 @@
-//! Proposals in an linf ball: squares of one colour, at the ball's surface.
+//! Proposals in an linf ball: squares of one colour, on the surface of the ball.
 
 use crate::{Ball, Query, rows_where, signs};
 use plugin_api::tch::Tensor;
 use plugin_api::{Random, Result, ThreatModel};
 
-/// The ball of the largest change of any pixel.
+/// The linf ball.
 pub struct Linf;
 
 impl Ball for Linf {
@@ -14,7 +14,7 @@ impl Ball for Linf {
         Ok(at_surface(natural, &stripes, threat))
     }
 
-    /// Where the square is, and a sign for each channel.
+    /// Numbers for the place of the square, and a sign per channel.
     fn numbers_per_query(&self, channels: i64) -> i64 {
         2 + channels
     }
@@ -23,10 +23,10 @@ impl Ball for Linf {
         scheduled.max(1)
     }
 
-    /// The reference adds 2 epsilon with the sign and cuts to ball and domain. Every pixel is
-    /// epsilon from its natural value already, if the domain allows, so what comes out is
-    /// epsilon with the sign. Computed so, a pixel that stays is the same to the last bit, and a
-    /// point none of whose pixels changes can be left out.
+    /// The reference adds 2 epsilon times the sign and cuts the result to ball and domain. Every
+    /// pixel is already at epsilon from its natural value, as far as the domain allows. So the
+    /// result is epsilon times the sign, which is computed directly here. An unchanged pixel is
+    /// then equal to the bit, and a point without a changed pixel can be left out.
     fn propose(&self, query: &Query) -> (Tensor, Tensor) {
         let Query { natural, current, numbers, threat, .. } = query;
         let square = query.square(0);
@@ -42,7 +42,8 @@ impl Ball for Linf {
     }
 }
 
-/// Pixels as far from their natural values as ball and domain allow, each in a sign's direction.
+/// The pixels at distance epsilon from the natural ones, in the direction of the signs, cut to the
+/// domain.
 fn at_surface(natural: &Tensor, signs: &Tensor, threat: &ThreatModel) -> Tensor {
     (natural + signs * threat.epsilon).clamp_(threat.domain.0, threat.domain.1)
 }
@@ -70,15 +71,16 @@ mod tests {
     }
 
     #[test]
-    fn a_proposal_is_a_square_of_one_colour_where_that_changes_anything() {
-        // Two points of 3x4 pixels, squares of 2: 0.9 * (3 - 2) is row 0, 0.5 * (4 - 2) column 1.
+    fn a_proposal_is_a_square_of_one_colour_for_points_that_it_changes() {
+        // Two points of 3x4 pixels, squares of side 2: 0.9 * (3 - 2) is row 0, 0.5 * (4 - 2) is
+        // column 1.
         let natural = tensor(&[0.5; 24], &[2, 1, 3, 4]);
         let current = &natural + 0.25;
         let numbers = tensor(&[0.9, 0.5, 0.3, 0.9, 0.5, 0.8], &[2, 3]);
         let query =
             Query { natural: &natural, current: &current, numbers: &numbers, side: 2, threat: &THREAT };
         let (changed, proposed) = Linf.propose(&query);
-        // The second point's square has that colour already.
+        // The second point's square already has this colour.
         assert_eq!(changed, Tensor::from_slice(&[0i64]));
         let (up, down) = (0.75, 0.25);
         let expected = [up, down, down, up, up, down, down, up, up, up, up, up];

@@ -1,5 +1,5 @@
-//! Searches of the reference's Square Attack, replayed query by query. What the fixtures hold
-//! and how they were recorded is told in tests/parity/record_square.py.
+//! Replays searches of the reference's Square Attack, query by query. tests/parity/record_square.py
+//! describes the fixtures and records them.
 
 use plugin_api::losses::margin;
 use plugin_api::tch::{Kind, Tensor};
@@ -8,14 +8,14 @@ use replay::{ReplayedNumbers, SmallNet, read_fixture};
 use square::{Options, QUERIES_PER_DRAW, Square};
 use std::collections::HashMap;
 
-/// f64 on both sides.
+/// Both sides compute in f64.
 const TOLERANCE: f64 = 1e-12;
 
-/// What processors round differently grows over hundreds of queries in l2, whose proposals stretch what
-/// they find. A square or colour that differs moves pixels by a thousandth and more.
+/// In l2, proposals scale the old change, so differences in rounding between processors grow over
+/// hundreds of queries. A different square or colour would change pixels by 0.001 or more.
 const TOLERANCE_OF_L2: f64 = 1e-9;
 
-/// A fixture, and what follows from it.
+/// A fixture, with the threat model, the options and the random numbers of its search.
 struct Recorded {
     tensors: HashMap<String, Tensor>,
     threat: ThreatModel,
@@ -50,7 +50,8 @@ impl Recorded {
         self.tensors["fooled"].int64_value(&[point]) == 1
     }
 
-    /// Candidates for these points with the recorded numbers, and the network that was asked.
+    /// Candidates for these points with the recorded numbers, and the network with its record of
+    /// every query.
     fn run(&self, points: &[i64]) -> (Tensor, SmallNet) {
         self.run_with(self.options.clone(), &self.draws, points)
     }
@@ -81,8 +82,8 @@ impl Recorded {
         margin(&net.forward(image).expect("logits"), &label).double_value(&[0])
     }
 
-    /// The best image after each of a search's queries, the start first, demanding at each the
-    /// reference's decision. `passes` are the images that the attack asked about.
+    /// The best image after each of a search's queries, the start first. Asserts at each query that
+    /// the decision is that of the reference. `passes` are the queried images.
     fn follow(&self, net: &SmallNet, mut passes: impl Iterator<Item = Tensor>, point: i64) -> Vec<Tensor> {
         let flag = |name: &str, query| self.tensors[name].int64_value(&[point, query]) == 1;
         let mut pass = || passes.next().expect("as many passes as proposals that change something");
@@ -91,7 +92,7 @@ impl Recorded {
         for query in 0..self.tensors["queries"].int64_value(&[point]) {
             assert!(smallest > 0.0, "point {point}: fooled before query {query}");
             let current = best.last().expect("the start").shallow_clone();
-            // What changes nothing costs no pass.
+            // A proposal without a change takes no pass.
             let proposed = if flag("changed", query) { pass() } else { current.shallow_clone() };
             let proposed_margin = self.margin(net, &proposed, point);
             let accepted = proposed_margin < smallest;
@@ -117,8 +118,8 @@ fn distance(one: &Tensor, other: &Tensor) -> f64 {
     (one - other).abs().max().double_value(&[])
 }
 
-/// Attacks every point alone and demands the reference's decision at each query, its image at
-/// the snapshots, its number of queries and its verdict.
+/// Attacks every point alone. Asserts that the decision at each query, the images at the snapshots,
+/// the number of queries and the verdict are those of the reference.
 #[track_caller]
 fn assert_same_searches(name: &str, norm: Norm) {
     let recorded = Recorded::read(name, norm);
@@ -134,7 +135,7 @@ fn assert_same_searches(name: &str, norm: Norm) {
         let natural = passes.next().expect("a pass of the natural example");
         assert_eq!(natural, tensors["images"].narrow(0, point, 1));
         if recorded.margin(&net, &natural, point) <= 0.0 {
-            assert!(passes.next().is_none(), "point {point}: misclassified anyway, and attacked");
+            assert!(passes.next().is_none(), "point {point}: attacked, although it is misclassified");
             assert_eq!(candidate, natural);
             continue;
         }
@@ -147,7 +148,7 @@ fn assert_same_searches(name: &str, norm: Norm) {
         }
         let margins =
             [&natural, &best[best.len() - 1], &candidate].map(|image| recorded.margin(&net, image, point));
-        assert_eq!(margins[2], margins[0].min(margins[1]), "point {point}: the smallest margin seen");
+        assert_eq!(margins[2], margins[0].min(margins[1]), "point {point}: the smallest margin");
         assert_eq!(margins[2] <= 0.0, recorded.fooled(point), "point {point}");
     }
     let fooled = (0..recorded.points()).filter(|&point| recorded.fooled(point)).count() as i64;
@@ -155,22 +156,22 @@ fn assert_same_searches(name: &str, norm: Norm) {
 }
 
 #[test]
-fn linf_searches_are_the_references() {
+fn linf_searches_equal_those_of_the_reference() {
     assert_same_searches("linf-1x10x10", Norm::Linf);
 }
 
 #[test]
-fn linf_searches_of_images_that_are_neither_grey_nor_square_are_the_references() {
+fn linf_searches_of_colour_images_that_are_not_square_equal_those_of_the_reference() {
     assert_same_searches("linf-3x6x8", Norm::Linf);
 }
 
 #[test]
-fn l2_searches_are_the_references() {
+fn l2_searches_equal_those_of_the_reference() {
     assert_same_searches("l2-1x10x10", Norm::L2);
 }
 
 #[test]
-fn l2_searches_of_images_that_are_neither_grey_nor_square_are_the_references() {
+fn l2_searches_of_colour_images_that_are_not_square_equal_those_of_the_reference() {
     assert_same_searches("l2-3x6x8", Norm::L2);
 }
 
@@ -189,10 +190,10 @@ fn a_points_candidate_does_not_depend_on_its_neighbours() {
 }
 
 #[test]
-fn what_stands_after_a_search_is_searched_again() {
+fn points_that_are_not_fooled_are_searched_again() {
     let recorded = Recorded::read("linf-1x10x10", Norm::Linf);
     let all: Vec<i64> = (0..recorded.points()).collect();
-    // Of zeros alone comes a dark start, and proposals that change nothing.
+    // Random numbers of zero give a dark start and proposals without a change.
     let dark: Vec<Tensor> = recorded.draws.iter().map(Tensor::zeros_like).collect();
     let both: Vec<Tensor> = recorded.draws.iter().chain(&dark).map(Tensor::shallow_clone).collect();
     let twice = Options { restarts: 2, ..recorded.options.clone() };
@@ -211,6 +212,6 @@ fn what_stands_after_a_search_is_searched_again() {
             assert_eq!(best, first, "point {point}");
         }
     }
-    // One pass of each dark start.
+    // The second search takes one pass per point: its dark start.
     assert_eq!(net_of_both.forward_passes(), net.forward_passes() + standing);
 }

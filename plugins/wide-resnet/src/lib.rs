@@ -1,6 +1,6 @@
 //! Wide residual networks (Zagoruyko and Komodakis 2016) for small images: normalisation and ReLU
-//! come before each convolution. WRN-28-10 and WRN-34-10 are the field's large networks on
-//! CIFAR-10. Names are those of the PyTorch code that robust models are published with.
+//! come before each convolution. WRN-28-10 and WRN-34-10 are the usual large networks on CIFAR-10.
+//! Names are those of the PyTorch code of published robust models.
 
 use plugin_api::layers::{BatchNorm, Normalization, convolution, global_average, linear};
 use plugin_api::tch::Tensor;
@@ -20,23 +20,23 @@ pub struct WideResNet {
     output: nn::Linear,
 }
 
-/// What can be set.
+/// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Number of layers: 6 n + 4, where each of the three stages has n blocks (28, 34, ...).
+    /// Number of layers: 6 n + 4 with n blocks in each of the three stages (28, 34, ...).
     #[schemars(range(min = 10, max = 1000))]
     pub depth: i64,
-    /// How many times wider than 16, 32 and 64 channels the stages are.
+    /// Factor by which the stages are wider than 16, 32 and 64 channels.
     #[schemars(range(min = 1, max = 100))]
     pub width: i64,
-    /// Share of the features that is dropped between the convolutions of a block.
+    /// Dropout probability between the convolutions of a block.
     #[schemars(range(min = 0.0))]
     pub dropout: f64,
-    /// Means that are taken from the images' channels, a number each; none for 0. CIFAR-10's
-    /// are [0.4914,0.4822,0.4465].
+    /// Means of the channels, subtracted from the images; 0 if the list is empty. CIFAR-10's are
+    /// [0.4914,0.4822,0.4465].
     pub mean: Vec<f64>,
-    /// Standard deviations that the channels are divided by, a number each; none for 1.
-    /// CIFAR-10's are [0.2470,0.2435,0.2616].
+    /// Standard deviations of the channels, by which the images are divided; 1 if the list is
+    /// empty. CIFAR-10's are [0.2470,0.2435,0.2616].
     pub std: Vec<f64>,
 }
 
@@ -95,12 +95,12 @@ impl Model for WideResNet {
 /// Channels of the stem.
 const STEM: i64 = 16;
 
-/// A residual block: what its branch adds to its shortcut.
+/// A residual block: the sum of a branch and a shortcut.
 struct Block {
     norms: [BatchNorm; 2],
     convolutions: [nn::Conv2D; 2],
     dropout: f64,
-    /// None where input and output have the same shape.
+    /// None if input and output have the same shape.
     shortcut: Option<nn::Conv2D>,
 }
 
@@ -125,7 +125,7 @@ impl Block {
         let branch = self.norms[1].forward(&self.convolutions[0].forward(&ready), train)?.relu_();
         let branch = self.convolutions[1].forward(&branch.dropout(self.dropout, train));
         Ok(match &self.shortcut {
-            // Where the shape changes, branch and shortcut share the first normalisation.
+            // If the shape changes, branch and shortcut share the first normalisation.
             Some(shortcut) => branch + shortcut.forward(&ready),
             None => branch + features,
         })
@@ -153,8 +153,9 @@ mod tests {
 
     #[test]
     fn the_parameters_are_those_of_the_published_networks() {
-        // WRN-10-1 by hand. Convolutions: 3*16*9 in the stem; 2 * 16*16*9; 16*32*9 + 32*32*9 + 16*32;
-        // 32*64*9 + 64*64*9 + 32*64. Normalisations, twice 32, 48, 96 and 64. Output: 64*10 + 10.
+        // WRN-10-1 by hand. Convolutions: 3*16*9 in the stem; 2 * 16*16*9; 16*32*9 + 32*32*9 +
+        // 16*32; 32*64*9 + 64*64*9 + 32*64. Normalisations, twice 32, 48, 96 and 64. Output: 64*10
+        // + 10.
         let convolutions = 432 + 4_608 + (4_608 + 9_216 + 512) + (18_432 + 36_864 + 2_048);
         assert_eq!(parameters(10, 1), convolutions + 2 * (32 + 48 + 96 + 64) + 650);
         assert_eq!(parameters(28, 10), 36_479_194);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn dropout_is_for_training() {
+    fn dropout_is_active_in_training_only() {
         let (_variables, model) =
             build(Options { depth: 10, width: 1, dropout: 0.5, ..Options::default() }, CIFAR);
         let model = model.expect("a model");
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_wide_network_is_refused() {
+    fn invalid_depth_and_dropout_are_refused() {
         let refusal = |options| build(options, CIFAR).1.err().expect("refused").to_string();
         assert_eq!(
             refusal(Options { depth: 18, ..Options::default() }),

@@ -1,4 +1,4 @@
-//! Logits and running moments are those of the paper's network, written down once more in PyTorch
+//! Logits and running statistics equal those of a PyTorch implementation of the paper's network
 //! (tests/parity/record_networks.py).
 
 use plugin_api::Result;
@@ -6,7 +6,7 @@ use replay::assert_computes_as_recorded;
 use wide_resnet::{Options, WideResNet};
 
 #[test]
-fn narrow_and_wide_networks_compute_what_the_papers_do() -> Result<()> {
+fn narrow_and_wide_networks_equal_those_of_the_paper() -> Result<()> {
     for width in [1, 2] {
         let options = Options { depth: 16, width, ..Options::default() };
         assert_computes_as_recorded::<WideResNet>(

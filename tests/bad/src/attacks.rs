@@ -1,11 +1,11 @@
-//! Attacks: two bad ones, and a good one that does not know every norm.
+//! Attacks: two bad ones, and a good one that supports one norm only.
 
 use plugin_api::tch::Tensor;
 use plugin_api::{Attack, Error, NoOptions, Norm, Result, Target, ThreatModel, export_attack};
 
 export_attack!("outside", Outside);
 
-/// Answers with points outside the ball.
+/// Returns points outside the ball.
 struct Outside;
 
 impl Attack for Outside {
@@ -38,7 +38,7 @@ impl Attack for AttackPanics {
 
 export_attack!("linf-only", LinfOnly);
 
-/// Good, if useless: looks for nothing, within an linf ball.
+/// Good: supports linf only, and returns the natural examples.
 struct LinfOnly;
 
 impl Attack for LinfOnly {
@@ -51,7 +51,7 @@ impl Attack for LinfOnly {
     fn supports(&self, threat: &ThreatModel) -> Result<()> {
         match threat.norm {
             Norm::Linf => Ok(()),
-            Norm::L2 => Err(Error::new("this attack knows the linf ball only; the threat model is l2")),
+            Norm::L2 => Err(Error::new("this attack supports linf only; the threat model is l2")),
         }
     }
 

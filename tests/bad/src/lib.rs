@@ -1,5 +1,5 @@
-//! Plugins that break the contract in one way each, and simple good ones: what the
-//! end-to-end tests need beyond the shipped plugins.
+//! Plugins for the end-to-end tests: bad ones, each of which breaks the contract in one way, and
+//! simple good ones.
 
 mod attacks;
 mod models;

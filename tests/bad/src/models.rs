@@ -27,7 +27,7 @@ impl Model for Linear {
 
 export_model!("normalised", Normalised);
 
-/// Good: the linear one, and batch normalisation of its logits.
+/// Good: the linear model with batch normalisation of its logits.
 struct Normalised {
     linear: Linear,
     normalisation: nn::BatchNorm,
@@ -53,7 +53,7 @@ impl Model for Normalised {
 
 export_model!("explodes", Explodes);
 
-/// Its logits become NaN after this many forward calls in training.
+/// The number of forward calls in training after which the logits of `explodes` become NaN.
 const GOOD_CALLS: usize = 13;
 
 struct Explodes {
@@ -77,7 +77,7 @@ impl Model for Explodes {
 
 export_model!("wrong-logits", WrongLogits);
 
-/// Tells one class too many apart.
+/// Has one class too many.
 struct WrongLogits {
     linear: Linear,
 }

@@ -32,7 +32,7 @@ simple_sampler!("wrong-dtype", WrongDtype, |step: &Step| Ok(step.particles.to_ki
 
 simple_sampler!("panics", Panics, |step: &Step| panic!("cannot move {} particles", step.points.len()));
 
-/// How many threads `changes-threads` leaves behind.
+/// The number of threads that `changes-threads` sets.
 const OTHER_THREADS: i32 = 3;
 
 simple_sampler!("changes-threads", ChangesThreads, |step: &Step| {
@@ -44,7 +44,7 @@ simple_sampler!("changes-threads", ChangesThreads, |step: &Step| {
 });
 
 simple_sampler!("changes-grad-mode", ChangesGradMode, |step: &Step| {
-    // SAFETY: this only sets a flag of the thread, and returns what it was.
+    // SAFETY: this only sets a flag of the thread, and returns the flag's previous value.
     if unsafe { torch_sys::at_grad_set_enabled(1) } == 1 {
         return Err(Error::new("the grad mode was not restored after the last call"));
     }
@@ -74,7 +74,7 @@ impl Sampler for NotANumber {
 
 export_sampler!("escapes", Escapes);
 
-/// Promises to stay inside the ball, and leaves it.
+/// Declares that it stays inside the ball, and leaves it.
 struct Escapes;
 
 impl Sampler for Escapes {
@@ -95,7 +95,7 @@ impl Sampler for Escapes {
 
 export_sampler!("momentum", Momentum);
 
-/// Good: steps along a decaying sum of gradients, which each particle remembers.
+/// Good: steps along a decaying sum of gradients, which is the state of each particle.
 struct Momentum;
 
 impl Sampler for Momentum {
@@ -118,21 +118,21 @@ impl Sampler for Momentum {
 
 export_sampler!("metropolis", Metropolis);
 
-/// Good: a random walk whose proposals are accepted with the probability of Metropolis, at
-/// the law proportional to exp(10 loss). Remembers where it stood before the proposal, and
-/// the loss there.
+/// Good: a random walk with Metropolis acceptance of its proposals, for the distribution with
+/// density proportional to exp(10 loss). The state is the point before the proposal, and the loss
+/// there.
 struct Metropolis;
 
 impl Metropolis {
-    /// Where the chains stand now that the loss at their proposals is known.
-    fn judged(step: &Step) -> Result<[Tensor; 2]> {
+    /// The points of the chains, and the loss there, after proposals are accepted or rejected.
+    fn accept(step: &Step) -> Result<[Tensor; 2]> {
         let loss = step.loss.reshape([-1, 1, 1, 1]).expand_as(step.particles);
-        let [stood, loss_there] = step.state else {
+        let [point, point_loss] = step.state else {
             return Err(Error::new(format!("expected 2 state tensors, got {}", step.state.len())));
         };
-        let chance = ((step.loss - loss_there.select(1, 0).select(1, 0).select(1, 0)) * 10.0).exp();
-        let accepted = step.random.uniform(step.loss)?.less_tensor(&chance).reshape([-1, 1, 1, 1]);
-        Ok([step.particles.where_self(&accepted, stood), loss.where_self(&accepted, loss_there)])
+        let probability = ((step.loss - point_loss.select(1, 0).select(1, 0).select(1, 0)) * 10.0).exp();
+        let accepted = step.random.uniform(step.loss)?.less_tensor(&probability).reshape([-1, 1, 1, 1]);
+        Ok([step.particles.where_self(&accepted, point), loss.where_self(&accepted, point_loss)])
     }
 }
 
@@ -152,20 +152,20 @@ impl Sampler for Metropolis {
     }
 
     fn step(&self, step: &Step) -> Result<Next> {
-        // The weights have moved since the last visit: the first loss of a visit is new.
+        // The weights have changed since the last visit, so the first step takes the new loss.
         let state = match step.number {
             0 => {
                 let loss = step.loss.reshape([-1, 1, 1, 1]).expand_as(step.particles).copy();
                 [step.particles.copy(), loss]
             }
-            _ => Self::judged(step)?,
+            _ => Self::accept(step)?,
         };
         let particles = &state[0] + step.random.normal(step.particles)? * 0.05;
         Ok(Next { particles, state: state.into() })
     }
 
     fn finish(&self, proposal: &Step) -> Result<Next> {
-        let state = Self::judged(proposal)?;
+        let state = Self::accept(proposal)?;
         Ok(Next { particles: state[0].copy(), state: state.into() })
     }
 }

@@ -13,12 +13,12 @@ pub const CHECKS: [Check; 5] = [
         .of(&["attack"]),
     Check::new(
         "attack-victim",
-        "the victim's parameters and their gradients are left alone",
+        "the victim's parameters and their gradients do not change",
         victim_untouched,
     )
     .of(&["attack"]),
-    Check::new("attack-budget", "no more forward passes are taken than are declared", budget).of(&["attack"]),
-    Check::new("attack-classes", "2, 3 and 10 classes work, or are refused before any work", classes)
+    Check::new("attack-budget", "there are no more forward passes than declared", budget).of(&["attack"]),
+    Check::new("attack-classes", "2, 3 and 10 classes work, or supports_task refuses them", classes)
         .of(&["attack"]),
 ];
 
@@ -29,7 +29,7 @@ fn made(plugin: &Plugin) -> Result<AttackInstance, Outcome> {
     attack.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
 }
 
-/// The threat models that the attack supports; at least one, or a call gives no result.
+/// The threat models that the attack supports; at least one, since the attack returned a result.
 fn supported(attack: &AttackInstance) -> impl Iterator<Item = ThreatModel> {
     THREATS.into_iter().filter(|threat| attack.supports(threat).is_ok())
 }
@@ -42,7 +42,7 @@ fn candidates(attack: &AttackInstance, batch: &Batch) -> plugin_api::Result<Tens
 /// A batch of 64 examples in the first threat model that the attack supports.
 fn usual(attack: &AttackInstance, seed: u64) -> Result<Batch, Outcome> {
     let threat = supported(attack).next();
-    let threat = threat.ok_or_else(|| Outcome::failed("a threat model that it supports", "none"))?;
+    let threat = threat.ok_or_else(|| Outcome::failed("an attack that supports linf or l2", "neither"))?;
     Problem { threat, ..Problem::new(seed) }.batch(0..64).classified().map_err(no_result)
 }
 
@@ -66,7 +66,7 @@ fn inside(plugin: &Plugin, seed: u64) -> Verdict {
 fn not_easier(plugin: &Plugin, seed: u64) -> Verdict {
     let attack = made(plugin)?;
     let mut batch = usual(&attack, seed)?;
-    // Half the labels are wrong: an attack must not put them right.
+    // The victim misclassifies half of the examples. An attack must not make them correct.
     let wrong = (&batch.labels + 1).remainder(10);
     let half = Tensor::arange(64, (Kind::Int64, batch.labels.device())).lt(32);
     batch.labels = wrong.where_self(&half, &batch.labels);
@@ -83,9 +83,9 @@ fn victim_untouched(plugin: &Plugin, seed: u64) -> Verdict {
     let before = weights.detach().copy();
     let _ = candidates(&attack, &batch).map_err(no_result)?;
     if weights.detach() != before {
-        return Ok(Outcome::failed("the victim's weights as they were", "other weights"));
+        return Ok(Outcome::failed("unchanged weights of the victim", "changed weights"));
     }
-    Ok(Outcome::demand(!weights.grad().defined(), "no gradient at the victim's weights", "a gradient there"))
+    Ok(Outcome::demand(!weights.grad().defined(), "no gradient of the victim's weights", "a gradient"))
 }
 
 fn budget(plugin: &Plugin, seed: u64) -> Verdict {
@@ -95,7 +95,8 @@ fn budget(plugin: &Plugin, seed: u64) -> Verdict {
         return Err(Outcome::Skipped("it declares no query budget".to_owned()));
     };
     for threat in supported(&attack) {
-        // In one ball every point falls at once; in the other none does, and all is spent.
+        // In one ball every point is fooled at once. In the other none is, and the attack uses its
+        // whole budget.
         for epsilon in [threat.epsilon, 1e-4] {
             let problem = Problem { threat: ThreatModel { epsilon, ..threat }, ..Problem::new(seed) };
             let batch = problem.batch(0..2).classified().map_err(no_result)?;
@@ -104,7 +105,7 @@ fn budget(plugin: &Plugin, seed: u64) -> Verdict {
             let taken = batch.victim.forward_passes() - before;
             if taken > 2 * budget {
                 return Ok(Outcome::failed(
-                    format!("at most {budget} forward passes of each example, as declared"),
+                    format!("at most {budget} forward passes per example, as declared"),
                     format!("{taken} for 2 examples, {:?}", problem.threat),
                 ));
             }
@@ -118,7 +119,7 @@ fn classes(plugin: &Plugin, seed: u64) -> Verdict {
     let threat = usual(&attack, seed)?.problem.threat;
     for classes in [2, 3, 10] {
         let task = Task { channels: 1, height: SIDE, width: SIDE, classes };
-        // A refusal is fine, in time.
+        // An attack may refuse the task before it runs.
         if attack.supports_task(&task).is_ok() {
             let batch = Problem { classes, threat, ..Problem::new(seed) }.batch(0..8);
             let run = candidates(&attack, &batch);

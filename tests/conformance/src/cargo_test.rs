@@ -1,11 +1,11 @@
-//! The door to the checks that an author's own `cargo test` goes through.
+//! The checks as tests of the plugin author's `cargo test`.
 
 use crate::{Check, Library, Outcome, Outcomes, Plugin, Run, Table, all};
 use libtest_mimic::{Arguments, Trial};
 use plugin_api::{abi, tch};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A plugin that is linked into this program: there is no library to load.
+/// A plugin that is linked into this program, so there is no library to load.
 struct Linked(Plugin);
 
 impl Library for Linked {
@@ -14,12 +14,11 @@ impl Library for Linked {
     }
 }
 
-/// Judges every plugin that is linked into this program under these options, each check as a
-/// test of its own.
-/// Called by [`conformance_tests!`](crate::conformance_tests).
-pub fn judge_linked(options: &str) -> ! {
+/// Runs every check, as a test of its own, on every plugin that is linked into this program, with
+/// these options. [`conformance_tests!`](crate::conformance_tests) calls it.
+pub fn check_linked(options: &str) -> ! {
     let mut arguments = Arguments::from_args();
-    // Checks look at the whole process: its memory, threads and open files.
+    // Checks measure the whole process: its memory, threads and open files.
     arguments.test_threads = Some(1);
     tch::set_num_threads(1);
     let abi::Plugins { models, samplers, attacks } = abi::linked();
@@ -36,12 +35,12 @@ pub fn judge_linked(options: &str) -> ! {
 
 fn trials(kind: &str, name: &str, plugin: Plugin) -> Vec<Trial> {
     let linked = Linked(plugin);
-    // What needs a process that has not loaded the plugin yet is left to `host conform`.
-    let judge = move |check: &'static Check| match check.run {
-        Run::Plugin(_) => Ok::<_, String>(check.judge(&linked, 1)),
+    // Checks that need a process without the plugin run only in `host conform`.
+    let run_check = move |check: &'static Check| match check.run {
+        Run::Plugin(_) => Ok::<_, String>(check.run(&linked, 1)),
         Run::Library(_) => Ok(Outcome::Skipped("only `host conform` loads libraries".to_owned())),
     };
-    let outcomes = Arc::new(Mutex::new(Outcomes::new(judge)));
+    let outcomes = Arc::new(Mutex::new(Outcomes::new(run_check)));
     let trial = |check: &'static Check| {
         let outcomes = Arc::clone(&outcomes);
         let trial = Trial::test(format!("{name} {}", check.name), move || {
@@ -49,7 +48,7 @@ fn trials(kind: &str, name: &str, plugin: Plugin) -> Vec<Trial> {
                 Outcome::Failed { expected, got } => {
                     Err(format!("{}\nexpected  {expected}\ngot       {got}", check.sentence).into())
                 }
-                Outcome::Blocked(by) => Err(format!("not judged: {by} comes first").into()),
+                Outcome::Blocked(by) => Err(format!("did not run: blocked by {by}").into()),
                 _ => Ok(()),
             }
         });

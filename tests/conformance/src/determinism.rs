@@ -1,4 +1,4 @@
-//! Checks that results depend on inputs and seed, and on nothing else.
+//! Checks that results depend on the inputs and the seed only.
 
 use crate::tensors::{act, demand_same, results};
 use crate::toy::{Instance, Numbers, Problem};
@@ -7,13 +7,13 @@ use plugin_api::tch::{self, Device, Kind, Tensor};
 
 pub const CHECKS: [Check; 5] = [
     Check::new("determinism-repeats", "the same seed gives the same results", repeats),
-    Check::new("determinism-seed", "another seed of the host's gives other results", other_seed)
+    Check::new("determinism-seed", "another seed of the host gives other results", other_seed)
         .of(&["sampler", "attack"])
         .after(&["determinism-repeats"]),
-    Check::new("determinism-instances", "instances do not disturb one another", instances)
+    Check::new("determinism-instances", "instances do not affect one another", instances)
         .after(&["determinism-repeats"]),
-    Check::new("determinism-generator", "libtorch's generator is left alone", generator),
-    Check::new("determinism-neighbours", "a row does not depend on its neighbours", neighbours)
+    Check::new("determinism-generator", "libtorch's generator is not used", generator),
+    Check::new("determinism-neighbours", "a row does not depend on the rest of its batch", neighbours)
         .after(&["determinism-repeats"]),
 ];
 
@@ -33,11 +33,11 @@ fn other_seed(plugin: &Plugin, seed: u64) -> Verdict {
     if draws == 0 {
         return Err(Outcome::Skipped("it draws no random number".to_owned()));
     }
-    // An attack that starts at random may end at the same best point: its queries differ.
+    // An attack with random starts may end at the same best point, but its queries differ.
     Ok(Outcome::demand(
         one != other || trace != other_trace,
-        format!("other results where the {draws} draws from the host are others"),
-        "the same: what is drawn is not used",
+        format!("other results if the {draws} draws from the host change"),
+        "the same results: the draws are not used",
     ))
 }
 
@@ -60,7 +60,7 @@ fn generator(plugin: &Plugin, seed: u64) -> Verdict {
     act(&instance, &batch)?;
     Ok(Outcome::demand(
         draw() == expected,
-        "randomness from the host alone",
+        "random numbers from the host only",
         "libtorch's generator was used or seeded",
     ))
 }

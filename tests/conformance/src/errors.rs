@@ -1,4 +1,4 @@
-//! Checks of what becomes of mistakes: errors with a message, and nothing worse.
+//! Checks that wrong inputs and errors of the host give an error with a message.
 
 use crate::hygiene::held;
 use crate::tensors::{act, no_result};
@@ -13,16 +13,16 @@ pub const CHECKS: [Check; 5] = [
         .after(&["determinism-repeats"]),
     Check::new("errors-dtype", "inputs of a wrong dtype do not crash, and the next call works", dtype)
         .after(&["determinism-repeats"]),
-    Check::new("errors-passed-on", "an error of the host's comes back as an error", passed_on)
+    Check::new("errors-passed-on", "an error of the host is returned as an error", passed_on)
         .of(&["sampler", "attack"]),
     Check::new("errors-drop", "an instance that failed can be used and dropped", dropped)
         .after(&["hygiene-leftovers"]),
 ];
 
-/// What can be wrong with inputs: a name, and how to make them so.
+/// A mistake in the inputs: its name, and the function that makes it.
 type Mistake = (&'static str, fn(Inputs) -> Inputs);
 
-/// Images that no model of grey images can take, and no linear victim.
+/// Images that a model of grey images and a linear victim must refuse.
 fn coloured(inputs: Inputs) -> Inputs {
     inputs.with_images(|images| Tensor::cat(&[images, images], 1))
 }
@@ -31,7 +31,7 @@ fn other_gradient(inputs: Inputs) -> Inputs {
     Inputs { gradient: inputs.gradient.narrow(3, 0, 3).contiguous(), ..inputs }
 }
 
-/// Inputs of which no plugin can make anything.
+/// Inputs that make the call of every plugin fail.
 pub fn unusable(inputs: Inputs) -> Inputs {
     other_gradient(coloured(inputs))
 }
@@ -63,8 +63,8 @@ fn batch(seed: u64) -> Batch {
     Problem::new(seed).batch(0..4)
 }
 
-/// Makes each mistake with a fresh instance; after it, another instance must do what it did
-/// before. No model may make anything of the mistake that is to be `refused`.
+/// Makes each mistake with a new instance. Another instance must give the same results after it as
+/// before. A model must return an error for the mistake `refused`.
 fn after_mistakes(plugin: &Plugin, seed: u64, mistakes: &[Mistake], refused: &str) -> Verdict {
     let good = || act(&Instance::new(plugin, &batch(seed))?, &batch(seed));
     let before = good()?;
@@ -72,7 +72,7 @@ fn after_mistakes(plugin: &Plugin, seed: u64, mistakes: &[Mistake], refused: &st
         let batch = batch(seed);
         let instance = Instance::new(plugin, &batch)?;
         let inputs = batch.inputs(&instance).map_err(no_result)?;
-        about_to(&format!("hand over {mistake}"));
+        about_to(&format!("call it with {mistake}"));
         let outcome = instance.act_on(&batch, &make(inputs));
         if let (Table::Model(_), Ok(_), true) = (&plugin.table, outcome, *mistake == refused) {
             return Ok(Outcome::failed(format!("an error for {mistake}"), "logits"));
@@ -85,7 +85,7 @@ fn after_mistakes(plugin: &Plugin, seed: u64, mistakes: &[Mistake], refused: &st
 }
 
 fn shape(plugin: &Plugin, seed: u64) -> Verdict {
-    // A model that pools over whole images may well take other sizes.
+    // A model that pools over whole images may accept other sizes.
     after_mistakes(plugin, seed, &SHAPES, "images of 2 channels instead of 1")
 }
 
@@ -94,29 +94,24 @@ fn rank(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 fn dtype(plugin: &Plugin, seed: u64) -> Verdict {
-    // A model may well convert whole numbers.
+    // A model may convert whole numbers.
     after_mistakes(plugin, seed, &DTYPES, "undefined images")
 }
 
 fn passed_on(plugin: &Plugin, seed: u64) -> Verdict {
-    let asked = |batch: &Batch| batch.random.draws() + batch.victim.calls();
-    let helpful = batch(seed);
-    let instance = Instance::new(plugin, &helpful)?;
-    let inputs = helpful.inputs(&instance).map_err(no_result)?;
-    let mut unhelpful = batch(seed);
-    (unhelpful.random.refuses, unhelpful.victim.refuses) = (true, true);
-    let outcome = instance.act_on(&unhelpful, &inputs);
-    match (asked(&unhelpful), outcome) {
-        (0, _) => Err(Outcome::Skipped("it asks the host for nothing".to_owned())),
-        (_, Err(_)) => Ok(Outcome::Passed),
-        (_, Ok(_)) => Ok(Outcome::failed(
-            "an error where the host refuses random numbers or the victim's answer",
-            "a result, as if nothing had happened",
-        )),
+    let working = batch(seed);
+    let instance = Instance::new(plugin, &working)?;
+    let inputs = working.inputs(&instance).map_err(no_result)?;
+    let mut failing = batch(seed);
+    (failing.random.refuses, failing.victim.refuses) = (true, true);
+    let outcome = instance.act_on(&failing, &inputs);
+    if failing.random.draws() + failing.victim.calls() == 0 {
+        return Err(Outcome::Skipped("it does not call the host".to_owned()));
     }
+    Ok(Outcome::demand(outcome.is_err(), "an error if the host's random numbers or victim fail", "a result"))
 }
 
-/// Instances that fail and are dropped.
+/// Number of instances that fail and are dropped.
 const FAILURES: usize = 20;
 
 fn dropped(plugin: &Plugin, seed: u64) -> Verdict {
@@ -124,7 +119,7 @@ fn dropped(plugin: &Plugin, seed: u64) -> Verdict {
         let batch = batch(seed);
         let instance = Instance::new(plugin, &batch)?;
         for (mistake, make) in SHAPES.iter().chain(&RANKS) {
-            about_to(&format!("drop an instance that was handed {mistake}"));
+            about_to(&format!("drop an instance that was called with {mistake}"));
             let inputs = batch.inputs(&instance).map_err(no_result)?;
             let _ = instance.act_on(&batch, &make(inputs));
         }

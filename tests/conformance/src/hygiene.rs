@@ -1,4 +1,4 @@
-//! Checks of what a call leaves behind.
+//! Checks that a call does not change the process.
 
 use crate::errors::unusable;
 use crate::tensors::{act, no_result, results};
@@ -9,19 +9,21 @@ use std::fs;
 use std::sync::OnceLock;
 
 pub const CHECKS: [Check; 5] = [
-    Check::new("hygiene-grad-mode", "gradient tracking is as it was", grad_mode).after(&["errors-drop"]),
-    Check::new("hygiene-precision", "arithmetic is as precise as it was", precision).after(&["errors-drop"]),
-    Check::new("hygiene-threads", "libtorch's thread count is as it was", threads).after(&["errors-drop"]),
-    Check::new("hygiene-leftovers", "no open file and no thread is left behind", leftovers),
-    Check::new("hygiene-memory", "memory stays flat over many calls", memory),
+    Check::new("hygiene-grad-mode", "gradient tracking does not change", grad_mode).after(&["errors-drop"]),
+    Check::new("hygiene-precision", "the precision of arithmetic does not change", precision)
+        .after(&["errors-drop"]),
+    Check::new("hygiene-threads", "libtorch's number of threads does not change", threads)
+        .after(&["errors-drop"]),
+    Check::new("hygiene-leftovers", "a call leaves no open file and no thread", leftovers),
+    Check::new("hygiene-memory", "memory does not grow over many calls", memory),
 ];
 
-/// What the process looks like after a call that works and after one that fails; nothing is
-/// put back before each look.
+/// The state of the process after a call that works and after one that fails. Settings are not
+/// restored before `measure`.
 fn after_calls<T>(
     plugin: &Plugin,
     seed: u64,
-    look: impl Fn() -> T,
+    measure: impl Fn() -> T,
 ) -> Result<[(&'static str, T); 2], Outcome> {
     let batch = Problem::new(seed).batch(0..4);
     let instance = Instance::new(plugin, &batch)?;
@@ -30,22 +32,22 @@ fn after_calls<T>(
     let threads = tch::get_num_threads();
     let after = |inputs| {
         let _ = instance.act_unguarded(&batch, inputs);
-        let seen = look();
+        let state = measure();
         tch::set_num_threads(threads);
-        seen
+        state
     };
     Ok([("a call", after(&good)), ("an error", after(&bad))])
 }
 
-/// Whether gradients are tracked now.
+/// Whether gradient tracking is on.
 fn tracking() -> bool {
     (Tensor::from(1.0).set_requires_grad(true) * 2.0).requires_grad()
 }
 
 fn grad_mode(plugin: &Plugin, seed: u64) -> Verdict {
     for before in [false, true] {
-        let look = || after_calls(plugin, seed, tracking);
-        let after = if before { tch::with_grad(look) } else { tch::no_grad(look) }?;
+        let calls = || after_calls(plugin, seed, tracking);
+        let after = if before { tch::with_grad(calls) } else { tch::no_grad(calls) }?;
         if let Some((call, after)) = after.into_iter().find(|(_, after)| *after != before) {
             return Ok(Outcome::failed(
                 format!("gradient tracking {} as before", on_or_off(before)),
@@ -60,7 +62,7 @@ fn on_or_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// What can be seen of how libtorch calculates, by name.
+/// Properties of libtorch's arithmetic, by name.
 type Arithmetic = [(&'static str, String); 4];
 
 fn arithmetic() -> Arithmetic {
@@ -82,10 +84,10 @@ fn arithmetic() -> Arithmetic {
     ]
 }
 
-/// How libtorch calculated before this process called any plugin.
+/// libtorch's arithmetic before this process called any plugin.
 static BEFORE: OnceLock<Arithmetic> = OnceLock::new();
 
-/// Looks at what plugins may change, before any of them can.
+/// Measures libtorch's arithmetic at the first call, before any call of a plugin.
 pub fn before_all_calls() -> &'static Arithmetic {
     BEFORE.get_or_init(arithmetic)
 }
@@ -130,17 +132,17 @@ fn leftovers(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::demand(after == before, format!("{before:?}"), format!("{after:?}")))
 }
 
-/// Pages come and go: less than this is no leak, but several times this is what one result a
-/// call comes to.
+/// Resident memory varies by up to this without a leak. A leak of one result per call is several
+/// times as large.
 const RESIDENT_SLACK: u64 = 8 << 20;
 
-/// Bytes in use are exact; libtorch's own caches grow by less than this.
+/// The number of allocated bytes is exact; libtorch's own caches grow by less than this.
 const HEAP_SLACK: u64 = 128 << 10;
 
 fn memory(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Problem::new(seed).batch(0..64);
     let instance = Instance::new(plugin, &batch)?;
-    // An attack's call is many passes.
+    // A call of an attack takes many passes.
     let calls = if matches!(plugin.table, Table::Attack(_)) { 40 } else { 1000 };
     for _ in 0..calls / 4 {
         act(&instance, &batch)?;

@@ -1,8 +1,8 @@
-//! What every plugin must do, as a list of checks.
+//! The rules that every plugin must keep, as a list of checks.
 //!
-//! A check judges one plugin through its exported table, as the host would use it. It may
-//! crash or hang with the plugin: whoever runs checks does so in a process that can be lost.
-//! `docs/conformance.md` says of each what it protects and how to mend what it finds.
+//! A check calls one plugin through its exported table, as the host does. The plugin may crash or
+//! hang, so checks run in a process of their own. `docs/conformance.md` explains each check: what
+//! it protects, and how to repair a plugin that fails it.
 
 mod attack;
 mod cargo_test;
@@ -20,19 +20,19 @@ mod toy;
 pub use load::Library;
 
 #[doc(hidden)]
-pub use cargo_test::judge_linked;
+pub use cargo_test::check_linked;
 
 use plugin_api::abi::{AttackPlugin, ModelPlugin, SamplerPlugin};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-/// A plugin to be judged.
+/// A plugin to be checked.
 pub struct Plugin {
-    /// What it can do.
+    /// Its exported table.
     pub table: Table,
-    /// The options, a JSON object, that it is judged with wherever a check does not try others:
-    /// `{}` for the defaults.
+    /// The options (a JSON object) of its instances, except in checks of other options. `{}` stands
+    /// for the defaults.
     pub options: String,
 }
 
@@ -46,28 +46,28 @@ pub enum Table {
     Attack(AttackPlugin),
 }
 
-/// What became of a check.
+/// The result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Nothing to complain of.
+    /// The plugin keeps the rule.
     Passed,
-    /// The contract is broken.
+    /// The plugin breaks the contract.
     Failed {
-        /// What the contract asks for.
+        /// The behaviour that the contract requires.
         expected: String,
-        /// What the plugin did.
+        /// The behaviour of the plugin.
         got: String,
     },
-    /// The judging process ended, and how.
+    /// The process of the check ended, with its status.
     Crashed(String),
-    /// The check took longer than it may, and how long that is.
+    /// The check did not end within the time limit, with the limit.
     TimedOut(String),
-    /// Allowed, but hardly meant.
+    /// The behaviour is allowed, but probably not intended.
     Warning(String),
-    /// Not judged, and why.
+    /// The check did not run, with the reason.
     Skipped(String),
-    /// Not judged because the check named was not passed.
+    /// The check did not run because the named check did not pass.
     Blocked(String),
 }
 
@@ -76,7 +76,7 @@ impl Outcome {
         Self::Failed { expected: expected.to_string(), got: got.to_string() }
     }
 
-    /// Passed, or failed with what was got.
+    /// Passed if `good`, otherwise failed with the expected and the actual behaviour.
     fn demand(good: bool, expected: impl ToString, got: impl ToString) -> Self {
         if good { Self::Passed } else { Self::failed(expected, got) }
     }
@@ -87,32 +87,31 @@ impl Outcome {
     }
 }
 
-/// Inside a check, what ends it early: a failure or a skip.
+/// The result of a check's function. An error, which is a failure or a skip, ends the check early.
 type Verdict = Result<Outcome, Outcome>;
 
-/// One thing that every plugin of some kinds must do.
+/// A check of one rule for plugins of some kinds.
 pub struct Check {
     /// Its name, in kebab case, group first.
     pub name: &'static str,
-    /// What it asks for, in one sentence.
+    /// The rule, in one sentence.
     pub sentence: &'static str,
     kinds: &'static [&'static str],
-    /// The checks without which this one says nothing.
+    /// The checks that must pass before this one can run.
     needs: &'static [&'static str],
     run: Run,
 }
 
-/// What a check looks at.
+/// The function of a check.
 enum Run {
-    /// The plugin: also where it is linked into the judging program.
+    /// A check of the plugin, which may be linked into the program.
     Plugin(fn(&Plugin, u64) -> Verdict),
-    /// The library, and how it is loaded.
+    /// A check of the library's file and of loading it.
     Library(fn(&dyn Library, u64) -> Verdict),
 }
 
 impl Check {
-    /// A check that calls plugins of every kind, and whose results count once they have the
-    /// right shape.
+    /// A check of plugins of every kind, which needs results of the right shape.
     const fn new(name: &'static str, sentence: &'static str, run: fn(&Plugin, u64) -> Verdict) -> Self {
         Self {
             name,
@@ -123,7 +122,7 @@ impl Check {
         }
     }
 
-    /// A check that only a program can make that loads the library itself.
+    /// A check that needs a program that loads the library.
     const fn of_library(
         name: &'static str,
         sentence: &'static str,
@@ -140,13 +139,13 @@ impl Check {
         Self { needs, ..self }
     }
 
-    /// Whether plugins of this kind ("model", "sampler" or "attack") are asked.
+    /// Whether it is a check of plugins of this kind ("model", "sampler" or "attack").
     pub fn applies_to(&self, kind: &str) -> bool {
         self.kinds.contains(&kind)
     }
 
-    /// Judges a plugin of a library; `seed` decides every random choice of the check.
-    pub fn judge(&self, library: &dyn Library, seed: u64) -> Outcome {
+    /// Runs the check on a plugin of a library; `seed` decides every random choice.
+    pub fn run(&self, library: &dyn Library, seed: u64) -> Outcome {
         hygiene::before_all_calls();
         let verdict = match self.run {
             Run::Library(run) => run(library, seed),
@@ -159,7 +158,7 @@ impl Check {
     }
 }
 
-/// Every check there is, in the order in which they are run.
+/// All checks, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Check> {
     load::CHECKS
         .iter()
@@ -174,25 +173,25 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         .chain(&model::CHECKS)
 }
 
-/// The outcomes of one plugin's checks: each is judged once, after those that it needs.
-pub struct Outcomes<Judge> {
-    judge: Judge,
+/// The outcomes of one plugin's checks. Each check runs once, after those that it needs.
+pub struct Outcomes<RunCheck> {
+    run_check: RunCheck,
     known: BTreeMap<&'static str, Outcome>,
 }
 
-impl<Judge, Error> Outcomes<Judge>
+impl<RunCheck, Error> Outcomes<RunCheck>
 where
-    Judge: FnMut(&'static Check) -> Result<Outcome, Error>,
+    RunCheck: FnMut(&'static Check) -> Result<Outcome, Error>,
 {
-    /// None yet; `judge` is how they are found.
-    pub fn new(judge: Judge) -> Self {
-        Self { judge, known: BTreeMap::new() }
+    /// No outcomes yet; `run_check` runs a check.
+    pub fn new(run_check: RunCheck) -> Self {
+        Self { run_check, known: BTreeMap::new() }
     }
 
     /// The outcome of a check.
     ///
     /// # Errors
-    /// If it cannot be judged at all.
+    /// If the check cannot run.
     pub fn of(&mut self, check: &'static Check) -> Result<Outcome, Error> {
         if let Some(known) = self.known(check) {
             return Ok(known.clone());
@@ -210,13 +209,13 @@ where
         }
         let outcome = match blocker {
             Some(by) => Outcome::Blocked(by),
-            None => (self.judge)(check)?,
+            None => (self.run_check)(check)?,
         };
         self.known.insert(check.name, outcome.clone());
         Ok(outcome)
     }
 
-    /// The outcome of a check that was judged.
+    /// The outcome of a check that already ran.
     pub fn known(&self, check: &Check) -> Option<&Outcome> {
         self.known.get(check.name)
     }
@@ -228,8 +227,8 @@ thread_local! {
     static LISTENER: RefCell<Option<Listener>> = const { RefCell::new(None) };
 }
 
-/// Has `listener` told, on this thread, what a check is about to do wherever that is worth
-/// knowing after a crash.
+/// Sets the listener of this thread. It is called with the next action of a check, where this helps
+/// to explain a crash.
 pub fn listen(listener: impl Fn(&str) + 'static) {
     LISTENER.set(Some(Box::new(listener)));
 }
@@ -242,10 +241,11 @@ fn about_to(what: &str) {
     });
 }
 
-/// Makes a test program that judges the plugins of the author's own crate through their
-/// exported tables: `conformance::conformance_tests!(my_idea);`, the whole of
-/// `tests/conformance.rs`, with `[[test]] name = "conformance"` and `harness = false` in
-/// `Cargo.toml`. A plugin that is large under its default options is judged sooner under others:
+/// Makes a test program that checks the plugins of the author's own crate through their exported
+/// tables. The file `tests/conformance.rs` has the single line
+/// `conformance::conformance_tests!(my_idea);`, and `Cargo.toml` has
+/// `[[test]] name = "conformance"` and `harness = false`. A model that is large with its default
+/// options can be checked in a small size:
 /// `conformance::conformance_tests!(my_idea, r#"{"width": 4}"#);`.
 #[macro_export]
 macro_rules! conformance_tests {
@@ -253,11 +253,11 @@ macro_rules! conformance_tests {
         $crate::conformance_tests!($plugin_crate, "{}");
     };
     ($plugin_crate:ident, $options:expr) => {
-        // Links the crate, and with it what it exports.
+        // Links the crate and its exported plugins.
         use $plugin_crate as _;
 
         fn main() {
-            $crate::judge_linked($options)
+            $crate::check_linked($options)
         }
     };
 }
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique_and_in_kebab_case_and_explained() {
+    fn names_are_unique_in_kebab_case_and_explained_in_the_docs() {
         let pages = include_str!("../../../docs/conformance.md");
         let mut names: Vec<_> = all().map(|check| check.name).collect();
         for name in &names {
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_check_needs_is_a_check_of_every_plugin_it_applies_to() {
+    fn a_needed_check_applies_to_all_kinds_of_the_check_that_needs_it() {
         for check in all() {
             for name in check.needs {
                 let needed = all().find(|other| other.name == *name);
@@ -297,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_outcome_blocks_whatever_needs_it_and_names_itself() {
+    fn a_failed_check_blocks_all_checks_that_need_it() {
         let check = |name: &str| all().find(|check| check.name == name).expect("a check");
-        let mut judged = Vec::new();
+        let mut ran = Vec::new();
         let mut outcomes = Outcomes::new(|check: &'static Check| {
-            judged.push(check.name);
+            ran.push(check.name);
             Ok::<_, ()>(match check.name {
                 "load-libtorch" => Outcome::failed("one", "another"),
                 _ => Outcome::Passed,
@@ -310,6 +310,6 @@ mod tests {
         assert_eq!(outcomes.of(check("tensors-strides")), Ok(Outcome::Blocked("load-libtorch".to_owned())));
         assert_eq!(outcomes.of(check("load-cold")), Ok(Outcome::Blocked("load-libtorch".to_owned())));
         assert_eq!(outcomes.known(check("load-contract")), Some(&Outcome::Passed));
-        assert_eq!(judged, ["load-manifest", "load-contract", "load-libtorch"]);
+        assert_eq!(ran, ["load-manifest", "load-contract", "load-libtorch"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Checks of instances as they come and go, and of what outlives them.
+//! Checks of making, moving and dropping instances, and of a model's saved state.
 
 use crate::tensors::{act, no_result, results};
 use crate::toy::{Instance, Problem};
@@ -7,11 +7,12 @@ use plugin_api::abi::ModelInstance;
 use plugin_api::tch::{self, Tensor};
 
 pub const CHECKS: [Check; 3] = [
-    Check::new("lifecycle-threads", "made on one thread, it works on another", threads),
-    Check::new("lifecycle-many", "a thousand instances come and go", many).after(&["options-defaults"]),
+    Check::new("lifecycle-threads", "an instance made on one thread works on another", threads),
+    Check::new("lifecycle-many", "a thousand instances can be made and dropped", many)
+        .after(&["options-defaults"]),
     Check::new(
         "lifecycle-state",
-        "a model is its parameters and buffers: written back, they give the same logits",
+        "parameters and buffers are the whole state of a model: written back, they give the same logits",
         whole_state,
     )
     .of(&["model"])
@@ -43,7 +44,7 @@ fn many(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
-/// A model's parameters and buffers by name; the tensors are its own.
+/// A model's parameters and buffers by name; the tensors are not copies.
 pub fn named(model: &ModelInstance) -> Result<Vec<(String, Tensor)>, Outcome> {
     model.parameters().map_err(|error| Outcome::failed("parameters and buffers", error))
 }
@@ -76,15 +77,15 @@ fn whole_state(plugin: &Plugin, seed: u64) -> Verdict {
     act(&instance, &batch)?;
     write_state(model, &saved)?;
     if state(model)? != saved {
-        return Ok(Outcome::failed("the parameters that were written", "others"));
+        return Ok(Outcome::failed("the parameters that were written", "other parameters"));
     }
     if act(&instance, &batch)? != logits {
         return Ok(Outcome::failed(
-            "the same logits, to the bit, once the parameters are written back",
-            "others",
+            "the same logits, to the bit, after the parameters are written back",
+            "other logits",
         ));
     }
-    // What a resumed run does: another instance, with other initial weights, is given these.
+    // As in a resumed run, the state is written to another instance with other initial weights.
     let fresh = Instance::drawn(plugin, &plugin.options, &batch, 2).map_err(no_result)?;
     if let Instance::Model(fresh) = &fresh {
         write_state(fresh, &saved)?;
@@ -92,6 +93,6 @@ fn whole_state(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::demand(
         act(&fresh, &batch)? == logits,
         "the same logits, to the bit, from another instance with the same parameters",
-        "others: something that was drawn at random is no parameter or buffer",
+        "other logits: a random value is neither a parameter nor a buffer",
     ))
 }

@@ -1,4 +1,4 @@
-//! Checks of a library, and of how it is loaded.
+//! Checks of a library and of loading it.
 
 use crate::toy::{Batch, Instance, Problem};
 use crate::{Check, Outcome, Plugin, Verdict, options};
@@ -6,22 +6,22 @@ use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use plugin_api::tch::Tensor;
 
-/// A library with the plugin to be judged, as the program that loads it sees it. Where there
-/// is none to load (the plugin is linked into the program), the defaults say so.
+/// A library with the plugin to be checked. The default methods are those of a plugin that is
+/// linked into the program, without a library.
 pub trait Library {
     /// The plugin; the first call opens the library.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// The reason why it cannot be opened.
     fn plugin(&self) -> Result<&Plugin, String>;
 
-    /// What was printed while the library was opened.
+    /// The output while the library was opened.
     fn printed(&self) -> String {
         String::new()
     }
 
-    /// The plugin's name, and how many plugins of its kind have it in the manifest, which is
-    /// read without running the library.
+    /// The plugin's name, and the number of plugins of its kind with this name in the manifest,
+    /// which is read without running the library.
     fn name(&self) -> (String, usize) {
         (String::new(), 0)
     }
@@ -31,28 +31,28 @@ pub trait Library {
         (CONTRACT, LIBTORCH.to_owned())
     }
 
-    /// Opens the library once more.
+    /// Opens the library again.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// The reason why it cannot be opened.
     fn open_again(&self) -> Result<Plugin, String> {
         Err("there is no library".to_owned())
     }
 
-    /// Opens a copy of the library beside it: code and statics of its own.
+    /// Opens a copy of the library, which has its own code and statics.
     ///
     /// # Errors
-    /// Why it cannot be opened.
+    /// The reason why it cannot be opened.
     fn open_copy(&self) -> Result<Plugin, String> {
         Err("there is no library".to_owned())
     }
 
-    /// Makes libtorch's CUDA half usable.
+    /// Loads the CUDA part of libtorch.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     fn load_cuda(&self) -> Result<(), String> {
-        Err("CUDA is loaded by `host conform` only".to_owned())
+        Err("only `host conform` loads CUDA".to_owned())
     }
 }
 
@@ -63,17 +63,21 @@ pub const CHECKS: [Check; 7] = [
         manifest,
     )
     .after(&[]),
-    Check::of_library("load-contract", "it was built for this host's contract", contract)
+    Check::of_library("load-contract", "the library was built for this host's contract", contract)
         .after(&["load-manifest"]),
-    Check::of_library("load-libtorch", "it was built for this host's libtorch", libtorch)
+    Check::of_library("load-libtorch", "the library was built for this host's libtorch", libtorch)
         .after(&["load-contract"]),
-    Check::of_library("load-cold", "a process that did nothing before can open it", cold)
-        .after(&["load-libtorch"]),
-    Check::of_library("load-silent", "nothing is printed while it is opened", silent).after(&["load-cold"]),
-    Check::of_library("load-twice", "opened twice, it is the same plugin", twice)
+    Check::of_library("load-cold", "a new process can open the library", cold).after(&["load-libtorch"]),
+    Check::of_library("load-silent", "nothing is printed while the library is opened", silent)
+        .after(&["load-cold"]),
+    Check::of_library("load-twice", "a library that is opened twice has the same plugin", twice)
         .after(&["determinism-repeats"]),
-    Check::of_library("load-side-by-side", "two libraries in one process keep apart", side_by_side)
-        .after(&["determinism-repeats"]),
+    Check::of_library(
+        "load-side-by-side",
+        "two libraries in one process do not affect each other",
+        side_by_side,
+    )
+    .after(&["determinism-repeats"]),
 ];
 
 fn manifest(library: &dyn Library, _: u64) -> Verdict {
@@ -83,8 +87,8 @@ fn manifest(library: &dyn Library, _: u64) -> Verdict {
     }
     Ok(Outcome::demand(
         namesakes == 1,
-        "a name that the manifest gives to one plugin of its kind",
-        format!("{namesakes} of the name `{name}`"),
+        "one plugin of its kind with this name",
+        format!("{namesakes} plugins named `{name}`"),
     ))
 }
 
@@ -92,7 +96,7 @@ fn contract(library: &dyn Library, _: u64) -> Verdict {
     let (contract, _) = library.built_for();
     Ok(Outcome::demand(
         contract == CONTRACT,
-        format!("contract {CONTRACT}, which this host knows"),
+        format!("contract {CONTRACT}, which this host supports"),
         format!("contract {contract}: rebuild the plugin against this host's plugin-api"),
     ))
 }
@@ -101,7 +105,7 @@ fn libtorch(library: &dyn Library, _: u64) -> Verdict {
     let (_, libtorch) = library.built_for();
     Ok(Outcome::demand(
         libtorch == LIBTORCH,
-        format!("libtorch {LIBTORCH}, which this host runs"),
+        format!("libtorch {LIBTORCH}, which this host uses"),
         format!("libtorch {libtorch}: rebuild the plugin with LIBTORCH set to this host's"),
     ))
 }
@@ -116,10 +120,10 @@ fn cold(library: &dyn Library, _: u64) -> Verdict {
 fn silent(library: &dyn Library, _: u64) -> Verdict {
     library.plugin().map_err(|why| Outcome::failed("a library that can be opened", why))?;
     let printed = library.printed();
-    Ok(Outcome::demand(printed.is_empty(), "no word while loading", format!("{printed:?}")))
+    Ok(Outcome::demand(printed.is_empty(), "no output while loading", format!("{printed:?}")))
 }
 
-/// What tells one plugin from another: its options, and what it does with a batch.
+/// The behaviour of a plugin: its options and its results for a batch.
 fn behaviour(plugin: &Plugin, batch: &Batch) -> Result<(String, Vec<Tensor>), Outcome> {
     let results = Instance::new(plugin, batch)?.act(batch);
     let results = results.map_err(|error| Outcome::failed("a result", error))?;
@@ -127,7 +131,7 @@ fn behaviour(plugin: &Plugin, batch: &Batch) -> Result<(String, Vec<Tensor>), Ou
 }
 
 fn same(one: &Plugin, other: &Plugin, seed: u64, expected: &str) -> Verdict {
-    // In turns, so that each could disturb the other.
+    // In turns, so that each can affect the other.
     let behave = |plugin| behaviour(plugin, &Problem::new(seed).batch(0..4));
     let (before, others, after) = (behave(one)?, behave(other)?, behave(one)?);
     Ok(Outcome::demand(before == others && before == after, expected, "other options or results"))
@@ -144,5 +148,5 @@ fn twice(library: &dyn Library, seed: u64) -> Verdict {
 
 fn side_by_side(library: &dyn Library, seed: u64) -> Verdict {
     let (original, copy) = (opened(library.plugin())?, opened(library.open_copy())?);
-    same(original, &copy, seed, "a plugin that does not notice a copy of its library beside it")
+    same(original, &copy, seed, "the same behaviour beside a copy of the library")
 }

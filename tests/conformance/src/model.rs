@@ -11,18 +11,18 @@ use plugin_api::tch::{self, Kind, Tensor};
 pub const CHECKS: [Check; 5] = [
     Check::new("model-logits", "outputs are logits, not probabilities", logits).of(&["model"]),
     Check::new("model-gradients", "gradients reach the images and every parameter", gradients).of(&["model"]),
-    Check::new("model-derivative", "gradients are those that finite differences show, in f64", derivative)
+    Check::new("model-derivative", "gradients agree with finite differences in f64", derivative)
         .of(&["model"])
         .after(&["model-gradients"]),
     Check::new(
         "model-parameters",
-        "parameters and buffers are the model's own, under names of their own",
+        "parameters have different names, and the network uses the listed tensors",
         parameters,
     )
     .of(&["model"]),
     Check::new(
         "model-modes",
-        "evaluation changes nothing, and training differs from it only where declared",
+        "evaluation changes nothing, and training differs from it only if declared",
         modes,
     )
     .of(&["model"])
@@ -56,8 +56,8 @@ fn logits(plugin: &Plugin, seed: u64) -> Verdict {
 fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Problem { kind: Kind::Double, ..Problem::new(seed) }.batch(0..16);
     let model = built(plugin, &batch)?;
-    // What a layer is given may reach it in one mode only: batch normalisation takes away in
-    // training whatever is added before it.
+    // A gradient may be zero in one mode only: in training, batch normalisation removes a bias
+    // before it.
     let (training, evaluation) =
         (largest_gradients(&model, &batch, true)?, largest_gradients(&model, &batch, false)?);
     for ((name, training), (_, evaluation)) in training.iter().zip(&evaluation) {
@@ -71,7 +71,8 @@ fn gradients(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
-/// The largest entry of the loss's gradient towards the images and every trainable parameter.
+/// The largest entry of the gradient of the loss with respect to the images and to every trainable
+/// parameter.
 fn largest_gradients(
     model: &ModelInstance,
     batch: &Batch,
@@ -84,7 +85,7 @@ fn largest_gradients(
     if !loss.requires_grad() {
         return Err(Outcome::failed(
             "logits with a graph",
-            "logits without one (detached, or made without tracking)",
+            "logits without a graph (detached, or computed without gradient tracking)",
         ));
     }
     let trainable = named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad());
@@ -92,15 +93,13 @@ fn largest_gradients(
         std::iter::once(("the images".to_owned(), images)).chain(trainable).unzip();
     let gradients = losses::gradients(&loss, &inputs, false)
         .map_err(|error| Outcome::failed("gradients for the images and every parameter", error))?;
-    let largest = |gradient: &Tensor| match gradient.defined() {
-        true => gradient.abs().max().double_value(&[]),
-        false => 0.0,
-    };
+    let largest =
+        |gradient: &Tensor| if gradient.defined() { gradient.abs().max().double_value(&[]) } else { 0.0 };
     Ok(names.into_iter().zip(gradients.iter().map(largest)).collect())
 }
 
-/// Half the distances of finite differences. A wide one may reach across the kink of a ReLU,
-/// where there is no slope to compare with; a narrow one suffers from rounding.
+/// Half the widths of the finite differences. A wide one may cross the kink of a ReLU, where there
+/// is no derivative; a narrow one suffers from rounding.
 const DISTANCES: [f64; 4] = [1e-4, 1e-5, 1e-6, 1e-7];
 
 fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
@@ -115,7 +114,7 @@ fn derivative(plugin: &Plugin, seed: u64) -> Verdict {
     };
     let leaf = batch.images.detach().set_requires_grad(true);
     let gradient = losses::gradient(&loss(&leaf)?, &leaf, false)
-        .map_err(|error| Outcome::failed("a gradient towards the images", error))?;
+        .map_err(|error| Outcome::failed("a gradient with respect to the images", error))?;
     for direction in 1..=3 {
         let direction = Problem { seed: mix(seed ^ direction), ..problem }.batch(0..2).images - 0.5;
         let slope = (&gradient * &direction).sum(Kind::Double).double_value(&[]);
@@ -146,9 +145,9 @@ fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
     names.sort_unstable();
     names.dedup();
     if names.len() != parameters.len() {
-        return Ok(Outcome::failed("a name of its own for every parameter", "a name given twice"));
+        return Ok(Outcome::failed("a different name for every parameter", "two parameters of one name"));
     }
-    // Overwriting what is listed must reach the network: that is how weights are loaded.
+    // Weights are loaded by overwriting the listed tensors, so this must change the network.
     let before = forward(&model, &batch.images, false)?.detach();
     let _guard = tch::no_grad_guard();
     for (_, tensor) in parameters.iter().filter(|(_, tensor)| tensor.is_floating_point()) {
@@ -157,7 +156,7 @@ fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
     let after = forward(&model, &batch.images, false)?.detach();
     Ok(Outcome::demand(
         before != after,
-        "other logits once the listed parameters are overwritten",
+        "other logits after the listed parameters are overwritten",
         "the same logits",
     ))
 }
@@ -169,22 +168,20 @@ fn modes(plugin: &Plugin, seed: u64) -> Verdict {
     let before = state(&model)?;
     let logits = evaluate()?;
     if evaluate()? != logits {
-        return Ok(Outcome::failed(
-            "the same logits whenever the model is evaluated",
-            "others the second time",
-        ));
+        return Ok(Outcome::failed("the same logits in every evaluation", "other logits the second time"));
     }
     let after = state(&model)?;
     if let Some(((name, _), _)) = before.iter().zip(&after).find(|(before, after)| before != after) {
         return Ok(Outcome::failed(
-            "parameters and buffers that evaluation leaves alone",
-            format!("`{name}` is another"),
+            "parameters and buffers that evaluation does not change",
+            format!("`{name}` changed"),
         ));
     }
     let declaration = model.declaration().map_err(|error| Outcome::failed("a declaration", error))?;
     match declaration.train_differs {
         None => Err(Outcome::Skipped(
-            "evaluation is as it should be; contract 1.0 cannot declare that training differs".to_owned(),
+            "evaluation changes nothing; a plugin of contract 1.0 cannot declare that training differs"
+                .to_owned(),
         )),
         Some(true) => Ok(Outcome::Passed),
         Some(false) => {
@@ -193,7 +190,7 @@ fn modes(plugin: &Plugin, seed: u64) -> Verdict {
                 &[logits.shallow_clone(), logits],
                 &[trained, evaluate()?],
                 1e-5,
-                "the same logits in training, and after it, as it does not declare train_differs",
+                "the same logits in training and after it, since train_differs is false",
             )
         }
     }

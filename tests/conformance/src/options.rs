@@ -1,4 +1,4 @@
-//! Checks of what can be set.
+//! Checks of the options.
 
 use crate::toy::{Instance, Problem, mix};
 use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
@@ -10,7 +10,7 @@ pub const CHECKS: [Check; 4] = [
     Check::new("options-documented", "every option has a type and a help text", documented)
         .after(&["load-cold"]),
     Check::new("options-unknown", "an unknown option is refused by name", unknown).after(&["load-cold"]),
-    Check::new("options-fuzz", "whatever value an option is given, it works or is refused", fuzz)
+    Check::new("options-fuzz", "every value of an option works or is refused", fuzz)
         .after(&["tensors-result"]),
 ];
 
@@ -61,21 +61,21 @@ fn unknown(plugin: &Plugin, seed: u64) -> Verdict {
     }
 }
 
-/// Random values for each option alone, beside the fixed ones.
+/// Number of random values for each option alone, besides the fixed ones.
 const RANDOM_VALUES: u64 = 12;
 
-/// Random values for all options at once.
+/// Number of sets of random values for all options at once.
 const RANDOM_SETS: u64 = 12;
 
 fn fuzz(plugin: &Plugin, seed: u64) -> Verdict {
     let schema = schema(plugin)?;
     let batch = Problem::new(seed).batch(0..1);
-    let judged: Map<String, Value> = serde_json::from_str(&plugin.options).unwrap_or_default();
+    let given: Map<String, Value> = serde_json::from_str(&plugin.options).unwrap_or_default();
     let attempt = |tried: Map<String, Value>| {
-        let options = Value::Object(judged.clone().into_iter().chain(tried).collect()).to_string();
+        let options = Value::Object(given.clone().into_iter().chain(tried).collect()).to_string();
         about_to(&format!("use the options {:.200}", options));
         if let Ok(instance) = Instance::with_options(plugin, &options, &batch) {
-            // Working or refusing are both fine; a crash is not, and is seen from outside.
+            // A result and an error are both allowed. The parent process detects a crash.
             let _ = instance.act(&batch);
         }
     };
@@ -94,7 +94,7 @@ fn fuzz(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
-/// What breaks most often.
+/// Values that often cause errors.
 fn fixed_values() -> [Value; 13] {
     [
         json!(null),
@@ -113,8 +113,8 @@ fn fixed_values() -> [Value; 13] {
     ]
 }
 
-/// A value of any type. Whole numbers are small or negative: a large one may ask for memory or
-/// time in proportion, and that it is given them is the user's own business.
+/// A value of any type. Whole numbers are small or negative: a large one may legitimately need
+/// memory or time in proportion.
 fn random_value(seed: u64) -> Value {
     let [choice, number, other] = [1, 2, 3].map(|salt| mix(seed ^ mix(salt)));
     let fraction = number as f64 / u64::MAX as f64;

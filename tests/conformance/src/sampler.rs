@@ -11,7 +11,7 @@ use plugin_api::{Next, Projection, ThreatModel};
 pub const CHECKS: [Check; 5] = [
     Check::new(
         "sampler-state",
-        "a step returns as many state tensors as are declared, shaped like the particles",
+        "a step returns the declared number of state tensors, shaped like the particles",
         state,
     )
     .of(&["sampler"])
@@ -24,14 +24,14 @@ pub const CHECKS: [Check; 5] = [
         .after(&["sampler-state", "determinism-repeats"]),
     Check::new(
         "sampler-projection",
-        "a sampler that projects by itself stays in ball and domain",
+        "a sampler with its own projection stays in ball and domain",
         projection,
     )
     .of(&["sampler"])
     .after(&["sampler-state"]),
     Check::new(
         "sampler-shuffled",
-        "a chain goes on the same when its point comes up among others, its state with it",
+        "a chain does not depend on the other points of its minibatches",
         shuffled,
     )
     .of(&["sampler"])
@@ -45,14 +45,14 @@ fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
     sampler.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
 }
 
-/// Points of every chain.
+/// Number of points, with one chain each.
 const POINTS: i64 = 8;
 
 /// Steps of a visit.
 const STEPS: usize = 4;
 
-/// Chains on a linear classifier's loss, one for each point, whose particles the host projects
-/// if it is to. Between visits they lie in a store, as in training.
+/// Chains on the loss of a linear classifier, one for each point. Between visits, the particles are
+/// in a store, as in training.
 struct Chains<'a> {
     sampler: &'a SamplerInstance,
     problem: Problem,
@@ -79,8 +79,8 @@ impl<'a> Chains<'a> {
         }
     }
 
-    /// A visit to some points: their chains take STEPS steps and go back into the store. `visit`
-    /// decides the random numbers.
+    /// A visit of some points: STEPS steps of their chains, which are then written back to the
+    /// store. `visit` decides the random numbers.
     fn visit(&mut self, points: &[i64], visit: u64) -> Result<(), Outcome> {
         let rows = Tensor::from_slice(points);
         let select = |tensor: &Tensor| tensor.index_select(0, &rows);
@@ -132,7 +132,7 @@ impl<'a> Chains<'a> {
     }
 }
 
-/// Makes a call of a walk; demands what is declared of the state.
+/// Makes a call of a walk, and fails if the state does not have the declared shapes.
 fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Result<Next, Outcome> {
     let next = guarded(|| call.make(random)).map_err(no_result)?;
     let shapes: Vec<_> = next.state.iter().map(Tensor::size).collect();
@@ -140,7 +140,7 @@ fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Result<N
     if shapes != expected {
         return Err(Outcome::failed(
             format!("state of shapes {expected:?}"),
-            format!("{shapes:?} from {}", call.method.name()),
+            format!("shapes {shapes:?} from {}", call.method.name()),
         ));
     }
     Ok(next)
@@ -155,21 +155,21 @@ fn zero_gradient(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
     for threat in THREATS {
         let mut chains = Chains::new(&sampler, threat, seed);
-        // No weights, no gradient.
+        // Zero weights give a zero gradient.
         chains.victim.weights = chains.victim.weights.zeros_like().set_requires_grad(true);
         chains.visit_all(0)?;
         if chains.particles.isfinite().all().int64_value(&[]) != 1 {
             let norm = threat.norm;
             return Ok(Outcome::failed(
                 "finite particles at zero gradient",
-                format!("NaN or infinite ones ({norm:?})"),
+                format!("NaN or infinite particles ({norm:?})"),
             ));
         }
     }
     Ok(Outcome::Passed)
 }
 
-/// Visits of a chain that is to climb.
+/// Number of visits in which the loss must rise.
 const VISITS: u64 = 12;
 
 fn ascent(plugin: &Plugin, seed: u64) -> Verdict {
@@ -182,16 +182,16 @@ fn ascent(plugin: &Plugin, seed: u64) -> Verdict {
     let mut after = 0.0;
     for visit in 0..VISITS {
         chains.visit_all(visit)?;
-        // A chain that samples goes up and down: the second half is averaged.
+        // The loss of a chain that samples rises and falls, so it is averaged over the second half.
         after += if visit < VISITS / 2 { 0.0 } else { chains.mean_loss()? / (VISITS / 2) as f64 };
     }
-    // By more than the rounding of a mean.
+    // The tolerance is larger than the rounding of a mean.
     if after > before + 1e-9 * before.abs() {
         return Ok(Outcome::Passed);
     }
     let steps = VISITS * STEPS as u64;
     let got = format!("{after:.4} after {steps} steps");
-    // One built for contract 1.0 could not declare anything.
+    // A plugin of contract 1.0 cannot declare `ascends`.
     Ok(match sampler.declaration().ascends {
         None => Outcome::Warning(format!("the mean loss went from {before:.4} to {got}")),
         Some(_) => Outcome::failed(format!("a mean loss above {before:.4}, where the chains began"), got),
@@ -222,12 +222,12 @@ fn projection(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
-/// Minibatches of each visit, by point.
+/// The minibatches of each visit, as lists of points.
 type Minibatches = [&'static [&'static [i64]]; 3];
 
 const TOGETHER: Minibatches = [&[&[0, 1, 2, 3, 4, 5, 6, 7]]; 3];
 
-/// Other neighbours, sizes and orders each time.
+/// Minibatches with other points, sizes and orders in each visit.
 const SHUFFLED: Minibatches =
     [&[&[0, 1, 2, 3], &[4, 5, 6, 7]], &[&[6, 0, 3, 5], &[2, 7, 1, 4]], &[&[7], &[1, 0, 6, 2, 5], &[4, 3]]];
 
@@ -246,6 +246,6 @@ fn shuffled(plugin: &Plugin, seed: u64) -> Verdict {
         &ends(TOGETHER)?,
         &ends(SHUFFLED)?,
         1e-9,
-        "the same particles and state however the points are shuffled among minibatches",
+        "the same particles and state for any shuffling of the points among minibatches",
     )
 }

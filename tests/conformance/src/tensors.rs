@@ -1,4 +1,4 @@
-//! Checks of what goes in and what comes out.
+//! Checks of inputs and results.
 
 use crate::lifecycle::{state, write_state};
 use crate::toy::{Batch, Instance, Problem};
@@ -11,9 +11,9 @@ pub const CHECKS: [Check; 11] = [
     Check::new("tensors-shape", "results have the right shape, dtype and device", shape)
         .after(&["tensors-result"]),
     Check::new("tensors-finite", "results are finite", finite),
-    Check::new("tensors-inputs", "inputs are left as they were", inputs),
+    Check::new("tensors-inputs", "inputs do not change", inputs),
     Check::new("tensors-memory", "results share no memory with inputs", memory),
-    Check::new("tensors-strides", "inputs that lie otherwise in memory give the same results", strides)
+    Check::new("tensors-strides", "inputs with another memory layout give the same results", strides)
         .after(&["determinism-repeats"]),
     Check::new(
         "tensors-channels-last",
@@ -24,7 +24,7 @@ pub const CHECKS: [Check; 11] = [
     Check::new("tensors-one", "a batch of one works", one),
     Check::new("tensors-none", "an empty batch works", none),
     Check::new("tensors-double", "f64 works as well as f32", double),
-    Check::of_library("tensors-cuda", "results on a GPU are those on the CPU", cuda)
+    Check::of_library("tensors-cuda", "results on a GPU agree with those on the CPU", cuda)
         .after(&["determinism-repeats"]),
 ];
 
@@ -32,7 +32,7 @@ fn batch(seed: u64) -> Batch {
     Problem::new(seed).batch(0..4)
 }
 
-/// Results of a fresh instance on a batch.
+/// Results of a new instance on a batch.
 pub fn results(plugin: &Plugin, batch: &Batch) -> Result<Vec<Tensor>, Outcome> {
     act(&Instance::new(plugin, batch)?, batch)
 }
@@ -42,29 +42,31 @@ pub fn act(instance: &Instance, batch: &Batch) -> Result<Vec<Tensor>, Outcome> {
     instance.act(batch).map_err(no_result)
 }
 
-/// What is wrong where a call with valid inputs fails.
+/// The failure of a check if a call with valid inputs returns an error.
 pub fn no_result(error: plugin_api::Error) -> Outcome {
     Outcome::failed("a result", error)
 }
 
-/// The largest difference between two lists of results, in units of what is beyond 1.
+/// The largest difference between two lists of results: relative for values above 1, else absolute.
 fn difference(one: &[Tensor], other: &[Tensor]) -> f64 {
     if one.len() != other.len() {
         return f64::INFINITY;
     }
-    let differences = one.iter().zip(other).map(|(one, other)| match one.size() == other.size() {
-        true if one.numel() == 0 => 0.0,
-        true => {
+    let differences = one.iter().zip(other).map(|(one, other)| {
+        if one.size() != other.size() {
+            f64::INFINITY
+        } else if one.numel() == 0 {
+            0.0
+        } else {
             let relative = (one - other).abs() / one.abs().clamp_min(1.0);
             relative.max().to_kind(Kind::Double).double_value(&[])
         }
-        false => f64::INFINITY,
     });
     // NaN counts as a difference.
     differences.fold(0.0, |largest, value| if value <= largest { largest } else { value })
 }
 
-/// Demands the same results, up to a tolerance.
+/// Passes if the results are the same up to a tolerance.
 pub fn demand_same(one: &[Tensor], other: &[Tensor], tolerance: f64, expected: &str) -> Verdict {
     let difference = difference(one, other);
     Ok(Outcome::demand(difference <= tolerance, expected, format!("results that differ by {difference:.3e}")))
@@ -96,7 +98,7 @@ fn finite(plugin: &Plugin, seed: u64) -> Verdict {
     for call in 1..=5 {
         let finite = |result: &Tensor| result.isfinite().all().int64_value(&[]) == 1;
         if !act(&instance, &batch)?.iter().all(finite) {
-            return Ok(Outcome::failed("finite results", format!("NaN or infinite ones at call {call}")));
+            return Ok(Outcome::failed("finite results", format!("NaN or infinite results in call {call}")));
         }
     }
     Ok(Outcome::Passed)
@@ -110,7 +112,7 @@ fn inputs(plugin: &Plugin, seed: u64) -> Verdict {
     instance.act_on(&batch, &inputs).map_err(no_result)?;
     for ((name, after), before) in inputs.named().into_iter().zip(&before) {
         if after != before {
-            return Ok(Outcome::failed("inputs as they were", format!("`{name}` was written to")));
+            return Ok(Outcome::failed("unchanged inputs", format!("`{name}` was written to")));
         }
     }
     Ok(Outcome::Passed)
@@ -126,15 +128,15 @@ fn memory(plugin: &Plugin, seed: u64) -> Verdict {
         let _ = input.shallow_clone().fill_(7.0);
         if difference(&results, &before) != 0.0 {
             return Ok(Outcome::failed(
-                "results that stay as they are when an input is overwritten later",
-                format!("a result that changed with `{name}`"),
+                "results that do not change when an input is overwritten later",
+                format!("a result that changes with `{name}`"),
             ));
         }
     }
     Ok(Outcome::Passed)
 }
 
-/// A tolerance for f32 where sums may be formed in another order.
+/// The tolerance for f32 if sums are computed in another order.
 const ROUNDING: f64 = 1e-4;
 
 fn strides(plugin: &Plugin, seed: u64) -> Verdict {
@@ -171,7 +173,7 @@ fn sized(plugin: &Plugin, rows: i64, seed: u64) -> Verdict {
     let batch = Problem::new(seed).batch(0..rows);
     let instance = Instance::new(plugin, &batch)?;
     let expected = instance.shape(&batch);
-    // After a whole batch, as the last of an epoch comes after others.
+    // The call comes after one with a whole batch, like the last batch of an epoch.
     act(&instance, &self::batch(seed))?;
     match instance.act(&batch) {
         Err(error) => Ok(Outcome::failed(format!("a result of shape {expected:?}"), error)),
@@ -192,7 +194,7 @@ fn double(plugin: &Plugin, seed: u64) -> Verdict {
     ))
 }
 
-/// GPUs add in other orders.
+/// The tolerance for GPUs, which add in other orders.
 const GPU_ROUNDING: f64 = 1e-3;
 
 fn cuda(library: &dyn Library, seed: u64) -> Verdict {
@@ -202,14 +204,15 @@ fn cuda(library: &dyn Library, seed: u64) -> Verdict {
     let (batch, batch_there) = (batch(seed), self::batch(seed).on(gpu));
     let (here, there) = (Instance::new(plugin, &batch)?, Instance::new(plugin, &batch_there)?);
     if let (Instance::Model(here), Instance::Model(there)) = (&here, &there) {
-        // Each drew its initial weights on its own device.
+        // The two instances have drawn different initial weights, each on its own device.
         write_state(there, &state(here)?)?;
     }
     let (results, results_there) = (act(&here, &batch)?, act(&there, &batch_there)?);
     if let Some(elsewhere) = results_there.iter().find(|result| result.device() != gpu) {
         return Ok(Outcome::failed(format!("results on {gpu:?}"), format!("{:?}", elsewhere.device())));
     }
-    // Iterated to a verdict, a difference in rounding may grow: attacks are not compared.
+    // Over the iterations of an attack, a difference in rounding may grow, so attacks are not
+    // compared.
     if let Table::Attack(_) = plugin.table {
         return Ok(Outcome::Passed);
     }

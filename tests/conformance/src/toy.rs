@@ -1,4 +1,4 @@
-//! Small problems that plugins are tried on.
+//! Small problems for the checks.
 
 use crate::{Outcome, Plugin, Table};
 use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
@@ -12,7 +12,7 @@ pub const SIDE: i64 = 12;
 
 pub const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.1, domain: (0.0, 1.0) };
 
-/// The threat models that plugins are tried in: both norms, the usual domain and another one.
+/// The threat models of the checks: both norms, the usual domain and another one.
 pub const THREATS: [ThreatModel; 4] = [
     THREAT,
     ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) },
@@ -20,7 +20,7 @@ pub const THREATS: [ThreatModel; 4] = [
     ThreatModel { norm: Norm::L2, epsilon: 1.0, domain: (-1.0, 1.0) },
 ];
 
-/// What examples and a victim are made for.
+/// The parameters of examples and a victim.
 #[derive(Clone, Copy)]
 pub struct Problem {
     pub channels: i64,
@@ -36,7 +36,7 @@ impl Problem {
         Self { channels: 1, classes: 10, kind: Kind::Float, threat: THREAT, seed }
     }
 
-    /// Examples whose every row depends on its point alone.
+    /// Examples, each of which depends on its point only.
     pub fn batch(self, points: impl IntoIterator<Item = i64>) -> Batch {
         let points: Vec<i64> = points.into_iter().collect();
         let Self { channels, classes, kind, threat, seed } = self;
@@ -70,7 +70,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The same on another device.
+    /// The same batch on another device.
     pub fn on(mut self, device: Device) -> Self {
         for tensor in [&mut self.images, &mut self.particles, &mut self.labels] {
             *tensor = tensor.to_device(device);
@@ -79,13 +79,13 @@ impl Batch {
         self
     }
 
-    /// The same examples, their labels as the victim classifies them.
+    /// The same examples, labelled with the victim's predictions.
     pub fn classified(mut self) -> Result<Self> {
         self.labels = self.victim.logits(&self.images)?.argmax(1, false);
         Ok(self)
     }
 
-    /// What an instance is given.
+    /// The inputs of an instance.
     pub fn inputs(&self, instance: &Instance) -> Result<Inputs> {
         let (loss, gradient, state) = match instance {
             Instance::Sampler(sampler) => {
@@ -106,7 +106,7 @@ impl Batch {
     }
 }
 
-/// Tensors that an instance is given; models look at `natural` alone, attacks at labels too.
+/// The inputs of an instance. Models use `natural` only, attacks also the labels.
 pub struct Inputs {
     pub natural: Tensor,
     pub particles: Tensor,
@@ -117,7 +117,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// The same with every tensor that is shaped like images changed.
+    /// The same inputs with `change` applied to every tensor that is shaped like images.
     pub fn with_images(mut self, change: impl Fn(&Tensor) -> Tensor) -> Self {
         let images = [&mut self.natural, &mut self.particles, &mut self.gradient];
         for tensor in images.into_iter().chain(&mut self.state) {
@@ -154,7 +154,7 @@ impl Numbers {
         Self { seed, points: points.to_vec(), draws: Cell::new(0), refuses: false }
     }
 
-    /// How many draws there were.
+    /// The number of draws so far.
     pub fn draws(&self) -> u64 {
         self.draws.get()
     }
@@ -192,13 +192,13 @@ impl RandomSource for Numbers {
             }
             _ => {
                 self.draws.set(self.draws.get() + 1);
-                Err(Error::new("random numbers come in one row for each example"))
+                Err(Error::new("a draw must have one row for each example"))
             }
         }
     }
 }
 
-/// The finaliser of splitmix64.
+/// The finaliser of splitmix64, a hash.
 pub fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -233,7 +233,7 @@ impl LinearVictim {
         }
     }
 
-    /// How many calls there were, refused ones included.
+    /// The number of calls so far, including refused ones.
     pub fn calls(&self) -> u64 {
         self.calls.get()
     }
@@ -243,7 +243,7 @@ impl LinearVictim {
         self.forward_passes.get()
     }
 
-    /// A number that tells one sequence of queries from another.
+    /// A number that depends on the sequence of queries.
     pub fn trace(&self) -> f64 {
         self.trace.get()
     }
@@ -251,7 +251,7 @@ impl LinearVictim {
     fn forward(&self, images: &Tensor) -> Result<Tensor> {
         self.calls.set(self.calls.get() + 1);
         if self.refuses {
-            return Err(Error::new("this victim refuses to answer"));
+            return Err(Error::new("this victim refuses every call"));
         }
         let logits = (images - self.middle).f_flatten(1, -1)?.f_matmul(&self.weights.tr())?;
         self.forward_passes.set(self.forward_passes.get() + images.size()[0] as u64);
@@ -259,7 +259,7 @@ impl LinearVictim {
         Ok(logits)
     }
 
-    /// Loss of each example and its gradient towards the images.
+    /// Loss of each example and its gradient with respect to the images.
     pub fn loss_and_gradient(&self, images: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor)> {
         let (logits, leaf) = self.differentiable(images)?;
         let loss = tch::with_grad(|| cross_entropy(&logits, labels));
@@ -291,8 +291,8 @@ impl VictimCalls for LinearVictim {
     }
 }
 
-/// A call into a plugin as the host makes it: without gradient tracking; grad mode and thread
-/// count are put back.
+/// Calls a plugin as the host does: without gradient tracking. Gradient mode and number of threads
+/// are restored.
 pub fn guarded<T>(call: impl FnOnce() -> T) -> T {
     let threads = tch::get_num_threads();
     let _guard = tch::no_grad_guard();
@@ -303,7 +303,7 @@ pub fn guarded<T>(call: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A plugin's instance, with whatever it has to do on a batch.
+/// A plugin's instance.
 pub enum Instance {
     Model(ModelInstance),
     Sampler(SamplerInstance),
@@ -311,7 +311,7 @@ pub enum Instance {
 }
 
 impl Instance {
-    /// Made with the options that the plugin is judged with, for batches like this one.
+    /// An instance with the options of the checks, for batches like this one.
     pub fn new(plugin: &Plugin, batch: &Batch) -> std::result::Result<Self, Outcome> {
         let made = Self::with_options(plugin, &plugin.options, batch);
         made.map_err(|error| Outcome::failed("an instance", error))
@@ -321,7 +321,7 @@ impl Instance {
         Self::drawn(plugin, options, batch, 1)
     }
 
-    /// The same with initial weights drawn from another seed.
+    /// An instance with initial weights drawn from this seed.
     pub fn drawn(plugin: &Plugin, options: &str, batch: &Batch, seed: i64) -> Result<Self> {
         Ok(match &plugin.table {
             Table::Model(model) => {
@@ -339,12 +339,12 @@ impl Instance {
         self.act_on(batch, &batch.inputs(self)?)
     }
 
-    /// The same on other inputs than the batch's own.
+    /// As `act`, with other inputs than those of the batch.
     pub fn act_on(&self, batch: &Batch, inputs: &Inputs) -> Result<Vec<Tensor>> {
         guarded(|| self.act_unguarded(batch, inputs))
     }
 
-    /// The same with whatever the plugin leaves behind.
+    /// As `act_on`, without restoring gradient mode and number of threads.
     pub fn act_unguarded(&self, batch: &Batch, inputs: &Inputs) -> Result<Vec<Tensor>> {
         let Batch { problem, points, random, victim, .. } = batch;
         let Inputs { natural, particles, labels, loss, gradient, state } = inputs;
@@ -384,9 +384,10 @@ impl Instance {
     }
 }
 
-/// The threat model if the attack knows it, else one in the other norm.
+/// The threat model if the attack supports it, else one in the other norm.
 fn supported(attack: &AttackInstance, threat: ThreatModel) -> Result<ThreatModel> {
     let others = THREATS.into_iter().filter(|other| other.domain == threat.domain);
-    let mut known = std::iter::once(threat).chain(others).filter(|threat| attack.supports(threat).is_ok());
-    known.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
+    let mut supported =
+        std::iter::once(threat).chain(others).filter(|threat| attack.supports(threat).is_ok());
+    supported.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
 }

@@ -1,4 +1,4 @@
-//! Bad input: a clear error (what, both values, what to do), and nothing lost.
+//! Bad input: a clear error (the problem, both values, a remedy), and no file is lost.
 
 use crate::data::{Samples, idx, write, write_image_tree};
 use crate::harness::{Outcome, Place, built, edit, patch};
@@ -18,7 +18,7 @@ fn train_refuses<'a>(place: &'a Place, flags: &str, parts: &[&str]) -> Outcome<'
 // ----------------------------------------------------------------------------------- plugins
 
 #[test]
-fn what_is_not_a_library() {
+fn a_file_that_is_not_a_library_is_refused() {
     let place = Place::with_digits(8, 60);
     fs::write(place.path("notes.so"), "remember the milk").expect("written");
     train_refuses(&place, "--sampler notes.so", &["notes.so is not a shared library"]);
@@ -28,7 +28,7 @@ fn what_is_not_a_library() {
 }
 
 #[test]
-fn a_library_without_a_manifest() {
+fn a_library_without_a_manifest_is_refused() {
     let place = Place::with_digits(8, 60);
     let maps = fs::read_to_string("/proc/self/maps").expect("this process's libraries");
     let mut libraries = maps.lines().filter_map(|line| line.split_whitespace().last());
@@ -43,19 +43,19 @@ fn a_library_without_a_manifest() {
 }
 
 #[test]
-fn a_library_for_another_contract() {
+fn a_library_for_another_contract_is_refused() {
     let place = Place::with_digits(8, 60);
     patch(&place.copy_built("liblangevin.so"), r#""contract":1,"#, r#""contract":7,"#);
     train_refuses(
         &place,
         "--sampler ./langevin.so",
-        &["langevin.so was built for contract 7; this host knows contract 1"],
+        &["langevin.so was built for contract 7; this host supports contract 1"],
     )
     .explains(&["liblangevin.so (langevin", "rebuild"]);
 }
 
 #[test]
-fn a_library_for_another_libtorch() {
+fn a_library_for_another_libtorch_is_refused() {
     let place = Place::with_digits(8, 60);
     patch(&place.copy_built("liblangevin.so"), r#""libtorch":"2.13."#, r#""libtorch":"2.12."#);
     train_refuses(
@@ -67,14 +67,14 @@ fn a_library_for_another_libtorch() {
 }
 
 #[test]
-fn a_manifest_that_promises_what_the_library_does_not_export() {
+fn a_manifest_with_a_plugin_that_is_not_exported_is_refused() {
     let place = Place::with_digits(8, 60);
     patch(&place.copy_built("liblangevin.so"), r#""name":"langevin""#, r#""name":"langevim""#);
     train_refuses(&place, "--sampler ./langevin.so", &["langevin.so names `langevim`", "does not export it"]);
 }
 
 #[test]
-fn plugins_of_another_kind() {
+fn plugins_of_another_kind_are_refused() {
     let place = Place::with_digits(8, 60);
     train_refuses(&place, "--sampler apgd.so", &["apgd.so is an attack; expected a sampler"]);
     train_refuses(&place, "--sampler cnn.so", &["cnn.so is a model; expected a sampler"]);
@@ -84,7 +84,7 @@ fn plugins_of_another_kind() {
 }
 
 #[test]
-fn options_that_are_unknown_out_of_range_or_of_another_type() {
+fn options_that_are_unknown_out_of_range_or_of_another_type_are_refused() {
     let place = Place::with_digits(8, 60);
     for (plugin, parts) in [
         ("--sampler langevin.so,size=1", ["langevin", "`size`", "noise, sign, step_size"].as_slice()),
@@ -102,7 +102,7 @@ fn options_that_are_unknown_out_of_range_or_of_another_type() {
 }
 
 #[test]
-fn a_plugin_that_is_nowhere() {
+fn a_missing_plugin_is_refused_with_the_paths_that_were_tried() {
     let place = Place::with_digits(8, 60);
     let mut command = place.command(&format!("{TRAIN} --sampler nowhere.so"));
     let beside = built("libnowhere.so").display().to_string();
@@ -122,12 +122,12 @@ fn a_library_of_several_plugins_needs_a_name() {
 }
 
 #[test]
-fn samplers_that_break_the_contract() {
+fn samplers_that_break_the_contract_end_the_run() {
     for (sampler, parts) in [
         ("wrong-shape", ["wrong-shape: step", "shape [20, 64]", "expected [20, 1, 8, 8]"].as_slice()),
         ("wrong-dtype", &["wrong-dtype: step", "dtype Double", "expected Float"]),
         ("panics", &["panics: step", "panicked at", "samplers.rs:", "cannot move 20 particles"]),
-        // Updates are counted from 0; this sampler turns bad at its third call.
+        // This sampler returns NaN at its third call.
         ("nan", &["nan", "NaN", "at update 3"]),
         ("escapes", &["escapes", "left the threat model", "at update 1"]),
     ] {
@@ -141,7 +141,7 @@ fn samplers_that_break_the_contract() {
 }
 
 #[test]
-fn models_that_break_the_contract() {
+fn models_that_break_the_contract_end_the_run() {
     train_refuses(
         &Place::with_digits(8, 60),
         "--model bad_plugins.so,plugin=wrong-logits",
@@ -155,15 +155,15 @@ fn models_that_break_the_contract() {
         ("detached", "--mode faithful", "images"),
     ] {
         let flags = format!("{TRAIN} --model nonconforming.so,plugin={model} {mode}");
-        let told = format!("model {model} has no gradient with respect to its {missing}: ");
-        Place::with_digits(8, 60).host(&flags).fails(1, &[&told]);
+        let message = format!("model {model} has no gradient with respect to its {missing}: ");
+        Place::with_digits(8, 60).host(&flags).fails(1, &[&message]);
     }
 }
 
 #[test]
-fn a_loss_that_becomes_nan() {
+fn a_loss_that_becomes_nan_ends_the_run() {
     let place = Place::with_digits(8, 60);
-    // Ten updates an epoch; the model's logits become NaN after 13 calls.
+    // An epoch has ten updates; the model's logits become NaN after 13 calls.
     let flags = "--model bad_plugins.so,plugin=explodes --sampler none --batch 6 --epochs 3";
     let command = TRAIN.replace("--batch 20 --epochs 1", flags);
     place
@@ -178,7 +178,7 @@ fn a_loss_that_becomes_nan() {
 }
 
 #[test]
-fn weights_that_the_last_update_broke_are_not_saved() {
+fn weights_that_became_nan_in_the_last_update_are_not_saved() {
     let place = Place::with_digits(8, 60);
     let flags = "--model cnn.so,arch=B --sampler none --epochs 1 --learning-rate 1e38 --schedule constant";
     let command = TRAIN.replace("--epochs 1", flags).replace("--batch 20", "--batch 60");
@@ -187,7 +187,7 @@ fn weights_that_the_last_update_broke_are_not_saved() {
 }
 
 #[test]
-fn a_folder_in_which_another_process_trains() {
+fn a_folder_in_which_another_process_trains_is_refused() {
     let place = Place::with_digits(8, 60);
     place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
     let lock = fs::File::create(place.path("run/.lock")).expect("a lock");
@@ -198,7 +198,7 @@ fn a_folder_in_which_another_process_trains() {
 // -------------------------------------------------------------------------------------- data
 
 #[test]
-fn damaged_idx_files() {
+fn damaged_idx_files_are_refused() {
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage, &[&str]); 6] = [
         (
@@ -233,7 +233,7 @@ fn damaged_idx_files() {
 }
 
 #[test]
-fn a_label_that_names_no_class() {
+fn a_label_of_no_class_is_refused() {
     let place = Place::empty();
     let samples = Samples { pixels: vec![100; 4 * 64], labels: vec![0, 1, 2, 10] };
     write(&place.path("data/mnist"), 8, &samples, &samples);
@@ -241,7 +241,7 @@ fn a_label_that_names_no_class() {
 }
 
 #[test]
-fn data_that_are_not_there() {
+fn missing_data_are_refused() {
     let place = Place::with_digits(8, 60);
     let train = |data: &str| format!("train --recipe algorithm-1 --data {data} --out run");
     place.refuses(&train("mnist"), &["mnist", "data/mnist"]).explains(&["host data fetch mnist"]);
@@ -251,7 +251,7 @@ fn data_that_are_not_there() {
 }
 
 #[test]
-fn a_cifar_file_of_a_wrong_size() {
+fn a_cifar_file_of_a_wrong_size_is_refused() {
     let place = Place::empty();
     let folder = place.path("pictures");
     fs::create_dir(&folder).expect("a folder");
@@ -267,7 +267,7 @@ fn a_cifar_file_of_a_wrong_size() {
 }
 
 #[test]
-fn trees_of_images_that_are_damaged() {
+fn damaged_folders_of_images_are_refused() {
     let place = Place::empty();
     let train =
         format!("train --recipe algorithm-1 --data pictures --threads 1 {LINEAR} --epochs 1 --out run");
@@ -315,13 +315,13 @@ fn trees_of_images_that_are_damaged() {
 }
 
 #[test]
-fn images_that_do_not_fit_the_model() {
+fn images_that_do_not_fit_the_model_are_refused() {
     let place = Place::with_digits(8, 60);
     train_refuses(&place, "--model cnn.so,arch=A", &["cnn", "at least 9x9 pixels", "got 8x8"]);
 }
 
 #[test]
-fn more_training_points_than_there_are() {
+fn too_many_training_points_are_refused() {
     let place = Place::with_digits(8, 60);
     train_refuses(&place, "--train-points 61", &["train_points", "1 to 60", "got 61"]);
     train_refuses(&place, "--validation-points 60", &["validation_points", "fewer than the 60", "got 60"]);
@@ -330,7 +330,7 @@ fn more_training_points_than_there_are() {
 // ------------------------------------------------------------------------------- the command
 
 #[test]
-fn an_output_folder_that_is_taken() {
+fn an_output_folder_that_is_not_empty_is_refused() {
     let place = Place::with_digits(8, 60);
     let command = format!("{TRAIN} {LINEAR} --sampler none");
     place.host(&command).succeeds();
@@ -345,7 +345,7 @@ fn an_output_folder_that_is_taken() {
 }
 
 #[test]
-fn values_that_cannot_work() {
+fn invalid_values_are_refused() {
     let place = Place::with_digits(8, 60);
     for (flags, parts) in [
         ("--epsilon=-1", ["threat.epsilon", "at least 0", "got -1"].as_slice()),
@@ -394,7 +394,7 @@ fn values_that_cannot_work() {
 }
 
 #[test]
-fn values_that_cannot_work_in_an_evaluation() {
+fn invalid_values_of_an_evaluation_are_refused() {
     let place = Place::with_digits(8, 60);
     place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
     place.refuses("eval run --attack fgsm.so --restarts 0", &["--restarts", "0"]);
@@ -417,7 +417,7 @@ fn mistakes_in_a_config_file_are_named_with_their_line() {
         let parts: Vec<_> = parts.iter().copied().chain([place_in_file.as_str()]).collect();
         place.refuses("train --config experiment.toml --out run", &parts);
     }
-    // What only the plugin can tell is told with the line too.
+    // Errors that only the plugin can detect have the line, too.
     fs::write(
         place.path("experiment.toml"),
         "model = \"cnn.so\"\nsampler = \"langevin.so,size=1\"\n[data]\nname = \"digits\"\n",
@@ -430,9 +430,9 @@ fn mistakes_in_a_config_file_are_named_with_their_line() {
 }
 
 #[test]
-fn a_device_that_is_not_there() {
+fn a_missing_gpu_is_refused() {
     if Path::new("/dev/nvidiactl").exists() {
-        return; // It is there.
+        return;
     }
     let place = Place::with_digits(8, 60);
     let outcome = train_refuses(&place, "--device cuda", &[]);
@@ -442,7 +442,7 @@ fn a_device_that_is_not_there() {
 }
 
 #[test]
-fn evaluation_without_a_run_or_a_checkpoint() {
+fn an_evaluation_without_a_run_or_a_checkpoint_is_refused() {
     let place = Place::with_digits(8, 60);
     place.refuses("eval nowhere", &["nowhere holds no run", "nowhere/run.json"]);
     place.refuses("train --resume digits", &["digits holds no run", "digits/run.json"]);
@@ -458,7 +458,7 @@ fn evaluation_without_a_run_or_a_checkpoint() {
 // ---------------------------------------------------------------------------------- the disk
 
 #[test]
-fn a_disk_that_is_full_at_a_checkpoint() {
+fn a_disk_that_is_full_at_a_checkpoint_leaves_the_last_one_intact() {
     let place = Place::with_digits(8, 200);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 5 --sampler langevin.so --epsilon 0.1 --epochs 2";
     place.host(&format!("{train} --out whole")).succeeds();

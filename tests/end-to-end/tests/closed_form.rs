@@ -1,12 +1,12 @@
-//! The min-max loop on a problem whose optimum is known.
+//! Training on a min-max problem whose optimum is known.
 //!
-//! For a linear model of two classes the worst case over an linf ball has a closed form: with
-//! w and b the differences of the two classes' weights and biases, and y = 1 or -1,
+//! For a linear model of two classes, the inner problem over an linf ball has a closed form. Let w
+//! and b be the differences of the two classes' weights and biases, and y = 1 or -1 the class. Then
 //!
 //!     max over |d| <= epsilon of log(1 + exp(-y (w (x + d) + b)))
 //!         = log(1 + exp(-(y (w x + b) - epsilon |w|_1))),
 //!
-//! a convex function of w and b once it is averaged over the points.
+//! and its mean over the points is a convex function of w and b.
 
 use crate::data::{Noise, Samples, write};
 use crate::harness::{Place, Run};
@@ -15,17 +15,17 @@ const POINTS: usize = 400;
 const EPSILON: f64 = 0.1;
 /// Images of 2 x 2 pixels.
 const PIXELS: usize = 4;
-/// By how much each pixel differs from 0.5, up or down with the class, and its noise. Each
-/// pixel tells the classes apart. The first two mostly do so even if moved by epsilon; the
-/// others differ by so little that an adversary undoes it. No pixel does so always: no linear
-/// model separates all balls, hence the optimum is finite. The balls lie inside the domain.
+/// The difference of each pixel from 0.5, whose sign is that of the class, and the noise of the
+/// pixel. Every pixel separates the classes. The first two mostly do so even after a change of
+/// epsilon; an adversary can cancel the small difference of the others. No linear model separates
+/// all balls, so the optimum is finite. The balls lie inside the domain.
 const SIGNAL: [f64; PIXELS] = [0.15, 0.13, 0.02, 0.02];
 const NOISE: [f64; PIXELS] = [0.10, 0.10, 0.005, 0.005];
 
-/// A point: pixels less 0.5, and the sign of its class.
+/// A point: pixels minus 0.5, and the sign of its class.
 type Point = ([f64; PIXELS], f64);
 
-/// A linear model of pixels less 0.5: weights, and the bias last.
+/// A linear model of pixels minus 0.5: weights, and the bias last.
 type Line = [f64; PIXELS + 1];
 
 fn samples(seed: u64) -> Samples {
@@ -52,7 +52,7 @@ fn points(samples: &Samples) -> Vec<Point> {
         .collect()
 }
 
-/// The margin that is left of a point in the worst case.
+/// The worst-case margin of a point.
 fn worst_margin(line: &Line, (pixels, sign): &Point) -> f64 {
     let (bias, weights) = line.split_last().expect("a bias");
     let score: f64 = weights.iter().zip(pixels).map(|(weight, pixel)| weight * pixel).sum();
@@ -79,7 +79,7 @@ fn subgradient(line: &Line, points: &[Point]) -> Line {
     gradient
 }
 
-/// The least worst-case loss of any linear model, by subgradient descent with falling steps.
+/// The smallest worst-case loss of a linear model, by subgradient descent with decreasing steps.
 fn optimum(points: &[Point]) -> f64 {
     let mut line = [0.0; PIXELS + 1];
     let mut least = f64::INFINITY;
@@ -92,19 +92,19 @@ fn optimum(points: &[Point]) -> f64 {
     least
 }
 
-/// The line that a run has learnt.
+/// The linear model of a run.
 fn learnt(run: &Run) -> Line {
     let weights = run.weights();
     let (matrix, biases) = (&weights["linear.weight"].1, &weights["linear.bias"].1);
     let difference = |index: usize| f64::from(matrix[PIXELS + index]) - f64::from(matrix[index]);
     let mut line: Line = std::array::from_fn(|index| if index < PIXELS { difference(index) } else { 0.0 });
-    // The model sees pixels from 0 to 1.
+    // The inputs of the run's model are pixels from 0 to 1.
     line[PIXELS] = f64::from(biases[1]) - f64::from(biases[0]) + 0.5 * line.iter().sum::<f64>();
     line
 }
 
 #[test]
-fn training_finds_the_least_worst_case_loss_and_only_with_a_sampler() {
+fn training_with_a_sampler_finds_the_smallest_worst_case_loss() {
     let place = Place::empty();
     let train = samples(1);
     write(&place.path("digits"), 2, &train, &samples(2));
@@ -120,8 +120,8 @@ fn training_finds_the_least_worst_case_loss_and_only_with_a_sampler() {
         place.host(&format!("{command} --sampler {sampler} --out {out}")).succeeds();
         worst_case_loss(&learnt(&place.run(out)), &points)
     };
-    // For a linear model one step of the sign reaches the worst corner; so do four steps of
-    // 0.06 from anywhere in a ball that is 0.2 wide.
+    // For a linear model, one step of the sign reaches the worst corner. So do four steps of 0.06
+    // from any point of a ball of width 0.2.
     for (sampler, out) in [("fgsm.so", "fgsm"), ("pgd.so,steps=4,step_size=0.06", "pgd")] {
         let loss = trained(sampler, out);
         assert!((least - 1e-4..least + 2e-3).contains(&loss), "{sampler}: {loss}, optimum {least}");

@@ -1,4 +1,4 @@
-//! The judge is judged: what `host conform` finds of plugins that are known to be good or bad.
+//! `host conform`: its results for plugins that are known to be good or bad.
 
 use crate::harness::{PATIENCE, Place, patch, repository};
 use serde_json::Value;
@@ -7,16 +7,15 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Instant;
 
-/// For each plugin, the checks that did not pass and what became of them; skips do not count.
+/// For each plugin, the checks that did not pass, with their status. Skipped checks are not
+/// included.
 type Complaints = BTreeMap<String, BTreeSet<String>>;
 
-/// Judges a library; every line that was printed.
-fn judged(place: &Place, library: &str, code: i32) -> Vec<Value> {
+/// Checks a library and returns every printed line.
+fn checked(place: &Place, library: &str, code: i32) -> Vec<Value> {
     let command = format!("conform {library} --timeout 30 --jobs 2 --json");
-    match code {
-        0 => place.host(&command).succeeds().json_lines(),
-        _ => place.host(&command).ended_with(code).json_lines(),
-    }
+    let outcome = place.host(&command);
+    if code == 0 { outcome.succeeds().json_lines() } else { outcome.ended_with(code).json_lines() }
 }
 
 fn text<'a>(line: &'a Value, key: &str) -> &'a str {
@@ -39,7 +38,7 @@ fn expected(table: &[(&str, &[&str])]) -> Complaints {
     table.iter().map(|(plugin, complaints)| ((*plugin).to_owned(), set(complaints))).collect()
 }
 
-/// The checks that a plugin failed, or all that there are of a status.
+/// The lines with one of these statuses.
 fn with_status<'a>(lines: &'a [Value], statuses: &[&str]) -> Vec<&'a Value> {
     lines.iter().filter(|line| statuses.contains(&text(line, "status"))).collect()
 }
@@ -49,43 +48,43 @@ fn the_shipped_plugins_pass_every_check() {
     let folders = fs::read_dir(repository().join("plugins")).expect("the shipped plugins");
     let names = folders.map(|folder| folder.expect("a folder").file_name().to_string_lossy().into_owned());
     for name in names {
-        // The large networks are judged small.
+        // Large networks are checked in a small size.
         let options = match name.as_str() {
             "resnet" => ",width=4",
             "wide-resnet" => ",depth=10,width=1",
             _ => "",
         };
-        let lines = judged(&Place::empty(), &format!("{}.so{options}", name.replace('-', "_")), 0);
+        let lines = checked(&Place::empty(), &format!("{}.so{options}", name.replace('-', "_")), 0);
         assert!(lines.len() > 40, "{name}: {} checks", lines.len());
         assert!(complaints(&lines).values().all(BTreeSet::is_empty), "{name}: {:?}", complaints(&lines));
     }
 }
 
-/// No bad plugin can be told from a good one by these on a machine without a GPU.
-const BEYOND_THIS_MACHINE: [&str; 1] = ["tensors-cuda"];
+/// Checks that need a GPU.
+const NEEDS_GPU: [&str; 1] = ["tensors-cuda"];
 
 #[test]
-fn every_bad_plugin_is_found_out_and_every_check_finds_one() {
+fn every_bad_plugin_fails_its_check_and_every_check_fails_for_one() {
     let place = Place::empty();
-    let lines = judged(&place, "nonconforming.so", 1);
+    let lines = checked(&place, "nonconforming.so", 1);
     assert_eq!(complaints(&lines), expected(&NONCONFORMING));
-    let bad = judged(&place, "bad_plugins.so", 1);
+    let bad = checked(&place, "bad_plugins.so", 1);
     assert_eq!(complaints(&bad), expected(&BAD));
     let at_load = badly_loaded();
 
-    let judged: BTreeSet<_> = lines.iter().map(|line| text(line, "check")).collect();
+    let all: BTreeSet<_> = lines.iter().map(|line| text(line, "check")).collect();
     let statuses = ["failed", "crashed", "timed out", "warning"];
     let complained = [lines.as_slice(), &bad, &at_load].map(|lines| with_status(lines, &statuses));
     let found = complained.iter().flatten().map(|line| text(line, "check"));
-    let found: BTreeSet<_> = found.chain(BEYOND_THIS_MACHINE).collect();
-    assert_eq!(found, judged, "every check has a bad plugin");
+    let found: BTreeSet<_> = found.chain(NEEDS_GPU).collect();
+    assert_eq!(found, all, "every check has a bad plugin");
 }
 
-/// What is told of libraries that are bad as a whole. Each must be found out by one check, and
-/// block every other that needs the library open.
+/// The printed lines for libraries that cannot be loaded. Each fails one check, which blocks all
+/// checks that need the open library.
 fn badly_loaded() -> Vec<Value> {
-    let mut told = Vec::new();
-    for (old, new, blamed, parts) in [
+    let mut printed = Vec::new();
+    for (old, new, failing, parts) in [
         (r#""contract":1,"#, r#""contract":7,"#, "load-contract", ["contract 1", "contract 7"]),
         (
             r#""libtorch":"2.13."#,
@@ -102,12 +101,12 @@ fn badly_loaded() -> Vec<Value> {
     ] {
         let place = Place::empty();
         patch(&place.copy_built("liblangevin.so"), old, new);
-        let lines = judged(&place, "./langevin.so", 1);
-        let bad = assert_blocks(&lines, blamed, "failed");
+        let lines = checked(&place, "./langevin.so", 1);
+        let bad = assert_blocks(&lines, failing, "failed");
         assert!(text(bad, "expected").contains(parts[0]) && text(bad, "got").contains(parts[1]), "{bad}");
-        told.extend(lines);
+        printed.extend(lines);
     }
-    for (behaviour, blamed, status) in [
+    for (behaviour, failing, status) in [
         ("aborts", "load-cold", "crashed"),
         ("never-ends", "load-cold", "timed out"),
         ("prints", "load-silent", "failed"),
@@ -116,39 +115,39 @@ fn badly_loaded() -> Vec<Value> {
         let mut command = place.command("conform nonconforming.so,plugin=batch-norm --timeout 5 --json");
         command.env("NONCONFORMING_AT_LOAD", behaviour);
         let lines = place.outcome(&mut command).ended_with(1).json_lines();
-        match behaviour {
-            "prints" => {
-                let bad = with_status(&lines, &["failed", "crashed", "timed out", "warning"]);
-                assert_eq!(bad.len(), 1, "{bad:?}");
-                assert_eq!((text(bad[0], "check"), text(bad[0], "got")), (blamed, r#""welcome\n""#));
-            }
-            _ => drop(assert_blocks(&lines, blamed, status)),
+        if behaviour == "prints" {
+            let bad = with_status(&lines, &["failed", "crashed", "timed out", "warning"]);
+            assert_eq!(bad.len(), 1, "{bad:?}");
+            assert_eq!((text(bad[0], "check"), text(bad[0], "got")), (failing, r#""welcome\n""#));
+        } else {
+            assert_blocks(&lines, failing, status);
         }
-        told.extend(lines);
+        printed.extend(lines);
     }
-    told
+    printed
 }
 
-/// One check went wrong, those before it passed, and every other is blocked by it.
+/// Asserts that one check has this status, that those before it passed, and that it blocks all
+/// others. Returns the line of the check.
 #[track_caller]
-fn assert_blocks<'a>(lines: &'a [Value], blamed: &str, status: &str) -> &'a Value {
-    let at = lines.iter().position(|line| text(line, "check") == blamed).expect("told");
+fn assert_blocks<'a>(lines: &'a [Value], failing: &str, status: &str) -> &'a Value {
+    let at = lines.iter().position(|line| text(line, "check") == failing).expect("a line of the check");
     assert_eq!(text(&lines[at], "status"), status);
     for (number, line) in lines.iter().enumerate() {
         if number < at {
             assert_eq!(text(line, "status"), "passed", "{line}");
         } else if number > at {
-            let told = (text(line, "status"), text(line, "reason"));
-            assert_eq!(told, ("skipped", format!("blocked by {blamed}").as_str()), "{line}");
+            let skip = (text(line, "status"), text(line, "reason"));
+            assert_eq!(skip, ("skipped", format!("blocked by {failing}").as_str()), "{line}");
         }
     }
     &lines[at]
 }
 
 #[test]
-fn every_status_is_told_with_the_seed_and_the_command_that_shows_it_again() {
+fn every_status_is_printed_with_the_seed_and_the_command_that_reproduces_it() {
     let place = Place::empty();
-    let judge = |plugin: &str, flags: &str| {
+    let check_plugin = |plugin: &str, flags: &str| {
         let command = format!("conform nonconforming.so,plugin={plugin} --seed 7 --timeout 3 {flags}");
         let outcome = place.host(&command);
         (outcome.words(), place.host(&format!("{command} --json")).json_lines())
@@ -159,9 +158,9 @@ fn every_status_is_told_with_the_seed_and_the_command_that_shows_it_again() {
         ("aborts", "tensors-result", "crashed", "CRASHED"),
         ("never-ends", "tensors-result", "timed out", "TIMED OUT"),
         ("probabilities", "model-logits", "warning", "warning"),
-        ("wanders", "sampler-ascent", "skipped", "skipped"),
+        ("explores", "sampler-ascent", "skipped", "skipped"),
     ] {
-        let (words, lines) = judge(plugin, &format!("--include {check}"));
+        let (words, lines) = check_plugin(plugin, &format!("--include {check}"));
         let [line] = lines.as_slice() else { panic!("one line, not {lines:?}") };
         assert_eq!(text(line, "status"), status);
         assert!(text(line, "sentence").len() > 10);
@@ -169,35 +168,35 @@ fn every_status_is_told_with_the_seed_and_the_command_that_shows_it_again() {
         let again = text(line, "reproduce").strip_prefix("host ").expect("a command of the host");
         assert!(again.starts_with(&format!("conform nonconforming.so,plugin={plugin} ")), "{again}");
         assert_eq!(place.host(&format!("{again} --json")).json_lines(), lines, "{again}");
-        for (key, told) in [
+        for (key, printed) in [
             ("expected", ["failed", "crashed", "timed out"].contains(&status)),
             ("got", ["failed", "crashed", "timed out"].contains(&status)),
             ("reason", ["warning", "skipped"].contains(&status)),
         ] {
-            assert_eq!(line[key].is_string(), told, "{key} in {line}");
-            assert!(!told || words.contains(text(line, key)), "{words}");
+            assert_eq!(line[key].is_string(), printed, "{key} in {line}");
+            assert!(!printed || words.contains(text(line, key)), "{words}");
         }
         assert!(words.starts_with(&format!("{plugin:10} {check:26} {upper}")), "{words}");
-        let worth_a_look = ["failed", "crashed", "timed out", "warning"].contains(&status);
+        let has_details = ["failed", "crashed", "timed out", "warning"].contains(&status);
         for part in ["seed      7", text(line, "reproduce"), &format!("docs/conformance.md, section {check}")]
         {
-            assert_eq!(words.contains(part), worth_a_look, "{part} in {words}");
+            assert_eq!(words.contains(part), has_details, "{part} in {words}");
         }
     }
 }
 
 #[test]
-fn what_a_check_needs_is_judged_first_and_told_where_it_is_bad() {
+fn a_needed_check_runs_first_and_is_printed_if_it_fails() {
     let place = Place::empty();
     let command = "conform bad_plugins.so,plugin=panics --include tensors-strides --json";
     let lines = place.host(command).ended_with(1).json_lines();
-    let told: Vec<_> = lines.iter().map(|line| (text(line, "check"), text(line, "status"))).collect();
-    assert_eq!(told, [("tensors-result", "failed"), ("tensors-strides", "skipped")]);
+    let results: Vec<_> = lines.iter().map(|line| (text(line, "check"), text(line, "status"))).collect();
+    assert_eq!(results, [("tensors-result", "failed"), ("tensors-strides", "skipped")]);
     assert_eq!(text(&lines[1], "reason"), "blocked by tensors-result");
 }
 
 #[test]
-fn a_crash_says_what_led_to_it() {
+fn a_crash_is_reported_with_the_last_action() {
     let place = Place::empty();
     let command = "conform nonconforming.so,plugin=aborts-on-options --include options-fuzz --json";
     let lines = place.host(command).ended_with(1).json_lines();
@@ -205,10 +204,10 @@ fn a_crash_says_what_led_to_it() {
 }
 
 #[test]
-fn a_judge_that_is_killed_takes_its_processes_with_it() {
+fn the_checking_process_ends_when_the_host_is_killed() {
     let place = Place::empty();
     let mut command = place.command("conform nonconforming.so,plugin=never-ends --timeout 600");
-    let mut judge = command.stdout(Stdio::null()).spawn().expect("the host starts");
+    let mut host = command.stdout(Stdio::null()).spawn().expect("the host starts");
     let started = Instant::now();
     let until = |what: &str, good: &dyn Fn() -> bool| {
         while !good() {
@@ -216,28 +215,28 @@ fn a_judge_that_is_killed_takes_its_processes_with_it() {
             std::thread::yield_now();
         }
     };
-    let thread_files = || fs::read_dir(format!("/proc/{}/task", judge.id())).into_iter().flatten().flatten();
+    let thread_files = || fs::read_dir(format!("/proc/{}/task", host.id())).into_iter().flatten().flatten();
     let children = || -> Vec<String> {
         let lists =
             thread_files().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
         lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
     };
-    until("no judging process", &|| {
+    until("no checking process", &|| {
         let maps = children().pop().and_then(|child| fs::read_to_string(format!("/proc/{child}/maps")).ok());
         maps.is_some_and(|maps| maps.contains("libnonconforming.so"))
     });
-    let child = children().pop().expect("a judging process");
-    judge.kill().expect("killed");
-    judge.wait().expect("ended");
-    until("the judging process lives on", &|| {
-        // Gone, or dead and not yet waited for by whoever inherited it.
+    let child = children().pop().expect("a checking process");
+    host.kill().expect("killed");
+    host.wait().expect("ended");
+    until("the checking process still runs", &|| {
+        // The process is gone, or it has ended and its new parent has not waited for it yet.
         let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
         !status.contains("libnonconforming") && (status.is_empty() || status.contains("State:\tZ"))
     });
 }
 
 #[test]
-fn what_cannot_be_judged_is_an_error() {
+fn a_check_that_cannot_run_is_an_error() {
     let place = Place::empty();
     place.refuses("conform nowhere.so", &["nowhere.so was not found"]);
     place.refuses("conform langevin.so --include tensor-*", &["no check has such a name"]);
@@ -250,60 +249,60 @@ fn what_cannot_be_judged_is_an_error() {
 
 const NONCONFORMING: [(&str, &[&str]); 55] = [
     ("aborts", &["tensors-result crashed"]),
+    ("aborts-in-drop", &["errors-drop crashed", "errors-shape crashed"]),
     ("aborts-on-dtype", &["errors-dtype crashed"]),
     ("aborts-on-options", &["options-fuzz crashed"]),
     ("aborts-on-rank", &["errors-rank crashed"]),
+    ("accepts-any-shape", &["errors-shape failed"]),
+    ("accepts-unknown-option", &["options-unknown failed"]),
     ("always-trains", &["determinism-neighbours failed", "model-modes failed"]),
     ("batch-norm", &[]),
-    ("believes-the-worst", &["errors-passed-on failed"]),
+    ("changes-its-table", &["load-twice failed"]),
+    ("changes-the-victim", &["attack-victim failed"]),
     ("counts-calls", &["determinism-repeats failed"]),
     ("descends", &["sampler-ascent failed"]),
     ("detached", &["model-gradients failed"]),
+    ("detaches-logits", &["tensors-result failed"]),
     ("divides-by-zero", &["sampler-zero-gradient failed"]),
-    ("draws-elsewhere", &["determinism-generator failed"]),
-    ("drops-unsaid", &["model-modes failed"]),
+    ("exceeds-its-budget", &["attack-budget failed"]),
+    ("explores", &[]),
     ("forgets-state", &["sampler-state failed"]),
-    ("goes-on-regardless", &["errors-passed-on failed"]),
-    ("helps", &["attack-not-easier failed"]),
     ("hides-parameters", &["model-parameters failed"]),
-    ("homesick", &["lifecycle-threads failed"]),
+    ("ignores-channels-last", &["tensors-channels-last failed"]),
+    ("ignores-random-errors", &["errors-passed-on failed"]),
     ("ignores-strides", &["tensors-channels-last failed", "tensors-strides failed"]),
-    ("keeps-a-secret", &["lifecycle-state failed"]),
-    ("knows-one-domain", &["attack-inside failed"]),
+    ("ignores-the-domain", &["attack-inside failed"]),
+    ("ignores-victim-errors", &["errors-passed-on failed"]),
+    ("keeps-state-in-field", &["sampler-shuffled failed"]),
     ("leaks-memory", &["hygiene-memory failed"]),
     ("leaves-files", &["hygiene-leftovers failed"]),
     ("leaves-files-at-errors", &["errors-drop failed"]),
     ("leaves-no-grad", &["hygiene-grad-mode failed"]),
-    ("loses-track", &["tensors-result failed"]),
-    ("masks-gradients", &["model-derivative failed"]),
-    ("needs-somebody", &["tensors-none failed"]),
+    ("limits-instances", &["lifecycle-many failed"]),
+    ("lowers-the-loss", &["attack-not-easier failed"]),
+    ("needs-a-row", &["tensors-none failed"]),
+    ("needs-its-thread", &["lifecycle-threads failed"]),
     ("never-ends", &["tensors-result timed out"]),
     ("no-defaults", &["options-defaults failed"]),
     ("normalises-batches", &["determinism-neighbours failed"]),
-    ("overdraws", &["attack-budget failed"]),
+    ("prints", &[]),
     ("probabilities", &["model-logits warning"]),
-    ("quarrels", &["load-side-by-side failed"]),
-    ("remembers-by-itself", &["sampler-shuffled failed"]),
     ("returns-input", &["sampler-ascent failed", "tensors-memory failed"]),
-    ("runs-out", &["lifecycle-many failed"]),
-    ("serves-the-newest", &["determinism-instances failed"]),
+    ("serves-one-instance", &["determinism-instances failed"]),
     ("single-precision", &["tensors-double failed"]),
     ("squeezes", &["tensors-one failed"]),
-    ("swallows-options", &["options-unknown failed"]),
     ("switches-cudnn-off", &["hygiene-precision failed"]),
-    ("takes-anything", &["errors-shape failed"]),
-    ("takes-colours-apart", &["tensors-channels-last failed"]),
-    ("talks", &[]),
     ("ten-classes-only", &["attack-classes failed"]),
-    ("tidies-badly", &["errors-drop crashed", "errors-shape crashed"]),
-    ("touches-victim", &["attack-victim failed"]),
     ("twins", &["load-manifest failed"]),
-    ("two-faced", &["load-twice failed"]),
+    ("undeclared-dropout", &["model-modes failed"]),
     ("undocumented", &["options-documented failed"]),
-    ("wanders", &[]),
+    ("unlisted-buffer", &["lifecycle-state failed"]),
+    ("uses-environment", &["load-side-by-side failed"]),
+    ("uses-libtorchs-generator", &["determinism-generator failed"]),
     ("wastes-draws", &["determinism-seed failed"]),
     ("without-a-graph", &["model-gradients failed"]),
     ("writes-inputs", &["tensors-inputs failed"]),
+    ("wrong-gradients", &["model-derivative failed"]),
 ];
 
 const BAD: [(&str, &[&str]); 16] = [

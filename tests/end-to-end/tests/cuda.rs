@@ -1,4 +1,4 @@
-//! `--device cuda`. Not run where there may be no GPU: `make gpu-test` runs them.
+//! `--device cuda`. These tests need a GPU: `make gpu-test` runs them.
 
 use crate::eval::{trained, verdicts};
 use crate::harness::{Place, Tensors, built};
@@ -17,7 +17,7 @@ fn largest_difference(one: &Tensors, other: &Tensors) -> f32 {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn the_same_training_again_has_the_same_weights() {
+fn a_repeated_training_has_the_same_weights() {
     let place = Place::with_digits(9, 400);
     for (name, flags) in [
         ("fused", "--model cnn.so,arch=A --mode fused --replay 4 --average 0.9 --warmup-epsilon 1"),
@@ -46,7 +46,7 @@ fn a_run_that_was_killed_ends_in_the_same_weights() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn weights_begin_as_on_the_cpu_and_move_alike() {
+fn weights_after_two_updates_are_those_of_the_cpu() {
     let place = Place::with_digits(8, 40);
     let runs = ["cpu", "cuda"].map(|device| {
         let flags = format!("--epochs 1 --model cnn.so,arch=B --device {device} --out {device}");
@@ -63,7 +63,7 @@ fn weights_begin_as_on_the_cpu_and_move_alike() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn attacks_come_to_the_verdicts_of_the_cpu() {
+fn attacks_have_the_verdicts_of_the_cpu() {
     let place = trained(0.08);
     let attacks = ["fgsm.so", "pgd.so,steps=10", "apgd.so,loss=dlr", "fab.so", "square.so,queries=200"];
     for attack in attacks {
@@ -74,8 +74,8 @@ fn attacks_come_to_the_verdicts_of_the_cpu() {
             let saved = place.run("run").evaluations().pop().expect("an evaluation");
             verdicts(&saved["verdicts"]["attacks"][0])
         });
-        assert!(here.contains(&false) && here.contains(&true), "{attack} has something to do");
-        // Iterates go apart where a gradient is nearly zero.
+        assert!(here.contains(&false) && here.contains(&true), "{attack}: both verdicts occur");
+        // Iterates differ where a gradient is nearly zero.
         let differ = here.iter().zip(&there).filter(|(here, there)| here != there).count();
         assert!(differ * 50 <= here.len(), "{attack}: {differ} of {} verdicts differ", here.len());
     }

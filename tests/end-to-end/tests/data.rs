@@ -1,4 +1,4 @@
-//! Small data sets in the layout of MNIST, and one as a tree of images.
+//! Small data sets in the layouts of MNIST and CIFAR-10, and as folders of images.
 
 use std::fs;
 use std::path::Path;
@@ -56,18 +56,18 @@ pub fn write_rectangles(folder: &Path, [height, width]: [usize; 2], train: &Samp
     }
 }
 
-/// Writes a data set of ten classes: each has a pattern of its own, light and dark, and each
-/// image some noise on top.
+/// Writes a data set of ten classes. Each class has its own pattern of light and dark pixels, and
+/// each image has noise.
 pub fn write_digits(folder: &Path, side: usize, train_points: usize) {
     write_classes(folder, side, train_points, 10);
 }
 
-/// The same with fewer classes.
+/// As [`write_digits`], with this number of classes.
 pub fn write_classes(folder: &Path, side: usize, train_points: usize, classes: usize) {
     write(folder, side, &digits(side, train_points, classes, 1), &digits(side, TEST_POINTS, classes, 2));
 }
 
-/// As [`write_digits`], of images twice as wide as they are high.
+/// As [`write_digits`], with images that are twice as wide as high.
 pub fn write_wide_digits(folder: &Path, height: usize, train_points: usize) {
     let [train, test] = [(train_points, 1), (TEST_POINTS, 2)].map(|(points, seed)| {
         let square = digits(height, points, 10, seed);
@@ -92,12 +92,12 @@ pub fn write_image_tree(folder: &Path, side: usize, train_points: usize) {
 }
 
 /// Writes a data set of ten classes in the layout of CIFAR-10's binary version: a label, then a
-/// red, a green and a blue plane of 32 x 32 pixels, whose patterns are three of the digits'.
+/// red, a green and a blue plane of 32 x 32 pixels.
 pub fn write_colour_batches(folder: &Path, points_per_batch: usize) {
     fs::create_dir_all(folder).expect("a folder");
     let names = (1..=5).map(|batch| (format!("data_batch_{batch}"), points_per_batch));
     for (seed, (name, points)) in names.chain([("test_batch".to_owned(), TEST_POINTS)]).enumerate() {
-        // Three rows of planes are an image of 96 x 32 pixels.
+        // The three planes are made as one image of 96 x 32 pixels.
         let Samples { pixels, labels } = rectangles([3 * 32, 32], points, 10, 1 + seed as u64);
         let records = labels.iter().zip(pixels.chunks(3 * 32 * 32));
         let bytes = records.flat_map(|(label, planes)| std::iter::once(label).chain(planes).copied());

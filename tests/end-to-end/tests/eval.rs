@@ -1,11 +1,11 @@
-//! `host eval`: what it measures, counts and saves.
+//! `host eval`: its measurements, counts and files.
 
 use crate::data::TEST_POINTS;
 use crate::harness::Place;
 use serde_json::Value;
 use std::fs;
 
-/// A place with a run, `run`, that was trained without a sampler and is right about natural images.
+/// A place with a run `run`, trained without a sampler, that classifies natural images correctly.
 pub fn trained(epsilon: f64) -> Place {
     trained_with(&format!("--epsilon {epsilon}"))
 }
@@ -48,9 +48,9 @@ fn latest_verdicts(place: &Place) -> Vec<bool> {
     verdicts(&evaluation["verdicts"]["attacks"][0])
 }
 
-/// The loss of an image depends on its batch in the last bits, which is neither a rise nor a fall.
+/// The last bits of an image's loss depend on its batch, so a loss could rise without any attack.
 #[test]
-fn an_attack_that_hands_natural_examples_back_raises_the_loss_by_exactly_nothing() {
+fn an_attack_that_returns_the_natural_examples_raises_the_loss_by_exactly_zero() {
     let place = trained(0.06);
     for points in [7, 20, 37] {
         let still = "--attack langevin.so,step_size=0,noise=0,steps=2";
@@ -61,7 +61,7 @@ fn an_attack_that_hands_natural_examples_back_raises_the_loss_by_exactly_nothing
 }
 
 #[test]
-fn json_is_one_object_of_documented_keys_that_agree() {
+fn json_is_one_object_with_the_documented_keys() {
     let place = trained(0.06);
     let attacks = ["fgsm.so", "pgd.so,steps=5,step_size=0.05", "apgd.so,steps=5"];
     let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
@@ -120,7 +120,7 @@ fn records_of_plugins_hold_every_option() {
         assert_eq!(options(&record["plugins"]["model"])["arch"], "B", "{record}");
         options(&record["plugins"]["sampler"])
     };
-    // What the plugin says of itself is what it takes.
+    // The defaults are those of the plugin's own description.
     let inspected = place.host("inspect langevin.so --json").succeeds().json();
     let properties = inspected["plugins"][0]["options"]["properties"].as_object().expect("a map").clone();
     let mut defaults: Value =
@@ -133,7 +133,7 @@ fn records_of_plugins_hold_every_option() {
     let mut given = defaults.clone();
     (given["steps"], given["noise"]) = (3.into(), 0.125.into());
     assert_eq!(sampler(&format!("{recipe},steps=3,noise=0.125"), "given"), given);
-    // In mode fused a visit has as many steps as replays.
+    // In mode fused a visit has one step per replay.
     let mut fused = defaults.clone();
     fused["steps"] = 7.into();
     assert_eq!(sampler("--mode fused --replay 7 --sampler langevin.so", "fused"), fused);
@@ -148,13 +148,13 @@ fn records_of_plugins_hold_every_option() {
 }
 
 #[test]
-fn passes_are_those_worked_out_by_hand() {
-    // A ball so small that every point stands: nothing is left out or given up early.
+fn passes_are_those_computed_by_hand() {
+    // In a ball this small no point is fooled, so every attack runs to its end on all points.
     let place = trained(1e-6);
     let points = TEST_POINTS as u64;
-    // Each step of a sampler is a pass in both directions, the verdict one forward. Metropolis
-    // wants the loss at its last proposal too. APGD looks at its start and every iterate, the
-    // last one without a gradient.
+    // A step of a sampler takes a forward and a backward pass, the classification of the candidate
+    // takes a forward pass. Metropolis needs the loss at its last proposal, too. APGD takes passes
+    // at its start and at every iterate, the last one without a gradient.
     for (attack, restarts, forward, backward) in [
         ("fgsm.so", 1, 2, 1),
         ("pgd.so,steps=3", 1, 4, 3),
@@ -163,7 +163,7 @@ fn passes_are_those_worked_out_by_hand() {
         ("apgd.so,steps=5", 1, 7, 5),
     ] {
         let command = format!("eval run --json --restarts {restarts} --attack {attack}");
-        // A random walk in so small a ball need not raise the loss, which is a caveat.
+        // A random walk in a ball this small may not raise the loss, which is a caveat.
         let printed = place.host(&command).ended_with(0).json();
         assert_eq!((&printed["clean"], &printed["worst_case"]), (&1.0.into(), &1.0.into()), "all stand");
         assert_eq!(passes(&printed["attacks"][0]), [points * forward, points * backward], "{command}");
@@ -183,12 +183,12 @@ fn fooled_points_are_not_attacked_again() {
     let standing = [0, 1, 2].map(|number| verdicts(&saved[number]["verdicts"]["attacks"][0]));
     let count = |verdicts: &[bool]| verdicts.iter().filter(|stands| **stands).count() as u64;
     assert_eq!(counts[0], 3 * count(&clean));
-    assert_eq!(counts[1], 3 * (count(&clean) + count(&standing[0])), "the second only those left");
+    assert_eq!(counts[1], 3 * (count(&clean) + count(&standing[0])), "the second attacks only the others");
     for (more, fewer) in [(1, 0), (2, 1)] {
         let pairs = standing[more].iter().zip(&standing[fewer]);
-        assert!(pairs.clone().all(|(more, fewer)| *fewer || !more), "more restarts never help the model");
+        assert!(pairs.clone().all(|(more, fewer)| *fewer || !more), "more restarts fool no fewer points");
     }
-    assert!(count(&standing[2]) < count(&standing[0]), "restarts find something here");
+    assert!(count(&standing[2]) < count(&standing[0]), "restarts fool further points");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn verdicts_depend_on_the_seed_and_not_on_the_batch() {
 }
 
 #[test]
-fn a_subset_gets_the_verdicts_of_the_whole_set() {
+fn a_subset_has_the_verdicts_of_the_whole_set() {
     let place = trained(0.06);
     let attack = "--attack pgd.so,steps=3,step_size=0.02";
     let table = place.host(&format!("eval run {attack} --points 30")).succeeds().words();
@@ -227,7 +227,7 @@ fn a_subset_gets_the_verdicts_of_the_whole_set() {
 }
 
 #[test]
-fn runs_are_chosen_on_the_points_that_they_held_out() {
+fn held_out_training_points_can_be_evaluated() {
     let place = trained_with("--validation-points 40 --probe pgd.so,steps=3,step_size=0.02 --epsilon 0.06");
     let epoch = place.run("run").metrics().pop().expect("an epoch");
     let attack = "--attack pgd.so,steps=3,step_size=0.02";
@@ -235,14 +235,14 @@ fn runs_are_chosen_on_the_points_that_they_held_out() {
     assert!(table.contains("40 held-out training points"), "{table}");
     let saved = place.run("run").evaluations().pop().expect("an evaluation");
     assert_eq!(saved["validation"], true);
-    // Training measured the same points; its probe draws other numbers.
+    // The probe in training attacks the same points with other random numbers.
     assert_eq!(saved["result"]["clean"], epoch["validation_accuracy"]);
     let [robust, probe] = [&saved["result"]["worst_case"], &epoch["probe_accuracy"]]
         .map(|share| share.as_f64().expect("a share"));
     assert!((robust - probe).abs() <= 0.1, "{robust} {probe}");
     place.host("report run").succeeds();
     let page = fs::read_to_string(place.path("report.html")).expect("a page");
-    assert!(page.contains("there is no evaluation"), "what runs are chosen by is no result");
+    assert!(page.contains("there is no evaluation"), "an evaluation on held-out points is not reported");
 
     let train = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 1 --batch 100";
     place.host(&format!("{train} --out saw-all")).succeeds();
@@ -259,7 +259,7 @@ fn runs_are_chosen_on_the_points_that_they_held_out() {
 }
 
 #[test]
-fn more_points_than_there_are_is_refused() {
+fn more_points_than_the_test_set_has_are_refused() {
     let place = trained(0.06);
     let refused = |points: &str, parts: &[&str]| {
         place.refuses(&format!("eval run --attack fgsm.so --points {points}"), parts);
@@ -270,7 +270,7 @@ fn more_points_than_there_are_is_refused() {
 }
 
 #[test]
-fn within_an_l2_ball_too_where_the_attack_knows_it() {
+fn attacks_that_support_l2_run_in_an_l2_ball() {
     let place = trained_with("--norm l2 --epsilon 0.4");
     let printed = place.host("eval run --json --attack pgd.so,steps=10,step_size=0.2").succeeds().json();
     let robust = printed["worst_case"].as_f64().expect("a share");
@@ -278,7 +278,7 @@ fn within_an_l2_ball_too_where_the_attack_knows_it() {
 
     let linf_only = "bad_plugins.so,plugin=linf-only";
     place.refuses(&format!("eval run --attack fgsm.so --attack {linf_only}"), &["linf-only", "linf", "l2"]);
-    // In a suite it is left out, and said to be.
+    // A suite leaves out attacks that do not support the norm, with a warning.
     std::fs::write(place.path("mine.toml"), format!("attacks = [\"fgsm.so\", \"{linf_only}\"]"))
         .expect("written");
     let suite = place.host("eval run --json --points 10 --suite mine.toml");
@@ -287,7 +287,7 @@ fn within_an_l2_ball_too_where_the_attack_knows_it() {
 }
 
 #[test]
-fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
+fn an_error_of_an_attack_names_it_and_leaves_all_files_unchanged() {
     let place = trained(0.06);
     place.host("eval run --attack fgsm.so").succeeds();
     let before = place.contents();
@@ -301,8 +301,12 @@ fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
             &["attack-panics: run", "panicked at", "attacks.rs:", "cannot attack 100 points"],
         ),
         (
-            "nonconforming.so,plugin=loses-track",
-            &["loses-track: run", "the gradient towards the images cannot be had", "no graph"],
+            "nonconforming.so,plugin=detaches-logits",
+            &[
+                "detaches-logits: run",
+                "the gradient with respect to the images cannot be computed",
+                "no graph",
+            ],
         ),
     ] {
         let command = format!("eval run --attack {attack}");
@@ -312,7 +316,7 @@ fn bad_attacks_are_named_and_cost_nothing_but_their_result() {
 }
 
 #[test]
-fn samplers_with_state_serve_as_attacks() {
+fn samplers_with_state_can_be_used_as_attacks() {
     let place = trained(0.06);
     let attack = "bad_plugins.so,plugin=momentum,steps=5";
     let printed = place.host(&format!("eval run --json --attack {attack}")).succeeds().json();
@@ -320,7 +324,7 @@ fn samplers_with_state_serve_as_attacks() {
 }
 
 #[test]
-fn a_damaged_file_of_verdicts_is_noticed_before_any_work() {
+fn a_damaged_file_of_verdicts_is_refused_before_any_work() {
     let place = trained(0.06);
     std::fs::write(place.path("run/eval.json"), "{").expect("written");
     place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);

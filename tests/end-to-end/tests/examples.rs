@@ -1,4 +1,5 @@
-//! The crates under examples/: built outside the workspace, run by the host that is there.
+//! The crates under examples/: they are built outside the workspace and used with the existing
+//! host.
 
 use crate::harness::{Place, Run, build_beside_host, built, cargo_test, repository, sha256};
 use std::fs;
@@ -6,11 +7,11 @@ use std::fs;
 const TRAIN: &str =
     "train --recipe algorithm-1 --data digits --threads 1 --epochs 3 --batch 20 --epsilon 0.1";
 
-/// Builds an example by `cargo build` in its folder; the host must stay as it is.
+/// Builds an example by `cargo build` in its folder; the host must not change.
 fn with_example(name: &str, library: &str, test: impl FnOnce(&Place)) {
     let host = sha256(&built("host"));
     build_beside_host(&repository().join("examples").join(name), []);
-    assert!(built(library).is_file(), "{library} lies beside the host");
+    assert!(built(library).is_file(), "{library} is beside the host");
     let place = Place::with_digits(8, 200);
     place.host(&format!("conform {library}")).succeeds();
     test(&place);
@@ -18,13 +19,13 @@ fn with_example(name: &str, library: &str, test: impl FnOnce(&Place)) {
 }
 
 fn train(place: &Place, flags: &str, out: &str) -> Run {
-    // So short a training may well warn that it gets nowhere.
+    // So short a training may warn that the accuracy is at chance level.
     place.host(&format!("{TRAIN} {flags} --out {out}")).ended_with(0);
     place.run(out)
 }
 
 #[test]
-fn my_sampler_trains_to_other_weights() {
+fn my_sampler_gives_other_weights_than_langevin() {
     with_example("my-sampler", "libmy_sampler.so", |place| {
         let mine = train(place, "--sampler my_sampler.so", "mine");
         let shipped = train(place, "--sampler langevin.so", "shipped");
@@ -35,7 +36,7 @@ fn my_sampler_trains_to_other_weights() {
 }
 
 #[test]
-fn my_model_is_another_network_that_learns() {
+fn my_model_learns_with_other_parameters_than_cnn() {
     with_example("my-model", "libmy_model.so", |place| {
         let mine = train(place, "--model my_model.so --sampler fgsm.so", "mine");
         let shipped = train(place, "--model cnn.so --sampler fgsm.so", "shipped");
@@ -46,7 +47,7 @@ fn my_model_is_another_network_that_learns() {
 }
 
 #[test]
-fn my_attack_gives_other_verdicts() {
+fn my_attack_fools_the_model_at_other_points_than_pgd() {
     with_example("my-attack", "libmy_attack.so", |place| {
         train(place, "--sampler none --optimizer adam --learning-rate 0.002", "run");
         place.host("eval run --attack my_attack.so --attack pgd.so,steps=10,step_size=0.02").succeeds();
@@ -58,7 +59,7 @@ fn my_attack_gives_other_verdicts() {
 }
 
 #[test]
-fn an_authors_own_tests_find_what_the_judge_finds() {
+fn cargo_test_of_a_new_plugin_runs_the_conformance_checks() {
     let place = Place::empty();
     place.host("new sampler sloppy").succeeds();
     let source = place.path("sloppy/src/lib.rs");
@@ -90,7 +91,7 @@ fn a_new_plugin_builds_conforms_and_trains() {
     }
     place.refuses("new sampler langevin", &["there is already a plugin `langevin`"]);
     place.refuses("new sampler New", &["expected a name of lower-case letters", "`New`"]);
-    // A new plugin begins as a shipped one, so it trains to the same weights.
+    // A new plugin is a copy of a shipped one, so training gives the same weights.
     let new = train(&place, "--model new_model.so --sampler new_sampler.so", "new");
     let shipped = train(&place, "--model cnn.so --sampler langevin.so", "shipped");
     assert!(new.weights() == shipped.weights());
@@ -101,7 +102,7 @@ fn a_new_plugin_builds_conforms_and_trains() {
 }
 
 #[test]
-fn the_papers_files_name_plugins_and_options_that_there_are() {
+fn the_files_of_the_paper_are_valid_sweeps() {
     let place = Place::with_digits(28, 20);
     let folder = repository().join("examples/paper");
     let files = [folder.clone(), folder.join("quick")].into_iter().flat_map(|folder| {
@@ -112,7 +113,7 @@ fn the_papers_files_name_plugins_and_options_that_there_are() {
             .filter(|path| path.is_file())
     });
     for file in files {
-        // As they are, but for the data, which need not be here.
+        // The data are replaced, since the real ones may be missing.
         let text = fs::read_to_string(&file).expect("readable");
         let lines = text.lines().filter(|line| !line.contains("points = ")).map(|line| match line {
             _ if line.starts_with("name = ") => "name = \"digits\"",

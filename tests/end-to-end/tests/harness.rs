@@ -1,4 +1,4 @@
-//! A folder for each test, the host run in it, and what its run folders hold.
+//! Runs the host in a new folder for each test, and reads the folders of its runs.
 
 use crate::data;
 use safetensors::SafeTensors;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
 
-/// How long a host may take to get somewhere before a test gives up waiting.
+/// The longest time that a test waits for the host.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The folder of the host and all plugins, built once per test process.
@@ -46,19 +46,20 @@ fn cargo<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Out
     as_a_user_would(&mut command).output().expect("cargo starts")
 }
 
-/// Builds a crate outside the workspace; its library comes to lie beside the host.
+/// Builds a crate outside the workspace; its library is then beside the host.
 pub fn build_beside_host<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
     cargo_build(folder, arguments.into_iter().chain(profile(&PROGRAMS)));
 }
 
-/// `cargo test` in the folder of a crate outside the workspace: whether all tests passed, and
-/// what was printed.
+/// `cargo test` in the folder of a crate outside the workspace. Returns whether all tests passed,
+/// and the output.
 pub fn cargo_test<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> (bool, String) {
     let output = cargo(folder, ["test"].into_iter().chain(profile(&PROGRAMS)).chain(arguments));
     (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
-/// Takes away what cargo sets for this test, and what would change the host's defaults.
+/// Removes the variables that cargo sets for this test, and those that would change the host's
+/// defaults.
 fn as_a_user_would(command: &mut Command) -> &mut Command {
     let foreign = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_EXE_", "LD_LIBRARY_PATH", "DRO_"];
     for (name, _) in env::vars_os() {
@@ -85,14 +86,14 @@ impl Place {
         Self { folder: tempfile::tempdir().expect("a temporary folder") }
     }
 
-    /// A folder with a data set `digits` of square images that are easy to tell apart.
+    /// A folder with a data set `digits` of square images that are easy to classify.
     pub fn with_digits(side: usize, train_points: usize) -> Self {
         let place = Self::empty();
         data::write_digits(&place.path("digits"), side, train_points);
         place
     }
 
-    /// The path of something in the folder.
+    /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -125,9 +126,9 @@ impl Place {
         self.outcome(&mut self.command(arguments))
     }
 
-    /// Runs the host on a disk where no file can grow beyond some blocks of 512 bytes.
+    /// Runs the host with a limit on the size of files, in blocks of 512 bytes.
     pub fn host_on_a_full_disk(&self, blocks: u32, arguments: &str) -> Outcome<'_> {
-        // The host ignores SIGXFSZ, so that the limit is a write error, as of a disk that is full.
+        // The host ignores SIGXFSZ, so the limit causes a write error, like a full disk.
         let script = format!("ulimit -f {blocks}; exec \"$0\" \"$@\"");
         let host = built("host");
         let arguments = ["-c".as_ref(), script.as_ref(), host.as_os_str()]
@@ -142,42 +143,42 @@ impl Place {
         Outcome { place: self, command: written(command), output }
     }
 
-    /// Starts a training run and sends it a signal as soon as a checkpoint inside an epoch
-    /// satisfies `ripe`, given the number of its update.
+    /// Starts a training run and sends it a signal as soon as `ready` is true for the update of its
+    /// newest checkpoint.
     pub fn interrupt(
         &self,
         arguments: &str,
         run: &str,
         signal: i32,
-        ripe: impl Fn(u64) -> bool,
+        ready: impl Fn(u64) -> bool,
     ) -> Outcome<'_> {
         let run = self.run(run);
-        self.signal_when(arguments, signal, || run.newest_update().is_some_and(&ripe))
+        self.signal_when(arguments, signal, || run.newest_update().is_some_and(&ready))
     }
 
-    /// Starts the host and sends it a signal as soon as it is `ripe`.
-    pub fn signal_when(&self, arguments: &str, signal: i32, ripe: impl Fn() -> bool) -> Outcome<'_> {
+    /// Starts the host and sends it a signal as soon as `ready` is true.
+    pub fn signal_when(&self, arguments: &str, signal: i32, ready: impl Fn() -> bool) -> Outcome<'_> {
         let mut command = self.command(arguments);
         let mut host =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
         let started = Instant::now();
-        while !ripe() {
-            assert!(started.elapsed() < PATIENCE, "not ripe for {PATIENCE:?}: {command:?}");
+        while !ready() {
+            assert!(started.elapsed() < PATIENCE, "not ready after {PATIENCE:?}: {command:?}");
             if host.try_wait().expect("a child").is_some() {
                 break;
             }
             thread::sleep(Duration::from_millis(1));
         }
         if host.try_wait().expect("a child").is_none() {
-            // SAFETY: this sends a signal to a process of ours that was not waited for yet.
+            // SAFETY: this sends a signal to a child process that was not waited for yet.
             unsafe { libc::kill(host.id() as i32, signal) };
         }
         let output = host.wait_with_output().expect("the host ends");
         Outcome { place: self, command: written(&command), output }
     }
 
-    /// Runs the host, which must refuse before it does anything: exit code 2, the parts in the
-    /// first line of standard error, nothing written.
+    /// Runs the host, which must refuse before any work: the exit code is 2, the first line of
+    /// standard error has the parts, and no file changes.
     #[track_caller]
     pub fn refuses(&self, arguments: &str, parts: &[&str]) -> Outcome<'_> {
         let before = self.contents();
@@ -186,12 +187,12 @@ impl Place {
         outcome
     }
 
-    /// A run folder here.
+    /// The folder of a run.
     pub fn run(&self, name: &str) -> Run {
         Run { folder: self.path(name) }
     }
 
-    /// Every file by its path, with a digest of what is in it.
+    /// Every file by its path, with a digest of its contents.
     pub fn contents(&self) -> BTreeMap<PathBuf, String> {
         let mut contents = BTreeMap::new();
         let mut folders = vec![self.folder.path().to_owned()];
@@ -214,7 +215,7 @@ fn written(command: &Command) -> String {
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-/// How a program ended.
+/// The output and the exit status of a program.
 pub struct Outcome<'a> {
     place: &'a Place,
     command: String,
@@ -222,13 +223,14 @@ pub struct Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// It must have succeeded without a word on standard error.
+    /// It must have succeeded with nothing on standard error.
     #[track_caller]
     pub fn succeeds(self) -> Self {
         self.succeeds_with_warning(&[])
     }
 
-    /// It must have succeeded, with a warning that has these parts; without one if there are none.
+    /// It must have succeeded, with a warning that has these parts; without parts, no warning is
+    /// allowed.
     #[track_caller]
     pub fn succeeds_with_warning(self, parts: &[&str]) -> Self {
         self.ends_with(0);
@@ -236,7 +238,7 @@ impl Outcome<'_> {
         self.first_line_has(if parts.is_empty() { "" } else { "warning: " }, parts)
     }
 
-    /// It must have ended with this code, the parts in the first line of standard error.
+    /// It must have ended with this code, and with the parts in the first line of standard error.
     #[track_caller]
     pub fn fails(self, code: i32, parts: &[&str]) -> Self {
         self.ends_with(code);
@@ -244,14 +246,14 @@ impl Outcome<'_> {
         self.first_line_has("error: ", parts)
     }
 
-    /// It must have been stopped by Ctrl-C, and have said so.
+    /// It must have been stopped by Ctrl-C, with a warning.
     #[track_caller]
     pub fn was_interrupted(self, parts: &[&str]) -> Self {
         self.ends_with(130);
         self.first_line_has("warning: stopped ", parts)
     }
 
-    /// It must have ended with this code, whatever it said.
+    /// It must have ended with this code; warnings are allowed.
     #[track_caller]
     pub fn ended_with(self, code: i32) -> Self {
         self.ends_with(code);
@@ -303,7 +305,7 @@ impl Outcome<'_> {
         text(&self.output.stderr)
     }
 
-    /// Standard output as one JSON object a line.
+    /// Standard output as one JSON object per line.
     pub fn json_lines(&self) -> Vec<Value> {
         let parse = |line: &str| {
             serde_json::from_str(line)
@@ -312,14 +314,14 @@ impl Outcome<'_> {
         self.words().lines().map(parse).collect()
     }
 
-    /// Standard output as the one JSON object it must be.
+    /// Standard output, which must be one JSON object.
     pub fn json(&self) -> Value {
         let mut lines = self.json_lines();
         assert_eq!(lines.len(), 1, "JSON objects on standard output\n{}", self.report());
         lines.remove(0)
     }
 
-    /// Everything that helps to understand a failure.
+    /// The details of the command and its output, for a failed assertion.
     pub fn report(&self) -> String {
         let files = self.place.contents().into_keys();
         let files: Vec<_> = files.map(|path| path.display().to_string()).collect();
@@ -335,12 +337,12 @@ impl Outcome<'_> {
     }
 }
 
-/// A run folder.
+/// The folder of a run.
 pub struct Run {
     folder: PathBuf,
 }
 
-/// What `tensors` gives for each name: the shape and the values.
+/// Shape and values of each tensor, by name.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 impl Run {
@@ -407,8 +409,8 @@ impl Run {
         self.tensors("weights.safetensors")
     }
 
-    /// The other run must have ended in the same state, bit for bit, and have measured the
-    /// same on the way, times aside.
+    /// The other run must have ended in the same state, bit for bit, and must have the same metrics
+    /// except for times.
     #[track_caller]
     pub fn assert_same_as(&self, other: &Self) {
         assert_eq!(self.newest_update(), other.newest_update());
@@ -427,8 +429,8 @@ impl Run {
     }
 }
 
-/// The contents of the records in a file: each between its length, of eight bytes, and
-/// checksums of four.
+/// The contents of the records in a file. A record is a length of eight bytes, a checksum of four,
+/// the contents, and a checksum of four.
 fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<8>() {
@@ -478,7 +480,7 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, contents).expect("writable");
 }
 
-/// Replaces bytes in a file by as many others, in the one place where they are.
+/// Replaces bytes in a file, which must occur once, by others of the same number.
 pub fn patch(path: &Path, old: &str, new: &str) {
     assert_eq!(old.len(), new.len());
     edit(path, |contents| {

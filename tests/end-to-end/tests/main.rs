@@ -1,4 +1,4 @@
-//! Drives the host program itself, each test in a folder of its own.
+//! Runs the host program, each test in a folder of its own.
 
 mod bad_input;
 mod closed_form;

@@ -1,4 +1,5 @@
-//! How the training loop shares passes between weights and particles, and where chains begin.
+//! Training: passes of weights and particles in each mode, starts of chains, augmentation,
+//! averaging and warnings.
 
 use crate::data::write_digits;
 use crate::harness::{Place, Tensors, read_tensors};
@@ -12,7 +13,7 @@ fn largest_difference(one: &Tensors, other: &Tensors, name: &str) -> f32 {
 }
 
 #[test]
-fn fused_counts_a_pass_a_replay() {
+fn fused_takes_one_pass_per_replay() {
     let place = Place::with_digits(8, 60);
     for (replay, particles) in [(1, 1), (4, 1), (3, 2)] {
         let out = format!("run{replay}{particles}");
@@ -20,15 +21,15 @@ fn fused_counts_a_pass_a_replay() {
         place.host(&format!("{TRAIN} {flags}")).succeeds();
         let metrics = place.run(&out).metrics();
         assert_eq!(metrics[1]["passes_per_sample"], 2 * replay * particles);
-        assert_eq!(metrics[1]["updates"], 6, "an update is a minibatch, however often it is replayed");
+        assert_eq!(metrics[1]["updates"], 6, "an update is a minibatch with all its replays");
     }
 }
 
 #[test]
-fn fused_hands_the_sampler_the_gradient_that_faithful_does() {
+fn the_first_gradient_of_fused_is_that_of_faithful() {
     let place = Place::empty();
-    // One update of one minibatch: both modes take the first gradient at the natural examples
-    // and the initial weights. The sampler remembers it.
+    // In one update of one minibatch, both modes compute the first gradient at the natural examples
+    // and the initial weights. It is in the sampler's state.
     write_digits(&place.path("digits"), 8, 20);
     let [faithful, fused] = ["faithful", "fused"].map(|mode| {
         let sampler = "--sampler bad_plugins.so,plugin=momentum";
@@ -39,7 +40,7 @@ fn fused_hands_the_sampler_the_gradient_that_faithful_does() {
     assert!(scale > 1e-4, "a gradient: {scale}");
     assert!(largest_difference(&faithful, &fused, "state.1") < 1e-5 * scale);
     assert!(largest_difference(&faithful, &fused, "particles") < 1e-6);
-    // The weights descend at the new particles in one mode, at the old ones in the other.
+    // The weights are updated at the new particles in mode faithful, at the old ones in mode fused.
     assert!(place.run("faithful").weights() != place.run("fused").weights());
 }
 
@@ -55,12 +56,13 @@ fn prediction(weights: &[f32], bias: &[f32], image: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn trades_descends_on_both_its_terms() {
+fn the_gradient_of_trades_is_that_computed_by_hand() {
     const BETA: f64 = 3.0;
     const K: usize = 2;
     let place = Place::empty();
     write_digits(&place.path("digits"), 8, 20);
-    // One update of all points. A learning rate that changes nothing shows the weights before it.
+    // One update with all points. A run with a learning rate of almost zero has the weights before
+    // it.
     let [before, after] = [("1e-30", "before"), ("1", "after")].map(|(rate, out)| {
         let model = "--model bad_plugins.so,plugin=linear";
         let descent = format!("--learning-rate {rate} --momentum 0 --schedule constant");
@@ -86,8 +88,8 @@ fn trades_descends_on_both_its_terms() {
         let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
         loss += share * (BETA * divergence - p[label].ln());
         for class in 0..10 {
-            // By hand: the gradients of CE and KL towards the logits at the natural example and
-            // at the particle, each times its image.
+            // The gradients of cross-entropy and KL divergence with respect to the logits at the
+            // natural example and at the particle, each times its image.
             let hit = if class == label { 1.0 } else { 0.0 };
             let at_natural = p[class] - hit + BETA * p[class] * ((p[class] / q[class]).ln() - divergence);
             let at_particle = BETA * (q[class] - p[class]);
@@ -111,13 +113,14 @@ fn trades_descends_on_both_its_terms() {
 }
 
 #[test]
-fn trades_counts_its_passes_and_moves_particles() {
+fn trades_takes_a_further_pass_at_the_natural_examples() {
     let place = Place::with_digits(8, 60);
     let train = |flags: &str, out: &str| {
         place.host(&format!("{TRAIN} --objective trades --epochs 2 {flags} --out {out}")).ended_with(0);
         place.run(out).metrics()[1]["passes_per_sample"].as_u64().expect("a number")
     };
-    // Two epochs of three steps for two particles, the weights at both, and one natural example.
+    // Two epochs. Each has three steps and an update of the weights for two particles, and one pass
+    // of the natural example.
     assert_eq!(train("--particles 2 --sampler langevin.so,steps=3", "two"), 2 * (4 * 2 + 1));
     assert_eq!(train("--sampler pgd.so,steps=2 --start uniform", "pgd"), 2 * (2 + 1 + 1));
     train("--sampler langevin.so,noise=0 --start uniform-store", "moved");
@@ -134,7 +137,7 @@ fn without_a_sampler_fused_is_ordinary_training() {
 }
 
 #[test]
-fn chains_begin_where_they_are_told() {
+fn chains_begin_at_the_chosen_start() {
     let place = Place::with_digits(8, 20);
     let distances = |start: &str, flags: &str| -> Vec<f32> {
         let sampler = "--mode faithful --sampler langevin.so,step_size=0,noise=0";
@@ -146,20 +149,22 @@ fn chains_begin_where_they_are_told() {
     let uniform = distances("uniform-store", "");
     assert!(uniform.iter().all(|distance| *distance <= 0.1 + 1e-6));
     let mean = uniform.iter().sum::<f32>() / uniform.len() as f32;
-    // Uniform in a ball of 0.1, hardly cut by the domain: 0.05; 1280 numbers, five standard errors.
+    // The mean of a uniform draw from a ball of 0.1, hardly cut by the domain, is 0.05. The
+    // tolerance is five standard errors of 1280 numbers.
     assert!((mean - 0.05).abs() < 0.004, "{mean}");
-    // While epsilon still grows, the ball is smaller: one update of a warm-up of one is halfway.
+    // During the epsilon ramp the ball is smaller: the one update of a ramp of one epoch has half
+    // of epsilon.
     let growing = distances("uniform-store", "--warmup-epsilon 1");
     assert!(growing.iter().all(|distance| *distance <= 0.05 + 1e-6));
     assert!(growing.iter().any(|distance| *distance > 0.049));
-    // Twice the ball to train in, and the threat model to be judged within.
+    // Training is in twice the ball, evaluation in the ball of the threat model.
     let scale = "--epsilon-scale 2";
     let scaled = distances("uniform-store", scale);
     assert!(scaled.iter().all(|distance| *distance <= 0.2 + 1e-6));
     assert!(scaled.iter().any(|distance| *distance > 0.19));
-    let judged = format!("uniform-store{}", scale.len());
-    place.host(&format!("eval {judged} --attack fgsm.so --points 20")).succeeds();
-    assert_eq!(place.run(&judged).evaluations()[0]["threat"]["epsilon"], 0.1);
+    let run = format!("uniform-store{}", scale.len());
+    place.host(&format!("eval {run} --attack fgsm.so --points 20")).succeeds();
+    assert_eq!(place.run(&run).evaluations()[0]["threat"]["epsilon"], 0.1);
 
     for start in ["natural", "uniform"] {
         place.host(&format!("{TRAIN} --epochs 1 --start {start} --out {start}")).succeeds();
@@ -185,7 +190,7 @@ fn particles_stay_with_their_images_under_crops_and_flips() {
         distances(&place, out)
     };
     let train = |flags: &str, out: &str| train_in("--epsilon 0.1", flags, out);
-    // The way there and back is exact: particles that do not move are where they were.
+    // Crops and flips are undone exactly: particles without steps stay at the natural examples.
     let still = train("--sampler langevin.so,step_size=0,noise=0", "still");
     assert!(still.iter().all(|distance| *distance < 1e-7));
     for (flags, out) in [
@@ -205,7 +210,7 @@ fn particles_stay_with_their_images_under_crops_and_flips() {
 }
 
 #[test]
-fn crops_and_flips_change_what_is_learnt_and_are_off_unless_asked_for() {
+fn crops_and_flips_change_the_weights_and_are_off_by_default() {
     let place = Place::with_digits(8, 60);
     let weights = |flags: &str, out: &str| {
         place.host(&format!("{TRAIN} --epochs 1 {flags} --out {out}")).succeeds();
@@ -227,14 +232,14 @@ fn crops_and_flips_change_what_is_learnt_and_are_off_unless_asked_for() {
 }
 
 #[test]
-fn an_average_of_the_weights_is_evaluated_in_their_place() {
+fn an_average_of_the_weights_is_evaluated_instead_of_the_weights() {
     let place = Place::with_digits(8, 100);
     let flags = "--sampler none --model bad_plugins.so,plugin=linear --epochs 1";
     place.host(&format!("{TRAIN} {flags} --average 0.5 --checkpoint-every 1 --out averaged")).succeeds();
     let run = place.run("averaged");
     let (average, weights) = (run.tensors("average.safetensors"), run.weights());
-    // After the steps t = 0, 1, ..., the average keeps min(0.5, (1 + t) / (10 + t)) of itself.
-    // The last two checkpoints are there: the last step can be worked out by hand.
+    // After step t = 0, 1, ..., the average keeps min(0.5, (1 + t) / (10 + t)) of itself. The last
+    // step is computed by hand from the last two checkpoints.
     let before = read_tensors(&run.checkpoints()[&4].join("average.safetensors"));
     let keep = 5.0 / 14.0;
     for (name, (_, values)) in &average {
@@ -243,7 +248,7 @@ fn an_average_of_the_weights_is_evaluated_in_their_place() {
             assert!((got - expected).abs() < 1e-6, "{name}: {got}, by hand {expected}");
         }
     }
-    // Evaluated are the averages: with other ones, other verdicts.
+    // The averages are evaluated: other averages give other verdicts.
     let loss_rise = |place: &Place| {
         let printed = place.host("eval averaged --json --attack fgsm.so").ended_with(0).json();
         printed["attacks"][0]["loss_rise"].as_f64().expect("a number")
@@ -261,7 +266,7 @@ fn an_average_of_the_weights_is_evaluated_in_their_place() {
 fn weights_are_averaged_equally_from_a_share_of_the_run_on() {
     let place = Place::with_digits(8, 100);
     let flags = "--sampler none --model bad_plugins.so,plugin=linear --epochs 1 --checkpoint-every 1";
-    // Five updates; the last two checkpoints are there.
+    // There are five updates, and checkpoints of the last two.
     for (share, first) in [("0.6", 3), ("0.99", 4)] {
         place.host(&format!("{TRAIN} {flags} --swa-from {share} --out run{first}")).succeeds();
         let run = place.run(&format!("run{first}"));
@@ -280,9 +285,9 @@ fn weights_are_averaged_equally_from_a_share_of_the_run_on() {
 }
 
 #[test]
-fn equally_averaged_weights_have_statistics_of_their_own() {
+fn equally_averaged_weights_have_their_own_running_statistics() {
     let place = Place::with_digits(8, 60);
-    // One update an epoch, of all points: their statistics can be worked out.
+    // Every epoch has one update with all points, so the statistics can be computed by hand.
     let flags = "--sampler none --model bad_plugins.so,plugin=normalised --epochs 3 --learning-rate 0.5";
     let command = format!("{TRAIN} {flags} --swa-from 0 --out run").replace("--batch 20", "--batch 60");
     place.host(&command).succeeds();
@@ -300,7 +305,7 @@ fn equally_averaged_weights_have_statistics_of_their_own() {
         let seen = product + f64::from(average["linear.bias"].1[class]);
         let [got, own] =
             [&average, &weights].map(|tensors| f64::from(tensors["normalisation.running_mean"].1[class]));
-        // Momentum 0.1, beginning at the weights' own, a hundred times.
+        // A hundred updates with momentum 0.1, from the statistics of the weights.
         let rest = 0.9f64.powi(100);
         let expected = rest * own + (1.0 - rest) * seen;
         assert!((got - expected).abs() < 1e-5, "class {class}: {got}, by hand {expected}");
@@ -309,7 +314,7 @@ fn equally_averaged_weights_have_statistics_of_their_own() {
 }
 
 #[test]
-fn what_fused_cannot_do_is_refused_with_the_reason() {
+fn settings_that_fused_does_not_support_are_refused_with_the_reason() {
     let place = Place::with_digits(8, 60);
     let fused = format!("{TRAIN} --epochs 1 --mode fused");
     place.refuses(&format!("{fused} --sampler pgd.so,steps=3"), &["`steps`", "train.replay"]);
@@ -361,9 +366,9 @@ fn what_fused_cannot_do_is_refused_with_the_reason() {
 }
 
 #[test]
-fn training_that_looks_wrong_is_said_to() {
+fn training_at_chance_level_or_with_catastrophic_overfitting_has_a_warning() {
     let place = Place::with_digits(8, 420);
-    // A learning rate that changes nothing leaves the loss at chance.
+    // With a learning rate of almost zero the loss stays at chance level.
     let stuck =
         format!("{TRAIN} --sampler none --train-points 60 --epochs 3 --learning-rate 1e-9 --out stuck");
     let outcome = place.host(&stuck).succeeds_with_warning(&["stuck at chance", "for 3 epochs"]);
@@ -378,19 +383,20 @@ fn training_that_looks_wrong_is_said_to() {
     let lines = place.host(&format!("{} --json", stuck.replace("--out stuck", "--out again"))).succeeds();
     let alarms = lines.json_lines().into_iter().filter(|line| line["event"] == "alarm").count();
     assert_eq!(alarms, 1);
-    // With an adversary that does not move, the model is right and breaks down under the probe.
+    // With a sampler that does not move, the model is accurate in training and fails against the
+    // probe.
     let probe = "--validation-points 20 --probe pgd.so,steps=10,step_size=0.05";
     let still = "--sampler langevin.so,step_size=0,noise=0";
     let naive = format!("{TRAIN} {still} --epochs 4 --optimizer adam --learning-rate 0.002 {probe}");
     place.host(&format!("{naive} --out naive")).succeeds_with_warning(&["catastrophic overfitting"]);
-    // A smaller ball than the probe's is none to stand up to it by.
+    // If the training ball is smaller than the probe's, failing against the probe is expected.
     for (smaller, out) in [("--epsilon-scale 0.5", "small"), ("--warmup-epsilon 4", "growing")] {
         place.host(&format!("{naive} {smaller} --out {out}")).succeeds();
     }
 }
 
 #[test]
-fn bf16_learns_what_f32_does() {
+fn bf16_reaches_about_the_loss_of_f32() {
     let place = Place::with_digits(8, 400);
     let flags = "--sampler none --epochs 4 --optimizer adam --learning-rate 0.002";
     let loss = |precision: &str| {
@@ -400,12 +406,12 @@ fn bf16_learns_what_f32_does() {
     let (single, half) = (loss("f32"), loss("bf16"));
     assert!(single < 0.1 && half < 0.1, "both have learnt: f32 {single}, bf16 {half}");
     assert!((single - half).abs() < 0.01, "f32 {single}, bf16 {half}");
-    assert!(place.run("f32").weights() != place.run("bf16").weights(), "it is computed otherwise");
+    assert!(place.run("f32").weights() != place.run("bf16").weights(), "the arithmetic differs");
     assert!(place.run("bf16").weights()["conv1.weight"].1.len() > 1, "weights are f32");
 }
 
 #[test]
-fn particles_in_a_byte_or_in_a_file_train_as_well() {
+fn training_works_with_particles_as_bytes_or_in_a_file() {
     let place = Place::with_digits(8, 60);
     let train = |flags: &str, out: &str| {
         let langevin = "--sampler langevin.so,step_size=0.02,noise=0.01 --epochs 3";
@@ -427,11 +433,11 @@ fn particles_in_a_byte_or_in_a_file_train_as_well() {
         &format!("{TRAIN} --sampler langevin.so --store-file inside/particles --out inside"),
         &["train.store_file: expected a file outside the run's folder", "inside/particles"],
     );
-    // What has come to lie there since is somebody else's.
+    // A file that was put in its place later is kept.
     fs::write(place.path("particles"), "years of work").expect("written");
     place.refuses("train --resume filed", &["particles", "got 13 bytes"]);
     assert_eq!(fs::read_to_string(place.path("particles")).expect("text"), "years of work");
-    // A run that cannot begin leaves no file behind: its folder is the last thing made.
+    // A run that cannot begin leaves no file: its folder is made last.
     place.refuses(
         &format!("{TRAIN} --sampler langevin.so --store-file left --out particles/run"),
         &["cannot create"],

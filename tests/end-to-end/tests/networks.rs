@@ -1,4 +1,4 @@
-//! Networks with batch normalisation in the min-max loop.
+//! Training and evaluation of networks with batch normalisation.
 
 use crate::harness::{Place, Run};
 use std::fs;
@@ -10,8 +10,8 @@ const LANGEVIN: &str = "--sampler langevin.so,step_size=0.05,noise=0.02";
 const SIDE: usize = 8;
 const POINTS: usize = 20;
 
-/// The mean over images and places of what a 3x3 convolution with padding 1 makes of grey images,
-/// for each output channel.
+/// The mean of each output channel of a 3x3 convolution with padding 1, over grey images and their
+/// pixels.
 fn mean_after_convolution(weights: &[f32], images: &[f32]) -> Vec<f32> {
     let pixel = |image: &[f32], row: isize, column: isize| {
         let inside = |place: isize| (0..SIDE as isize).contains(&place);
@@ -44,8 +44,8 @@ fn assert_close(got: &[f32], expected: impl Iterator<Item = f32>) {
     assert!(close && got.len() == expected.len(), "got {got:?}, by hand {expected:?}");
 }
 
-/// One update of one minibatch that hardly moves the weights: the run, the mean that the first
-/// normalisation sees of the natural images, and that of the particles where the weights descend.
+/// One update with one minibatch, which hardly changes the weights. Returns the run, and the mean
+/// of the first normalisation's input for the natural images and for the particles of the update.
 fn one_update(place: &Place, flags: &str, out: &str) -> (Run, Vec<f32>, Vec<f32>) {
     place.host(&format!("{TRAIN} {RESNET} --learning-rate 1e-9 {flags} --out {out}")).succeeds();
     let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
@@ -58,16 +58,17 @@ fn one_update(place: &Place, flags: &str, out: &str) -> (Run, Vec<f32>, Vec<f32>
 }
 
 #[test]
-fn running_moments_are_of_the_passes_in_mode_train_alone() {
+fn only_passes_in_training_mode_change_the_running_statistics() {
     let place = Place::with_digits(SIDE, POINTS);
     let running = |run: &Run| run.weights()["bn1.running_mean"].1.clone();
-    // A tenth of what the weights descend at, and nothing of the sampler's own passes.
+    // A tenth of the statistics at the update's particles; the sampler's passes have no effect.
     for (flags, out) in [("", "default"), ("--sampler-gradient eval", "eval")] {
         let (run, natural, adversarial) = one_update(&place, &format!("{LANGEVIN} {flags}"), out);
         assert!(natural.iter().zip(&adversarial).any(|(natural, moved)| (natural - moved).abs() > 1e-4));
         assert_close(&running(&run), adversarial.iter().map(|mean| 0.1 * mean));
     }
-    // The sampler's pass, at the natural images, comes first and has lost a tenth since.
+    // The sampler's pass at the natural images came first; the later pass reduced its share by a
+    // tenth.
     let (run, natural, adversarial) =
         one_update(&place, &format!("{LANGEVIN} --sampler-gradient train"), "train");
     assert_close(
@@ -80,7 +81,7 @@ fn running_moments_are_of_the_passes_in_mode_train_alone() {
 }
 
 #[test]
-fn fused_has_no_pass_for_the_sampler_alone() {
+fn fused_has_no_separate_pass_of_the_sampler() {
     let place = Place::with_digits(SIDE, POINTS);
     place.refuses(
         &format!("{TRAIN} --mode fused --sampler-gradient eval"),
@@ -94,7 +95,7 @@ fn fused_has_no_pass_for_the_sampler_alone() {
 }
 
 #[test]
-fn the_mode_of_the_samplers_gradient_changes_where_particles_go() {
+fn the_mode_of_the_samplers_gradient_changes_the_particles() {
     let place = Place::with_digits(SIDE, POINTS);
     let particles = |mode: &str| {
         let flags = format!("{RESNET} {LANGEVIN} --sampler-gradient {mode}");
@@ -105,7 +106,7 @@ fn the_mode_of_the_samplers_gradient_changes_where_particles_go() {
 }
 
 #[test]
-fn evaluation_is_by_the_running_moments_however_points_are_batched() {
+fn evaluation_uses_the_running_statistics_for_any_batch_size() {
     let place = Place::with_digits(SIDE, 200);
     let flags = "--model wide_resnet.so,depth=10,width=1,dropout=0.3,mean=[0.5],std=[0.25] --average 0.9";
     place.host(&format!("{TRAIN} {flags} {LANGEVIN} --precision bf16 --out run")).ended_with(0);
@@ -117,7 +118,7 @@ fn evaluation_is_by_the_running_moments_however_points_are_batched() {
 }
 
 #[test]
-fn networks_that_cannot_be_are_refused() {
+fn invalid_options_of_networks_are_refused() {
     let place = Place::with_digits(SIDE, POINTS);
     for (model, parts) in [
         ("resnet.so,depth=20", ["option `depth`", "expected 18, 34 or 50, got 20"]),
@@ -133,10 +134,10 @@ fn networks_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_single_image_of_one_pixel_features_is_no_batch() {
-    // 8x8 images leave the last stage as one pixel; 21 points in batches of 20 leave one over.
+fn a_batch_of_one_image_with_features_of_one_pixel_is_refused() {
+    // The last stage has one pixel for 8x8 images; 21 points in batches of 20 leave a batch of one.
     let place = Place::with_digits(SIDE, POINTS + 1);
     place
         .host(&format!("{TRAIN} {RESNET} --sampler none --out run"))
-        .fails(1, &["batch normalisation in training needs two numbers a channel", "batch size"]);
+        .fails(1, &["batch normalisation in training needs two numbers per channel", "batch size"]);
 }

@@ -1,4 +1,4 @@
-//! A report in a browser: `make report-test`, since that needs Chromium.
+//! A report in a browser. These tests need Chromium: `make report-test` runs them.
 
 use crate::eval::trained;
 use crate::harness::Place;
@@ -7,11 +7,11 @@ use serde_json::Value;
 use std::fs;
 use std::process::Command;
 
-/// Widths in pixels: a phone held upright, a tablet, a desktop.
+/// Widths in pixels of a phone, a tablet and a desktop screen.
 const WIDTHS: [u32; 3] = [375, 768, 1280];
 
-/// The page in a frame of some width, and what is to be known of it as JSON in the title. (A
-/// window of Chromium has a least width; a frame has none.)
+/// The page in a frame of this width, with a script that writes its measurements as JSON into the
+/// title. (A window of Chromium has a smallest width; a frame has none.)
 fn framed(page: &str, width: u32) -> String {
     let source = page.replace('&', "&amp;").replace('"', "&quot;");
     format!(
@@ -42,7 +42,7 @@ onload = () => {{
     )
 }
 
-/// The browser's name or path: CHROMIUM, or what is found in the PATH.
+/// The browser's name or path, from CHROMIUM or the PATH.
 fn chromium() -> String {
     let named = std::env::var("CHROMIUM").into_iter();
     let known = ["chromium", "chromium-browser", "google-chrome"].map(str::to_owned);
@@ -55,8 +55,8 @@ fn chromium() -> String {
         .expect("Chromium is needed (Debian: apt-get install chromium), in the PATH or named by CHROMIUM")
 }
 
-/// What the browser finds in a page at a width.
-fn look(place: &Place, page: &str, width: u32, dark: bool) -> Value {
+/// The measurements of a page at a width.
+fn measure(place: &Place, page: &str, width: u32, dark: bool) -> Value {
     let file = place.path("framed.html");
     fs::write(&file, framed(page, width)).expect("written");
     let profile = place.path(&format!("profile-{width}-{dark}"));
@@ -82,15 +82,15 @@ fn look(place: &Place, page: &str, width: u32, dark: bool) -> Value {
         &format!("file://{}", file.display()),
     ]);
     let output = browser.output().expect("the browser starts");
-    let (shown, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(!said.contains("CONSOLE"), "the browser's console has something to say:\n{said}");
+    let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(!errors.contains("CONSOLE"), "messages on the browser's console:\n{errors}");
     let title = shown.split_once("<title>").and_then(|(_, rest)| rest.split_once("</title>"));
-    let (title, _) = title.unwrap_or_else(|| panic!("no title\n{said}\n{shown}"));
+    let (title, _) = title.unwrap_or_else(|| panic!("no title\n{errors}\n{shown}"));
     let title = title.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
-    serde_json::from_str(&title).unwrap_or_else(|why| panic!("{why}: {title}\n{said}"))
+    serde_json::from_str(&title).unwrap_or_else(|why| panic!("{why}: {title}\n{errors}"))
 }
 
-/// The brightness, 0 to 255, of a colour as browsers give it: `rgb(1, 2, 3)`.
+/// The brightness, 0 to 255, of a colour in the browser's form: `rgb(1, 2, 3)`.
 fn brightness(colour: &Value) -> f64 {
     let colour = colour.as_str().expect("a colour");
     let numbers = colour.trim_start_matches("rgb(").trim_end_matches(')').split(", ");
@@ -101,27 +101,27 @@ fn brightness(colour: &Value) -> f64 {
 
 #[test]
 #[ignore = "needs Chromium: make report-test"]
-fn a_report_fits_every_screen_and_is_legible_in_light_and_in_the_dark() {
+fn a_report_fits_every_screen_and_is_legible_in_light_and_dark_mode() {
     let place = trained(0.06);
     let runs = everything(&place);
     place.host(&format!("report {runs}")).succeeds();
     let page = fs::read_to_string(place.path("report.html")).expect("a page");
     for (width, dark) in WIDTHS.into_iter().flat_map(|width| [(width, false), (width, true)]) {
-        let found = look(&place, &page, width, dark);
+        let found = measure(&place, &page, width, dark);
         let case = format!("{width} pixels, {}: {found:#}", if dark { "dark" } else { "light" });
         assert_eq!(found["problems"], Value::Array(Vec::new()), "{case}");
         assert_eq!(found["dark"], dark, "{case}");
         let number = |key: &str| found[key].as_u64().expect("a number");
-        assert!(number("width") > u64::from(width) - 20, "the frame is as wide as was asked: {case}");
+        assert!(number("width") > u64::from(width) - 20, "the frame has the requested width: {case}");
         assert!(number("scrolls") <= number("width"), "the page overflows: {case}");
         assert_eq!(found["beyond"], Value::Array(Vec::new()), "something overflows: {case}");
         assert!(width > 375 || number("scrolling") > 2, "wide tables scroll in boxes of their own: {case}");
         assert!(number("texts") > 50 && number("pictures") >= 8, "{case}");
-        // The ground and what is written on it, in the page and in its figures, differ.
+        // Text and background differ in brightness, in the page and in its figures.
         let ground = brightness(&found["ground"]);
         assert_eq!(ground < 60.0, dark, "{case}");
         assert!((ground - brightness(&found["ink"])).abs() > 150.0, "{case}");
-        // Heat maps have grounds of their own, with black or white on them.
+        // Heat maps have their own background colours, with black or white text.
         let of_maps = ["rgb(0, 0, 0)", "rgb(255, 255, 255)"];
         let inks = found["inks"].as_array().expect("a list").iter();
         let inks: Vec<_> = inks.filter(|ink| !of_maps.contains(&ink.as_str().expect("a colour"))).collect();
@@ -136,10 +136,10 @@ fn a_report_fits_every_screen_and_is_legible_in_light_and_in_the_dark() {
 
 #[test]
 #[ignore = "needs Chromium: make report-test"]
-fn what_does_not_fit_is_noticed() {
+fn content_that_is_too_wide_is_detected() {
     let place = Place::empty();
     let wide = "<!DOCTYPE html><html><body><p style=\"width:500px\">wide</p></body></html>";
-    let found = look(&place, wide, 375, false);
+    let found = measure(&place, wide, 375, false);
     assert!(found["scrolls"].as_u64() > found["width"].as_u64(), "{found:#}");
     assert_eq!(found["beyond"].as_array().map(Vec::len), Some(1), "{found:#}");
 }

@@ -1,9 +1,9 @@
-//! One run from training to a verdict: the end-to-end part of `make quick`.
+//! One training run and its evaluation: the end-to-end part of `make quick`.
 
 use crate::harness::Place;
 
 #[test]
-fn a_classifier_is_trained_and_judged() {
+fn a_classifier_is_trained_and_evaluated() {
     let place = Place::with_digits(12, 200);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epochs 8 --epsilon 0.1 \
                  --sampler langevin.so,step_size=0.05,noise=0.05 --model bad_plugins.so,plugin=linear --out run";

@@ -1,4 +1,4 @@
-//! `host report`: pages, tables and figures of runs and sweeps, whole and not.
+//! `host report`: pages, tables and figures of complete and incomplete runs and sweeps.
 
 use crate::eval::trained;
 use crate::harness::{Place, built, edit};
@@ -35,8 +35,8 @@ fn fields(line: &str) -> Vec<String> {
     fields
 }
 
-/// The page must be well-formed (every element that is opened is closed, in order), need nothing
-/// from elsewhere, run nothing, and have text for every figure.
+/// The page must be well-formed (every element is closed, in order), must need no other file or
+/// address, must have no scripts, and must have a text for every figure.
 fn assert_well_formed(page: &str) {
     const VOID: [&str; 6] = ["br", "meta", "wbr", "link", "img", "hr"];
     assert!(page.starts_with("<!DOCTYPE html>"), "{}", &page[..100.min(page.len())]);
@@ -78,7 +78,7 @@ fn assert_well_formed(page: &str) {
     }
 }
 
-/// Makes `report.html`, which must be a sound page with a folder of files beside it.
+/// Makes `report.html`, which must be a well-formed page with a folder of files beside it.
 fn report(place: &Place, arguments: &str) -> String {
     place.host(&format!("report {arguments}")).succeeds();
     let page = read(place, "report.html");
@@ -97,8 +97,8 @@ fn report(place: &Place, arguments: &str) -> String {
     page
 }
 
-/// A report of everything: two runs, one with examples, a trace and particles; a suite; a sweep.
-/// Returns the arguments to make it with.
+/// Makes runs for a report with all parts: two runs, one of them with examples, a trace and
+/// particles; a suite; a sweep. Returns the arguments of the report.
 pub fn everything(place: &Place) -> &'static str {
     place.host("eval run --attack fgsm.so --attack pgd.so,steps=3 --points 60").succeeds();
     let train = "train --recipe algorithm-1 --data digits --threads 1 --mode faithful --epochs 3 --batch 20 --epsilon 0.1 --optimizer adam \
@@ -121,8 +121,8 @@ pub fn everything(place: &Place) -> &'static str {
     "run other grid"
 }
 
-/// The folder of a sweep whose runs are gone, over two values of each axis: accuracies are 0.5,
-/// 0.6, 0.7 and, in a run that is not finished, none.
+/// Writes the folder of a sweep without its runs, over two values of each axis. The accuracies are
+/// 0.5, 0.6 and 0.7; unfinished runs have none.
 fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
     fs::create_dir_all(place.path(name)).expect("a folder");
     fs::write(place.path(&format!("{name}/sweep.toml")), "").expect("written");
@@ -131,9 +131,10 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
         let settings: serde_json::Map<_, _> =
             axes.iter().enumerate().map(|(place, axis)| ((*axis).to_owned(), value(place))).collect();
         let finished = number < 3;
-        let figures = match finished {
-            true => json!({"clean": 0.9, "worst_case": 0.5 + 0.1 * number as f64, "passes_per_sample": 4.0}),
-            false => json!({}),
+        let figures = if finished {
+            json!({"clean": 0.9, "worst_case": 0.5 + 0.1 * number as f64, "passes_per_sample": 4.0})
+        } else {
+            json!({})
         };
         json!({
             "run": format!("run-{number}"), "settings": settings, "caveats": [], "reason": null,
@@ -145,7 +146,7 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
 }
 
 #[test]
-fn the_numbers_are_those_that_were_measured() {
+fn the_numbers_are_those_of_the_evaluations() {
     let place = trained(0.06);
     let page = report(&place, everything(&place));
     let summary = csv(&place, "report/summary.csv");
@@ -197,14 +198,14 @@ fn the_numbers_are_those_that_were_measured() {
     let version = csv(&place, "report/evaluations.csv")[0]["host"].clone();
     assert_eq!(version, evaluations[0]["versions"]["host"].as_str().expect("a version"));
 
-    // How it was made.
+    // The page has the settings of the runs.
     let record = place.run("other").record();
     let digest = record["plugins"]["sampler"]["sha256"].as_str().expect("a digest");
     assert!(page.contains(digest) && page.contains("--learning-rate 0.002"));
 }
 
 #[test]
-fn figures_show_what_is_there() {
+fn figures_are_made_from_the_data_of_the_runs() {
     let place = trained(0.06);
     let page = report(&place, everything(&place));
     for figure in ["run-run-curves", "run-other-curves", "run-other-examples", "run-other-distances"] {
@@ -212,10 +213,11 @@ fn figures_show_what_is_there() {
         assert!(page.contains(&format!("id=\"{figure}\"")), "{figure}");
     }
     assert!(!place.path("report/run-run-distances.svg").exists(), "ordinary training has no particles");
-    // The probe's and the validation points' curves are there where they were measured alone.
+    // Only runs with a probe and validation points have their curves.
     assert!(read(&place, "report/run-other-curves.svg").contains("attacked by the probe"));
     assert!(!read(&place, "report/run-run-curves.svg").contains("attacked by the probe"));
-    // Three of the trace's points have a place on a logarithmic axis, with axes of their own.
+    // Three of the trace's points have a place on the logarithmic axis. There is a figure for each
+    // cost.
     for (figure, axis) in
         [("trace-passes", "passes per training point"), ("trace-backprops", "as the paper counts")]
     {
@@ -230,7 +232,7 @@ fn figures_show_what_is_there() {
     let pictures = strip.matches("data:image/png;base64").count();
     assert!(pictures >= 3 && pictures.is_multiple_of(3), "{pictures} pictures in threes");
     assert!(page.contains("white +0.1000, black -0.1000"), "the scale of the perturbation");
-    // Two numeric axes make heat maps, of every accuracy.
+    // Two numeric axes give a heat map of every accuracy.
     let map = read(&place, "report/sweep-grid-map-2.svg");
     for word in ["50.0", "60.0", "70.0", "sampler.noise", "sampler.step_size"] {
         assert!(map.contains(word), "{word}");
@@ -255,12 +257,15 @@ fn a_sweep_over_numbers_is_a_curve_and_over_words_a_table() {
     }
     fs::write(place.path("noise/summary.json"), summary.to_string()).expect("written");
     report(&place, "noise --force");
-    assert!(!place.path("report/sweep-noise-curves-1.svg").exists(), "what an earlier report drew is gone");
+    assert!(
+        !place.path("report/sweep-noise-curves-1.svg").exists(),
+        "a figure of the earlier report is removed"
+    );
     assert_eq!(csv(&place, "report/sweep-noise.csv").len(), 2);
 }
 
 #[test]
-fn gaps_are_marked_with_what_fills_them() {
+fn missing_parts_are_marked_with_the_command_that_makes_them() {
     let place = trained(0.06);
     let page = report(&place, "run");
     for words in
@@ -271,13 +276,13 @@ fn gaps_are_marked_with_what_fills_them() {
     let said = place.host("report run --force").succeeds().words();
     assert!(said.contains("2 gaps are marked"), "{said}");
 
-    // What has no weights cannot be evaluated.
+    // A run without weights cannot be evaluated.
     fs::rename(place.path("run/checkpoints"), place.path("aside")).expect("renamed");
     let page = report(&place, "run --force");
     assert!(!page.contains("host eval run") && page.contains("host train --resume run"));
     fs::rename(place.path("aside"), place.path("run/checkpoints")).expect("renamed");
 
-    // Damaged files leave gaps of their own, and the rest is shown.
+    // A damaged file is marked, too, and the rest is shown.
     fs::write(place.path("run/eval.json"), "{").expect("written");
     fs::write(place.path("run/metrics.jsonl"), "{\"epoch\": 1}\n").expect("written");
     fs::write(place.path("run/trace.jsonl"), "[1]\n").expect("written");
@@ -290,7 +295,7 @@ fn gaps_are_marked_with_what_fills_them() {
 }
 
 #[test]
-fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
+fn a_run_without_its_plugin_data_or_examples_is_reported_with_marks() {
     let place = Place::with_digits(8, 400);
     let model = place.copy_built("libcnn.so");
     let train = format!(
@@ -310,7 +315,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
         fs::rename(place.path(what), place.path("aside")).expect("renamed");
         let page = report(&place, "run --force");
         for word in words {
-            assert!(page.contains(word), "without {what} there is no word of {word}");
+            assert!(page.contains(word), "without {what} the page must contain {word}");
         }
         assert!(!page.contains("id=\"run-run-examples\""), "{what}");
         fs::rename(place.path("aside"), place.path(what)).expect("renamed");
@@ -321,7 +326,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
     let examples =
         newest["examples"].as_str().expect("a file").rsplit('/').next().expect("a name").to_owned();
     gone(&format!("run/{examples}"), &["the adversarial examples cannot be shown", "--save-examples"]);
-    // What other weights make of the examples is not what was measured.
+    // Examples that were made for other weights are not shown.
     let update = newest["update"].as_u64().expect("an update");
     let evaluations = read(&place, "run/eval.json");
     let older = evaluations.replace(&format!("\"update\": {update}"), "\"update\": 7");
@@ -331,7 +336,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
     assert!(page.contains("made on the weights of update 7") && page.contains("--save-examples"));
     assert!(!page.contains("id=\"run-run-examples\""));
     fs::write(place.path("run/eval.json"), evaluations).expect("written");
-    // Another library than the recorded one is not run unasked.
+    // A library that differs from the recorded one is not used without --allow-changed.
     fs::copy(built("liblangevin.so"), &model).expect("copied");
     assert!(report(&place, "run --force").contains("has changed since the run began"));
     fs::copy(built("libcnn.so"), &model).expect("copied");
@@ -340,7 +345,7 @@ fn a_run_whose_plugin_data_or_examples_are_gone_is_reported_all_the_same() {
 }
 
 #[test]
-fn unfinished_runs_say_so() {
+fn unfinished_runs_are_marked() {
     let place = Place::with_digits(8, 100);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1000 --batch 10 --checkpoint-every 1 --out run";
     place.interrupt(train, "run", libc::SIGINT, |update| update > 12).was_interrupted(&[]);
@@ -349,7 +354,7 @@ fn unfinished_runs_say_so() {
 }
 
 #[test]
-fn nothing_is_overwritten_unasked() {
+fn other_files_are_never_overwritten_and_reports_only_with_force() {
     let place = Place::empty();
     write_sweep(&place, "noise", &["sampler.noise"]);
     place.refuses("report noise --out page", &["--out", ".html", "page"]);
@@ -366,7 +371,7 @@ fn nothing_is_overwritten_unasked() {
         "report noise --out pages/first.html --force",
         &["thesis.tex", "was not written by `host report`"],
     );
-    // Neither a picture of one's own nor a page of one's own is taken for a report's.
+    // A user's own picture or page is not treated as part of a report.
     fs::rename(place.path("pages/first/thesis.tex"), place.path("pages/first/thesis.png")).expect("renamed");
     place.refuses(
         "report noise --out pages/first.html --force",
@@ -385,7 +390,7 @@ fn nothing_is_overwritten_unasked() {
 }
 
 #[test]
-fn folders_of_no_run_are_refused() {
+fn folders_without_a_run_are_refused() {
     let place = Place::with_digits(8, 20);
     place.refuses("report nowhere", &["nowhere", "neither a run nor a sweep"]);
     place.refuses("report digits", &["digits", "neither a run nor a sweep"]).explains(&["--out"]);
@@ -396,7 +401,7 @@ fn folders_of_no_run_are_refused() {
 }
 
 #[test]
-fn one_epoch_is_no_curve_and_every_plugin_is_listed() {
+fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     let place = Place::with_digits(8, 100);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
     place.host(train).ended_with(0);
@@ -418,7 +423,7 @@ fn edit_summary(place: &Place, sweep: &str, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn a_sweeps_folders_are_believed_before_its_summary() {
+fn the_folders_of_a_sweep_take_precedence_over_its_summary() {
     let place = Place::with_digits(8, 100);
     let text = "model = \"bad_plugins.so,plugin=linear\"\nsampler = \"langevin.so\"\n[data]\nname = \"digits\"\n\
                 [threat]\nepsilon = 0.05\n[train]\nepochs = 1\nbatch = 20\nthreads = 1\n[eval]\n\
@@ -433,7 +438,7 @@ fn a_sweeps_folders_are_believed_before_its_summary() {
     assert!(!page.contains("summary.json is old"), "{page}");
     assert_eq!(expected[1][0]["finished"], "2 of 2");
 
-    // As if the sweep had been killed before it summed up its last runs.
+    // The state of a sweep that was killed before it wrote the summary of its last runs.
     let whole = read(&place, "small/summary.json");
     edit_summary(&place, "small", |summary| {
         for run in [2, 3] {
@@ -447,7 +452,7 @@ fn a_sweeps_folders_are_believed_before_its_summary() {
     assert!(page.contains("summary.json is old") && page.contains("host sweep small/sweep.toml --out small"));
     assert_eq!(tables(), expected);
 
-    // What the summary alone knows is shown, and marked.
+    // Results that are only in the summary are shown and marked.
     fs::write(place.path("small/summary.json"), whole).expect("written");
     fs::rename(place.path("small/learning_rate=0.01,seed=1"), place.path("aside")).expect("renamed");
     let page = report(&place, "small --force");
@@ -463,7 +468,7 @@ fn a_report_has_the_statuses_and_reasons_of_the_sweep() {
         fs::write(place.path("mine.toml"), format!("attacks = [{attacks}]")).expect("written");
     };
     suite("\"fgsm.so\"");
-    // The second model breaks at its 14th call, in the second epoch.
+    // The second model fails at its 14th call, in the second epoch.
     let text = "sampler = \"none\"\n[data]\nname = \"digits\"\n[train]\nepochs = 2\nbatch = 6\nthreads = 1\n\
                 [eval]\npoints = 30\n[sweep]\nsuite = \"mine.toml\"\n[sweep.axes]\n\
                 model = [\"bad_plugins.so,plugin=linear\", \"bad_plugins.so,plugin=explodes\"]\n";
@@ -480,12 +485,12 @@ fn a_report_has_the_statuses_and_reasons_of_the_sweep() {
     assert!(!page.contains("summary.json is old"));
     assert_eq!(first, [("finished".to_owned(), String::new()), failed.clone()]);
 
-    // The same without a summary: the reason is that of the sweep.
+    // Without a summary, the reason is still that of the sweep.
     fs::rename(place.path("small/summary.json"), place.path("aside")).expect("renamed");
     assert_eq!(rows(" --force").1, first);
     fs::rename(place.path("aside"), place.path("small/summary.json")).expect("renamed");
 
-    // An evaluation with the suite's former attacks does not count, for neither command.
+    // An evaluation with the former attacks of the suite does not count for either command.
     suite("\"fgsm.so\", \"pgd.so,steps=2\"");
     let listed = place.host("sweep small.toml --out small --dry-run").succeeds().words();
     assert_eq!((listed.matches(" trained ").count(), listed.matches(" failed ").count()), (1, 1), "{listed}");
@@ -501,7 +506,7 @@ fn a_sweeps_failures_and_caveats_are_footnotes_and_crowded_maps_are_left_out() {
     edit_summary(&place, "grid", |summary| {
         let caveats = json!([{"name": "vanishing-gradients", "finding": "gradients vanish"}]);
         summary["runs"][1]["caveats"] = caveats.clone();
-        // The key of older hosts.
+        // The key that older hosts wrote.
         let row = summary["runs"][2].as_object_mut().expect("a row");
         row.remove("caveats");
         row.insert("doubts".to_owned(), caveats);
@@ -532,7 +537,7 @@ fn a_sweeps_failures_and_caveats_are_footnotes_and_crowded_maps_are_left_out() {
 }
 
 #[test]
-fn a_matrix_of_twins_is_whole() {
+fn a_transfer_matrix_of_two_equal_runs_is_complete() {
     let place = trained(0.06);
     let copied =
         std::process::Command::new("cp").args(["-r", "run", "twin"]).current_dir(place.path("")).status();

@@ -1,4 +1,5 @@
-//! `host train --resume`: runs that were stopped go on as if they had not been.
+//! `host train --resume`: a stopped and resumed run is the same, bit for bit, as one that was not
+//! stopped.
 
 use crate::data::TEST_POINTS;
 use crate::harness::{Place, Run, edit, sha256};
@@ -10,8 +11,9 @@ const TRAIN: &str =
 /// 400 points in batches of 10.
 const UPDATES_PER_EPOCH: u64 = 40;
 
-/// Inside an epoch but the first, not near its end: the host goes on until the signal arrives.
-fn ripe(update: u64) -> bool {
+/// Whether an update is inside an epoch after the first one, and not near its end, since the host
+/// continues until the signal arrives.
+fn inside_epoch(update: u64) -> bool {
     (UPDATES_PER_EPOCH..5 * UPDATES_PER_EPOCH / 2).contains(&update)
         && (1..30).contains(&(update % UPDATES_PER_EPOCH))
 }
@@ -20,7 +22,7 @@ fn place(side: usize) -> Place {
     Place::with_digits(side, 10 * UPDATES_PER_EPOCH as usize)
 }
 
-/// The same training, never stopped. So short a one may well stay at chance, and say so.
+/// The same training without a stop. So short a training may warn that it stays at chance level.
 fn uninterrupted(place: &Place, flags: &str) -> Run {
     place.host(&format!("{TRAIN} {flags} --out whole")).ended_with(0);
     place.run("whole")
@@ -28,8 +30,12 @@ fn uninterrupted(place: &Place, flags: &str) -> Run {
 
 /// Starts the training and stops it in the middle of an epoch.
 fn stop(place: &Place, flags: &str, signal: i32) -> Run {
-    let outcome =
-        place.interrupt(&format!("{TRAIN} {flags} --checkpoint-every 3 --out run"), "run", signal, ripe);
+    let outcome = place.interrupt(
+        &format!("{TRAIN} {flags} --checkpoint-every 3 --out run"),
+        "run",
+        signal,
+        inside_epoch,
+    );
     match signal {
         SIGKILL => outcome.was_killed(signal),
         _ => _ = outcome.was_interrupted(&["at update", "host train --resume run"]),
@@ -52,12 +58,12 @@ pub fn goes_on_after_a_kill(side: usize, flags: &str) {
 }
 
 #[test]
-fn after_a_kill_with_dropout_and_momentum() {
+fn resumes_after_a_kill_with_dropout_and_momentum() {
     goes_on_after_a_kill(9, "--model cnn.so,arch=A --sampler langevin.so --momentum 0.9");
 }
 
 #[test]
-fn after_a_kill_with_adam() {
+fn resumes_after_a_kill_with_adam() {
     goes_on_after_a_kill(
         8,
         "--model cnn.so,arch=B --sampler langevin.so --optimizer adam --learning-rate 0.001",
@@ -65,7 +71,7 @@ fn after_a_kill_with_adam() {
 }
 
 #[test]
-fn after_a_kill_with_two_particles_that_remember() {
+fn resumes_after_a_kill_with_two_particles_with_state() {
     goes_on_after_a_kill(
         8,
         "--model cnn.so,arch=B --particles 2 --sampler bad_plugins.so,plugin=momentum,steps=2",
@@ -73,7 +79,7 @@ fn after_a_kill_with_two_particles_that_remember() {
 }
 
 #[test]
-fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
+fn resumes_after_a_kill_in_mode_fused_with_replays_an_average_and_an_epsilon_ramp() {
     goes_on_after_a_kill(
         9,
         "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store --average 0.9 --warmup-epsilon 2.5 \
@@ -82,7 +88,7 @@ fn after_a_kill_in_mode_fused_with_replays_an_average_and_a_growing_ball() {
 }
 
 #[test]
-fn after_a_kill_with_crops_flips_and_particles_that_remember() {
+fn resumes_after_a_kill_with_crops_flips_and_particles_with_state() {
     goes_on_after_a_kill(
         9,
         "--model cnn.so,arch=A --particles 2 --crop 2 --flip --sampler bad_plugins.so,plugin=momentum,steps=2",
@@ -90,7 +96,7 @@ fn after_a_kill_with_crops_flips_and_particles_that_remember() {
 }
 
 #[test]
-fn after_a_kill_with_trades_and_dropout() {
+fn resumes_after_a_kill_with_trades_and_dropout() {
     goes_on_after_a_kill(
         9,
         "--model cnn.so,arch=A --particles 2 --objective trades --sampler pgd.so,steps=2 --start uniform-store",
@@ -98,7 +104,7 @@ fn after_a_kill_with_trades_and_dropout() {
 }
 
 #[test]
-fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
+fn resumes_after_a_kill_with_equally_averaged_weights_and_running_statistics() {
     goes_on_after_a_kill(
         8,
         "--model bad_plugins.so,plugin=normalised --sampler langevin.so --mode fused --replay 2 --swa-from 0.35 \
@@ -108,7 +114,7 @@ fn after_a_kill_with_weights_averaged_equally_and_statistics_of_their_own() {
 }
 
 #[test]
-fn after_a_kill_with_a_sampler_that_judges() {
+fn resumes_after_a_kill_with_a_sampler_that_rejects_proposals() {
     goes_on_after_a_kill(
         8,
         "--model cnn.so,arch=B --particles 2 --sampler bad_plugins.so,plugin=metropolis,steps=2",
@@ -116,7 +122,7 @@ fn after_a_kill_with_a_sampler_that_judges() {
 }
 
 #[test]
-fn after_a_kill_with_all_the_three_at_once() {
+fn resumes_after_a_kill_with_dropout_particles_with_state_and_adam() {
     goes_on_after_a_kill(
         9,
         "--model cnn.so,arch=A --particles 2 --sampler bad_plugins.so,plugin=momentum --optimizer adam",
@@ -124,7 +130,7 @@ fn after_a_kill_with_all_the_three_at_once() {
 }
 
 #[test]
-fn after_a_kill_with_batch_normalisation_dropout_and_an_average() {
+fn resumes_after_a_kill_with_batch_normalisation_dropout_and_an_average() {
     goes_on_after_a_kill(
         8,
         "--model wide_resnet.so,depth=10,width=1,dropout=0.3 --sampler langevin.so --average 0.9",
@@ -132,12 +138,12 @@ fn after_a_kill_with_batch_normalisation_dropout_and_an_average() {
 }
 
 #[test]
-fn after_a_kill_with_batch_normalisation_in_the_samplers_gradient() {
+fn resumes_after_a_kill_with_batch_normalisation_in_the_samplers_gradient() {
     goes_on_after_a_kill(8, "--model resnet.so,width=2 --sampler langevin.so --sampler-gradient train");
 }
 
 #[test]
-fn after_ctrl_c() {
+fn resumes_after_ctrl_c() {
     let place = place(9);
     let flags = "--model cnn.so,arch=A --sampler langevin.so";
     let whole = uninterrupted(&place, flags);
@@ -147,14 +153,17 @@ fn after_ctrl_c() {
 }
 
 #[test]
-fn after_a_probe_that_was_left() {
+fn resumes_after_a_probe_that_was_interrupted() {
     let place = place(8);
     let flags = "--sampler langevin.so --probe pgd.so,steps=200 --validation-points 10";
     let whole = uninterrupted(&place, flags);
-    // The checkpoint at the end of an epoch that the probe is about to score.
-    let ripe = |update| update == UPDATES_PER_EPOCH - 1;
+    // The checkpoint before the end of an epoch: the signal arrives while the probe scores the
+    // epoch.
+    let last_update = |update| update == UPDATES_PER_EPOCH - 1;
     let command = format!("{TRAIN} {flags} --out run");
-    place.interrupt(&command, "run", SIGINT, ripe).was_interrupted(&["at update 39", "train --resume run"]);
+    place
+        .interrupt(&command, "run", SIGINT, last_update)
+        .was_interrupted(&["at update 39", "train --resume run"]);
     let run = place.run("run");
     assert_eq!(run.metrics(), [] as [serde_json::Value; 0], "not scored");
     place.host("train --resume run").ended_with(0);
@@ -162,9 +171,9 @@ fn after_a_probe_that_was_left() {
 }
 
 #[test]
-fn after_a_last_trace_that_was_killed_or_left() {
+fn resumes_after_a_last_trace_that_was_killed_or_interrupted() {
     let place = place(8);
-    // One epoch, whose end is scored and traced; the trace is the slow part.
+    // The end of the only epoch is scored and traced; the trace is the slow part.
     let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 1 --sampler langevin.so \
                  --validation-points 10 --probe fgsm.so --trace pgd.so,steps=400 --trace-at 2 --tensorboard";
     place.host(&format!("{train} --out whole")).ended_with(0);
@@ -186,7 +195,7 @@ fn after_a_last_trace_that_was_killed_or_left() {
         assert!(run.metrics().is_empty() && run.trace().is_none_or(|points| points.is_empty()), "{out}");
         let events = place.host(&format!("train --resume {out} --json")).ended_with(0).json_lines();
         assert!(events.iter().any(|event| event["epoch"] == 1 && event["probe_accuracy"].is_number()));
-        // The probe's and the trace's own seconds are not training's.
+        // The seconds of training do not include the probe and the trace.
         let traced = &run.trace().expect("a trace")[0]["seconds"];
         assert_eq!(traced, &run.metrics()[0]["seconds"], "{out}");
         run.assert_same_as(&whole);
@@ -194,7 +203,7 @@ fn after_a_last_trace_that_was_killed_or_left() {
 }
 
 #[test]
-fn from_the_checkpoint_before_a_truncated_one() {
+fn resumes_from_the_checkpoint_before_a_truncated_one() {
     let place = place(8);
     let flags = "--sampler langevin.so";
     let whole = uninterrupted(&place, flags);
@@ -209,7 +218,7 @@ fn from_the_checkpoint_before_a_truncated_one() {
 }
 
 #[test]
-fn not_when_every_checkpoint_is_damaged() {
+fn does_not_resume_if_every_checkpoint_is_damaged() {
     let place = place(8);
     let run = stop(&place, "--sampler langevin.so", SIGKILL);
     for folder in run.checkpoints().into_values() {
@@ -220,7 +229,7 @@ fn not_when_every_checkpoint_is_damaged() {
         .explains(&["SHA-256"]);
 }
 
-/// A short run with one checkpoint, of plugins copied into the folder.
+/// A short run with one checkpoint and with copies of the plugins in the folder.
 fn finished(place: &Place) -> Run {
     place.copy_built("liblangevin.so");
     place.copy_built("libbad_plugins.so");
@@ -232,7 +241,7 @@ fn finished(place: &Place) -> Run {
 }
 
 #[test]
-fn with_event_files_that_take_back_what_was_not_kept() {
+fn event_files_mark_the_update_from_which_a_run_was_resumed() {
     let place = place(8);
     let flags = "--model bad_plugins.so,plugin=linear --sampler none --tensorboard";
     let whole = uninterrupted(&place, flags);
@@ -241,7 +250,7 @@ fn with_event_files_that_take_back_what_was_not_kept() {
     place.host("train --resume run").ended_with(0);
     run.assert_same_as(&whole);
     let [before, after] = run.event_files().try_into().expect("a file each");
-    // A session that starts (field 7, status 1) at the update that the run went on from.
+    // A session start (field 7, status 1) at the update from which the run continued.
     let start = |update: u64| [0x10, update as u8, 0x3a, 2, 8, 1];
     assert!(
         before[1].ends_with(&[0x3a, 2, 8, 1]) && after[1].ends_with(&start(update)),
@@ -249,12 +258,12 @@ fn with_event_files_that_take_back_what_was_not_kept() {
     );
     let curve: Vec<_> =
         [&before, &after].into_iter().flatten().filter(|event| shows(event, "train_loss")).collect();
-    assert_eq!(curve.len(), 3, "an epoch each");
+    assert_eq!(curve.len(), 3, "one event per epoch");
     let [again] = whole.event_files().try_into().expect("one file");
     let losses: Vec<_> = again.iter().filter(|event| shows(event, "train_loss")).collect();
     for ((event, again), epoch) in curve.into_iter().zip(losses).zip(run.metrics()) {
         let loss = (epoch["train_loss"].as_f64().expect("a number") as f32).to_le_bytes();
-        // A tag is followed by its value: field 2, four bytes.
+        // The value follows the tag: field 2, four bytes.
         let written = [b"train_loss\x15", loss.as_slice()].concat();
         for event in [event, again] {
             assert!(event.windows(written.len()).any(|window| window == written), "{loss:?} in {event:?}");
@@ -267,12 +276,12 @@ fn shows(event: &[u8], tag: &str) -> bool {
 }
 
 #[test]
-fn with_other_arithmetic_is_a_warning_and_is_recorded() {
+fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     let place = place(8);
     let run = stop(&place, "--sampler langevin.so", SIGKILL);
     let mut before = run.record();
     before["arithmetic"]["processor"] = "other".into();
-    // Of a later version.
+    // A file of a later version.
     before["unknown"] = serde_json::json!({"of": 0.1});
     fs::write(place.path("run/run.json"), before.to_string()).expect("written");
     let update = run.newest_update().expect("a checkpoint");
@@ -284,13 +293,13 @@ fn with_other_arithmetic_is_a_warning_and_is_recorded() {
     let [later] = later.as_array().expect("a list").as_slice() else { panic!("{later}") };
     assert_eq!(later["update"], update);
     assert!(later["arithmetic"]["processor"].as_str().is_some_and(|name| name != "other"), "{later}");
-    // It is finished: there is nothing to warn of.
+    // The run is finished, so there is no warning.
     place.host("train --resume run").ended_with(0);
     assert_eq!(run.record()["later_arithmetic"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]
-fn of_a_finished_run_changes_nothing() {
+fn resuming_a_finished_run_changes_nothing() {
     let place = Place::with_digits(8, 60);
     finished(&place);
     let before = place.contents();
@@ -299,7 +308,7 @@ fn of_a_finished_run_changes_nothing() {
 }
 
 #[test]
-fn from_another_working_directory() {
+fn resumes_from_another_working_directory() {
     let place = Place::with_digits(8, 60);
     finished(&place);
     fs::create_dir(place.path("elsewhere")).expect("a folder");

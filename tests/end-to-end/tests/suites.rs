@@ -14,18 +14,18 @@ fn suite(place: &Place, attacks: &[&str]) {
     fs::write(place.path("mine.toml"), text).expect("written");
 }
 
-/// What the unfinished evaluations of `run` have found.
+/// The files of findings of the unfinished evaluations of `run`.
 fn all_findings(place: &Place) -> Vec<PathBuf> {
     let folders = fs::read_dir(place.path("run/unfinished")).into_iter().flatten().flatten();
     folders.map(|folder| folder.path().join("findings.json")).filter(|path| path.exists()).collect()
 }
 
-/// The same of the only one.
+/// The file of findings of the only unfinished evaluation.
 fn findings(place: &Place) -> Option<PathBuf> {
     all_findings(place).pop()
 }
 
-/// Its text; empty if there is none yet.
+/// The text of that file; empty if there is none yet.
 fn found_so_far(place: &Place) -> String {
     findings(place).and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
 }
@@ -44,7 +44,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().expect("a number")
 }
 
-/// The same but for times.
+/// The same value without times.
 fn timeless(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
@@ -58,7 +58,7 @@ fn timeless(mut value: Value) -> Value {
 }
 
 #[test]
-fn a_suite_attacks_in_order_what_still_stands() {
+fn a_suite_attacks_in_order_the_points_that_are_still_robust() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=3,step_size=0.02", "pgd.so,steps=10,step_size=0.02"]);
     let printed = place.host("eval run --json --suite mine.toml").succeeds().json();
@@ -70,7 +70,7 @@ fn a_suite_attacks_in_order_what_still_stands() {
     let before = [&clean, &after[0], &after[1]];
     for (number, steps) in [(0, 1), (1, 3), (2, 10)] {
         let result = &printed["attacks"][number];
-        assert_eq!(passes(result)[1], steps * count(before[number]), "only standing points are attacked");
+        assert_eq!(passes(result)[1], steps * count(before[number]), "only robust points are attacked");
         assert_eq!(result["robust"], share(&after[number]));
         assert!(after[number].iter().zip(before[number]).all(|(after, before)| *before || !after));
     }
@@ -80,7 +80,7 @@ fn a_suite_attacks_in_order_what_still_stands() {
         let first = after.iter().position(|after| !after[point]).filter(|_| clean[point]);
         assert_eq!(broken_by.as_u64(), first.map(|number| number as u64), "point {point}");
     }
-    // The order of attacks changes who breaks a point, not whether it is broken.
+    // The order of attacks changes which attack fools a point, not whether it is fooled.
     suite(&place, &["pgd.so,steps=10,step_size=0.02", "fgsm.so", "pgd.so,steps=3,step_size=0.02"]);
     let other = place.host("eval run --json --suite mine.toml").succeeds().json();
     assert_eq!(other["worst_case"], printed["worst_case"]);
@@ -105,7 +105,7 @@ fn autoattack_is_the_worst_case_of_its_members() {
 }
 
 #[test]
-fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
+fn an_interrupted_evaluation_has_the_same_result_as_an_uninterrupted_one() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002", "pgd.so,steps=20,step_size=0.01"]);
     let command = "eval run --suite mine.toml --batch 8 --restarts 2 --save-examples --threads 1";
@@ -115,15 +115,15 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
     let read_examples = || fs::read(place.path(&examples)).expect("examples");
     let expected_examples = read_examples();
     for (number, signal) in [(2, libc::SIGKILL), (3, libc::SIGINT)] {
-        // Somewhere in the second attack.
-        let ripe = || {
+        // Inside the second attack.
+        let in_second_attack = || {
             let text = found_so_far(&place);
             let found: Value = serde_json::from_str(&text).unwrap_or_default();
             let found = &found["findings"];
             found["results"].as_array().is_some_and(|results| results.len() == 1)
                 && found["attack_progress"]["done"].as_u64() >= Some(16)
         };
-        let stopped = place.signal_when(command, signal, ripe);
+        let stopped = place.signal_when(command, signal, in_second_attack);
         match signal {
             libc::SIGKILL => stopped.was_killed(signal),
             _ => drop(stopped.fails(130, &["interrupted", "the same command goes on"])),
@@ -138,15 +138,15 @@ fn an_interrupted_evaluation_ends_as_if_it_had_not_been() {
     }
 }
 
-/// Starts an evaluation of two attacks with saved examples, and kills it in the second one.
+/// Starts an evaluation of two attacks with saved examples, and kills it during the second one.
 fn killed_in_the_second_attack(place: &Place) -> &'static str {
     suite(place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002"]);
     let command = "eval run --suite mine.toml --batch 8 --threads 1";
-    let ripe = || {
+    let in_second_attack = || {
         let found: Value = serde_json::from_str(&found_so_far(place)).unwrap_or_default();
         found["findings"]["attack_progress"]["done"].as_u64() >= Some(16)
     };
-    place.signal_when(command, libc::SIGKILL, ripe).was_killed(libc::SIGKILL);
+    place.signal_when(command, libc::SIGKILL, in_second_attack).was_killed(libc::SIGKILL);
     command
 }
 
@@ -159,7 +159,7 @@ fn edit_state(place: &Place, change: impl FnOnce(&mut Value)) {
 }
 
 #[test]
-fn an_evaluation_that_goes_on_with_other_arithmetic_says_so() {
+fn an_evaluation_continued_with_other_arithmetic_has_a_caveat() {
     let place = trained(0.06);
     let command = killed_in_the_second_attack(&place);
     let mut here = Value::Null;
@@ -180,7 +180,7 @@ fn an_evaluation_that_goes_on_with_other_arithmetic_says_so() {
     assert_eq!(saved["settings"]["later arithmetic"][0]["processor"], *here);
     assert!(!place.path("run/unfinished").exists(), "it was continued, not begun again");
 
-    // The next one begins here: no caveat.
+    // The next evaluation begins with this arithmetic and has no caveat.
     let command = killed_in_the_second_attack(&place);
     place.host(command).succeeds();
     assert_eq!(latest(&place)["settings"]["arithmetic"]["processor"], *here);
@@ -188,7 +188,7 @@ fn an_evaluation_that_goes_on_with_other_arithmetic_says_so() {
 }
 
 #[test]
-fn an_evaluation_that_an_older_version_left_goes_on() {
+fn an_unfinished_evaluation_of_an_older_version_is_continued() {
     let place = trained(0.06);
     let command = killed_in_the_second_attack(&place);
     edit_state(&place, |state| {
@@ -210,12 +210,12 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
     let command = "eval run --suite mine.toml --batch 8";
-    let ripe = || {
+    let in_second_attack = || {
         let text = found_so_far(&place);
-        // Inside the second, slow attack.
+        // The second attack is slow.
         text.contains("\"attack\":\"fgsm.so\"") && text.contains("\"done\":")
     };
-    place.signal_when(command, libc::SIGKILL, ripe).was_killed(libc::SIGKILL);
+    place.signal_when(command, libc::SIGKILL, in_second_attack).was_killed(libc::SIGKILL);
     let path = findings(&place).expect("unfinished");
     let whole = fs::read_to_string(&path).expect("readable");
     fs::write(&path, &whole[..whole.len() / 2]).expect("written");
@@ -234,13 +234,13 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     assert_ne!(foreign, whole);
     fs::write(&path, foreign).expect("written");
     place.refuses(command, &["it is of another evaluation, whose `seed` is 7; expected 0"]);
-    // Other settings are another evaluation, which this one does not hinder.
+    // An evaluation with other settings still works.
     place.host("eval run --attack fgsm.so --seed 3").succeeds();
     assert!(path.exists());
 }
 
 #[test]
-fn examples_that_are_lost_on_the_way_are_missed() {
+fn examples_that_were_removed_during_an_evaluation_are_an_error() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
     let command = "eval run --suite mine.toml --batch 8 --save-examples";
@@ -259,13 +259,16 @@ fn examples_that_are_lost_on_the_way_are_missed() {
 }
 
 #[test]
-fn half_a_suite_has_no_verdict_and_is_kept() {
+fn an_unfinished_suite_has_no_verdict_and_is_kept() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "bad_plugins.so,plugin=outside", "pgd.so,steps=3,step_size=0.02"]);
     let command = "eval run --suite mine.toml --save-examples";
     for _ in 0..2 {
         place.host(command).fails(1, &["outside: run", "candidates outside the threat model"]);
-        assert!(!place.path("run/eval.json").exists(), "a figure of FGSM alone would pass for the suite's");
+        assert!(
+            !place.path("run/eval.json").exists(),
+            "the accuracy under FGSM alone is not that of the suite"
+        );
         let text = fs::read_to_string(findings(&place).expect("unfinished")).expect("readable");
         assert!(text.contains("\"attack\":\"fgsm.so\""), "{text}");
     }
@@ -277,7 +280,7 @@ fn half_a_suite_has_no_verdict_and_is_kept() {
         .refuses(command, &["cannot understand", "unfinished/"])
         .explains(&["remove ", "to evaluate from the beginning"]);
 
-    // Attacks that are judged each on its own are results by themselves.
+    // With --attack, the result of each attack counts on its own.
     let separate = "eval run --attack fgsm.so --attack bad_plugins.so,plugin=outside --save-examples";
     place.host(separate).fails(1, &["outside: run"]);
     let saved = latest(&place);
@@ -286,7 +289,7 @@ fn half_a_suite_has_no_verdict_and_is_kept() {
 }
 
 #[test]
-fn examples_on_request_are_those_that_fool_the_model() {
+fn saved_examples_are_those_that_fool_the_model() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=10,step_size=0.02"]);
     place.host("eval run --suite mine.toml --save-examples --batch 30").succeeds();
@@ -313,7 +316,7 @@ fn examples_on_request_are_those_that_fool_the_model() {
 }
 
 #[test]
-fn transferred_examples_fool_less_than_ones_own() {
+fn transferred_examples_fool_fewer_points_than_examples_of_the_model_itself() {
     let place = trained(0.06);
     let other = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
     place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
@@ -324,7 +327,7 @@ fn transferred_examples_fool_less_than_ones_own() {
     assert!(number(&transferred["worst_case"]) > number(&own["worst_case"]), "{transferred}");
     assert!(latest(&place)["source"] == "other");
 
-    // What stops once it has fooled its own model fools another less.
+    // Examples that stop once they fool their own model fool fewer points of another model.
     let apgd = |options: &str| {
         let command =
             format!("eval run --source other --json --attack apgd.so,loss=dlr-targeted,steps=10{options}");
@@ -333,7 +336,7 @@ fn transferred_examples_fool_less_than_ones_own() {
     let (stops, climbs) = (apgd(""), apgd(",keep_climbing=true"));
     assert!(number(&climbs["worst_case"]) < number(&stops["worst_case"]), "{climbs} {stops}");
     assert!(number(&climbs["worst_case"]) <= number(&transferred["worst_case"]), "{climbs}");
-    // One more pass forward chooses the targets, and one judges; nine targets with ten steps each.
+    // Nine targets with ten steps each; one forward pass chooses the targets, and one classifies.
     let clean = verdicts(&latest(&place)["verdicts"]["clean"]);
     let attacked = clean.iter().filter(|clean| **clean).count() as u64;
     assert_eq!(passes(&climbs["attacks"][0]), [attacked * (9 * 11 + 2), attacked * 9 * 10]);
@@ -341,12 +344,19 @@ fn transferred_examples_fool_less_than_ones_own() {
     let gradients_of_another =
         format!("eval run --source other --json {attack} --attack square.so,queries=50");
     let printed = place.host(&gradients_of_another).ended_with(0).json();
-    assert_eq!(printed["caveats"], serde_json::json!([]), "another model's gradients mask nothing");
+    assert_eq!(
+        printed["caveats"],
+        serde_json::json!([]),
+        "no gradient masking with another model's gradients"
+    );
     assert_eq!(printed["source"], "other");
     let table = place.host(&format!("eval run --source other {attack}")).succeeds().words();
     assert!(table.contains("examples made on other"), "{table}");
     let matrix = place.host(&format!("eval run other --transfer --json {attack}")).succeeds().json();
-    assert_eq!(matrix["worst_case"][0][0], own["worst_case"], "on the diagonal, one's own examples");
+    assert_eq!(
+        matrix["worst_case"][0][0], own["worst_case"],
+        "examples of the run itself are on the diagonal"
+    );
     assert_eq!(matrix["worst_case"][1][0], transferred["worst_case"], "a row for each source");
     let table = place.host(&format!("eval run other --transfer {attack}")).succeeds().words();
     assert!(table.contains("examples made on") && table.contains("none (clean)"), "{table}");
@@ -357,7 +367,7 @@ fn transferred_examples_fool_less_than_ones_own() {
 }
 
 #[test]
-fn an_interrupted_matrix_ends_as_if_it_had_not_been() {
+fn an_interrupted_matrix_has_the_same_result_as_an_uninterrupted_one() {
     let place = trained(0.06);
     let other = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
     place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
@@ -367,14 +377,14 @@ fn an_interrupted_matrix_ends_as_if_it_had_not_been() {
     let unfinished = || ["run", "other"].map(|run| place.path(run).join("unfinished").exists());
     assert_eq!(unfinished(), [false, false]);
     for (signal, last) in [(libc::SIGKILL, " --json"), (libc::SIGINT, "")] {
-        // In the third of four fields: with examples of the other run, once more this one.
+        // Inside the third of four fields: examples of the other run, attacking this run.
         let stopped = place.signal_when(command, signal, || all_findings(&place).len() == 2);
         match signal {
             libc::SIGKILL => stopped.was_killed(signal),
             _ => drop(stopped.fails(130, &["interrupted", "the same command goes on"])),
         }
         assert_eq!(unfinished(), [true, true], "the second field's findings are kept too");
-        // An evaluation of one of its fields alone leaves them as they are.
+        // An evaluation of one of its fields does not change the findings.
         place.host("eval run --suite mine.toml --batch 8 --threads 1").succeeds();
         assert_eq!(all_findings(&place).len(), 2);
         let started = std::time::Instant::now();
@@ -403,7 +413,7 @@ fn a_model_with_probabilities_has_a_caveat_and_strict_fails() {
 }
 
 #[test]
-fn two_and_three_classes_leave_out_what_cannot_run() {
+fn suites_leave_out_attacks_that_need_more_than_two_or_three_classes() {
     for (classes, left_out) in
         [(2, vec!["apgd.so,loss=dlr-targeted"]), (3, vec!["apgd.so,loss=dlr-targeted"])]
     {
@@ -448,7 +458,7 @@ fn bad_suites_are_refused() {
     place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);
 }
 
-/// Prints what differs, for the page that lists it (docs/evaluation.md).
+/// Prints the verdicts that differ, for docs/evaluation.md.
 #[test]
 fn verdicts_hardly_depend_on_the_batch() {
     const BATCHES: [usize; 2] = [TEST_POINTS, 7];
@@ -478,14 +488,14 @@ fn verdicts_hardly_depend_on_the_batch() {
             }
         }
     }
-    // Random draws are the same; what is left is the order in which floats are summed.
+    // The random draws are the same, so verdicts differ only through the order of additions.
     let list = differing.join("\n");
     println!("{} of {all} verdicts differ between batches of {BATCHES:?}\n{list}", differing.len());
     assert!(differing.len() <= all / 100, "more than 1 % of {all} verdicts differ:\n{list}");
 }
 
 #[test]
-fn images_need_not_be_square() {
+fn images_that_are_not_square_can_be_attacked() {
     let place = Place::empty();
     write_wide_digits(&place.path("digits"), 6, 400);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --epsilon 0.06 --out run";
@@ -495,11 +505,11 @@ fn images_need_not_be_square() {
     assert!(number(&printed["worst_case"]) < number(&printed["clean"]), "{printed}");
 }
 
-/// How large a change of an image is.
+/// The size of a change of an image.
 type Distance = fn(&[f64]) -> f64;
 
-/// Demands that the latest evaluation of `run` saved examples, each inside domain and ball
-/// around its picture.
+/// Asserts that the latest evaluation of `run` saved examples, each inside the domain and the ball
+/// around its image.
 fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance: Distance) {
     const RECORD: usize = 1 + 3 * 32 * 32;
     let pictures = fs::read(place.path("pictures/test_batch.bin")).expect("a batch");
@@ -524,7 +534,7 @@ fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance:
 }
 
 #[test]
-fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
+fn the_whole_suite_runs_on_colour_images_of_32_by_32_pixels() {
     let place = Place::empty();
     write_colour_batches(&place.path("pictures"), 40);
     suite(
@@ -535,7 +545,7 @@ fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
     let length = |change: &[f64]| change.iter().map(|pixel| pixel * pixel).sum::<f64>().sqrt();
     let distances: [(&str, f64, Distance); 2] = [("linf", 0.03, largest), ("l2", 1.5, length)];
     for (norm, epsilon, distance) in distances {
-        // AutoAttack as it is on a network of one layer; fewer steps on a convolutional one.
+        // The full AutoAttack for a network of one layer; fewer steps for a convolutional one.
         for (model, epochs, suite) in
             [("bad_plugins.so,plugin=linear", 3, "autoattack"), ("cnn.so", 8, "mine.toml")]
         {
@@ -554,7 +564,10 @@ fn colour_images_of_32_by_32_pixels_meet_the_whole_suite() {
                 assert!(number(&printed["worst_case"]) < number(&printed["clean"]), "{printed}");
                 assert_examples_are_allowed(&place, &run, epsilon, distance);
                 let [square, _] = passes(&printed["attacks"][3]);
-                assert!(square > 1000, "some stand until Square, and it has its queries: {printed}");
+                assert!(
+                    square > 1000,
+                    "some points are robust before Square, which takes its queries: {printed}"
+                );
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `host sweep`: many runs from one file, stopped, failed, shared out and summed up.
+//! `host sweep`: many runs from one file; interruptions, failures, shares and summaries.
 
 use crate::harness::{Outcome, Place, built, edit, repository, sha256};
 use libc::{SIGINT, SIGKILL, SIGTERM};
@@ -48,7 +48,7 @@ fn commands(place: &Place, run: &str) -> Vec<String> {
     log.lines().filter_map(|line| line.strip_prefix("$ host ")).map(str::to_owned).collect()
 }
 
-/// How many commands of a run's log began this way.
+/// The number of commands in a run's log that begin with `start`.
 fn count(place: &Place, run: &str, start: &str) -> usize {
     commands(place, run).iter().filter(|command| command.starts_with(start)).count()
 }
@@ -63,7 +63,7 @@ fn statuses(place: &Place, sweep: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_run_is_an_ordinary_run_and_finished_ones_are_left_alone() {
+fn every_run_is_an_ordinary_run_and_finished_ones_do_not_run_again() {
     let place = Place::with_digits(8, 100);
     small_sweep(&place, "eval = true\n");
     let words = place.host("sweep small.toml").succeeds().words();
@@ -120,7 +120,7 @@ fn every_run_is_an_ordinary_run_and_finished_ones_are_left_alone() {
     place.host("sweep small.toml").succeeds();
     assert!(place.contents() == before, "a finished sweep changes nothing");
 
-    // The table of seeds goes with the seeds.
+    // Without several seeds there is no table over seeds.
     let several = read(&place, "small.toml");
     assert!(place.path("sweeps/small/summary-seeds.csv").exists());
     fs::write(place.path("small.toml"), several.replace("seeds = [0, 1]", "seeds = [0]")).expect("written");
@@ -128,7 +128,7 @@ fn every_run_is_an_ordinary_run_and_finished_ones_are_left_alone() {
     assert!(!place.path("sweeps/small/summary-seeds.csv").exists());
     fs::write(place.path("small.toml"), several).expect("written");
 
-    // A run whose folder is removed is trained and evaluated anew.
+    // A run whose folder is removed is trained and evaluated again.
     let removed = format!("sweeps/small/{}", SMALL_RUNS[1]);
     fs::remove_dir_all(place.path(&removed)).expect("removed");
     place.host("sweep small.toml").succeeds();
@@ -180,22 +180,22 @@ fn a_sweep_can_grow_and_be_evaluated_later() {
 
 // --------------------------------------------------------------------------- stopped and resumed
 
-/// Starts the long sweep and sends a signal in the middle of the second run: to the sweep's
-/// process alone, or, as a terminal does, to everything it started too.
+/// Starts the long sweep and sends a signal in the middle of the second run: to the sweep's process
+/// only, or, like a terminal, also to the processes that it started.
 fn stop(place: &Place, signal: i32, to_all: bool) -> std::process::Output {
     let mut command = place.command("sweep long.toml");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut sweep = command.spawn().expect("the host starts");
     let second = place.run("sweeps/long/seed=1");
     let started = Instant::now();
-    // Forty updates an epoch.
+    // An epoch has forty updates.
     while second.newest_update().is_none_or(|update| update < 40) {
         assert!(started.elapsed() < Duration::from_secs(120), "the second run has no checkpoint");
         assert!(sweep.try_wait().expect("a child").is_none(), "the sweep has ended");
         sleep(Duration::from_millis(1));
     }
     let process = sweep.id() as i32;
-    // SAFETY: this sends a signal to a process of ours that was not waited for yet, or to its group.
+    // SAFETY: this sends a signal to a child process that was not waited for yet, or to its group.
     unsafe { libc::kill(if to_all { -process } else { process }, signal) };
     sweep.wait_with_output().expect("the host ends")
 }
@@ -205,14 +205,14 @@ fn goes_on(place: &Place) {
     assert!(update < 120, "stopped before the end");
     place.host("sweep long.toml").succeeds();
     assert_eq!(statuses(place, "long"), ["finished"; 4]);
-    assert_eq!(commands(place, "sweeps/long/seed=0").len(), 1, "a finished run is left alone");
+    assert_eq!(commands(place, "sweeps/long/seed=0").len(), 1, "a finished run does not run again");
     assert_eq!(count(place, "sweeps/long/seed=1", "train --resume"), 1);
     place.host("train --config sweeps/long/seed=1.toml --out whole").succeeds();
     place.run("sweeps/long/seed=1").assert_same_as(&place.run("whole"));
 }
 
 #[test]
-fn goes_on_after_a_kill() {
+fn a_killed_sweep_continues() {
     let place = Place::with_digits(8, 400);
     long_sweep(&place);
     assert_eq!(stop(&place, SIGKILL, false).status.code(), None);
@@ -220,7 +220,7 @@ fn goes_on_after_a_kill() {
 }
 
 #[test]
-fn goes_on_after_ctrl_c() {
+fn a_sweep_that_was_stopped_by_ctrl_c_continues() {
     for to_all in [false, true] {
         let place = Place::with_digits(8, 400);
         long_sweep(&place);
@@ -229,7 +229,7 @@ fn goes_on_after_ctrl_c() {
         assert_eq!(output.status.code(), Some(130), "{errors}");
         assert!(errors.starts_with("warning: stopped; the same command goes on from here"), "{errors}");
         assert_eq!(statuses(&place, "long"), ["finished", "unfinished", "waiting", "waiting"]);
-        // The run that was under way has ended in good order.
+        // The interrupted run stopped with a checkpoint.
         let log = read(&place, "sweeps/long/seed=1.log");
         assert!(log.contains("warning: stopped at update"), "{log}");
         goes_on(&place);
@@ -237,8 +237,9 @@ fn goes_on_after_ctrl_c() {
 }
 
 #[test]
-fn a_signal_that_is_told_twice_is_one_wish() {
-    // As when a job manager signals the sweep and its child, and the sweep passes it on.
+fn two_signals_at_the_same_time_count_as_one() {
+    // This happens if a job manager signals the sweep and its child, and the sweep signals the
+    // child, too.
     let place = Place::with_digits(8, 400);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --checkpoint-every 3 --epochs 20 --out run";
     let mut command = place.command(train);
@@ -248,7 +249,7 @@ fn a_signal_that_is_told_twice_is_one_wish() {
         sleep(Duration::from_millis(1));
     }
     for signal in [SIGINT, SIGTERM] {
-        // SAFETY: this sends a signal to a process of ours that was not waited for yet.
+        // SAFETY: this sends a signal to a child process that was not waited for yet.
         unsafe { libc::kill(host.id() as i32, signal) };
     }
     let output = host.wait_with_output().expect("the host ends");
@@ -259,7 +260,8 @@ fn a_signal_that_is_told_twice_is_one_wish() {
 
 // ---------------------------------------------------------------------------------------- failed
 
-/// Two models; one breaks at its 14th call, in the second epoch of ten updates.
+/// A sweep over two models, one of which fails at its 14th call, in the second epoch of ten
+/// updates.
 fn failing_sweep(place: &Place) {
     let text = "sampler = \"none\"\n[data]\nname = \"digits\"\n[train]\nepochs = 2\nbatch = 6\nthreads = 1\n\
                 [sweep.axes]\nmodel = [\"bad_plugins.so,plugin=explodes\", \"bad_plugins.so,plugin=linear\"]\n";
@@ -278,13 +280,14 @@ fn a_failed_run_is_reported_and_retried_on_request() {
         outcome.ended_with(1).explains(&[reason, "1 of 2 runs failed; --retry-failed"]);
     };
     report(place.host("sweep failing.toml"));
-    assert_eq!(statuses(&place, "failing"), ["failed", "finished"], "the other run was done all the same");
+    assert_eq!(statuses(&place, "failing"), ["failed", "finished"], "the other run is finished");
     assert_eq!(summary(&place, "failing")["runs"][0]["reason"], reason);
     assert!(read(&place, &format!("{failed}.log")).contains(&format!("error: {reason}")));
 
     report(place.host("sweep failing.toml"));
-    assert_eq!(commands(&place, failed).len(), 1, "not tried again unasked");
-    // From its checkpoint after the first epoch, it has calls enough for the second.
+    assert_eq!(commands(&place, failed).len(), 1, "a failed run does not run again by default");
+    // The retry starts from the checkpoint after the first epoch, so the second has fewer than 14
+    // calls.
     place.host("sweep failing.toml --retry-failed").succeeds();
     assert_eq!(commands(&place, failed)[1], format!("train --resume {failed}"));
     assert_eq!(statuses(&place, "failing"), ["finished", "finished"]);
@@ -293,11 +296,12 @@ fn a_failed_run_is_reported_and_retried_on_request() {
 }
 
 #[test]
-fn a_run_whose_file_is_damaged_is_left_and_the_others_go_on() {
+fn a_run_with_a_damaged_file_fails_and_the_others_continue() {
     let place = Place::with_digits(8, 100);
     small_sweep(&place, "");
     place.host("sweep small.toml").succeeds();
-    // Now the runs are to be evaluated, too; one seems to be already, by a file that says nothing.
+    // The runs must now be evaluated, too. One of them has a file of the evaluation, which is
+    // damaged.
     small_sweep(&place, "eval = true\n");
     let damaged = place.path(&format!("sweeps/small/{}/sweep.json", SMALL_RUNS[1]));
     fs::write(&damaged, "garbage").expect("written");
@@ -314,7 +318,7 @@ fn a_run_whose_file_is_damaged_is_left_and_the_others_go_on() {
 }
 
 #[test]
-fn a_run_that_failed_without_a_checkpoint_begins_anew_with_mended_plugins() {
+fn a_run_that_failed_without_a_checkpoint_starts_again_with_the_repaired_plugin() {
     let place = Place::with_digits(8, 60);
     let library = place.copy_built("libbad_plugins.so");
     let text = format!(
@@ -333,7 +337,7 @@ fn a_run_that_failed_without_a_checkpoint_begins_anew_with_mended_plugins() {
         place.host(&format!("sweep anew.toml{flag}")).ended_with(1).explains(&["cannot move 60 particles"]);
         assert!(run().starts_with(name), "{}", run());
         assert_eq!(count(&place, &run(), "train --config"), attempt);
-        assert_eq!(count(&place, &run(), "train"), attempt, "with nothing to go on from");
+        assert_eq!(count(&place, &run(), "train"), attempt, "without a checkpoint to continue from");
         assert_eq!(place.run(&run()).record()["plugins"]["sampler"]["sha256"], sha256(&library));
         edit(&library, |contents| contents.extend(b"mended"));
     }
@@ -369,7 +373,11 @@ fn processes_in_one_folder_take_different_runs() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert_eq!(statuses(&place, "small"), ["finished"; 4], "whoever ended last has seen all");
+    assert_eq!(
+        statuses(&place, "small"),
+        ["finished"; 4],
+        "the process that ended last has the results of all"
+    );
     for name in SMALL_RUNS {
         let run = format!("sweeps/small/{name}");
         assert_eq!((count(&place, &run, "train"), count(&place, &run, "eval")), (1, 1), "{name}");
@@ -380,7 +388,7 @@ fn processes_in_one_folder_take_different_runs() {
 fn the_job_script_does_every_run_exactly_once() {
     let place = Place::with_digits(8, 60);
     small_sweep(&place, "");
-    // SLURM's own part: `srun` runs a command, here as it is.
+    // A replacement of SLURM's `srun`, which runs a command.
     fs::create_dir(place.path("bin")).expect("a folder");
     fs::write(place.path("bin/srun"), "#!/bin/sh\nexec \"$@\"\n").expect("written");
     fs::set_permissions(place.path("bin/srun"), fs::Permissions::from_mode(0o755)).expect("changed");
@@ -455,14 +463,14 @@ fn mistakes_are_refused_before_anything_is_written() {
     small_sweep(&place, "");
     place.refuses("sweep small.toml --out digits", &["digits already exists and holds no sweep"]);
     place.refuses("sweep small.toml --task 4/3", &["--task", "4/3"]);
-    // A sweep's file is no experiment.
+    // The file of a sweep is not an experiment file.
     place
         .refuses("train --config small.toml --out run", &["small.toml: expected one experiment, got a sweep"])
         .explains(&["host sweep small.toml"]);
 }
 
 #[test]
-fn a_folder_of_other_settings_is_refused() {
+fn a_folder_with_other_settings_is_refused() {
     let place = Place::with_digits(8, 60);
     small_sweep(&place, "");
     place.host("sweep small.toml --task 1/4").succeeds();

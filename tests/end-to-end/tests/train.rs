@@ -1,4 +1,4 @@
-//! `host train`: what a run leaves behind.
+//! `host train`: the files and the output of a run.
 
 use crate::data::{Noise, write_image_tree};
 use crate::harness::{Place, built, edit, hexadecimal, repository, sha256};
@@ -9,7 +9,7 @@ use std::fs;
 const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20";
 
 #[test]
-fn a_run_records_what_it_was_made_with() {
+fn a_run_records_its_options_versions_and_command() {
     let place = Place::with_digits(8, 60);
     let flags =
         "--model cnn.so,arch=B --sampler pgd.so,steps=2,step_size=0.05 --epsilon 0.1 --epochs 1 --seed 7";
@@ -39,10 +39,10 @@ fn a_run_records_what_it_was_made_with() {
 }
 
 #[test]
-fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
+fn a_run_has_metrics_of_every_epoch_and_saves_its_weights() {
     let place = Place::with_digits(8, 60);
     let flags = "--sampler langevin.so,steps=3 --particles 2 --epsilon 0.1 --epochs 3 --learning-rate 0.05";
-    // So short a run may well stay at chance, and say so.
+    // So short a run may warn that it stays at chance level.
     place.host(&format!("{TRAIN} {flags} --out run")).ended_with(0);
 
     let run = place.run("run");
@@ -51,7 +51,7 @@ fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
     for (epoch, line) in (1..).zip(&metrics) {
         assert_eq!(line["epoch"], epoch);
         assert_eq!(line["updates"], 3 * epoch);
-        // Two particles for each point, each with three steps of its own and one of the weights.
+        // Each of the two particles per point has three steps and one update of the weights.
         assert_eq!(line["passes_per_sample"], 8 * epoch);
         for number in ["learning_rate", "train_loss", "train_accuracy", "seconds"] {
             assert!(line[number].as_f64().is_some_and(|value| value >= 0.0), "{number} in {line}");
@@ -70,7 +70,7 @@ fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
     let (shape, values) = &particles["particles"];
     assert_eq!(*shape, [60, 2, 1, 8, 8]);
     assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
-    // Beyond its header an IDX file is the pixels; the particles stay within epsilon of them.
+    // The pixels follow the header of an IDX file; the particles stay within epsilon of them.
     let images = fs::read(place.path("digits/train-images-idx3-ubyte")).expect("readable");
     for (image, copies) in images[16..].chunks(64).zip(values.chunks(128)) {
         let near = |(pixel, value): (&u8, &f32)| (f32::from(*pixel) / 255.0 - value).abs() < 0.1 + 1e-5;
@@ -82,7 +82,7 @@ fn a_run_measures_every_epoch_and_saves_what_it_learnt() {
 #[test]
 fn the_seed_decides_the_weights() {
     let place = Place::with_digits(10, 60);
-    // Architecture A, since its dropout draws from libtorch's own generator.
+    // Architecture A has dropout, which draws from libtorch's generator.
     let train = |seed: u64, out: &str| {
         let flags = "--model cnn.so,arch=A --sampler langevin.so --epsilon 0.1 --epochs 1";
         place.host(&format!("{TRAIN} {flags} --seed {seed} --out {out}")).succeeds();
@@ -107,7 +107,7 @@ fn json_output_is_one_object_for_each_epoch_between_two_events() {
 }
 
 #[test]
-fn a_config_file_says_what_flags_would_and_flags_override_it() {
+fn a_config_file_has_the_effect_of_flags_and_flags_override_it() {
     let place = Place::with_digits(8, 60);
     let config = r#"
         model = "bad_plugins.so,plugin=linear"
@@ -131,13 +131,13 @@ fn a_config_file_says_what_flags_would_and_flags_override_it() {
 }
 
 #[test]
-fn only_the_first_points_are_trained_on_if_so_asked() {
+fn train_points_limits_training_to_the_first_points() {
     let place = Place::with_digits(8, 60);
     let flags = "--model bad_plugins.so,plugin=linear --sampler langevin.so --epochs 2";
     place.host(&format!("{TRAIN} {flags} --train-points 40 --out few")).succeeds();
     assert_eq!(place.run("few").tensors("particles.safetensors")["particles"].0[0], 40);
 
-    // What lies beyond them makes no difference.
+    // Other points have no effect.
     edit(&place.path("digits/train-images-idx3-ubyte"), |contents| {
         let mut noise = Noise(9);
         contents[16 + 40 * 64..].fill_with(|| (100.0 + 99.0 * noise.uniform()) as u8);
@@ -147,7 +147,7 @@ fn only_the_first_points_are_trained_on_if_so_asked() {
 }
 
 #[test]
-fn a_sampler_that_judges_its_last_proposal_costs_no_further_pass() {
+fn accepting_or_rejecting_the_last_proposal_takes_no_further_pass() {
     let place = Place::with_digits(8, 60);
     let flags = "--model bad_plugins.so,plugin=linear --epsilon 0.1 --particles 2 --epochs 1";
     let sampler = "bad_plugins.so,plugin=metropolis,steps=3";
@@ -156,7 +156,8 @@ fn a_sampler_that_judges_its_last_proposal_costs_no_further_pass() {
     let particles = place.run("run").tensors("particles.safetensors");
     let shapes: Vec<_> = particles.values().map(|(shape, _)| shape.as_slice()).collect();
     assert_eq!(shapes, [[60, 2, 1, 8, 8]; 3], "the particles and their two state tensors");
-    // Unless the network that it climbs is another than the one that descends.
+    // It takes one if gradients of the sampler and of the weights use different modes of the
+    // network.
     let normalised = flags.replace("linear", "normalised");
     for (mode, passes) in [("eval", 10), ("train", 8)] {
         let command =
@@ -174,7 +175,7 @@ fn plugins_cannot_change_the_hosts_settings() {
         place.host(&format!("{TRAIN} {flags} --sampler {sampler} --out {out}")).succeeds();
         place.run(out)
     };
-    // Neither moves particles; each returns an error if the last change was not undone.
+    // These samplers do not move particles. They return an error if the last change was not undone.
     let still = train("langevin.so,step_size=0,noise=0,steps=2", "still");
     train("bad_plugins.so,plugin=changes-threads,steps=2", "threads").assert_same_as(&still);
     train("bad_plugins.so,plugin=changes-grad-mode,steps=2", "grad-mode").assert_same_as(&still);
@@ -205,11 +206,11 @@ fn flags_override_the_default_recipe_and_a_run_names_the_differences() {
     {
         assert!(words.contains(part), "without {part}: {words}");
     }
-    assert!(!words.contains("train.replay="), "it is the recipe's: {words}");
+    assert!(!words.contains("train.replay="), "it has the value of the recipe: {words}");
     let record = place.run("run").record();
     assert_eq!(record["experiment"]["train"]["mode"], "fused");
     assert_eq!(record["experiment"]["train"]["epsilon_scale"], 1.2);
-    // A mode is a mode, not another experiment.
+    // The flag --mode does not change other options.
     place.refuses(
         &format!("train {linear} --mode faithful --out b"),
         &["train.replay", "algorithm-1", "got 5"],
@@ -224,7 +225,7 @@ fn flags_override_the_default_recipe_and_a_run_names_the_differences() {
 }
 
 #[test]
-fn with_nothing_but_a_sampler_everything_has_a_sensible_default() {
+fn all_options_except_the_sampler_have_defaults() {
     let data = repository().join("data");
     assert!(data.join("mnist").is_dir(), "get MNIST first: cargo run -p host -- data fetch mnist");
     let place = Place::empty();
@@ -255,14 +256,15 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
         run.metrics().iter().map(|epoch| epoch["probe_accuracy"].as_f64().expect("a score")).collect();
     assert_eq!(scores.len(), 3);
     for epoch in run.metrics() {
-        // A forward of all 40; three steps and a verdict of those that are right without the probe.
+        // A forward pass of all 40 points. Points that are correct without the probe have three
+        // steps and a further forward pass.
         let right = 40.0 * epoch["validation_accuracy"].as_f64().expect("a share");
         let passes = epoch["validation_passes"].as_f64().expect("a number");
         assert!((passes - (20.0 + 3.5 * right)).abs() < 1e-9, "{epoch}");
     }
     let best = scores.iter().fold(f64::MIN, |best, score| best.max(*score));
     let first_best = scores.iter().position(|score| *score == best).expect("one of them") + 1;
-    // Resuming a finished run loses no score.
+    // Resuming a finished run keeps the scores.
     let metrics = run.metrics();
     place.host("train --resume run").succeeds();
     assert_eq!(run.metrics(), metrics);
@@ -272,14 +274,14 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
 }
 
 #[test]
-fn a_tree_of_images_is_a_data_set() {
+fn a_folder_of_images_is_a_data_set() {
     let place = Place::empty();
     write_image_tree(&place.path("pictures"), 8, 400);
     let train = "train --recipe algorithm-1 --data pictures --threads 1 --batch 20 --sampler none --epochs 4 --optimizer adam \
                  --learning-rate 0.002 --validation-points 50 --out run";
     place.host(train).succeeds();
     let run = place.run("run");
-    // The last points are a mix of all classes, and are classified as those trained on.
+    // The held-out points are from all classes, and are classified as well as the others.
     let last = run.metrics().pop().expect("four epochs");
     assert!(last["validation_accuracy"].as_f64().is_some_and(|accuracy| accuracy > 0.9), "{last}");
     let data = &run.record()["data"];
@@ -288,14 +290,14 @@ fn a_tree_of_images_is_a_data_set() {
     assert_eq!(data["checksums"].as_object().map(|sums| sums.len()), Some(2));
     let evaluation = place.host("eval run --json --attack fgsm.so").ended_with(0).json();
     assert!(evaluation["clean"].as_f64().is_some_and(|clean| clean > 0.9), "{evaluation}");
-    // A file that is gone or has another name is another data set.
+    // If a file is removed or renamed, the data set is a different one.
     fs::rename(place.path("pictures/test/digit-1/1.png"), place.path("pictures/test/digit-2/1.png"))
         .expect("renamed");
     place.refuses("eval run --attack fgsm.so", &["data file test is not the one that the run began with"]);
 }
 
 #[test]
-fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
+fn a_trace_has_the_accuracies_of_an_evaluation_and_does_not_change_the_run() {
     let place = Place::with_digits(9, 60);
     let trace = "--trace pgd.so,steps=2 --trace-points 50 --trace-at 0.5,2,3,4,9 --json";
     for (number, model) in
@@ -315,7 +317,7 @@ fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
         let events = outcome.json_lines().into_iter().filter(|line| line["event"] == "trace").count();
         let points = traced.trace().expect("a trace");
         assert_eq!((points.len(), events), (4, 4));
-        // Three updates an epoch, of two passes each.
+        // An epoch has three updates of two passes each.
         for (point, updates) in points.iter().zip([1.0, 3.0, 5.0, 6.0]) {
             assert_eq!(
                 (&point["updates"], &point["optimizer_steps"]),
@@ -338,12 +340,13 @@ fn a_trace_finds_what_an_evaluation_does_and_changes_nothing() {
 }
 
 #[test]
-fn a_trace_goes_from_the_first_update_to_the_end_unless_told_otherwise() {
+fn a_trace_goes_from_the_first_update_to_the_end_by_default() {
     let place = Place::with_digits(8, 60);
     let flags = "--model bad_plugins.so,plugin=linear --epsilon 0.1 --epochs 2 --mode fused --replay 3";
     place.host(&format!("{TRAIN} {flags} --trace fgsm.so --out run")).succeeds();
     let points = place.run("run").trace().expect("a trace");
-    // A pass an update: 1, 2, 5 and the end, on all 100 test points, since there are no 1,000.
+    // An update takes one pass: the trace is after 1, 2, 5 and all passes. There are only 100 test
+    // points, so it uses all of them instead of 1,000.
     let numbers: Vec<_> = points
         .iter()
         .map(|point| ["updates", "optimizer_steps", "points"].map(|name| point[name].as_u64()))
@@ -355,7 +358,7 @@ fn a_trace_goes_from_the_first_update_to_the_end_unless_told_otherwise() {
 #[test]
 fn a_run_ends_early_when_no_epoch_scores_better() {
     let place = Place::with_digits(8, 100);
-    // A learning rate that changes nothing: the first epoch stays the best.
+    // With a learning rate of almost zero, the first epoch stays the best.
     let flags = "--model bad_plugins.so,plugin=linear --sampler none --epochs 9 --learning-rate 1e-9";
     let selection = "--validation-points 40 --probe fgsm.so --epsilon 0.05 --select best --patience 2";
     let command = format!("{TRAIN} {flags} {selection}");
@@ -372,12 +375,12 @@ fn a_run_ends_early_when_no_epoch_scores_better() {
     let before = place.contents();
     let words = place.host("train --resume run").succeeds().words();
     assert!(words.contains("stopped early after epoch 3: none has scored better since epoch 1"), "{words}");
-    assert!(place.contents() == before, "nothing is done again");
+    assert!(place.contents() == before, "a finished run does not change");
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
     assert!(table.contains("trained for 1 epochs"), "{table}");
 
-    // The last epoch's weights are evaluated without a word about an unfinished run; and a run
-    // whose patience and epochs end together is not early.
+    // The weights of the last epoch are evaluated without a warning about an unfinished run. A run
+    // whose patience and epochs end together did not stop early.
     let command = command.replace("--select best", "");
     place.host(&format!("{command} --out last")).ended_with(0);
     let table = place.host("eval last --attack fgsm.so").succeeds().words();
@@ -386,7 +389,7 @@ fn a_run_ends_early_when_no_epoch_scores_better() {
     place.host(&format!("{whole} --out whole")).ended_with(0);
     assert!(place.run("whole").metrics()[2].get("stopped_early").is_none());
 
-    // An average of the second half of eight epochs is scored twice before patience is at its end.
+    // An average over the second half of eight epochs is scored twice before patience ends.
     let averaged = command.replace("--epochs 9", "--epochs 8 --swa-from 0.5");
     place.host(&format!("{averaged} --out averaged")).ended_with(0);
     assert_eq!(place.run("averaged").metrics().len(), 6);
@@ -395,11 +398,11 @@ fn a_run_ends_early_when_no_epoch_scores_better() {
 #[test]
 fn the_learning_rate_follows_its_schedule() {
     let place = Place::with_digits(8, 60);
-    // Three updates in each of four epochs; the metrics have the rate of each epoch's last.
+    // Four epochs of three updates; the metrics have the rate of each epoch's last update.
     for (schedule, expected) in [
         ("step", [0.4, 0.4, 0.04, 0.004]),
         ("step --milestones 0.25,0.5 --step-factor 0.5", [0.4, 0.2, 0.1, 0.1]),
-        // Shares 3, 6, 9 and 12 of 13: up to the peak at 0.5, then down.
+        // At 3, 6, 9 and 12 of 13 of the run: the rate rises to the peak at 0.5 and then falls.
         (
             "one-cycle --peak-at 0.5",
             [0.4 * 6.0 / 13.0, 0.4 * 12.0 / 13.0, 0.4 * 8.0 / 13.0, 0.4 * 2.0 / 13.0],

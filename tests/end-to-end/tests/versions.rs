@@ -1,4 +1,5 @@
-//! What a plugin survives that was built before: a contract that has grown, and nothing else.
+//! Plugins of older and newer contracts: additions to the contract are compatible, other changes
+//! are refused.
 
 use crate::harness::{Place, build_beside_host, built, edit, patch, repository};
 use serde_json::Value;
@@ -12,10 +13,10 @@ const TRAIN: &str =
 fn plugins_built_against_the_first_contract_conform_train_and_attack() {
     build_beside_host(&repository().join("tests/first-contract"), []);
     let place = Place::with_digits(8, 200);
-    let judged = place.host("conform first_contract.so --json").succeeds().json_lines();
-    let told: Vec<_> = judged.iter().filter(|line| line["status"] == "passed").collect();
+    let checks = place.host("conform first_contract.so --json").succeeds().json_lines();
+    let passed: Vec<_> = checks.iter().filter(|line| line["status"] == "passed").collect();
     for plugin in ["old-model", "old-sampler", "old-attack"] {
-        assert!(told.iter().filter(|line| line["plugin"] == plugin).count() > 30, "{judged:?}");
+        assert!(passed.iter().filter(|line| line["plugin"] == plugin).count() > 30, "{checks:?}");
     }
     let plugins = "--model first_contract.so,plugin=old-model --sampler first_contract.so,plugin=old-sampler";
     place.host(&format!("{TRAIN} {plugins} --out run")).ended_with(0);
@@ -42,7 +43,7 @@ fn a_changed_signature_is_refused_by_name() {
     edit_text("Cargo.lock", r#"name = "first-contract""#, r#"name = "changed-contract""#);
     edit_text("Cargo.toml", "plugin-api-1.0", "plugin-api-changed");
     fs::rename(source.join("plugin-api-1.0"), source.join("plugin-api-changed")).expect("renamed");
-    // A number of points that is signed.
+    // The number of points becomes signed.
     edit_text("plugin-api-changed/src/abi.rs", "points_length: usize,", "points_length: isize,");
     edit_text(
         "plugin-api-changed/src/abi.rs",
@@ -67,9 +68,9 @@ fn a_changed_signature_is_refused_by_name() {
         &["libchanged_contract.so cannot be opened", words],
     );
     let command = format!("conform {library},plugin=old-sampler --include load-cold --json");
-    let judged = place.host(&command).ended_with(1).json_lines();
-    assert_eq!(judged[0]["status"], "failed");
-    assert!(judged[0]["got"].as_str().is_some_and(|got| got.contains(words)), "{judged:?}");
+    let checks = place.host(&command).ended_with(1).json_lines();
+    assert_eq!(checks[0]["status"], "failed");
+    assert!(checks[0]["got"].as_str().is_some_and(|got| got.contains(words)), "{checks:?}");
     fs::remove_file(library).expect("built here");
 }
 
@@ -77,16 +78,16 @@ fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder").map(|entry| entry.expect("an entry")) {
         let copy = to.join(entry.file_name());
-        match entry.file_type().expect("a type").is_dir() {
-            true if entry.file_name() != "target" => copy_folder(&entry.path(), &copy),
-            true => {}
-            false => drop(fs::copy(entry.path(), copy).expect("copied")),
+        if !entry.file_type().expect("a type").is_dir() {
+            fs::copy(entry.path(), copy).expect("copied");
+        } else if entry.file_name() != "target" {
+            copy_folder(&entry.path(), &copy);
         }
     }
 }
 
 #[test]
-fn a_kind_that_this_host_does_not_know_is_passed_over() {
+fn plugins_of_a_kind_that_this_host_does_not_support_are_ignored() {
     let place = Place::with_digits(8, 60);
     let newer = r#"{"kind":"sorcery","name":"momentum""#;
     patch(&place.copy_built("libbad_plugins.so"), r#"{"kind":"sampler","name":"momentum""#, newer);
@@ -98,10 +99,10 @@ fn a_kind_that_this_host_does_not_know_is_passed_over() {
         "{unknown}"
     );
 
-    // The others are used as ever.
-    let judged = place.host("conform ./bad_plugins.so --include load-cold --json").succeeds().json_lines();
-    assert!(judged.iter().any(|line| line["plugin"] == "linear"), "{judged:?}");
-    assert!(judged.iter().all(|line| line["plugin"] != "momentum"), "{judged:?}");
+    // The other plugins of the library work.
+    let checks = place.host("conform ./bad_plugins.so --include load-cold --json").succeeds().json_lines();
+    assert!(checks.iter().any(|line| line["plugin"] == "linear"), "{checks:?}");
+    assert!(checks.iter().all(|line| line["plugin"] != "momentum"), "{checks:?}");
     let model = "--model ./bad_plugins.so,plugin=linear --sampler none";
     place.host(&format!("{TRAIN} {model} --out run")).ended_with(0);
     place

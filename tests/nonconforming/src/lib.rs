@@ -1,4 +1,4 @@
-//! Plugins that each break one rule that `host conform` knows.
+//! Plugins that each break one rule of `host conform`, and a few good ones.
 
 use plugin_api::abi::{self, SamplerTableRef};
 use plugin_api::losses::cross_entropy;
@@ -87,15 +87,15 @@ macro_rules! model {
     };
 }
 
-/// What most of them do when they behave: a step up the loss.
+/// The correct step of most of these samplers: it raises the loss.
 fn ascend(step: &Step) -> Result<Tensor> {
     Ok(step.particles + step.threat.steepest_ascent(step.gradient) * 0.05)
 }
 
 // ----------------------------------------------------------------------------------- loading
 
-/// What the whole library does while it is loaded, by an environment variable: nothing unless
-/// it is set.
+/// A static initialiser of the library. Its action depends on an environment variable; without it,
+/// it does nothing.
 extern "C" fn at_load() {
     match std::env::var("NONCONFORMING_AT_LOAD").as_deref() {
         Ok("prints") => println!("welcome"),
@@ -115,23 +115,24 @@ fn sleep_for_ever() -> ! {
     }
 }
 
-// Two of one name: no user could say which.
+// Two plugins of one name.
 sampler!("twins", FirstTwin, ascend);
 sampler!("twins", SecondTwin, ascend);
 
-export_plugin!("sampler", "two-faced", abi::SAMPLERS, SamplerTableRef, two_faced);
+export_plugin!("sampler", "changes-its-table", abi::SAMPLERS, SamplerTableRef, changes_its_table);
 
-/// Another plugin when the library is asked again.
-fn two_faced() -> SamplerTableRef {
-    static ASKED: AtomicUsize = AtomicUsize::new(0);
-    match ASKED.fetch_add(1, Ordering::Relaxed) {
+/// Returns the table of another plugin from the second call on.
+fn changes_its_table() -> SamplerTableRef {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    match CALLS.fetch_add(1, Ordering::Relaxed) {
         0 => abi::sampler_table::<FirstTwin>(),
         _ => abi::sampler_table::<Descends>(),
     }
 }
 
-sampler!("quarrels", Quarrels, |step| {
-    // Whoever comes first takes what belongs to the whole process.
+sampler!("uses-environment", UsesEnvironment, |step| {
+    // The first copy of the library in the process sets an environment variable, which changes the
+    // results of every other copy.
     static MINE: AtomicUsize = AtomicUsize::new(0);
     const NAME: &str = "NONCONFORMING_OWNER";
     let me = (&raw const MINE).addr().to_string();
@@ -147,7 +148,7 @@ sampler!("quarrels", Quarrels, |step| {
 
 sampler!("no-defaults", NoDefaults, NoOptions, |_| Err(Error::new("an option is needed")), ascend);
 
-/// One option, without help.
+/// One option without help.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 struct Undocumented {
     strength: f64,
@@ -155,20 +156,20 @@ struct Undocumented {
 
 sampler!("undocumented", UndocumentedSampler, Undocumented, |_| Ok(()), ascend);
 
-/// One option, of a name that is nobody's.
+/// One option, with the name that the check uses for an unknown option.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 struct Swallows {
-    /// Taken for whatever is misspelt.
+    /// Ignored.
     #[serde(rename = "no-such-option")]
     anything: f64,
 }
 
-sampler!("swallows-options", SwallowsOptions, Swallows, |_| Ok(()), ascend);
+sampler!("accepts-unknown-option", AcceptsUnknownOption, Swallows, |_| Ok(()), ascend);
 
 /// One option.
 #[derive(Default, Serialize, Deserialize, JsonSchema)]
 struct Fragile {
-    /// Must not be negative, or else.
+    /// A negative value aborts the process.
     strength: f64,
 }
 
@@ -197,8 +198,8 @@ sampler!("ignores-strides", IgnoresStrides, |step| {
     Ok(step.particles + (gradient - 0.5) * 0.1 + ascend(step)? * 0.0)
 });
 
-sampler!("takes-colours-apart", TakesColoursApart, |step| {
-    // As if the values of each channel were neighbours.
+sampler!("ignores-channels-last", IgnoresChannelsLast, |step| {
+    // Reads the values as if each channel were contiguous in memory.
     let (channels, size) = (step.particles.size()[1], step.particles.size());
     let raw = match step.particles.stride()[1] {
         1 if channels > 1 => step.particles.permute([0, 2, 3, 1]).contiguous().reshape(size),
@@ -209,7 +210,7 @@ sampler!("takes-colours-apart", TakesColoursApart, |step| {
 
 sampler!("squeezes", Squeezes, |step| Ok(ascend(step)?.squeeze_dim(0)));
 
-sampler!("needs-somebody", NeedsSomebody, |step| {
+sampler!("needs-a-row", NeedsARow, |step| {
     let largest = step.gradient.abs().max();
     Ok(ascend(step)? + largest * 0.0)
 });
@@ -228,16 +229,16 @@ sampler!("wastes-draws", WastesDraws, |step| {
     ascend(step)
 });
 
-export_sampler!("serves-the-newest", ServesTheNewest);
+export_sampler!("serves-one-instance", ServesOneInstance);
 
-/// Knows the number of the instance that was made last, and treats the others otherwise.
-struct ServesTheNewest {
+/// Gives other results for every instance except the latest one.
+struct ServesOneInstance {
     number: usize,
 }
 
 static INSTANCES: AtomicUsize = AtomicUsize::new(0);
 
-impl Sampler for ServesTheNewest {
+impl Sampler for ServesOneInstance {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -250,7 +251,7 @@ impl Sampler for ServesTheNewest {
     }
 }
 
-sampler!("draws-elsewhere", DrawsElsewhere, |step| {
+sampler!("uses-libtorchs-generator", UsesLibtorchsGenerator, |step| {
     let _ = Tensor::rand_like(step.particles);
     ascend(step)
 });
@@ -298,13 +299,13 @@ sampler!("aborts-on-dtype", AbortsOnDtype, |step| {
     ascend(step)
 });
 
-sampler!("goes-on-regardless", GoesOnRegardless, |step| {
+sampler!("ignores-random-errors", IgnoresRandomErrors, |step| {
     let noise = step.random.normal(step.particles).unwrap_or_else(|_| step.particles.zeros_like());
     Ok(ascend(step)? + noise * 0.01)
 });
 
-attack!("believes-the-worst", BelievesTheWorst, |target| {
-    // A victim that fails is taken for one that cannot be fooled.
+attack!("ignores-victim-errors", IgnoresVictimErrors, |target| {
+    // Ignores the error of a failing victim.
     let _ = target.victim.logits(target.natural);
     Ok(target.natural.copy())
 });
@@ -318,14 +319,14 @@ sampler!("leaves-files-at-errors", LeavesFilesAtErrors, |step| {
     Ok(moved?)
 });
 
-export_sampler!("tidies-badly", TidiesBadly);
+export_sampler!("aborts-in-drop", AbortsInDrop);
 
-/// Once it has failed, it cannot be dropped.
-struct TidiesBadly {
+/// Aborts when an instance that failed is dropped.
+struct AbortsInDrop {
     failed: Cell<bool>,
 }
 
-impl Sampler for TidiesBadly {
+impl Sampler for AbortsInDrop {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -339,7 +340,7 @@ impl Sampler for TidiesBadly {
     }
 }
 
-impl Drop for TidiesBadly {
+impl Drop for AbortsInDrop {
     fn drop(&mut self) {
         if self.failed.get() {
             std::process::abort();
@@ -349,15 +350,15 @@ impl Drop for TidiesBadly {
 
 // --------------------------------------------------------------------------------- lifecycle
 
-export_model!("keeps-a-secret", KeepsASecret);
+export_model!("unlisted-buffer", UnlistedBuffer);
 
-/// Draws a temperature at random, and lists it nowhere.
-struct KeepsASecret {
+/// Draws a temperature that is neither a parameter nor a buffer.
+struct UnlistedBuffer {
     layer: nn::Linear,
     temperature: Tensor,
 }
 
-impl Model for KeepsASecret {
+impl Model for UnlistedBuffer {
     type Options = NoOptions;
 
     fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
@@ -371,14 +372,14 @@ impl Model for KeepsASecret {
     }
 }
 
-export_sampler!("homesick", Homesick);
+export_sampler!("needs-its-thread", NeedsItsThread);
 
-/// Works on the thread it was made on only.
-struct Homesick {
+/// Works only on the thread that made it.
+struct NeedsItsThread {
     home: ThreadId,
 }
 
-impl Sampler for Homesick {
+impl Sampler for NeedsItsThread {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -386,16 +387,16 @@ impl Sampler for Homesick {
     }
 
     fn step(&self, step: &Step) -> Result<Next> {
-        match std::thread::current().id() == self.home {
-            true => ascend(step).map(Next::from),
-            false => Err(Error::new("this is another thread")),
+        if std::thread::current().id() != self.home {
+            return Err(Error::new("this is another thread"));
         }
+        ascend(step).map(Next::from)
     }
 }
 
 sampler!(
-    "runs-out",
-    RunsOut,
+    "limits-instances",
+    LimitsInstances,
     NoOptions,
     |_| {
         static MADE: AtomicUsize = AtomicUsize::new(0);
@@ -413,7 +414,7 @@ sampler!("aborts", Aborts, |_| std::process::abort());
 
 sampler!("never-ends", NeverEnds, |_| sleep_for_ever());
 
-sampler!("talks", Talks, |step| {
+sampler!("prints", Prints, |step| {
     for _ in 0..2_000 {
         println!(r#"{{"check":"tensors-result","outcome":"passed"}}"#);
     }
@@ -452,12 +453,12 @@ sampler!("descends", Descends, |step| {
     Ok(step.particles - step.threat.steepest_ascent(step.gradient) * 0.05)
 });
 
-export_sampler!("wanders", Wanders);
+export_sampler!("explores", Explores);
 
-/// Good: explores for its own sake, and says so.
-struct Wanders;
+/// Good: does not raise the loss, and declares it.
+struct Explores;
 
-impl Sampler for Wanders {
+impl Sampler for Explores {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -473,14 +474,14 @@ impl Sampler for Wanders {
     }
 }
 
-export_sampler!("remembers-by-itself", RemembersByItself);
+export_sampler!("keeps-state-in-field", KeepsStateInField);
 
-/// Keeps its velocity in a field, where it belongs to a place in the batch and not to a point.
-struct RemembersByItself {
+/// Keeps its velocity in a field, by place in the batch instead of by point.
+struct KeepsStateInField {
     velocity: Cell<Option<Tensor>>,
 }
 
-impl Sampler for RemembersByItself {
+impl Sampler for KeepsStateInField {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -498,7 +499,7 @@ impl Sampler for RemembersByItself {
 
 // ----------------------------------------------------------------------------------- attacks
 
-attack!("helps", Helps, |target| {
+attack!("lowers-the-loss", LowersTheLoss, |target| {
     let mut images = target.natural.copy();
     for _ in 0..50 {
         let (_, gradient) =
@@ -508,19 +509,19 @@ attack!("helps", Helps, |target| {
     Ok(images)
 });
 
-attack!("loses-track", LosesTrack, |target| {
+attack!("detaches-logits", DetachesLogits, |target| {
     let evaluation = target.victim.forward(target.natural)?;
     evaluation.gradient(|logits| cross_entropy(&logits.detach(), target.labels)).map(|(_, gradient)| gradient)
 });
 
-attack!("touches-victim", TouchesVictim, |target| {
-    // Goes backward to everything, the victim's weights included, in the midst of its own loss.
-    let meddle = |logits: &Tensor| {
+attack!("changes-the-victim", ChangesTheVictim, |target| {
+    // The loss runs a backward pass of its own, which adds gradients to the victim's weights.
+    let with_backward = |logits: &Tensor| {
         let loss = cross_entropy(logits, target.labels);
         let _ = loss.sum(loss.kind()).f_backward();
         loss
     };
-    let _ = target.victim.forward(target.natural)?.gradient(meddle);
+    let _ = target.victim.forward(target.natural)?.gradient(with_backward);
     Ok(target.natural.copy())
 });
 
@@ -529,12 +530,12 @@ attack!("ten-classes-only", TenClassesOnly, |target| {
     Ok(target.natural.copy())
 });
 
-export_attack!("overdraws", Overdraws);
+export_attack!("exceeds-its-budget", ExceedsItsBudget);
 
-/// Promises one query and makes two.
-struct Overdraws;
+/// Declares a budget of one query and makes two.
+struct ExceedsItsBudget;
 
-impl Attack for Overdraws {
+impl Attack for ExceedsItsBudget {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -553,7 +554,7 @@ impl Attack for Overdraws {
     }
 }
 
-attack!("knows-one-domain", KnowsOneDomain, |target| {
+attack!("ignores-the-domain", IgnoresTheDomain, |target| {
     let evaluation = target.victim.forward(target.natural)?;
     let (_, gradient) = evaluation.gradient(|logits| cross_entropy(logits, target.labels))?;
     let ahead = target.natural + target.threat.steepest_ascent(&gradient) * target.threat.epsilon;
@@ -570,25 +571,25 @@ model!("detached", Detached, |layer, images| layer.forward(&images.flatten(1, -1
 
 model!("without-a-graph", WithoutAGraph, |layer, images| layer.forward(&images.flatten(1, -1)).detach());
 
-model!("masks-gradients", MasksGradients, |layer, images| {
-    // The value of a steep function with the slope of another.
+model!("wrong-gradients", WrongGradients, |layer, images| {
+    // The value of one function with the gradient of another.
     let flat = images.flatten(1, -1);
     layer.forward(&((&flat * 3.0).sin().detach() + &flat - flat.detach()))
 });
 
-model!("takes-anything", TakesAnything, |layer, images| {
+model!("accepts-any-shape", AcceptsAnyShape, |layer, images| {
     let mean = images.flatten(1, -1).mean_dim([1i64].as_slice(), true, images.kind());
     layer.forward(&mean.expand([-1, layer.ws.size()[1]], false))
 });
 
-export_model!("drops-unsaid", DropsUnsaid);
+export_model!("undeclared-dropout", UndeclaredDropout);
 
-/// Has dropout, and does not say so.
-struct DropsUnsaid {
+/// Has dropout and does not declare it.
+struct UndeclaredDropout {
     layer: nn::Linear,
 }
 
-impl Model for DropsUnsaid {
+impl Model for UndeclaredDropout {
     type Options = NoOptions;
 
     fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
@@ -631,7 +632,7 @@ impl Normalised {
 
 export_model!("batch-norm", BatchNorm);
 
-/// Good: training differs from evaluation, as it says.
+/// Good: training differs from evaluation, as declared.
 struct BatchNorm(Normalised);
 
 impl Model for BatchNorm {
@@ -652,7 +653,7 @@ impl Model for BatchNorm {
 
 export_model!("always-trains", AlwaysTrains);
 
-/// Takes the statistics of the batch in evaluation too.
+/// Uses the statistics of the batch in evaluation, too.
 struct AlwaysTrains(Normalised);
 
 impl Model for AlwaysTrains {
@@ -673,7 +674,7 @@ impl Model for AlwaysTrains {
 
 export_model!("hides-parameters", HidesParameters);
 
-/// Computes with a copy of what it lists.
+/// Computes with a copy of the listed parameters.
 struct HidesParameters {
     listed: nn::Linear,
     hidden: Cell<Option<Tensor>>,
@@ -690,7 +691,8 @@ impl Model for HidesParameters {
     }
 
     fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
-        // Taken at the first call, so that gradients flow to what is listed.
+        // The first call makes the copy with a graph, so that gradients reach the listed
+        // parameters.
         let weights = self.hidden.take().unwrap_or_else(|| &self.listed.ws * 1.0);
         let logits = images.flatten(1, -1).f_matmul(&weights.tr())?;
         self.hidden.set(Some(weights.detach()));

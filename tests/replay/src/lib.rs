@@ -1,7 +1,8 @@
-//! What the tests of this project's plugins need to replay recordings of other programs: random
-//! numbers and networks that both sides know.
+//! Replays recordings of other programs in the tests of this project's plugins: random numbers and
+//! networks that are the same on both sides.
 //!
-//! The recordings lie in `tests/parity/fixtures`; the programs that made them lie beside that folder.
+//! The recordings are in `tests/parity/fixtures`; the programs that made them are in
+//! `tests/parity`.
 
 mod networks;
 mod numbers;

@@ -2,23 +2,24 @@ use crate::read_fixture;
 use plugin_api::tch::{self, Device, Kind, Tensor, nn};
 use plugin_api::{Model, Result, Task};
 
-/// Numbers between -1 and 1, in f64, that look like noise and can be worked out anywhere.
+/// Numbers between -1 and 1, in f64, that look like noise and have a simple formula.
 fn waves(shape: &[i64], phase: f64) -> Tensor {
     let places = Tensor::arange(shape.iter().product::<i64>(), (Kind::Int64, Device::Cpu));
     ((&places * &places).remainder(1009).to_kind(Kind::Double) + phase).sin().reshape(shape)
 }
 
-/// Demands that a network on images `[4, 3, 12, 12]` of ten classes computes, in f64, what
-/// `tests/parity/record_networks.py` recorded of the same network: logits in evaluation, logits
-/// in training, and after that the running moments of its first and its last normalisation.
-/// Weights and images are filled by that program's formula, which depends on the sorted names.
-/// `file` is the recording's name in `tests/parity/fixtures`, `norms` the names of the two layers.
+/// Asserts that a network for images `[4, 3, 12, 12]` of ten classes agrees, in f64, with the
+/// recording of the same network by `tests/parity/record_networks.py`. Compared are the logits in
+/// evaluation, the logits in training, and the running statistics after that of the first and the
+/// last normalisation. Weights and images are filled by the formula of that program, which depends
+/// on the sorted names. `file` is the recording's name in `tests/parity/fixtures`, `norms` the
+/// names of the two layers.
 ///
 /// # Errors
-/// The network's own, or if the file cannot be read.
+/// Those of the network, or if the file cannot be read.
 ///
 /// # Panics
-/// If something differs by more than 1e-9.
+/// If a value differs by more than 1e-9.
 pub fn assert_computes_as_recorded<M: Model>(
     options: M::Options,
     file: &str,
@@ -40,17 +41,17 @@ pub fn assert_computes_as_recorded<M: Model>(
         });
     }
     let recorded = read_fixture(file)?;
-    let demand = |what: &str, got: &Tensor| {
+    let assert_close = |what: &str, got: &Tensor| {
         let difference = (got - &recorded[what]).abs().max().double_value(&[]);
         assert!(difference < 1e-9, "{what} differs by {difference:e}");
     };
     let images = (waves(&[4, 3, 12, 12], 0.5) + 1) / 2;
-    demand("evaluation", &model.forward(&images, false)?);
-    demand("training", &model.forward(&images, true)?);
+    assert_close("evaluation", &model.forward(&images, false)?);
+    assert_close("training", &model.forward(&images, true)?);
     let state = variables.variables();
     for (what, norm) in ["first", "last"].into_iter().zip(norms) {
         let moments = ["mean", "var"].map(|moment| &state[&format!("{norm}.running_{moment}")]);
-        demand(what, &Tensor::cat(&moments, 0).narrow(0, 0, recorded[what].size()[0]));
+        assert_close(what, &Tensor::cat(&moments, 0).narrow(0, 0, recorded[what].size()[0]));
     }
     Ok(())
 }

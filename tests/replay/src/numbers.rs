@@ -2,8 +2,8 @@ use plugin_api::tch::Tensor;
 use plugin_api::{Distribution, Error, RandomSource, Result};
 use std::cell::Cell;
 
-/// Random numbers recorded elsewhere, handed out draw by draw in the order given. Every draw
-/// must have the shape that is asked for; dtype and device are adapted.
+/// Recorded random numbers, returned draw by draw in their order. A draw must have the recorded
+/// shape; dtype and device are adapted.
 #[derive(Debug)]
 pub struct ReplayedNumbers {
     draws: Vec<Tensor>,
@@ -11,7 +11,7 @@ pub struct ReplayedNumbers {
 }
 
 impl ReplayedNumbers {
-    /// These draws, one row per example of the call each.
+    /// These draws, each with one row per example of the call.
     pub fn new(draws: Vec<Tensor>) -> Self {
         Self { draws, handed_out: Cell::new(0) }
     }
@@ -27,7 +27,7 @@ impl ReplayedNumbers {
         )
     }
 
-    /// How many draws have been handed out.
+    /// The number of draws returned so far.
     pub fn handed_out(&self) -> usize {
         self.handed_out.get()
     }
@@ -41,12 +41,12 @@ impl RandomSource for ReplayedNumbers {
                 Ok(draw.to_kind(like.kind()).to_device(like.device()).copy())
             }
             Some(draw) => Err(Error::new(format!(
-                "draw {number}: recorded with shape {:?}, asked for with shape {:?}",
+                "draw {number}: recorded with shape {:?}, requested with shape {:?}",
                 draw.size(),
                 like.size()
             ))),
             None => {
-                Err(Error::new(format!("{} draws are recorded, one more was asked for", self.draws.len())))
+                Err(Error::new(format!("{} draws are recorded, one more was requested", self.draws.len())))
             }
         }
     }
@@ -58,7 +58,7 @@ mod tests {
     use plugin_api::tch::{Device, Kind};
 
     #[test]
-    fn recorded_numbers_come_draw_by_draw_and_row_by_row() {
+    fn recorded_numbers_are_returned_in_order_for_the_chosen_rows() {
         let draws = [[1.0f64, 2.0], [3.0, 4.0]].map(|draw| Tensor::from_slice(&draw).reshape([2, 1]));
         let numbers = ReplayedNumbers::new(draws.into()).rows(&[1]);
         let like = Tensor::zeros([1, 1], (Kind::Float, Device::Cpu));

@@ -3,17 +3,17 @@ use plugin_api::{Error, Norm, Result, ThreatModel, VictimCalls, losses};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// A small fixed network to attack: two 3x3 convolutions with padding 1, the second with stride
-/// 2, each followed by a ReLU, and a linear layer. It keeps a copy of every batch of images that
-/// it was asked about, and of the gradients there, so a test sees an attack's iterates, and
-/// counts passes as the host does.
+/// A small fixed network to attack: two 3x3 convolutions with padding 1, the second with stride 2,
+/// each followed by a ReLU, and a linear layer. It counts passes as the host does. It keeps a copy
+/// of every queried batch of images and of the gradients, so that tests can compare an attack's
+/// iterates.
 #[derive(Debug)]
 pub struct SmallNet {
     convolution1: Layer,
     convolution2: Layer,
     output: Layer,
     queries: RefCell<Vec<Tensor>>,
-    /// Images and the gradients towards them.
+    /// Images, and gradients with respect to them.
     gradients: RefCell<Vec<(Tensor, Tensor)>>,
 }
 
@@ -43,7 +43,7 @@ impl SmallNet {
     /// a `.bias`; other tensors are ignored.
     ///
     /// # Errors
-    /// Names the weight that is missing.
+    /// If a weight is missing: its name.
     pub fn new(tensors: &HashMap<String, Tensor>) -> Result<Self> {
         Ok(Self {
             convolution1: Layer::new(tensors, "conv1")?,
@@ -54,8 +54,8 @@ impl SmallNet {
         })
     }
 
-    /// Logits `[N, classes]` of images `[N, C, H, W]` in the weights' dtype; neither recorded
-    /// nor counted.
+    /// Logits `[N, classes]` of images `[N, C, H, W]` in the weights' dtype, neither recorded nor
+    /// counted.
     ///
     /// # Errors
     /// If the images do not fit the weights.
@@ -64,7 +64,7 @@ impl SmallNet {
         Ok(hidden.f_flatten(1, -1)?.f_linear(&self.output.weight, Some(&self.output.bias))?)
     }
 
-    /// Copies of the batches of images that were asked about, in order.
+    /// Copies of the queried batches of images, in order.
     pub fn queries(&self) -> Vec<Tensor> {
         self.queries.borrow().iter().map(Tensor::shallow_clone).collect()
     }
@@ -79,9 +79,9 @@ impl SmallNet {
         self.gradients.borrow().iter().map(|(images, _)| rows(images)).sum()
     }
 
-    /// What may lead a replayed attack away from its recording at the step after `image`
-    /// (`[1, C, H, W]`), in words: how nearly zero a gradient there is, and how many pixels a
-    /// projection holds at a bound of the ball (linf) or the domain.
+    /// A message with possible causes of a difference between a replayed attack and its recording
+    /// at the step after `image` (`[1, C, H, W]`): the size of the gradient there, and the number
+    /// of pixels at a bound of the ball (linf) or the domain.
     pub fn suspects(&self, image: &Tensor, natural: &Tensor, threat: &ThreatModel) -> String {
         let number = |tensor: Tensor| tensor.to_kind(tch::Kind::Double).double_value(&[]);
         let gradients = self.gradients.borrow();
@@ -89,9 +89,9 @@ impl SmallNet {
             let row = (0..images.size()[0]).find(|row| images.narrow(0, *row, 1) == *image)?;
             Some(gradients.get(row).abs())
         });
-        let gradient = gradient.map_or("no gradient was taken".to_owned(), |gradient| {
+        let gradient = gradient.map_or("no gradient".to_owned(), |gradient| {
             let (smallest, largest) = (number(gradient.min()), number(gradient.max()));
-            format!("gradients of {smallest:.1e} to {largest:.1e} (near zero a sign flips)")
+            format!("gradients of {smallest:.1e} to {largest:.1e} (near zero, rounding changes signs)")
         });
         let (low, high) = threat.domain;
         let mut bound = image.le(low).logical_or(&image.ge(high));
@@ -99,7 +99,7 @@ impl SmallNet {
             bound = bound.logical_or(&(image - natural).abs().ge(threat.epsilon * (1.0 - 1e-9)));
         }
         format!(
-            "the step before had {gradient}, and {} of {} pixels at a bound (projection)",
+            "the step before had {gradient}, and {} of {} pixels at a bound of the projection",
             number(bound.sum(tch::Kind::Int64)),
             image.numel()
         )
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_small_net_differentiates_records_and_counts() {
+    fn gradients_are_correct_and_queries_are_recorded_and_counted() {
         let net = SmallNet::new(&weights()).expect("a network");
         let images = Tensor::linspace(0.0, 1.0, 32, (Kind::Double, Device::Cpu)).reshape([2, 1, 4, 4]);
         let (_, gradient) = Victim::new(&net)
