@@ -127,24 +127,9 @@ impl Sampler {
         self.walk().step(visit, number, at, |call| self.perform(call, draws, watch))
     }
 
-    /// Whether [`Sampler::finish`] must be called after the last step.
+    /// Whether the sampler accepts or rejects its last proposal, given the loss there.
     pub fn judges_last_proposal(&self) -> bool {
         self.declaration().judges_last_proposal
-    }
-
-    /// After the last step: the sampler accepts or rejects its last proposal, given the loss there
-    /// (`[N]`).
-    ///
-    /// # Errors
-    /// As for [`Sampler::perform`].
-    pub fn finish(
-        &self,
-        visit: &mut Visit,
-        loss: &Tensor,
-        draws: &Draws,
-        watch: &mut FiniteCheck,
-    ) -> Result<()> {
-        self.walk().finish(visit, loss, |call| self.perform(call, draws, watch))
     }
 
     fn check(&self, method: Method, next: &Next, like: &Tensor) -> Result<()> {

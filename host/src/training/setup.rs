@@ -148,6 +148,9 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
     let model = Model::build(&experiment.model, dataset.task(), device, seed)?;
     let sampler =
         experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
+    if let Some(sampler) = &sampler {
+        sampler.supports(&experiment.threat)?;
+    }
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;

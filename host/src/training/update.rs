@@ -200,7 +200,7 @@ impl Players {
             self.descend(plan, update, &gradients, (&losses, &logits.detach(), visit.labels), sums);
             if let Some(sampler) = &self.sampler {
                 let at = (&losses, &gradient);
-                sampler.step(visit, number, at, &draws.step(number + 1), &mut sums.finite)?;
+                sampler.step(visit, number, at, draws, &mut sums.finite)?;
             }
         }
         Ok(())
