@@ -115,7 +115,7 @@ pub(crate) fn of_results(order: Order, verdicts: &Verdicts, results: &[AttackRes
 }
 
 /// The caveat of an evaluation that went on with other arithmetic than it began with. `used` has the
-/// arithmetic of each sitting, in order.
+/// arithmetic of each session, in order.
 pub(crate) fn of_arithmetic<'a>(used: impl IntoIterator<Item = &'a Arithmetic>) -> Option<Caveat> {
     let used: Vec<_> = used.into_iter().collect();
     let differences: Vec<_> = used.windows(2).flat_map(|pair| pair[0].differences(pair[1])).collect();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn other_arithmetic_is_a_caveat_with_both_values_of_every_sitting() {
+    fn other_arithmetic_is_a_caveat_with_both_values_of_every_session() {
         let on = |processor: &str| Arithmetic { processor: processor.to_owned(), ..Default::default() };
         let [first, other] = [on("A"), on("B")];
         assert_eq!(of_arithmetic([&first]), None);

@@ -27,13 +27,13 @@ struct Saved {
     findings: PartialEvaluation,
 }
 
-/// The arithmetic of every sitting of an evaluation.
+/// The arithmetic of every session of an evaluation.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 struct ArithmeticUsed {
     /// That of the beginning; unknown in a journal of an older version.
     #[serde(default)]
     arithmetic: Option<Arithmetic>,
-    /// That of each later sitting with another one than the sitting before it.
+    /// That of each later session with another one than the session before it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     later_arithmetic: Vec<Arithmetic>,
 }
@@ -43,7 +43,7 @@ impl ArithmeticUsed {
         self.arithmetic.iter().chain(&self.later_arithmetic)
     }
 
-    /// Adds that of the present sitting.
+    /// Adds that of the present session.
     fn add(&mut self, present: Arithmetic) {
         if self.iter().last() != Some(&present) {
             self.later_arithmetic.push(present);
@@ -128,7 +128,7 @@ impl Journal {
         settings
     }
 
-    /// The arithmetic of every sitting that is known, in order.
+    /// The arithmetic of every session that is known, in order.
     pub(crate) fn arithmetic_used(&self) -> impl Iterator<Item = &Arithmetic> {
         self.arithmetic.iter()
     }
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_arithmetic_of_every_sitting_is_kept_and_is_no_part_of_the_identity() {
+    fn the_arithmetic_of_every_session_is_kept_and_is_no_part_of_the_identity() {
         let folder = tempfile::tempdir().expect("a folder");
         let run = RunFolder::at(folder.path());
         let mut ids = Vec::new();
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sitting_that_saves_nothing_leaves_no_arithmetic() {
+    fn a_session_that_saves_nothing_leaves_no_arithmetic() {
         let folder = tempfile::tempdir().expect("a folder");
         let run = RunFolder::at(folder.path());
         open(&run, "A").0.save(&PartialEvaluation::default()).expect("saved");

@@ -1,8 +1,8 @@
-//! Everything a run needs to go on exactly where it was.
+//! Checkpoints: the state from which a run resumes exactly.
 //!
 //! A checkpoint is a folder: weights, optimiser state and particles as safetensors, and
 //! `progress.json` with the rest and a digest of each file. It is written under another name,
-//! synced and renamed. The last two are kept, so that one can be damaged.
+//! synced and renamed. The last two are kept, so that a damaged one does not end the run.
 
 use crate::torch::tensors;
 use crate::util::files;
@@ -16,7 +16,7 @@ use tch::Tensor;
 /// The group of a moving average of the weights, which is evaluated in their place.
 pub const AVERAGE: &str = "average";
 
-/// How many checkpoints stay.
+/// Number of checkpoints that are kept.
 const KEPT: usize = 2;
 
 /// Ending of a checkpoint's folder while it is being removed.
@@ -32,7 +32,7 @@ pub type Groups = BTreeMap<String, Vec<(String, Tensor)>>;
 
 /// A checkpoint that was read: its progress and the tensors asked for.
 pub struct Loaded<Progress> {
-    /// What the run had got to.
+    /// The progress of the run.
     pub progress: Progress,
     /// Tensors by group and name, on the CPU.
     pub groups: BTreeMap<String, BTreeMap<String, Tensor>>,

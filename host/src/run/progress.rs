@@ -1,36 +1,35 @@
-//! What a run had got to, and what it measured on the way.
+//! The progress of a run, and its measurements.
 
 use serde::{Deserialize, Serialize};
 
-/// What a run had got to at a checkpoint.
+/// The progress of a run at a checkpoint.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Updates done.
     pub update: u64,
     /// Steps the optimiser took.
     pub optimizer_steps: u64,
-    /// Seconds of training, over all sittings.
+    /// Seconds of training, over all sessions.
     pub seconds: f64,
-    /// What the unfinished epoch has added up: loss, correct particles, particles.
+    /// Sums of the unfinished epoch: loss, correct particles, particles.
     pub tally: (f64, f64, f64),
     /// The finished epochs.
     pub epochs: Vec<EpochMetrics>,
-    /// What was traced.
+    /// The points of the trace.
     #[serde(default)]
     pub trace: Vec<TracePoint>,
 }
 
-/// One line of `trace.jsonl`: what the weights were worth in the middle of training, and what
-/// they had cost.
+/// One line of `trace.jsonl`: accuracies of the weights during training, and the cost so far.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TracePoint {
     /// Updates since the run began: minibatches, however often each is replayed.
     pub updates: u64,
     /// Steps the optimiser took: backward passes of a minibatch through the weights.
     pub optimizer_steps: u64,
-    /// Passes (one forward and backward of one sample) per training point; training's alone.
+    /// Passes (one forward and backward of one sample) of training per training point.
     pub passes_per_sample: f64,
-    /// Seconds of training; the trace's own are not counted.
+    /// Seconds of training, without those of the trace.
     pub seconds: f64,
     /// Accuracy on the natural test points.
     pub clean_accuracy: f64,
@@ -43,13 +42,13 @@ pub struct TracePoint {
 }
 
 impl Progress {
-    /// Whether the run has ended before its last epoch, for want of a better score.
+    /// Whether patience ended the run before its last epoch.
     pub fn stopped_early(&self) -> bool {
         self.epochs.last().is_some_and(|epoch| epoch.stopped_early)
     }
 }
 
-/// Whether a run that was to have so many epochs is at its end with these.
+/// Whether a run of `all` epochs is finished with these.
 pub fn is_trained(epochs: &[EpochMetrics], all: usize) -> bool {
     epochs.len() == all || epochs.last().is_some_and(|epoch| epoch.stopped_early)
 }
@@ -78,19 +77,18 @@ pub struct EpochMetrics {
     /// Accuracy on the validation points against the probe; there is none if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_accuracy: Option<f64>,
-    /// Passes that scoring this epoch took, all validation points together: a forward of each, half
-    /// a pass, and the probe's. Not part of training's cost. Absent if there are no such points.
+    /// Passes of all validation points that the score of this epoch took: half a pass for the forward
+    /// of each, and those of the probe. Not part of the cost of training. Absent without such points.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_passes: Option<f64>,
-    /// Passes that the epoch's last look of the averaged weights at training particles took, for
-    /// their batch normalisation's statistics; not part of training's cost. Absent if none.
+    /// Passes that renewing the running statistics of averaged weights took at the end of the epoch.
+    /// Not part of the cost of training. Absent if there are none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub statistics_passes: Option<f64>,
-    /// What training looks like, if it looks wrong. Absent otherwise.
+    /// Signs that training has failed. Absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub alarms: Vec<String>,
-    /// The run ends here, before its last epoch: no epoch scored better for as long as
-    /// `train.patience` says. Absent otherwise.
+    /// Whether patience (`train.patience`) ends the run here, before its last epoch. Absent if not.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub stopped_early: bool,
     /// Passes (one forward and backward of one sample) per training point since the run began.
@@ -100,8 +98,8 @@ pub struct EpochMetrics {
 }
 
 impl EpochMetrics {
-    /// What weights are selected by: accuracy against the probe, or else clean accuracy, on
-    /// the validation points.
+    /// The score by which weights are selected: accuracy on the validation points, against the probe if
+    /// there is one, clean accuracy otherwise.
     pub fn score(&self) -> f64 {
         self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
     }

@@ -8,10 +8,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The event file of one sitting; there is no file before there is an event.
+/// The event file of one session; there is no file before there is an event.
 pub struct EventFile {
     folder: PathBuf,
-    /// Steps from here on are this sitting's.
+    /// Steps from here on are this session's.
     first_step: u64,
     file: Option<(PathBuf, File)>,
 }
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sitting_without_events_leaves_no_file() {
+    fn a_session_without_events_leaves_no_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = || std::fs::read_dir(folder.path()).expect("a folder").count();
         let mut events = EventFile::new(folder.path(), 0);
