@@ -60,7 +60,7 @@ pub fn climb(options: &Options, target: &Target, objective: &Objective, search: 
             points.evaluate_last(&target.victim, search)?;
         }
     }
-    if matches!(points.fallen, Fallen::ClimbOn) {
+    if matches!(points.when_fooled, Fooled::Continue) {
         points.keep_standing();
     }
     search.keep_hardest(&points.rows, &points.best, &points.best_loss);
@@ -68,16 +68,16 @@ pub fn climb(options: &Options, target: &Target, objective: &Objective, search: 
     Ok(())
 }
 
-/// The treatment of a point that is misclassified at an iterate: it has fallen.
-enum Fallen {
+/// The treatment of a point that is misclassified at an iterate: it is fooled.
+enum Fooled {
     /// It leaves the run. This suffices for a deterministic model.
     Leave,
     /// It continues, and its latest misclassified iterate becomes the candidate. A random model may
     /// classify the first such iterate correctly in another pass; at a higher loss this is less
     /// likely.
-    ClimbOn,
+    Continue,
     /// It continues, and its iterate of highest loss becomes the candidate.
-    GoUnnoticed,
+    Ignore,
 }
 
 /// The points of a run: M rows in every tensor. The tensors are repacked when a point leaves.
@@ -85,7 +85,7 @@ struct Points {
     /// Their rows in the call.
     rows: Tensor,
     /// Whether an iterate was misclassified, `[M]`.
-    has_fallen: Tensor,
+    has_been_fooled: Tensor,
     labels: Tensor,
     objective: Objective,
     ball: Ball,
@@ -101,7 +101,7 @@ struct Points {
     /// `[M, 1, 1, 1]`.
     step_size: Tensor,
     checkpoints: Checkpoints,
-    fallen: Fallen,
+    when_fooled: Fooled,
 }
 
 impl Points {
@@ -118,12 +118,12 @@ impl Points {
             best_direction: start.zeros_like(),
             step_size: loss.full_like(2.0 * target.threat.epsilon).reshape([-1, 1, 1, 1]),
             checkpoints: Checkpoints::new(options.steps, options.rho, &loss),
-            fallen: match (options.keep_climbing, options.gradient_averages) {
-                (true, _) => Fallen::GoUnnoticed,
-                (false, 1) => Fallen::Leave,
-                (false, _) => Fallen::ClimbOn,
+            when_fooled: match (options.keep_climbing, options.gradient_averages) {
+                (true, _) => Fooled::Ignore,
+                (false, 1) => Fooled::Leave,
+                (false, _) => Fooled::Continue,
             },
-            has_fallen: rows.zeros_like().to_kind(Kind::Bool),
+            has_been_fooled: rows.zeros_like().to_kind(Kind::Bool),
             best_loss: loss.shallow_clone(),
             loss,
             best: start.shallow_clone(),
@@ -158,7 +158,7 @@ impl Points {
             (logits, gradient) = (last_logits, gradient + last_gradient);
         }
         self.direction = self.ball.steepest_ascent(&gradient);
-        self.note_fallen(&logits, search);
+        self.note_fooled(&logits, search);
         self.keep_best();
         Ok(())
     }
@@ -167,7 +167,7 @@ impl Points {
     fn evaluate_last(&mut self, victim: &Victim, search: &mut Search) -> Result<()> {
         let logits = victim.logits(&self.current)?;
         self.loss = self.objective.loss(&logits, &self.labels);
-        self.note_fallen(&logits, search);
+        self.note_fooled(&logits, search);
         self.keep_best();
         Ok(())
     }
@@ -182,26 +182,26 @@ impl Points {
 
     /// Makes misclassified iterates candidates. Counting them is the only operation of an iteration
     /// that waits for a GPU.
-    fn note_fallen(&mut self, logits: &Tensor, search: &mut Search) {
-        if matches!(self.fallen, Fallen::GoUnnoticed) {
+    fn note_fooled(&mut self, logits: &Tensor, search: &mut Search) {
+        if matches!(self.when_fooled, Fooled::Ignore) {
             return;
         }
         let correct = correct(logits, &self.labels);
-        let fallen = correct.logical_not().nonzero().squeeze_dim(1);
-        if fallen.numel() == 0 {
+        let fooled = correct.logical_not().nonzero().squeeze_dim(1);
+        if fooled.numel() == 0 {
             return;
         }
-        let (rows, images) = (self.rows.index_select(0, &fallen), self.current.index_select(0, &fallen));
+        let (rows, images) = (self.rows.index_select(0, &fooled), self.current.index_select(0, &fooled));
         let _ = search.candidates.index_copy_(0, &rows, &images);
-        let _ = self.has_fallen.index_fill_(0, &fallen, 1);
-        if matches!(self.fallen, Fallen::Leave) {
+        let _ = self.has_been_fooled.index_fill_(0, &fooled, 1);
+        if matches!(self.when_fooled, Fooled::Leave) {
             self.keep_standing();
         }
     }
 
-    /// Removes the points that have fallen.
+    /// Removes the fooled points.
     fn keep_standing(&mut self) {
-        self.keep(&self.has_fallen.logical_not().nonzero().squeeze_dim(1));
+        self.keep(&self.has_been_fooled.logical_not().nonzero().squeeze_dim(1));
     }
 
     /// Repacks every tensor to the rows `standing`.
@@ -209,7 +209,7 @@ impl Points {
         self.objective = self.objective.select(standing);
         let tensors = [
             &mut self.rows,
-            &mut self.has_fallen,
+            &mut self.has_been_fooled,
             &mut self.labels,
             &mut self.current,
             &mut self.previous,

@@ -1,9 +1,9 @@
 //! Langevin Monte Carlo on persistent particles: the sampler of Algorithm 1.
 //!
-//! For fixed weights, the inner problem with entropy regularisation has a solution for each
-//! training point: the distribution with density proportional to exp(lambda * loss) on the ball
-//! around it. This chain samples from it, by steps that raise the loss and Gaussian noise; lambda =
-//! 2 * step_size / noise^2.
+//! The inner problem has entropy regularisation. For fixed weights, its solution for a training
+//! point is the distribution on the ball around the point with density proportional to
+//! exp(lambda * loss). This chain samples from it: a step that raises the loss, then Gaussian
+//! noise, with lambda = 2 * step_size / noise^2.
 
 use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
 use schemars::JsonSchema;

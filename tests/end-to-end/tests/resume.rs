@@ -362,7 +362,7 @@ fn changed_data_are_refused_unless_allowed() {
     assert_ne!(
         evaluation["settings"]["data"][file],
         serde_json::Value::from(recorded),
-        "what was used is told"
+        "the record has the checksum of the data that were used"
     );
     assert_eq!(run.evaluations()[0]["verdicts"]["clean"].as_array().map(Vec::len), Some(TEST_POINTS));
 }
