@@ -1,8 +1,8 @@
 //! The min-max loop of distributionally robust training.
 //!
 //! The inner problem moves particles up the loss, the outer problem moves the weights down the loss
-//! at the particles. [`setup`] assembles a run, [`update`] is one update of both, [`cost`] counts its
-//! passes, and [`bookkeeping`] is what happens between updates.
+//! at the particles. `setup` assembles a run, `update` is one update of both, `cost` counts its
+//! passes, and `bookkeeping` is what happens between updates.
 
 mod alarm;
 mod augmentation;
