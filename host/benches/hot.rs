@@ -9,7 +9,7 @@ use host::config::{Experiment, Mode};
 use host::data::examples::Examples;
 use host::data::{Dataset, Split};
 use host::plugin::library::open_sampler;
-use host::plugin::{Model, PluginSpec, Sampler, parse};
+use host::plugin::{LoadedModel, PluginSpec, Sampler, parse};
 use host::torch::device::set_up;
 use host::torch::precision::Precision;
 use host::torch::random::{Draws, Purpose};
@@ -134,7 +134,7 @@ fn beside_the_passes(criterion: &mut Criterion) {
     });
     for arch in ["A", "B"] {
         let model =
-            Model::build(&plugin(&format!("libcnn.so,arch={arch}")), dataset().task(), Device::Cpu, 0)
+            LoadedModel::build(&plugin(&format!("libcnn.so,arch={arch}")), dataset().task(), Device::Cpu, 0)
                 .expect("built");
         let trainable = model.trainable();
         let gradients: Vec<_> = trainable.iter().map(|(_, weights)| weights.detach().ones_like()).collect();
@@ -169,7 +169,7 @@ fn update(criterion: &mut Criterion) {
     ] {
         let mut experiment = Experiment::default();
         (experiment.train.mode, experiment.train.precision) = (mode, precision);
-        let model = Model::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
+        let model = LoadedModel::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
         let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
             .expect("enough memory");

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     host::torch::device::set_up();
     let arguments = Arguments::parse();
-    // A panic is a defect of this program, or an error of libtorch such as a lack of memory. Both are
-    // reported in one line.
+    // A panic is a defect of this program, or an error of libtorch such as a lack of memory. Both
+    // are reported in one line.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("unknown reason");

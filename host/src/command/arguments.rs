@@ -76,14 +76,14 @@ version of CIFAR-10, or PNG and JPEG files of one size in train/CLASS and test/C
 /// `host train`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Without --config and --recipe, host train runs the recipe `demo` (examples/mnist-demo.toml): MNIST,
-architecture B, linf 0.3, free adversarial training (mode fused) with 5 replays of each minibatch and a
-Langevin particle per sample, in a ball of 1.2 epsilon, two epochs. Each flag overrides one value of the
-recipe or the file. Algorithm 1 of the paper is `--recipe algorithm-1`. A key that is not in a file has
-the default of docs/training.md.
+    after_help = "Without --config and --recipe, host train runs the recipe `demo` (examples/mnist-demo.toml):
+MNIST, architecture B, linf 0.3, free adversarial training (mode fused) with 5 replays of each
+minibatch and a Langevin particle per sample, in a ball of 1.2 epsilon, two epochs. Flags override
+the recipe or the file, and nothing else. Algorithm 1 of the paper is `--recipe algorithm-1`. A
+key that a file leaves out has the default of docs/training.md.
 
-Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it had
-never been stopped."
+Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it
+had never been stopped."
 )]
 pub struct TrainArguments {
     /// Experiment file (TOML); flags override it

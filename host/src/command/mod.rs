@@ -46,8 +46,8 @@ pub fn run(command: &Command) -> Result<u8> {
 /// process, and a parent process sends its child the signal that it received.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 
-/// A flag that the first Ctrl-C or SIGTERM sets; a later one ends the process at once. A message on the
-/// terminal explains this, as the step under way may take a while.
+/// A flag that the first Ctrl-C or SIGTERM sets; a later one ends the process at once. A message on
+/// the terminal explains this, as the step under way may take a while.
 fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut signals = Signals::new([SIGINT, SIGTERM])

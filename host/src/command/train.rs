@@ -27,21 +27,19 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
                 0 => "no checkpoint yet: starting from the beginning".to_owned(),
                 _ => format!("going on from update {update}"),
             });
-            reporter.note(&training.method());
             (training, folder)
         }
         None => {
             let experiment = arguments.experiment()?;
-            let differences = against_recipe(&experiment)?;
             let out = arguments.out.clone().unwrap_or_else(RunFolder::named_after_now);
-            let (training, folder) = training::begin(experiment, &out)?;
-            reporter.note(&format!("{}; {differences}", training.method()));
-            (training, folder)
+            training::begin(experiment, &out)?
         }
     };
+    let method = format!("{}; {}", training.method(), against_recipe(training.experiment())?);
+    reporter.note(&method);
     let path = folder.path().display().to_string();
     reporter.note(&format!("run folder {path}"));
-    reporter.event(&json!({"event": "run", "run": path, "update": training.progress().update, "updates": training.updates()}));
+    reporter.event(&json!({"event": "run", "run": path, "method": method, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
@@ -81,9 +79,13 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     }
 }
 
-/// In which options an experiment differs from the default recipe: "recipe demo with train.epochs=3".
+/// In which options an experiment differs from the default recipe: "recipe demo with
+/// train.epochs=3".
 fn against_recipe(experiment: &Experiment) -> Result<String> {
-    let differences = experiment.differences(&recipe(DEFAULT_RECIPE)?);
+    // A run makes its folder of data absolute and fills in its number of threads.
+    let of_the_machine = |key: &str| ["data.folder", "train.threads"].contains(&key);
+    let mut differences = experiment.differences(&recipe(DEFAULT_RECIPE)?);
+    differences.retain(|(key, _)| !of_the_machine(key));
     let written = |(key, value): &(String, Value)| match value {
         Value::Null => format!("{key} unset"),
         Value::String(text) => format!("{key}={text}"),

@@ -30,7 +30,8 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     Ok(u8::from(arguments.strict && has_caveats))
 }
 
-/// A table with a row for each model that examples are made on and a column for each attacked model.
+/// A table with a row for each model that examples are made on and a column for each attacked
+/// model.
 fn table(names: &[String], clean: &[f64], worst: &[Vec<f64>]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);

@@ -99,12 +99,12 @@ pub enum Format {
     /// Four bytes per number, exact
     #[default]
     F32,
-    /// Two bytes per number: the difference from the natural example in half precision, the state in
-    /// bf16
+    /// Two bytes per number: the difference from the natural example in half precision, the state
+    /// in bf16
     // The state may hold very small gradients: bf16 has the range of f32.
     F16,
-    /// One byte per number: the difference from the natural example in 255 steps over the ball, with
-    /// an error of at most epsilon / 254; the state in bf16
+    /// One byte per number: the difference from the natural example in 255 steps over the ball,
+    /// with an error of at most epsilon / 254; the state in bf16
     U8,
 }
 

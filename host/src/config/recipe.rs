@@ -28,13 +28,13 @@ pub const DEFAULT_RECIPE: &str = "demo";
 /// # Errors
 /// If there is no such recipe.
 pub fn recipe(name: &str) -> Result<Experiment> {
-    let Some((_, file, text)) = RECIPES.iter().find(|(known, ..)| *known == name) else {
+    let Some((_, _, text)) = RECIPES.iter().find(|(known, ..)| *known == name) else {
         let known: Vec<_> = RECIPES.iter().map(|(name, ..)| *name).collect();
         return Err(Error::new(format!("--recipe: there is no recipe `{name}`"))
             .note("recipes", known.join(", "))
             .fix("choose one of these, or give an experiment file with --config"));
     };
-    Experiment::parse(text, file)
+    Experiment::parse(text, &format!("recipe `{name}`"))
 }
 
 /// All recipes: name and description, which is the first comment of the file.

@@ -42,7 +42,7 @@ impl Experiment {
             rule(holds_images, "threat.domain", "bounds that include [0, 1], the range of all images", format!("[{low}, {high}]")),
             rule((0.0..=epochs).contains(&train.warmup_epochs), "train.warmup_epochs", "a number from 0 to train.epochs", train.warmup_epochs),
             rule((0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
-            rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch; `--recipe algorithm-1` is Algorithm 1)", train.replay),
+            rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch)", train.replay),
             rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused, the pass of the sampler's gradient also trains the weights)", "eval"),
             rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one loss, but trades has a separate inner loss)", &objective),
             rule(adversarial || !has_divergence, "train.objective", "cross-entropy (without a sampler, the divergence of trades is always zero)", &objective),
@@ -53,7 +53,15 @@ impl Experiment {
             rule(eval.restarts >= 1, "eval.restarts", "at least 1", eval.restarts),
         ];
         if let Some((_, key, expected, got)) = rules.into_iter().find(|(is_kept, ..)| !is_kept) {
-            return Err(refused(key, expected, &got));
+            let error = refused(key, expected, &got);
+            // The likely reason: a flag laid over a recipe of mode fused.
+            return Err(if key == "train.objective" && fused && adversarial {
+                error.fix("use Algorithm 1 (--recipe algorithm-1, train.mode = \"faithful\")")
+            } else if key == "train.replay" && !fused {
+                error.fix("set train.replay = 1 (--replay 1), or use Algorithm 1 (--recipe algorithm-1)")
+            } else {
+                error
+            });
         }
         self.refuse_unused()?;
         let device =

@@ -1,8 +1,8 @@
-//! The checks behind the caveats of an evaluation. Most follow the checks of AutoAttack (Croce and Hein
-//! 2020); `docs/evaluation.md` explains each.
+//! The checks behind the caveats of an evaluation. Most follow the checks of AutoAttack (Croce and
+//! Hein 2020); `docs/evaluation.md` explains each.
 
 use crate::evaluation::verdict::{AttackResult, Caveat, Order, Verdicts};
-use crate::plugin::{CountedVictim, Model};
+use crate::plugin::{CountedVictim, LoadedModel};
 use crate::torch::arithmetic::Arithmetic;
 use crate::{Error, Result};
 use plugin_api::VictimCalls;
@@ -17,16 +17,16 @@ const ROUNDING: f64 = 1e-5;
 const MASKED_SHARE: f64 = 0.002;
 
 /// It must break so many points, too. A single one is weak evidence in a small evaluation: if the
-/// attack breaks 0.2 % of points by chance, it breaks one or more of 150 points in 26 % of evaluations,
-/// and two or more in 4 %.
+/// attack breaks 0.2 % of points by chance, it breaks one or more of 150 points in 26 % of
+/// evaluations, and two or more in 4 %.
 const MASKED_COUNT: usize = 2;
 
-/// The caveats of the model itself, found on natural examples (`[N, C, H, W]`, labels `[N]`) with three
-/// forward passes and one backward pass of each.
+/// The caveats of the model itself, found on natural examples (`[N, C, H, W]`, labels `[N]`) with
+/// three forward passes and one backward pass of each.
 ///
 /// # Errors
 /// If the model fails.
-pub(crate) fn of_model(model: &Model, images: &Tensor, labels: &Tensor) -> Result<Vec<Caveat>> {
+pub(crate) fn of_model(model: &LoadedModel, images: &Tensor, labels: &Tensor) -> Result<Vec<Caveat>> {
     let mut caveats = of_logits(&model.logits(images)?, &model.logits(images)?);
     let victim = CountedVictim::new(model);
     let (logits, leaf) = victim.differentiable(images).map_err(Error::new)?;
@@ -98,8 +98,8 @@ pub(crate) fn of_results(order: Order, verdicts: &Verdicts, results: &[AttackRes
                 ),
             ));
         }
-        // FAB searches for the nearest adversarial example. At points that earlier attacks failed on, it
-        // may find none within epsilon, and then returns the natural examples.
+        // FAB searches for the nearest adversarial example. At points that earlier attacks failed
+        // on, it may find none within epsilon, and then returns the natural examples.
         let may_find_none = order == Order::Cascade && white_box;
         let not_raised = |rise: &f64| *rise < 0.0 || (*rise == 0.0 && !may_find_none);
         if let Some(rise) = result.loss_rise.filter(|rise| uses_gradients && not_raised(rise)) {
@@ -114,11 +114,16 @@ pub(crate) fn of_results(order: Order, verdicts: &Verdicts, results: &[AttackRes
     caveats
 }
 
-/// The caveat of an evaluation that went on with other arithmetic than it began with. `used` has the
-/// arithmetic of each session, in order.
-pub(crate) fn of_arithmetic<'a>(used: impl IntoIterator<Item = &'a Arithmetic>) -> Option<Caveat> {
+/// The caveat of an evaluation that went on with other arithmetic than it began with. `used` has
+/// the arithmetic of each session, in order; none where it is unknown.
+pub(crate) fn of_arithmetic<'a>(used: impl IntoIterator<Item = Option<&'a Arithmetic>>) -> Option<Caveat> {
     let used: Vec<_> = used.into_iter().collect();
-    let differences: Vec<_> = used.windows(2).flat_map(|pair| pair[0].differences(pair[1])).collect();
+    let between = |pair: &[Option<&Arithmetic>]| match pair {
+        [Some(before), Some(after)] => before.differences(after),
+        [None, Some(_)] => vec!["that of the beginning is unknown (an older version)".to_owned()],
+        _ => Vec::new(),
+    };
+    let differences: Vec<_> = used.windows(2).flat_map(between).collect();
     let finding = || format!("the evaluation went on with other arithmetic: {}", differences.join("; "));
     (!differences.is_empty()).then(|| Caveat::new("changed", finding()))
 }
@@ -213,9 +218,11 @@ mod tests {
     fn other_arithmetic_is_a_caveat_with_both_values_of_every_session() {
         let on = |processor: &str| Arithmetic { processor: processor.to_owned(), ..Default::default() };
         let [first, other] = [on("A"), on("B")];
-        assert_eq!(of_arithmetic([&first]), None);
-        assert_eq!(of_arithmetic([&first, &first]), None);
-        let caveat = of_arithmetic([&first, &other, &first]).expect("a caveat");
+        assert_eq!(of_arithmetic([Some(&first)]), None);
+        assert_eq!(of_arithmetic([Some(&first), Some(&first)]), None);
+        let caveat = of_arithmetic([None, Some(&first)]).expect("a caveat");
+        assert!(caveat.finding.contains("that of the beginning is unknown"), "{}", caveat.finding);
+        let caveat = of_arithmetic([Some(&first), Some(&other), Some(&first)]).expect("a caveat");
         assert_eq!(caveat.name, "changed");
         let expected =
             "the evaluation went on with other arithmetic: processor `A`, then `B`; processor `B`, then `A`";

@@ -4,7 +4,7 @@ use crate::data::examples::Examples;
 use crate::evaluation::caveat;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::*;
-use crate::plugin::{Attack, CountedVictim, Model};
+use crate::plugin::{Attack, CountedVictim, LoadedModel};
 use crate::torch::random::{Draws, Purpose, permutation, seed_for, step_of_name};
 use crate::util::console::{Style, bar, say};
 use crate::{Error, Result};
@@ -21,9 +21,9 @@ const BETWEEN_LINES: Duration = Duration::from_secs(60);
 /// A classifier, the points and the settings of its evaluation.
 pub(crate) struct Evaluator<'a> {
     /// The classifier.
-    pub(crate) model: &'a Model,
+    pub(crate) model: &'a LoadedModel,
     /// The classifier that attacks see: another one where examples are transferred.
-    pub(crate) source: &'a Model,
+    pub(crate) source: &'a LoadedModel,
     /// The test set, or held-out training points.
     pub(crate) examples: &'a Examples,
     /// The purpose of the random numbers: an attack or a probe.
@@ -47,9 +47,9 @@ pub(crate) struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// The indices of `count` points drawn at random, in rising order; all points if no count is given.
-    /// They do not depend on the seed, so that evaluations can be compared, and a smaller subset is part
-    /// of every larger one.
+    /// The indices of `count` points drawn at random, in rising order; all points if no count is
+    /// given. They do not depend on the seed, so that evaluations can be compared, and a smaller
+    /// subset is part of every larger one.
     ///
     /// # Errors
     /// If there are fewer points.
@@ -71,8 +71,8 @@ impl Evaluator<'_> {
     }
 
     /// Clean accuracy at the points given, then the attacks in order, then the worst case over all.
-    /// Continues from `partial`, if given, and keeps `journal` up to date. An attack that fails ends the
-    /// evaluation: its error is returned with the results before it.
+    /// Continues from `partial`, if given, and keeps `journal` up to date. An attack that fails
+    /// ends the evaluation: its error is returned with the results before it.
     ///
     /// # Errors
     /// If the model fails on natural examples.

@@ -1,8 +1,9 @@
 //! The state of an evaluation on disk, from which an interrupted evaluation continues.
 //!
-//! Each evaluation under way has a folder `unfinished/ID` in its run's folder. ID is a digest of all
-//! settings that decide its verdicts, so that the same command finds the folder again. The arithmetic
-//! of the machine is recorded, but is no part of the digest: an evaluation may continue elsewhere.
+//! Each evaluation under way has a folder `unfinished/ID` in its run's folder. ID is a digest of
+//! all settings that decide its verdicts, so that the same command finds the folder again. The
+//! arithmetic of the machine is recorded, but is no part of the digest: an evaluation may continue
+//! elsewhere.
 
 use crate::evaluation::verdict::PartialEvaluation;
 use crate::run::RunFolder;
@@ -66,8 +67,8 @@ impl Journal {
     /// The journal of the evaluation with these settings, and its state if it was interrupted.
     ///
     /// # Errors
-    /// If the files there are damaged or of other settings or points, another process uses them, or the
-    /// disk refuses. Nothing is overwritten.
+    /// If the files there are damaged or of other settings or points, another process uses them, or
+    /// the disk refuses. Nothing is overwritten.
     pub(crate) fn open(
         run: &RunFolder,
         settings: BTreeMap<String, Value>,
@@ -128,13 +129,15 @@ impl Journal {
         settings
     }
 
-    /// The arithmetic of every session that is known, in order.
-    pub(crate) fn arithmetic_used(&self) -> impl Iterator<Item = &Arithmetic> {
-        self.arithmetic.iter()
+    /// The arithmetic of every session, in order; none for the first one if an older version, which
+    /// did not record it, began the evaluation.
+    pub(crate) fn arithmetic_used(&self) -> impl Iterator<Item = Option<&Arithmetic>> {
+        let ArithmeticUsed { arithmetic, later_arithmetic } = &self.arithmetic;
+        std::iter::once(arithmetic.as_ref()).chain(later_arithmetic.iter().map(Some))
     }
 
-    /// The digest of the settings: the name of what this evaluation leaves behind, equal whenever it is
-    /// repeated.
+    /// The digest of the settings: the name of what this evaluation leaves behind, equal whenever
+    /// it is repeated.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -190,7 +193,8 @@ impl Journal {
         none: AdversarialExamples,
         broken_counts: &[usize],
     ) -> Result<()> {
-        // Names begin with the attack's number. An attack that failed may have left files: they are not used.
+        // Names begin with the attack's number. An attack that failed may have left files: they are
+        // not used.
         let mut files = self.example_files()?;
         files.retain(|file| file.file_name() < Some(OsStr::new(&format!("{:04}", broken_counts.len()))));
         let mut columns: BTreeMap<String, Vec<Tensor>> =
@@ -292,7 +296,7 @@ mod tests {
     }
 
     fn processors(journal: &Journal) -> Vec<String> {
-        journal.arithmetic_used().map(|used| used.processor.clone()).collect()
+        journal.arithmetic_used().flatten().map(|used| used.processor.clone()).collect()
     }
 
     #[test]
@@ -340,6 +344,7 @@ mod tests {
         let (journal, partial) = open(&run, "B");
         assert!(partial.is_some());
         assert_eq!(processors(&journal), ["B"]);
+        assert!(journal.arithmetic_used().next().is_some_and(|first| first.is_none()));
         assert_eq!(journal.recorded_settings()["arithmetic"], Value::Null);
     }
 }

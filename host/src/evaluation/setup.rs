@@ -6,7 +6,7 @@ use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
-use crate::plugin::{Attack, Model, PluginSpec};
+use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
@@ -34,15 +34,16 @@ pub struct EvaluationOptions {
     /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
     #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
     pub suite: Option<String>,
-    /// Make the examples on this other run's model, with attacks that continue after they fooled it:
-    /// samplers, or apgd.so,keep_climbing=true
+    /// Make the examples on this other run's model, with attacks that continue after they fooled
+    /// it: samplers, or apgd.so,keep_climbing=true
     #[arg(long, value_name = "RUN")]
     pub source: Option<PathBuf>,
     /// Number of points: a random subset, the same for every run and seed [default: as in the run's
     /// config, else all; with --validation all]
     #[arg(id = "points", long = "points", value_name = "N")]
     pub count: Option<usize>,
-    /// Evaluate on the training points that the run held out, to choose among runs without the test set
+    /// Evaluate on the training points that the run held out, to choose among runs without the test
+    /// set
     #[arg(long)]
     pub validation: bool,
     /// Times each attack runs with new random numbers; the worst case counts
@@ -99,7 +100,7 @@ pub struct EvaluatedRun {
     /// The run's record.
     pub record: RunRecord,
     /// Its classifier, with the weights for evaluation.
-    pub model: Model,
+    pub model: LoadedModel,
     /// The differences from the record that `allow_changed` let pass.
     pub changes: Vec<Caveat>,
     /// The progress of training at the checkpoint of the weights.
@@ -135,8 +136,8 @@ pub struct SavedEvaluation {
 }
 
 impl<'a> EvaluationSetup<'a> {
-    /// The data, device and threads of the run in this folder, unless the options give others. Sets the
-    /// threads of this process.
+    /// The data, device and threads of the run in this folder, unless the options give others. Sets
+    /// the threads of this process.
     ///
     /// # Errors
     /// If there is no such run, data or device.
@@ -199,12 +200,13 @@ impl<'a> EvaluationSetup<'a> {
         }
         let spec = &record.experiment.model;
         let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
-        let model = Model::build(&spec, self.dataset.task(), self.device, 0)?;
+        let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
         let progress = run::load_weights(&folder, &record, &model)?;
         Ok(EvaluatedRun { folder, record, model, changes, progress })
     }
 
-    /// Evaluates the run in this folder. An interrupted evaluation of the same settings is continued.
+    /// Evaluates the run in this folder. An interrupted evaluation of the same settings is
+    /// continued.
     ///
     /// # Errors
     /// If the evaluation cannot begin, is interrupted, or has no result: a suite of which an attack
@@ -312,8 +314,8 @@ impl<'a> EvaluationSetup<'a> {
         Ok((attacks, left_out))
     }
 
-    /// The evaluator of `target` against examples made on `source`, with the settings of the experiment
-    /// unless the options give others.
+    /// The evaluator of `target` against examples made on `source`, with the settings of the
+    /// experiment unless the options give others.
     pub(crate) fn evaluator<'b>(
         &'b self,
         experiment: &Experiment,
@@ -356,8 +358,9 @@ impl<'a> EvaluationSetup<'a> {
         points: &[i64],
     ) -> Result<(Journal, Option<PartialEvaluation>)> {
         let mut settings = self.settings(evaluator, attacks, points)?;
-        // A matrix keeps the journals of its fields until it is complete. The source keeps them apart
-        // from each other, even if two models have equal weights, and from evaluations of a single run.
+        // A matrix keeps the journals of its fields until it is complete. The source keeps them
+        // apart from each other, even if two models have equal weights, and from evaluations of a
+        // single run.
         let source = source.map(|source| {
             let path = source.folder.path();
             path.canonicalize().unwrap_or_else(|_| path.to_owned())
@@ -367,15 +370,15 @@ impl<'a> EvaluationSetup<'a> {
         Journal::open(&target.folder, settings, arithmetic, attacks.len(), points, keeps_examples)
     }
 
-    /// The settings that decide the verdicts. An interrupted evaluation is recognised by them. Device,
-    /// threads and versions are among them, since they are chosen; the processor is not.
+    /// The settings that decide the verdicts. An interrupted evaluation is recognised by them.
+    /// Device, threads and versions are among them, since they are chosen; the processor is not.
     fn settings(
         &self,
         evaluator: &Evaluator,
         attacks: &[Attack],
         points: &[i64],
     ) -> Result<BTreeMap<String, Value>> {
-        let weights = |model: &Model| -> Result<Value> {
+        let weights = |model: &LoadedModel| -> Result<Value> {
             let bytes: Result<Vec<_>> =
                 model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
             Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))

@@ -58,8 +58,8 @@ impl TransferMatrix {
     }
 }
 
-/// Evaluates the runs in these folders, two or more, with the settings of the first one. An interrupted
-/// matrix of the same settings is continued.
+/// Evaluates the runs in these folders, two or more, with the settings of the first one. An
+/// interrupted matrix of the same settings is continued.
 ///
 /// # Errors
 /// If the runs cannot be compared, an attack fails or the user interrupts. Results so far are kept.

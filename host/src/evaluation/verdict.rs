@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
-/// Which points an attack is given. A point that the model misclassifies without an attack counts as
-/// fooled and is never attacked. A point that one restart fooled is not attacked by later restarts.
+/// Which points an attack is given. A point that the model misclassifies without an attack counts
+/// as fooled and is never attacked. A point that one restart fooled is not attacked by later
+/// restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
@@ -94,8 +95,8 @@ pub(crate) struct PartialEvaluation {
     pub(crate) attack_progress: Option<AttackProgress>,
 }
 
-/// The state of an attack under way. Each restart processes, in batches, the points that were robust
-/// when the restart began.
+/// The state of an attack under way. Each restart processes, in batches, the points that were
+/// robust when the restart began.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct AttackProgress {
     pub(crate) restart: u16,
@@ -129,8 +130,8 @@ impl Verdicts {
         self.attacks.iter().enumerate().map(count).collect()
     }
 
-    /// For each point, the number of the first attack that broke it; none if no attack did, or if the
-    /// model misclassifies it without an attack.
+    /// For each point, the number of the first attack that broke it; none if no attack did, or if
+    /// the model misclassifies it without an attack.
     pub fn broken_by(&self) -> Vec<Option<usize>> {
         let first = |position: usize| self.attacks.iter().position(|robust| !robust[position]);
         let positions = 0..self.indices.len();
@@ -139,7 +140,8 @@ impl Verdicts {
 }
 
 impl PartialEvaluation {
-    /// Whether all lists have the right lengths for an evaluation of so many attacks at these points.
+    /// Whether all lists have the right lengths for an evaluation of so many attacks at these
+    /// points.
     pub(crate) fn is_consistent(&self, attack_count: usize, points: &[i64]) -> bool {
         let count = points.len();
         let whole = |list: &Vec<bool>| list.len() == count;
@@ -164,7 +166,8 @@ impl AttackProgress {
         Self { restart: 0, standing: robust_positions(&robust), done: 0, robust, cost, loss_rise }
     }
 
-    /// The positions of the next batch; begins the next restart when this one has processed all points.
+    /// The positions of the next batch; begins the next restart when this one has processed all
+    /// points.
     pub(crate) fn next_batch(&mut self, batch: usize, restarts: u16) -> Option<Vec<usize>> {
         while self.done == self.standing.len() {
             self.restart += 1;

@@ -1,5 +1,5 @@
 use super::library::{self, Kind, Opened, open_attack};
-use super::{Model, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
+use super::{LoadedModel, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::{Error, Result};
@@ -172,7 +172,7 @@ fn on_the_way(error: plugin_api::Error) -> Error {
 
 /// The model under attack, in evaluation mode. Every row of every call is counted.
 pub struct CountedVictim<'a> {
-    model: &'a Model,
+    model: &'a LoadedModel,
     /// Forward passes of single examples so far.
     pub forward_passes: Cell<u64>,
     /// Backward passes of single examples so far.
@@ -181,7 +181,7 @@ pub struct CountedVictim<'a> {
 
 impl<'a> CountedVictim<'a> {
     /// A victim whose counters are at zero.
-    pub fn new(model: &'a Model) -> Self {
+    pub fn new(model: &'a LoadedModel) -> Self {
         Self { model, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
     }
 }

@@ -8,7 +8,7 @@ mod spec;
 
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;
-pub use model::Model;
+pub use model::LoadedModel;
 pub use plugin_api::walk::Visit;
 pub use sampler::{Sampler, fresh_start};
 pub use spec::{PluginSpec, parse};

@@ -11,7 +11,7 @@ use std::fmt::Display;
 use tch::{Device, Kind, Tensor};
 
 /// A model that was built by a plugin.
-pub struct Model {
+pub struct LoadedModel {
     instance: ModelInstance,
     name: String,
     classes: i64,
@@ -47,7 +47,7 @@ fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
     Ok(())
 }
 
-impl Model {
+impl LoadedModel {
     /// Builds the model of a spec for a task. libtorch draws the initial weights from `seed`; they
     /// are the same on every device.
     ///
@@ -130,7 +130,7 @@ impl Model {
         )
     }
 
-    /// As [`Model::forward`], computed in this precision. The logits are always f32. Under
+    /// As [`LoadedModel::forward`], computed in this precision. The logits are always f32. Under
     /// `no_grad` there is no graph.
     ///
     /// # Errors

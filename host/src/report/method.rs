@@ -1,8 +1,9 @@
-//! Labels of training methods. Two runs of a report have the same label only if they were trained alike.
+//! Labels of training methods. Two runs of a report have the same label only if they were trained
+//! alike.
 
 use super::collect::Run;
 use super::tables::setting_text;
-use crate::config::{Experiment, MILESTONES, Mode, Objective, PEAK_AT, STEP_FACTOR, Shape};
+use crate::config::{Experiment, MILESTONES, Mode, Objective, PEAK_AT, STEP_FACTOR, Shape, Train};
 use crate::sweep::short;
 use crate::torch::precision::Precision;
 use plugin_api::Norm;
@@ -46,7 +47,10 @@ fn resolved(experiment: &Experiment) -> Experiment {
     let mut experiment = experiment.clone();
     experiment.data.validation_points = Some(experiment.validation_points());
     let train = &mut experiment.train;
-    train.sampler_gradient = Some(train.sampler_gradient());
+    let by_default = Train { sampler_gradient: None, ..train.clone() }.sampler_gradient();
+    if experiment.sampler.0.is_none() || train.sampler_gradient == Some(by_default) {
+        train.sampler_gradient = None;
+    }
     match train.objective {
         Objective::Trades => train.trades_beta = Some(train.trades_beta()),
         Objective::CrossEntropy => {}
@@ -75,8 +79,8 @@ fn varied(experiments: &[Experiment]) -> BTreeSet<String> {
     keys.filter(|key| !NOT_IN_LABELS.iter().any(|table| is_in_table(key, table))).collect()
 }
 
-/// The label of a method: its base (see [`base`]), then all other varied keys with their values. Keys without a
-/// value are left out.
+/// The label of a method: its base (see [`base`]), then all other varied keys with their values.
+/// Keys without a value are left out.
 fn label(experiment: &Experiment, done: usize, varied: &BTreeSet<String>) -> String {
     let (mut label, shown) = base(experiment, done);
     let values = json!(experiment);
@@ -89,14 +93,14 @@ fn label(experiment: &Experiment, done: usize, varied: &BTreeSet<String>) -> Str
     label
 }
 
-/// The part of a label that does not depend on other runs, and the keys whose values it shows. It has the
-/// sampler, the mode, the epochs (and how many of them are done), and some options if they are not the default.
+/// The part of a label that does not depend on other runs, and the keys whose values it shows. It
+/// has the sampler, the mode, the epochs (and how many of them are done), and some options if they
+/// are not the default.
 fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
     let train = &experiment.train;
     let mut shown = vec![
         "sampler",
         "train.replay",
-        "train.epsilon_scale",
         "train.particles",
         "train.objective",
         "train.epochs",
@@ -113,10 +117,15 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
             }
         }
     };
+    let is_adversarial = experiment.sampler.0.is_some();
     if train.replay > 1 {
-        let _ = write!(label, ", {} replays (free adversarial training)", train.replay);
+        let name = if is_adversarial { " (free adversarial training)" } else { "" };
+        let _ = write!(label, ", {} replays{name}", train.replay);
     }
-    if train.epsilon_scale != 1.0 {
+    if is_adversarial {
+        shown.push("train.epsilon_scale");
+    }
+    if train.epsilon_scale != 1.0 && is_adversarial {
         let _ = write!(label, "; in {} epsilon", train.epsilon_scale);
     }
     if train.particles > 1 {

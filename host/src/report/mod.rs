@@ -1,4 +1,5 @@
-//! `host report`: the results of runs and sweeps, as one page to read, and as tables and figures for a paper.
+//! `host report`: the results of runs and sweeps, as one page to read, and as tables and figures
+//! for a paper.
 
 pub(crate) mod collect;
 mod html;

@@ -17,7 +17,8 @@ static PAPER: LazyLock<Paper> = LazyLock::new(|| {
 /// Epsilons and steps that differ by less are the same: some files write 8/255 with few digits.
 const SAME: f64 = 1e-4;
 
-/// The number of test points of MNIST and of CIFAR-10. A part of a data set does not correspond to the paper's.
+/// The number of test points of MNIST and of CIFAR-10. A part of a data set does not correspond to
+/// the paper's.
 const TEST_POINTS: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
@@ -103,8 +104,8 @@ impl Column {
         (step_size - self.pgd_step_size).abs() < SAME
     }
 
-    /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`, or the accuracy
-    /// under an attack (see [`attack_name`]).
+    /// A printed figure as a share: `train` (accuracy against the training adversary), `clean`, or
+    /// the accuracy under an attack (see [`attack_name`]).
     pub(super) fn share(&self, figure: &str) -> Option<f64> {
         self.figures.get(figure).map(|percent| percent / 100.0)
     }
@@ -116,8 +117,8 @@ fn option(spec: &PluginSpec, plugin: &str, key: &str) -> Option<Value> {
     options.get(key).or_else(|| PAPER.defaults.get(plugin)?.get(key)).cloned()
 }
 
-/// The paper's name for an attack of the plugin `plugin` with this spec, and the length of PGD's steps. The
-/// attack must have run once.
+/// The paper's name for an attack of the plugin `plugin` with this spec, and the length of PGD's
+/// steps. The attack must have run once.
 pub(super) fn attack_name(plugin: &str, spec: &PluginSpec) -> Option<(&'static str, Option<f64>)> {
     let step_size = option(spec, plugin, "step_size").and_then(|size| size.as_f64());
     match (plugin, spec.steps()) {

@@ -155,8 +155,8 @@ pub(super) fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Backprops per training point as the paper counts them ("one back-propagation per update" of Langevin): all
-/// passes less those for the weights, or those for the weights if that is more.
+/// Backprops per training point as the paper counts them ("one back-propagation per update" of
+/// Langevin): all passes less those for the weights, or those for the weights if that is more.
 fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: usize) -> f64 {
     let updates_of_an_epoch = train_points.div_ceil(batch.max(1)).max(1) as u64;
     let (epochs, within) = (point.updates / updates_of_an_epoch, point.updates % updates_of_an_epoch);
@@ -219,7 +219,8 @@ mod tests {
 
     #[test]
     fn backprops_are_those_of_the_paper() {
-        // 250 points in batches of 100: an epoch has three updates. Four updates visit 350 points, 1.4 epochs.
+        // 250 points in batches of 100: an epoch has three updates. Four updates visit 350 points,
+        // 1.4 epochs.
         let cost = |passes_of_a_visit: f64, steps_of_an_update: u64, particles: usize| {
             let point = TracePoint {
                 updates: 4,

@@ -1,4 +1,5 @@
-//! A table and its formats. A column is declared once, with its header and the content of its cells.
+//! A table and its formats. A column is declared once, with its header and the content of its
+//! cells.
 
 use crate::evaluation::verdict::confidence_interval;
 use crate::sweep::summary::csv;
@@ -192,8 +193,8 @@ impl Table {
         markdown
     }
 
-    /// The table as comma-separated values. Accuracies are from 0 to 1, each measured one with its interval
-    /// and number of points. The last column has the footnotes, if there are any.
+    /// The table as comma-separated values. Accuracies are from 0 to 1, each measured one with its
+    /// interval and number of points. The last column has the footnotes, if there are any.
     pub(super) fn csv(&self) -> String {
         let is_measured: Vec<_> = (0..self.header.len())
             .map(|column| {

@@ -147,8 +147,8 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
     files::write_whole(&partial.join(PROGRESS), &saved)
 }
 
-/// Reads the newest checkpoint in `folder` whose files of the groups of tensors named are whole; others
-/// may be gone. None if there is no checkpoint at all.
+/// Reads the newest checkpoint in `folder` whose files of the groups of tensors named are whole;
+/// others may be gone. None if there is no checkpoint at all.
 ///
 /// # Errors
 /// If there are checkpoints and every one is damaged.

@@ -6,7 +6,7 @@ pub(crate) mod tensorboard;
 
 use crate::config::{Experiment, Role, Select};
 use crate::data::Dataset;
-use crate::plugin::{Model, PluginSpec, Record};
+use crate::plugin::{LoadedModel, PluginSpec, Record};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
@@ -80,7 +80,8 @@ impl Plugins {
         Role::ALL.into_iter().filter_map(|role| Some((role, self.of(role)?)))
     }
 
-    /// The plugin of this role; none if the run had none. Attacks belong to evaluations, not to runs.
+    /// The plugin of this role; none if the run had none. Attacks belong to evaluations, not to
+    /// runs.
     pub fn of(&self, role: Role) -> Option<&Record> {
         match role {
             Role::Model => Some(&self.model),
@@ -258,7 +259,8 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
-    /// The folder of the weights with the best score on the validation points, if these are selected.
+    /// The folder of the weights with the best score on the validation points, if these are
+    /// selected.
     pub(crate) fn best(&self) -> PathBuf {
         self.path.join("best")
     }
@@ -305,7 +307,8 @@ impl RunFolder {
     pub(crate) fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
         let lock_path = self.path.join(".eval.lock");
         let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
-        // Several evaluations may run at the same time: each adds to the file as it is at its own end.
+        // Several evaluations may run at the same time: each adds to the file as it is at its own
+        // end.
         lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
         let mut evaluations = self.evaluations()?;
         evaluations.evaluations.push(new);
@@ -352,12 +355,12 @@ fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
     lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
 }
 
-/// Loads the weights for evaluation into a model: those of the run's last or best checkpoint, averaged
-/// if the run averages them. Returns the progress at that checkpoint.
+/// Loads the weights for evaluation into a model: those of the run's last or best checkpoint,
+/// averaged if the run averages them. Returns the progress at that checkpoint.
 ///
 /// # Errors
 /// If no checkpoint is whole, or its weights are not of this model.
-pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Model) -> Result<Progress> {
+pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &LoadedModel) -> Result<Progress> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =

@@ -77,12 +77,13 @@ pub struct EpochMetrics {
     /// Accuracy on the validation points against the probe; there is none if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub probe_accuracy: Option<f64>,
-    /// Passes of all validation points that the score of this epoch took: half a pass for the forward
-    /// of each, and those of the probe. Not part of the cost of training. Absent without such points.
+    /// Passes of all validation points that the score of this epoch took: half a pass for the
+    /// forward of each, and those of the probe. Not part of the cost of training. Absent without
+    /// such points.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_passes: Option<f64>,
-    /// Passes that renewing the running statistics of averaged weights took at the end of the epoch.
-    /// Not part of the cost of training. Absent if there are none.
+    /// Passes that renewing the running statistics of averaged weights took at the end of the
+    /// epoch. Not part of the cost of training. Absent if there are none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub statistics_passes: Option<f64>,
     /// Signs that training has failed. Absent if there are none.
@@ -98,8 +99,8 @@ pub struct EpochMetrics {
 }
 
 impl EpochMetrics {
-    /// The score by which weights are selected: accuracy on the validation points, against the probe if
-    /// there is one, clean accuracy otherwise.
+    /// The score by which weights are selected: accuracy on the validation points, against the
+    /// probe if there is one, clean accuracy otherwise.
     pub fn score(&self) -> f64 {
         self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
     }

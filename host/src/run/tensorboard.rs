@@ -26,13 +26,13 @@ struct Event {
     #[prost(string, optional, tag = "3")]
     file_version: Option<String>,
     #[prost(message, optional, tag = "5")]
-    summary: Option<Summary>,
+    summary: Option<SummaryMessage>,
     #[prost(message, optional, tag = "7")]
     session_log: Option<SessionLog>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Summary {
+struct SummaryMessage {
     #[prost(message, repeated, tag = "1")]
     values: Vec<Scalar>,
 }
@@ -94,7 +94,7 @@ impl EventFile {
     fn scalars<'a>(&mut self, step: u64, scalars: impl IntoIterator<Item = (&'a str, f64)>) -> Result<()> {
         let scalar = |(tag, value): (&str, f64)| Scalar { tag: tag.to_owned(), value: value as f32 };
         let values = scalars.into_iter().map(scalar).collect();
-        let event = Event { step: step as i64, summary: Some(Summary { values }), ..now()? };
+        let event = Event { step: step as i64, summary: Some(SummaryMessage { values }), ..now()? };
         let (path, mut file) = match self.file.take() {
             Some(open) => open,
             None => self.begin()?,
@@ -150,7 +150,7 @@ mod tests {
     fn records_are_those_of_tensorboard() {
         let at = Event { wall_time: 1.5, ..Event::default() };
         let scalar = Scalar { tag: "train_loss".to_owned(), value: 0.25 };
-        let summary = Some(Summary { values: vec![scalar] });
+        let summary = Some(SummaryMessage { values: vec![scalar] });
         for (event, expected) in [
             (
                 Event { file_version: Some("brain.Event:2".to_owned()), ..at.clone() },

@@ -65,11 +65,12 @@ enum Scale {
 
 const RANGE_KEYS: [&str; 5] = ["from", "to", "step", "count", "scale"];
 
-/// All axes in a table, in the order of the file. A table in it that is not a range has further axes, so that
-/// `train.epochs = [1, 2]` needs no quotes.
+/// All axes in a table, in the order of the file. A table in it that is not a range has further
+/// axes, so that `train.epochs = [1, 2]` needs no quotes.
 ///
 /// # Errors
-/// If an axis is empty, endless, or neither a list nor a range. The error names the axis and its line.
+/// If an axis is empty, endless, or neither a list nor a range. The error names the axis and its
+/// line.
 pub(super) fn axes(table: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> {
     let mut found = Vec::new();
     collect(table, "", origin, &mut found)?;
@@ -232,8 +233,8 @@ impl Range {
         }
     }
 
-    /// A number of the range without rounding errors. It is whole if the ends and the step are written as whole
-    /// numbers.
+    /// A number of the range without rounding errors. It is whole if the ends and the step are
+    /// written as whole numbers.
     fn value(&self, number: f64) -> Value {
         if self.is_whole() {
             return Value::Integer(number.round() as i64);
@@ -250,8 +251,9 @@ impl Range {
         Value::Float(format!("{number:.decimals$}").parse().unwrap_or(number))
     }
 
-    /// The number that belongs to a random number from 0 to below 1. Whole numbers have equal probability. Real
-    /// ones are rounded to some significant digits, unless the result is outside the range.
+    /// The number that belongs to a random number from 0 to below 1. Whole numbers have equal
+    /// probability. Real ones are rounded to some significant digits, unless the result is outside
+    /// the range.
     fn at(&self, uniform: f64) -> Value {
         let (from, to) = (self.between(0.0), self.between(1.0));
         if self.is_whole() {

@@ -4,7 +4,7 @@ use super::{Setting, Sweep};
 use crate::config::{Experiment, suite};
 use crate::data::{self, Dataset};
 use crate::evaluation::evaluator::check_count;
-use crate::plugin::{Attack, Model};
+use crate::plugin::{Attack, LoadedModel};
 use crate::training::Trace;
 use crate::training::setup::{check as check_training, make_sampler, split};
 use crate::{Error, Result};
@@ -46,7 +46,7 @@ impl Checker {
         let model = (key, experiment.model.to_string());
         if !self.models.contains(&model) {
             // On the CPU: the process that trains refuses a missing GPU.
-            Model::build(&experiment.model, dataset.task(), Device::Cpu, 0)?;
+            LoadedModel::build(&experiment.model, dataset.task(), Device::Cpu, 0)?;
             self.models.push(model);
         }
         let sampler = experiment.sampler.0.as_ref();

@@ -1,5 +1,5 @@
-//! The folder of a sweep. It is the only record of the sweep: the state of every run follows from the
-//! files in it.
+//! The folder of a sweep. It is the only record of the sweep: the state of every run follows from
+//! the files in it.
 
 use super::summary::{Row, SavedSummary, Status, Summary, SweepEvaluation};
 use super::{Setting, Sweep};
@@ -46,14 +46,16 @@ impl Failure {
 }
 
 impl SweepFolder {
-    /// The folder of the sweep in `file`: `out`, or `sweeps/` and the file's name. Nothing is written yet.
+    /// The folder of the sweep in `file`: `out`, or `sweeps/` and the file's name. Nothing is
+    /// written yet.
     ///
     /// # Errors
     /// If the folder has other contents than a sweep.
     pub(crate) fn for_file(file: &Path, out: Option<&Path>) -> Result<Self> {
         let default = || Path::new("sweeps").join(file.file_stem().unwrap_or(file.as_os_str()));
         let folder = Self::at(&out.map_or_else(default, Path::to_owned));
-        // Another process may have made the folder but not the copy. Until then all its files are hidden.
+        // Another process may have made the folder but not the copy. Until then all its files are
+        // hidden.
         let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
         let taken = fs::read_dir(&folder.path).is_ok_and(|entries| entries.flatten().any(visible));
         if folder.path.is_file() || (taken && !folder.is_sweep()) {
@@ -81,8 +83,8 @@ impl SweepFolder {
         Sweep::read(&self.copy())
     }
 
-    /// Refuses a sweep that has other settings for one of its names than the folder's run of that name.
-    /// The location of the data may differ, because a run records the checksums of its data.
+    /// Refuses a sweep that has other settings for one of its names than the folder's run of that
+    /// name. The location of the data may differ, because a run records the checksums of its data.
     ///
     /// # Errors
     /// Names the first key that differs.
@@ -180,7 +182,8 @@ impl SweepFolder {
         files::write_whole(&self.evaluations_path(setting), text.as_bytes())
     }
 
-    /// The finished epochs of a run; none if the file is damaged. Resumed training rewrites the file.
+    /// The finished epochs of a run; none if the file is damaged. Resumed training rewrites the
+    /// file.
     fn epochs(&self, setting: &Setting) -> Vec<EpochMetrics> {
         RunFolder::at(&self.run(setting)).metrics().unwrap_or_default()
     }
@@ -189,9 +192,9 @@ impl SweepFolder {
         is_trained(&self.epochs(setting), setting.experiment.train.epochs)
     }
 
-    /// The evaluations that a run still lacks. An evaluation with other attacks than the sweep now asks for
-    /// does not count. The attacks of a suite are not compared if its file cannot be read: a report may be
-    /// made in another directory than the sweep.
+    /// The evaluations that a run still lacks. An evaluation with other attacks than the sweep now
+    /// asks for does not count. The attacks of a suite are not compared if its file cannot be read:
+    /// a report may be made in another directory than the sweep.
     pub(super) fn missing<'a>(&self, sweep: &'a Sweep, setting: &Setting) -> Result<Vec<&'a Option<String>>> {
         let done = self.evaluations(setting)?;
         let is_missing = |suite: &&Option<String>| {
@@ -238,8 +241,8 @@ impl SweepFolder {
         Ok(Row::new(status, reason, &self.epochs(setting), best_epoch, &evaluations))
     }
 
-    /// Reads all runs and writes the summary's files. Of several processes, the last to read is the last to
-    /// write.
+    /// Reads all runs and writes the summary's files. Of several processes, the last to read is the
+    /// last to write.
     ///
     /// # Errors
     /// If a file cannot be written.

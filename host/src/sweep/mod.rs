@@ -1,7 +1,7 @@
 //! Many experiments from one file: an experiment file with a table `[sweep]`.
 //!
-//! docs/sweeps.md describes the file. The code does not list the keys of an experiment: an axis is any key that
-//! the experiment accepts.
+//! docs/sweeps.md describes the file. The code does not list the keys of an experiment: an axis is
+//! any key that the experiment accepts.
 
 pub(crate) mod axis;
 pub(crate) mod check;
@@ -40,8 +40,8 @@ pub(crate) struct Sweep {
     pub axes: Vec<String>,
     /// The runs.
     pub settings: Vec<Setting>,
-    /// The evaluations after training: of a suite, given by its name or file, or of the attacks of `[eval]`
-    /// (none).
+    /// The evaluations after training: of a suite, given by its name or file, or of the attacks of
+    /// `[eval]` (none).
     pub evaluations: Vec<Option<String>>,
 }
 
@@ -73,8 +73,8 @@ impl Task {
 impl FromStr for Task {
     type Err = String;
 
-    /// Shares are counted from 1 to N or from 0 to N - 1. Share 0 is the same as share N, so each run is in
-    /// exactly one share either way.
+    /// Shares are counted from 1 to N or from 0 to N - 1. Share 0 is the same as share N, so each
+    /// run is in exactly one share either way.
     fn from_str(written: &str) -> std::result::Result<Self, String> {
         let task = written
             .split_once('/')
@@ -200,8 +200,8 @@ fn axes(sweep: &DeTable, origin: &dyn Fn(usize) -> String) -> Result<Vec<Axis>> 
     Ok(axes)
 }
 
-/// Whether a table has a value at a dotted key. Other values than tables have no keys: they are plugins, or are
-/// refused because of their type.
+/// Whether a table has a value at a dotted key. Other values than tables have no keys: they are
+/// plugins, or are refused because of their type.
 fn sets(value: &Value, key: &str) -> bool {
     let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
     let inner = value.as_table().and_then(|table| table.get(first));
@@ -244,8 +244,8 @@ fn with(choices: &[Choice], one_more: &Choice) -> Vec<Choice> {
     choices.iter().chain([one_more]).cloned().collect()
 }
 
-/// The requested number of combinations, drawn at random, none twice. With more runs, the first combinations
-/// stay the same. The draws of an axis do not depend on the other axes.
+/// The requested number of combinations, drawn at random, none twice. With more runs, the first
+/// combinations stay the same. The draws of an axis do not depend on the other axes.
 fn random(axes: &[Axis], options: &Options, name: &str) -> Result<Vec<Vec<Choice>>> {
     let runs = options.runs.unwrap_or(0);
     if !(1..=MOST).contains(&runs) {
@@ -397,7 +397,8 @@ pub(crate) fn short(key: &str) -> &str {
     key.strip_prefix("train.").unwrap_or(key)
 }
 
-/// The name of a run: its values sorted by key, so that the order of the file's lines does not matter.
+/// The name of a run: its values sorted by key, so that the order of the file's lines does not
+/// matter.
 fn name(axes: &[Axis], choices: &[Choice]) -> String {
     let mut pairs: Vec<_> =
         axes.iter().zip(choices).map(|(axis, choice)| (axis.key.as_str(), text(&choice.value))).collect();

@@ -77,8 +77,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// The row of a run with these epochs and evaluations. Its weights are those of the best epoch if
-    /// `best_epoch`, otherwise those of the last.
+    /// The row of a run with these epochs and evaluations. Its weights are those of the best epoch
+    /// if `best_epoch`, otherwise those of the last.
     pub(crate) fn new(
         status: Status,
         reason: Option<String>,
@@ -111,7 +111,8 @@ impl Row {
     }
 }
 
-/// Measured values by name, in the order of their columns; accuracies are shares. In JSON, an object.
+/// Measured values by name, in the order of their columns; accuracies are shares. In JSON, an
+/// object.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Figures(Vec<(String, f64)>);
 

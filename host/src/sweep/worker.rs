@@ -73,7 +73,8 @@ impl Worker<'_> {
     /// If a file of the sweep cannot be written, or a process cannot be started.
     pub(crate) fn finish_all(&self, runs: &[(usize, &Setting)]) -> Result<Outcome> {
         let (mut outcome, mut busy) = (Outcome::default(), Vec::new());
-        // A second attempt at the busy runs: the other process may have been stopped in the meantime.
+        // A second attempt at the busy runs: the other process may have been stopped in the
+        // meantime.
         for is_second in [false, true] {
             let runs = if is_second { std::mem::take(&mut busy) } else { runs.to_vec() };
             for (number, setting) in runs {
@@ -90,8 +91,8 @@ impl Worker<'_> {
         Ok(outcome)
     }
 
-    /// Finishes a run, unless it is finished, another process has locked it, or it failed before and is not
-    /// to be retried.
+    /// Finishes a run, unless it is finished, another process has locked it, or it failed before
+    /// and is not to be retried.
     fn finish(&self, number: usize, setting: &Setting) -> Result<Ending> {
         if self.stop.load(Ordering::Relaxed) {
             return Ok(Ending::Interrupted);
@@ -174,8 +175,8 @@ impl Worker<'_> {
         Ok(Ended::Well(String::new()))
     }
 
-    /// Runs this program with other arguments until it ends. Its output goes to the run's log, its warnings
-    /// also to the user. With `--json`, its standard output is returned instead.
+    /// Runs this program with other arguments until it ends. Its output goes to the run's log, its
+    /// warnings also to the user. With `--json`, its standard output is returned instead.
     fn host(&self, setting: &Setting, lock: &File, arguments: &[&str]) -> Result<Ended> {
         let log = self.folder.log(setting);
         let run = || -> io::Result<Ended> {
@@ -184,7 +185,8 @@ impl Worker<'_> {
             let start = log.stream_position()?;
             let mut answer = tempfile::tempfile()?;
             let output = if arguments.contains(&"--json") { &answer } else { &log };
-            // The child gets the lock as its standard input: it is held as long as either process lives.
+            // The child gets the lock as its standard input: it is held as long as either process
+            // lives.
             let streams = [lock, output, &log].map(File::try_clone);
             let status = self.wait_for(spawn(arguments, streams)?)?;
             if !status.success() && self.stop.load(Ordering::Relaxed) {
@@ -225,8 +227,9 @@ impl Worker<'_> {
     }
 }
 
-/// Starts this program with other arguments, and these files as its standard input, output and error.
-/// The kernel sends it SIGTERM when its parent ends, so that it saves a checkpoint and ends too.
+/// Starts this program with other arguments, and these files as its standard input, output and
+/// error. The kernel sends it SIGTERM when its parent ends, so that it saves a checkpoint and ends
+/// too.
 fn spawn(arguments: &[&str], streams: [io::Result<File>; 3]) -> io::Result<Child> {
     let [input, output, errors] = streams;
     // The program's file may have been replaced in the meantime.
@@ -254,8 +257,8 @@ fn read_from(file: &mut File, start: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Removes the folder and the particle file of a run without a checkpoint. Such a run begins anew, so that
-/// its record has the plugins of now, which may have been repaired since.
+/// Removes the folder and the particle file of a run without a checkpoint. Such a run begins anew,
+/// so that its record has the plugins of now, which may have been repaired since.
 fn forget_unless_saved(run: &Path) -> Result<()> {
     let saved = checkpoint::load::<Value>(&RunFolder::at(run).checkpoints(), &[]);
     if !run.exists() || !matches!(saved, Ok(None)) {

@@ -31,7 +31,8 @@ unsafe extern "C" {
 /// Makes a device usable.
 ///
 /// # Errors
-/// For CUDA, if libtorch was built without it, an NVIDIA library is missing, or there is no usable GPU.
+/// For CUDA, if libtorch was built without it, an NVIDIA library is missing, or there is no usable
+/// GPU.
 pub(crate) fn open(device: Device) -> Result<Device> {
     let Device::Cuda(index) = device else { return Ok(device) };
     load_cuda()?;
@@ -44,9 +45,9 @@ pub(crate) fn open(device: Device) -> Result<Device> {
     }
 }
 
-/// Loads libtorch's CUDA library, and turns TF32 off. A program linked to the library would not start
-/// on a machine without NVIDIA's libraries. libtorch searches for it once and remembers the result: no
-/// CUDA device may have been used before.
+/// Loads libtorch's CUDA library, and turns TF32 off. A program linked to the library would not
+/// start on a machine without NVIDIA's libraries. libtorch searches for it once and remembers the
+/// result: no CUDA device may have been used before.
 ///
 /// # Errors
 /// If libtorch was built without CUDA, or an NVIDIA library is missing.
@@ -58,8 +59,8 @@ pub(crate) fn load_cuda() -> Result<()> {
             .note("missing", library.display())
             .fix("set LIBTORCH to a libtorch with CUDA and rebuild, or use --device cpu"));
     }
-    // SAFETY: opening runs the initialisers of libtorch's CUDA library, which register its kernels. It
-    // is in the folder of the libtorch that is already loaded.
+    // SAFETY: opening runs the initialisers of libtorch's CUDA library, which register its kernels.
+    // It is in the folder of the libtorch that is already loaded.
     match unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
@@ -113,13 +114,15 @@ pub(crate) fn upload(tensor: &Tensor, device: Device) -> std::result::Result<Ten
 
 /// The error message that a function of `libtorch.cpp` returned; none if it succeeded.
 pub(crate) fn refusal(message: *const c_char) -> Option<String> {
-    // SAFETY: the message is a string that is valid until this thread's next call of such a function.
+    // SAFETY: the message is a string that is valid until this thread's next call of such a
+    // function.
     (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
 }
 
 const MOST_THREADS: usize = 1024;
 
-/// Sets the number of threads of libtorch and of random numbers: one for each core unless it is given.
+/// Sets the number of threads of libtorch and of random numbers: one for each core unless it is
+/// given.
 ///
 /// # Errors
 /// If the number is out of range, or the threads cannot be started.
@@ -140,16 +143,16 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<usize> {
     Ok(threads)
 }
 
-/// Sets this process up, before it starts any thread: its allocator keeps freed memory, and a file that
-/// exceeds its limit is an error of the write, not a signal.
+/// Sets this process up, before it starts any thread: its allocator keeps freed memory, and a file
+/// that exceeds its limit is an error of the write, not a signal.
 pub fn set_up() {
     keep_freed_memory();
     // SAFETY: no handler is installed; no other thread has started yet.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Keeps freed memory in the process. By default, glibc returns large activations to the kernel after
-/// every step, and needs new pages in the next one.
+/// Keeps freed memory in the process. By default, glibc returns large activations to the kernel
+/// after every step, and needs new pages in the next one.
 fn keep_freed_memory() {
     const KEPT: libc::c_int = 1 << 30;
     const MOST_OF_OLD_GLIBC: libc::c_int = 32 << 20;

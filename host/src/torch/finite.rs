@@ -11,8 +11,8 @@ struct Condition {
     first_bad: Tensor,
 }
 
-/// Records, on the device, the first update that violated a condition. Reading the record waits for the
-/// device; a check does not.
+/// Records, on the device, the first update that violated a condition. Reading the record waits for
+/// the device; a check does not.
 pub struct FiniteCheck {
     conditions: Vec<Condition>,
     unit: &'static str,

@@ -28,8 +28,8 @@ Tensors listed(at::Tensor* const* tensors, size_t count) {
     return list;
 }
 
-// The fused steps read memory in the order of the parameters' own layout. A tensor of another layout
-// is copied first; gradients of convolutions' weights often have another one.
+// The fused steps read memory in the order of the parameters' own layout. A tensor of another
+// layout is copied first; gradients of convolutions' weights often have another one.
 at::Tensor laid_like(const at::Tensor& tensor, const at::Tensor& parameter) {
     const bool fits = tensor.strides() == parameter.strides() && tensor.is_non_overlapping_and_dense();
     return fits ? tensor : at::empty_like(parameter).copy_(tensor);

@@ -1,8 +1,8 @@
 //! Random numbers that depend only on their key.
 //!
-//! The key of a counter-based generator (ChaCha with 8 rounds) is the run's seed, a purpose, a step, the
-//! point and the particle. There is no state: a draw is the same in every batch, after a resume, and on
-//! every device. Numbers are drawn on the CPU in f32.
+//! The key of a counter-based generator (ChaCha with 8 rounds) is the run's seed, a purpose, a
+//! step, the point and the particle. There is no state: a draw is the same in every batch, after a
+//! resume, and on every device. Numbers are drawn on the CPU in f32.
 
 use crate::torch::device;
 use chacha20::ChaCha8Rng;
@@ -122,8 +122,8 @@ pub struct Draws<'a> {
 }
 
 impl<'a> Draws<'a> {
-    /// Draws for rows with `particles_per_point` consecutive particles of each point. `points` has the
-    /// point of every row.
+    /// Draws for rows with `particles_per_point` consecutive particles of each point. `points` has
+    /// the point of every row.
     pub fn new(
         seed: u64,
         purpose: Purpose,

@@ -26,8 +26,8 @@ pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     finish().map_err(|why| refused(&why))
 }
 
-/// The named tensors of a file, on the CPU. They are mapped into memory: the file must not be changed
-/// while they are used. It may be removed.
+/// The named tensors of a file, on the CPU. They are mapped into memory: the file must not be
+/// changed while they are used. It may be removed.
 ///
 /// # Errors
 /// If the file is not whole.

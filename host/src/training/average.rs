@@ -1,6 +1,6 @@
 //! An average of the weights, which is evaluated instead of the weights.
 
-use crate::plugin::Model;
+use crate::plugin::LoadedModel;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -25,7 +25,7 @@ pub struct Average {
 
 impl Average {
     /// An average that begins at the weights of the model.
-    pub fn new(averaging: Averaging, model: &Model) -> Self {
+    pub fn new(averaging: Averaging, model: &LoadedModel) -> Self {
         Self { averaging, steps: 0, tensors: copies(model) }
     }
 
@@ -44,7 +44,7 @@ impl Average {
     }
 
     /// Whether [`Average::renew_buffers`] must be called before an evaluation.
-    pub fn has_stale_buffers(&self, model: &Model) -> bool {
+    pub fn has_stale_buffers(&self, model: &LoadedModel) -> bool {
         matches!(self.averaging, Averaging::EqualFrom(_))
             && self.has_begun()
             && model.state().iter().any(|(_, tensor)| !tensor.requires_grad())
@@ -53,7 +53,7 @@ impl Average {
     /// Adds the weights of the model after a step of the optimiser. At step t, an exponential
     /// average keeps at most (1 + t) / (10 + t) of itself, so that the influence of the initial
     /// weights decays fast.
-    pub fn update(&mut self, model: &Model) {
+    pub fn update(&mut self, model: &LoadedModel) {
         let _guard = tch::no_grad_guard();
         let step = self.steps;
         self.steps += 1;
@@ -82,7 +82,11 @@ impl Average {
     ///
     /// # Errors
     /// The errors of `forwards`.
-    pub fn renew_buffers(&mut self, model: &Model, forwards: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub fn renew_buffers(
+        &mut self,
+        model: &LoadedModel,
+        forwards: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let take_buffers = |average: &mut Self, from: &[(String, Tensor)]| {
             let pairs = average.tensors.iter_mut().zip(from).zip(model.state());
@@ -130,7 +134,7 @@ impl Average {
     ///
     /// # Errors
     /// The errors of `work`.
-    pub fn in_place_of<T>(&self, model: &Model, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn in_place_of<T>(&self, model: &LoadedModel, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _guard = tch::no_grad_guard();
         let weights = copies(model);
         let put = |tensors: &[(String, Tensor)]| {
@@ -145,7 +149,7 @@ impl Average {
     }
 }
 
-fn copies(model: &Model) -> Vec<(String, Tensor)> {
+fn copies(model: &LoadedModel) -> Vec<(String, Tensor)> {
     let copy = |(name, tensor): &(String, Tensor)| (name.clone(), tensor.detach().copy());
     model.state().iter().map(copy).collect()
 }

@@ -50,8 +50,8 @@ impl Training {
         Ok(())
     }
 
-    /// What is due after an update: the device's notes are read, an epoch is summed up, a checkpoint
-    /// is saved, and what is to be measured is measured.
+    /// What is due after an update: the device's notes are read, an epoch is summed up, a
+    /// checkpoint is saved, and what is to be measured is measured.
     pub(super) fn after_update(
         &mut self,
         folder: &RunFolder,
@@ -76,10 +76,10 @@ impl Training {
         Ok(())
     }
 
-    /// Measures what is due after this update and not measured yet: the score of an epoch, a point of
-    /// the trace. The checkpoint comes first, since a measurement may take long, fail or be
-    /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is done.
-    /// Returns whether there was anything to do.
+    /// Measures what is due after this update and not measured yet: the score of an epoch, a point
+    /// of the trace. The checkpoint comes first, since a measurement may take long, fail or be
+    /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is
+    /// done. Returns whether there was anything to do.
     fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
         self.validate_epoch(folder, stop)?;
         let traced = self.trace_if_due(folder, reporter, stop)?;
@@ -123,7 +123,8 @@ impl Training {
         let over = self.is_over();
         let progress = &mut self.records.progress;
         let Some(last) = progress.epochs.last() else { return Ok(()) };
-        // A network that was not trained in the probe's whole ball need not withstand the probe yet.
+        // A network that was not trained in the probe's whole ball need not withstand the probe
+        // yet.
         let first_update = (last.epoch as u64 - 1) * self.plan.updates_per_epoch();
         let is_whole =
             self.plan.epsilon_ramp(first_update) == 1.0 && self.plan.experiment.train.epsilon_scale >= 1.0;
@@ -152,8 +153,8 @@ impl Training {
         self.records.progress.seconds += seconds;
     }
 
-    /// Refuses to save a state from which training could not go on: weights or moments that the last
-    /// update broke, or weights that give no finite logits.
+    /// Refuses to save a state from which training could not go on: weights or moments that the
+    /// last update broke, or weights that give no finite logits.
     fn refuse_broken_state(&self) -> Result<()> {
         let broken = |what: &str| {
             let update = self.records.progress.update;
@@ -198,8 +199,8 @@ impl Training {
         Ok(())
     }
 
-    /// Continues from the newest checkpoint that is whole. Returns its update, and which checkpoints
-    /// were damaged.
+    /// Continues from the newest checkpoint that is whole. Returns its update, and which
+    /// checkpoints were damaged.
     ///
     /// # Errors
     /// If every checkpoint is damaged, or it does not fit this run.
@@ -227,9 +228,9 @@ impl Training {
         Ok((self.records.progress.update, saved.damaged))
     }
 
-    /// Gives averaged weights running statistics of batch normalisation of their own, where these are
-    /// not averaged too: from some minibatches of particles, where visits begin. They depend on the
-    /// state of training alone, not on when they were last renewed.
+    /// Gives averaged weights running statistics of batch normalisation of their own, where these
+    /// are not averaged too: from some minibatches of particles, where visits begin. They depend on
+    /// the state of training alone, not on when they were last renewed.
     fn renew_statistics(&mut self) -> Result<()> {
         let model = &self.players.model;
         let Some(mut average) = self.players.average.take_if(|average| average.has_stale_buffers(model))
@@ -264,8 +265,8 @@ impl Training {
         stale.then(|| statistics_passes(&plan.experiment.train, plan.examples.len(), STATISTICS_BATCHES))
     }
 
-    /// Evaluates the weights that are evaluated in the end (averaged ones if there are any); an error
-    /// that is an interruption once `stop` is set.
+    /// Evaluates the weights that are evaluated in the end (averaged ones if there are any); an
+    /// error that is an interruption once `stop` is set.
     fn evaluate(
         &self,
         attacks: &[Attack],
@@ -297,9 +298,9 @@ impl Training {
     }
 
     /// Adds the present weights to the trace, if they are to be traced and are not yet: after the
-    /// updates that were planned, and at the end of a run that patience has ended. The random numbers
-    /// are those of `host eval`; the clock of training stands still meanwhile. Returns whether there
-    /// was anything to add.
+    /// updates that were planned, and at the end of a run that patience has ended. The random
+    /// numbers are those of `host eval`; the clock of training stands still meanwhile. Returns
+    /// whether there was anything to add.
     fn trace_if_due(&mut self, folder: &RunFolder, reporter: &Reporter, stop: &AtomicBool) -> Result<bool> {
         let Progress { update, ref trace, .. } = self.records.progress;
         let traced = trace.last().is_some_and(|point| point.updates == update);
@@ -348,8 +349,8 @@ impl Training {
         }
     }
 
-    /// Scores the last epoch on the validation points, if it is not scored yet, keeps its weights if
-    /// they are to be selected, and ends the run if no epoch has scored better for as long as
+    /// Scores the last epoch on the validation points, if it is not scored yet, keeps its weights
+    /// if they are to be selected, and ends the run if no epoch has scored better for as long as
     /// patience lasts. The score is added to its checkpoint.
     fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<()> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
@@ -388,8 +389,8 @@ impl Training {
         checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
     }
 
-    /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this update:
-    /// the session before may have been stopped before it could write that.
+    /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this
+    /// update: the session before may have been stopped before it could write that.
     fn begin_events(&mut self, folder: &RunFolder) -> Result<()> {
         if !self.plan.experiment.train.tensorboard {
             return Ok(());

@@ -4,10 +4,10 @@
 use super::update::Players;
 use crate::config::{Mode, Objective, Train};
 
-/// Passes of each training point in an epoch. For each of its K particles: in mode faithful T for the
-/// steps of the particle, one for the weights and one if the sampler judges its last proposal; in mode
-/// fused one for each replay. For each natural example: those that the objective needs, once for all
-/// K particles.
+/// Passes of each training point in an epoch. For each of its K particles: in mode faithful T for
+/// the steps of the particle, one for the weights and one if the sampler judges its last proposal;
+/// in mode fused one for each replay. For each natural example: those that the objective needs,
+/// once for all K particles.
 pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
     let of_particles = match train.mode {
         Mode::Faithful => {
@@ -25,9 +25,9 @@ pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
     (of_particles * train.particles + of_natural) as u64
 }
 
-/// Passes of all points together that renewing the running statistics of averaged weights takes, with
-/// `batches` minibatches out of `points` points. They are forwards without a graph, which count half a
-/// pass each: they are measurement, and reported beside the cost of training.
+/// Passes of all points together that renewing the running statistics of averaged weights takes,
+/// with `batches` minibatches out of `points` points. They are forwards without a graph, which
+/// count half a pass each: they are measurement, and reported beside the cost of training.
 pub(super) fn statistics_passes(train: &Train, points: usize, batches: usize) -> f64 {
     let minibatches = points.div_ceil(train.batch);
     let rest = (batches % minibatches * train.batch).min(points);
@@ -40,19 +40,19 @@ mod tests {
     use super::super::Training;
     use super::*;
     use crate::config::{Experiment, ModelMode, SamplerChoice};
-    use crate::plugin::{Model, Sampler};
+    use crate::plugin::{LoadedModel, Sampler};
     use crate::training::fixtures::dataset;
     use tch::Device;
 
-    /// Forwards and backwards at the model in an epoch of an experiment, and the passes by the formula;
-    /// each for one point. None where the experiment is refused.
+    /// Forwards and backwards at the model in an epoch of an experiment, and the passes by the
+    /// formula; each for one point. None where the experiment is refused.
     fn counted(train: Train, model: &str, sampler: Option<(&str, usize)>) -> Option<(f64, f64, u64)> {
         let dataset = dataset();
         let spec = |(name, steps): (&str, usize)| format!("linked,plugin={name},steps={steps}").parse();
         let sampler = sampler.map(|sampler| spec(sampler).expect("a spec"));
         let experiment = Experiment { sampler: SamplerChoice(sampler.clone()), train, ..Default::default() };
         experiment.validate().ok()?;
-        let model = Model::linked(model, dataset.task());
+        let model = LoadedModel::linked(model, dataset.task());
         let sampler = sampler.map(|spec| {
             let mut sampler = Sampler::linked(&spec);
             if experiment.train.mode == Mode::Fused {
@@ -106,9 +106,9 @@ mod tests {
                                 };
                                 tried += 1;
                                 assert_eq!(forwards, passes as f64, "{case}");
-                                // The forwards that have no backward of their own: the judgement of a
-                                // last proposal, and the natural examples, whose backward is that of
-                                // the weights.
+                                // The forwards that have no backward of their own: the judgement of
+                                // a last proposal, and the natural examples, whose backward is that
+                                // of the weights.
                                 let judged = sampler.is_some_and(|(name, _)| name == "judging");
                                 let natural = match objective {
                                     Objective::CrossEntropy => 0,

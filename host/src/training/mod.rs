@@ -25,7 +25,7 @@ pub use setup::{RunOptions, begin, resume};
 pub(crate) use trace::Trace;
 
 use crate::Result;
-use crate::config::Experiment;
+use crate::config::{Experiment, Mode};
 use crate::data::examples::Examples;
 use crate::plugin::Attack;
 use crate::run::RunFolder;
@@ -143,6 +143,11 @@ impl Training {
         self.plan.schedule.updates
     }
 
+    /// The experiment.
+    pub fn experiment(&self) -> &Experiment {
+        &self.plan.experiment
+    }
+
     /// How far the run is.
     pub fn progress(&self) -> &Progress {
         &self.records.progress
@@ -189,9 +194,10 @@ impl Plan {
     fn method(&self, steps: Option<usize>) -> String {
         let train = &self.experiment.train;
         let mode = match (train.mode, steps) {
+            (_, None) if train.replay > 1 => format!("ordinary training, replay {}", train.replay),
             (_, None) => "ordinary training".to_owned(),
-            (crate::config::Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
-            (crate::config::Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
+            (Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
+            (Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
         };
         let passes = train.epochs as u64 * self.passes_per_epoch;
         format!("{mode}; epochs {}, {passes} passes per sample", train.epochs)

@@ -12,7 +12,7 @@ use super::{Plan, Records, Training};
 use crate::config::{Experiment, Mode, Start as StartChoice, Train};
 use crate::data::examples::Examples;
 use crate::data::{self, Dataset};
-use crate::plugin::{Attack, Model, PluginSpec, Sampler};
+use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler};
 use crate::run::progress::Progress;
 use crate::run::{self, DataRecord, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
@@ -96,8 +96,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     Ok(training)
 }
 
-/// Continues a run that was stopped: the same experiment, plugins and data, from its last checkpoint.
-/// Also returns the update of that checkpoint, 0 if there is none.
+/// Continues a run that was stopped: the same experiment, plugins and data, from its last
+/// checkpoint. Also returns the update of that checkpoint, 0 if there is none.
 ///
 /// # Errors
 /// If the folder holds no run, another process trains in it, or plugins or data differ from those
@@ -129,28 +129,28 @@ pub fn resume(path: &Path, options: &RunOptions) -> Result<(Training, RunFolder,
     Ok((training, folder, update))
 }
 
-/// Warns if a run goes on with another arithmetic than before, and records it. Its weights are then not
-/// bit for bit those of a run that was never stopped.
+/// Warns if a run goes on with another arithmetic than before, and records it. Its weights are then
+/// not bit for bit those of a run that was never stopped.
 fn note_arithmetic(folder: &RunFolder, record: &RunRecord, update: u64, device: Device) -> Result<()> {
     let arithmetic = Arithmetic::current(device)?;
-    let Some(before) = record.latest_arithmetic() else { return Ok(()) };
-    let differences = before.differences(&arithmetic);
-    if differences.is_empty() {
-        return Ok(());
+    match record.latest_arithmetic().map(|before| before.differences(&arithmetic)) {
+        Some(differences) if differences.is_empty() => return Ok(()),
+        Some(differences) => {
+            warn(format_args!("the run goes on with other arithmetic: {}", differences.join("; ")));
+        }
+        None => warn(
+            "the arithmetic that the run began with is unknown (an older version): the resumed run may differ",
+        ),
     }
-    warn(format_args!("the run goes on with other arithmetic: {}", differences.join("; ")));
     folder.add_arithmetic(&LaterArithmetic { update, arithmetic })
 }
 
 fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
     let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
-    let model = Model::build(&experiment.model, dataset.task(), device, seed)?;
+    let model = LoadedModel::build(&experiment.model, dataset.task(), device, seed)?;
     let sampler =
         experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
-    if let Some(sampler) = &sampler {
-        sampler.supports(&experiment.threat)?;
-    }
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
@@ -174,7 +174,7 @@ impl Training {
     /// device has no room.
     pub fn new(
         experiment: Experiment,
-        model: Model,
+        model: LoadedModel,
         sampler: Option<Sampler>,
         (probe, trace): (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
@@ -305,7 +305,7 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
             Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
                 .note("because", "no chain begins in the particle store (sampler, train.start)"))
         }
-        _ => Ok(()),
+        _ => sampler.map_or(Ok(()), |sampler| sampler.supports(&experiment.threat)),
     }
 }
 

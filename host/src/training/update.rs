@@ -11,7 +11,7 @@ use super::tally::Tally;
 use crate::Result;
 use crate::config::{Mode, ModelMode, Objective, Train};
 use crate::data::examples::repeat_rows;
-use crate::plugin::{Model, Sampler, Visit, fresh_start};
+use crate::plugin::{LoadedModel, Sampler, Visit, fresh_start};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use plugin_api::losses::correct;
@@ -20,7 +20,7 @@ use tch::{Tensor, no_grad};
 /// What moves: the weights, which solve the outer problem, and the particles, which solve the inner
 /// one.
 pub(super) struct Players {
-    pub model: Model,
+    pub model: LoadedModel,
     pub optimizer: Optimizer,
     /// The average of the weights that is evaluated in their place.
     pub average: Option<Average>,
@@ -156,8 +156,8 @@ impl Players {
                     Ok((losses.detach(), gradient))
                 },
                 |visit| {
-                    // The last proposal is judged by the function that was climbed, before the weights
-                    // descend: they descend at the accepted particle.
+                    // The last proposal is judged by the function that was climbed, before the
+                    // weights descend: they descend at the accepted particle.
                     seed_forward(train, update, Forward::Weights);
                     let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
                     Ok(objective.inner(&logits, visit.labels))
@@ -273,7 +273,7 @@ mod tests {
         let dataset = dataset();
         let train = Train { batch: 4, ..Default::default() };
         let experiment = Experiment { train, sampler: SamplerChoice(None), ..Default::default() };
-        let model = Model::linked("without-dropout", dataset.task());
+        let model = LoadedModel::linked("without-dropout", dataset.task());
         let sampler = sampler
             .map(|name| Sampler::linked(&format!("linked,plugin={name},steps=2").parse().expect("a spec")));
         let parts = (None, None);

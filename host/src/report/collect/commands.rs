@@ -29,7 +29,8 @@ impl Run {
         }
     }
 
-    /// Evaluates the run and saves adversarial examples, or continues its training if it has no weights yet.
+    /// Evaluates the run and saves adversarial examples, or continues its training if it has no
+    /// weights yet.
     pub(super) fn save_examples_command(&self) -> String {
         let flag = if self.has_weights() { " --save-examples" } else { "" };
         self.eval_command() + flag

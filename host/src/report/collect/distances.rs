@@ -66,7 +66,8 @@ impl Collector<'_> {
     }
 }
 
-/// The largest distance in a ball of radius 1, with its name: in linf and in l2, the ball's own norm first.
+/// The largest distance in a ball of radius 1, with its name: in linf and in l2, the ball's own
+/// norm first.
 fn units(norm: Norm, pixels: i64) -> [(Norm, f64, String); 2] {
     let of_epsilon = |norm: Norm| (norm, 1.0, format!("{norm} distance / epsilon"));
     match norm {

@@ -2,7 +2,7 @@
 
 use super::{Collector, Gap, Part, Run, SavedEvaluation};
 use crate::data::examples::Examples;
-use crate::plugin::Model;
+use crate::plugin::LoadedModel;
 use crate::run::{self, RunFolder};
 use crate::torch::tensors;
 use crate::{Error, Result};
@@ -91,7 +91,7 @@ impl Collector<'_> {
         let spec = &run.record.experiment.model;
         let spec =
             run::recorded_plugin(spec, &run.record.plugins.model, &mut run::unless(self.allow_changed))?;
-        let model = Model::build(&spec, dataset.task(), Device::Cpu, 0)?;
+        let model = LoadedModel::build(&spec, dataset.task(), Device::Cpu, 0)?;
         let progress = run::load_weights(folder, &run.record, &model)?;
         if progress.update != evaluation.update {
             return Err(Error::new(format!(
@@ -121,7 +121,8 @@ impl Collector<'_> {
     }
 }
 
-/// The shown rows, sorted by label: first one of each label, then further ones. No point is shown twice.
+/// The shown rows, sorted by label: first one of each label, then further ones. No point is shown
+/// twice.
 fn one_of_each_class_first(labels: &[i64], points: &[i64], most: usize) -> Vec<i64> {
     let (mut seen, mut shown) = (BTreeSet::new(), BTreeSet::new());
     let (first, others): (Vec<_>, Vec<_>) =
@@ -132,7 +133,7 @@ fn one_of_each_class_first(labels: &[i64], points: &[i64], most: usize) -> Vec<i
 }
 
 /// The most likely class of each image, and its probability.
-fn guesses(model: &Model, images: &Tensor) -> Result<Vec<(i64, f64)>> {
+fn guesses(model: &LoadedModel, images: &Tensor) -> Result<Vec<(i64, f64)>> {
     let (probabilities, classes) = model.logits(images)?.softmax(-1, Kind::Double).max_dim(1, false);
     let probabilities: Vec<f64> = Vec::try_from(probabilities)?;
     let classes: Vec<i64> = Vec::try_from(classes)?;

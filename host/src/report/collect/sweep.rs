@@ -77,9 +77,9 @@ pub(super) fn read(folder: &SweepFolder) -> Result<(CollectedSweep, Vec<PathBuf>
     Ok((CollectedSweep { name: last_part(path), summary, gaps }, begun))
 }
 
-/// The summary of the runs' folders, and the names of the runs that differ from the saved summary. A saved
-/// summary is old if the sweep was killed, or its runs were resumed without it. Runs without a folder keep
-/// their saved rows. None if no run has a folder.
+/// The summary of the runs' folders, and the names of the runs that differ from the saved summary.
+/// A saved summary is old if the sweep was killed, or its runs were resumed without it. Runs
+/// without a folder keep their saved rows. None if no run has a folder.
 fn updated(
     saved: Option<&SavedSummary>,
     folder: &SweepFolder,

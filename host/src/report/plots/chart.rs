@@ -10,8 +10,9 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::ops::Range;
 
-/// Colours on a light background, and their counterparts on a dark one: text and axes, grid, then series. The
-/// colours of series are Okabe and Ito's, which people with colour blindness can distinguish.
+/// Colours on a light background, and their counterparts on a dark one: text and axes, grid, then
+/// series. The colours of series are Okabe and Ito's, which people with colour blindness can
+/// distinguish.
 const INKS: [(RGBColor, &str); 8] = [
     (RGBColor(0x1a, 0x1a, 0x1a), "#e6e6e6"),
     (RGBColor(0xdd, 0xdd, 0xdd), "#3a3a3a"),

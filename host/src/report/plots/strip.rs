@@ -109,8 +109,8 @@ fn attacks(examples: &[Example]) -> String {
     attacks.into_iter().collect::<Vec<_>>().join("; ")
 }
 
-/// The change of a pixel that is shown as white: epsilon if it bounds the change of every pixel, otherwise the
-/// largest change.
+/// The change of a pixel that is shown as white: epsilon if it bounds the change of every pixel,
+/// otherwise the largest change.
 fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     let largest = || {
         let changes = examples
@@ -125,7 +125,8 @@ fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     scale.max(1e-6)
 }
 
-/// An image `[C, H, W]`, from 0 to 1, as PNG: in colour if C is 3, otherwise its first channel in grey.
+/// An image `[C, H, W]`, from 0 to 1, as PNG: in colour if C is 3, otherwise its first channel in
+/// grey.
 fn png_of_image(image: &Tensor) -> Result<Vec<u8>> {
     // The pixels are enlarged here, because browsers smooth images when they enlarge them.
     let enlarge = (2 * SIDE as i64 / image.size()[1].max(image.size()[2]).max(1)).max(1);

@@ -15,8 +15,9 @@ use std::collections::BTreeMap;
 /// The largest number of values of an axis in a heat map.
 const MOST_PLACES: usize = 24;
 
-/// The accuracies of a sweep as curves over its only numeric axis, or as heat maps over its two; none for other
-/// sweeps. If seeds vary, the accuracies are medians over them. Also the reasons why figures are not drawn.
+/// The accuracies of a sweep as curves over its only numeric axis, or as heat maps over its two;
+/// none for other sweeps. If seeds vary, the accuracies are medians over them. Also the reasons why
+/// figures are not drawn.
 pub(in crate::report) fn sweep(sweep: &CollectedSweep, name: &str) -> Result<(Vec<Figure>, Vec<String>)> {
     let Some(summary) = &sweep.summary else { return Ok(Default::default()) };
     let settings = settings(summary);

@@ -45,8 +45,8 @@ pub(super) fn found(evaluation: &SavedEvaluation) -> Vec<Found<'_>> {
     measures.collect()
 }
 
-/// The shown one of several evaluations of a run, and how many there are. The newest weights come first, then
-/// the most points, then the latest evaluation.
+/// The shown one of several evaluations of a run, and how many there are. The newest weights come
+/// first, then the most points, then the latest evaluation.
 pub(super) fn best<'a, T>(
     found: impl Iterator<Item = (&'a SavedEvaluation, T)>,
 ) -> Option<(&'a SavedEvaluation, T, usize)> {

@@ -39,8 +39,8 @@ struct Used<'a> {
     record: &'a Record,
 }
 
-/// The plugins of every run and its evaluations. A plugin with the same role, spec and library is listed once
-/// for each run.
+/// The plugins of every run and its evaluations. A plugin with the same role, spec and library is
+/// listed once for each run.
 pub(in crate::report) fn plugins(runs: &[Run]) -> Table {
     type Of<'a> = Column<'a, Used<'a>>;
     let columns = [

@@ -8,7 +8,8 @@ use crate::sweep::{axis, short};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// The tables of a sweep: every run, and every setting over its seeds if they vary. None without a summary.
+/// The tables of a sweep: every run, and every setting over its seeds if they vary. None without a
+/// summary.
 pub(in crate::report) fn sweep(sweep: &CollectedSweep, name: &str) -> Vec<Table> {
     let Some(summary) = &sweep.summary else { return Vec::new() };
     let names = summary.runs.iter().flat_map(|run| run.row.figures.iter().map(|(name, _)| name));
