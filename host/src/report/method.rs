@@ -48,7 +48,7 @@ fn resolved(experiment: &Experiment) -> Experiment {
     experiment.data.validation_points = Some(experiment.validation_points());
     let train = &mut experiment.train;
     let by_default = Train { sampler_gradient: None, ..train.clone() }.sampler_gradient();
-    if experiment.sampler.0.is_none() || train.sampler_gradient == Some(by_default) {
+    if train.sampler_gradient == Some(by_default) {
         train.sampler_gradient = None;
     }
     match train.objective {
