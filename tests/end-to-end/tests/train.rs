@@ -211,10 +211,9 @@ fn flags_override_the_default_recipe_and_a_run_names_the_differences() {
     assert_eq!(record["experiment"]["train"]["mode"], "fused");
     assert_eq!(record["experiment"]["train"]["epsilon_scale"], 1.2);
     // The flag --mode does not change other options.
-    place.refuses(
-        &format!("train {linear} --mode faithful --out b"),
-        &["train.replay", "algorithm-1", "got 5"],
-    );
+    place
+        .refuses(&format!("train {linear} --mode faithful --out b"), &["train.replay", "got 5"])
+        .explains(&["--replay 1", "--recipe algorithm-1"]);
     place.host(&format!("train --recipe algorithm-1 {linear} --out algorithm")).ended_with(0);
     assert_eq!(place.run("algorithm").record()["experiment"]["train"]["epsilon_scale"], 1.0);
     let list = place.host("train --recipe list").succeeds().words();
