@@ -4,7 +4,7 @@ use crate::config::{DEFAULT_RECIPE, Experiment, recipe, recipes};
 use crate::run::RunFolder;
 use crate::run::progress::best_epoch;
 use crate::training::reporter::Reporter;
-use crate::training::{self, Ending, RunOptions};
+use crate::training::{self, Ending, ResumeOptions};
 use crate::util::console::{say, warn};
 use crate::{INTERRUPTED, Result};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let mut reporter = Reporter::new(style(arguments.json));
     let (mut training, folder) = match &arguments.resume {
         Some(path) => {
-            let options = RunOptions {
+            let options = ResumeOptions {
                 data_folder: arguments.data_folder.clone(),
                 allow_changed: arguments.allow_changed,
             };

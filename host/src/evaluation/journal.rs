@@ -292,7 +292,17 @@ mod tests {
     fn open(run: &RunFolder, processor: &str) -> (Journal, Option<PartialEvaluation>) {
         let settings = BTreeMap::from([("seed".to_owned(), json!(1))]);
         let present = Arithmetic { processor: processor.to_owned(), ..Default::default() };
-        Journal::open(run, settings, present, 1, &[], false).expect("a journal")
+        // Tests beside this one start processes. Until such a process has loaded its program, it holds
+        // a copy of every open file, and with it the lock of a journal that was just dropped.
+        for _ in 0..1000 {
+            match Journal::open(run, settings.clone(), present.clone(), 1, &[], false) {
+                Err(why) if why.to_string().starts_with("another process") => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                opened => return opened.expect("a journal"),
+            }
+        }
+        panic!("the journal stays locked")
     }
 
     fn processors(journal: &Journal) -> Vec<String> {

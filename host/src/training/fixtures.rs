@@ -20,7 +20,14 @@ impl<const DROPS: bool> plugin_api::Model for WithDropout<DROPS> {
 
     fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
         let pixels = task.channels * task.height * task.width;
-        Ok(Self { layer: nn::linear(path, pixels, task.classes, Default::default()) })
+        let layer = nn::linear(path, pixels, task.classes, Default::default());
+        // Tests beside this one draw from libtorch's generator, too: these weights do not.
+        let weights = Tensor::arange(pixels * task.classes, (Kind::Float, Device::Cpu)).sin();
+        tch::no_grad(|| {
+            layer.ws.shallow_clone().copy_(&weights.view_as(&layer.ws));
+            layer.bs.iter().for_each(|bias| drop(bias.shallow_clone().zero_()));
+        });
+        Ok(Self { layer })
     }
 
     fn train_differs(&self) -> bool {

@@ -21,11 +21,11 @@ mod tally;
 mod trace;
 mod update;
 
-pub use setup::{RunOptions, begin, resume};
+pub use setup::{ResumeOptions, begin, resume};
 pub(crate) use trace::Trace;
 
 use crate::Result;
-use crate::config::{Experiment, Mode};
+use crate::config::Experiment;
 use crate::data::examples::Examples;
 use crate::plugin::Attack;
 use crate::run::RunFolder;
@@ -188,18 +188,5 @@ impl Plan {
         let (epochs, within) = self.epoch_of(updates);
         let share = within as f64 * self.experiment.train.batch as f64 / self.examples.len() as f64;
         (epochs as f64 + share) * self.passes_per_epoch as f64
-    }
-
-    /// What is done, for people: "mode fused, replay 5; epochs 2, 10 passes per sample".
-    fn method(&self, steps: Option<usize>) -> String {
-        let train = &self.experiment.train;
-        let mode = match (train.mode, steps) {
-            (_, None) if train.replay > 1 => format!("ordinary training, replay {}", train.replay),
-            (_, None) => "ordinary training".to_owned(),
-            (Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
-            (Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
-        };
-        let passes = train.epochs as u64 * self.passes_per_epoch;
-        format!("{mode}; epochs {}, {passes} passes per sample", train.epochs)
     }
 }

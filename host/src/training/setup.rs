@@ -29,7 +29,7 @@ use tch::Device;
 
 /// How a run is resumed.
 #[derive(Debug, Default)]
-pub struct RunOptions {
+pub struct ResumeOptions {
     /// Where named data sets lie, if not where the run recorded.
     pub data_folder: Option<PathBuf>,
     /// Whether plugins and data may differ from those recorded.
@@ -102,7 +102,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
 /// # Errors
 /// If the folder holds no run, another process trains in it, or plugins or data differ from those
 /// recorded.
-pub fn resume(path: &Path, options: &RunOptions) -> Result<(Training, RunFolder, u64)> {
+pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFolder, u64)> {
     let mut on_change = run::unless(options.allow_changed);
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
@@ -226,7 +226,16 @@ impl Training {
 
     /// What is done, for people: "mode fused, replay 5; epochs 2, 10 passes per sample".
     pub fn method(&self) -> String {
-        self.plan.method(self.players.sampler.as_ref().map(|sampler| sampler.steps))
+        let train = &self.plan.experiment.train;
+        let steps = self.players.sampler.as_ref().map(|sampler| sampler.steps);
+        let mode = match (train.mode, steps) {
+            (_, None) if train.replay > 1 => format!("ordinary training, replay {}", train.replay),
+            (_, None) => "ordinary training".to_owned(),
+            (Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
+            (Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
+        };
+        let passes = train.epochs as u64 * self.plan.passes_per_epoch;
+        format!("{mode}; epochs {}, {passes} passes per sample", train.epochs)
     }
 }
 

@@ -287,7 +287,6 @@ mod tests {
 
     #[test]
     fn weights_descend_at_the_accepted_particle() {
-        tch::manual_seed(0);
         assert_eq!(weights(Some("rejecting")), weights(None), "every proposal is rejected");
         assert_ne!(weights(Some("judging")), weights(None), "every proposal is accepted");
     }
