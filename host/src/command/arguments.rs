@@ -414,10 +414,48 @@ mod tests {
     fn every_flag_sets_its_key_and_no_other() {
         let base = recipe(DEFAULT_RECIPE).expect("a recipe");
         for (key, (flag, value)) in values() {
-            let arguments = train(&[&flag_of(key), flag]);
+            // Another norm needs a radius of its own.
+            let radius: &[_] = if key == "threat.norm" { &["--epsilon", "0.3"] } else { &[] };
+            let arguments = train(&[&[&*flag_of(key), flag], radius].concat());
             let changed = base.with(&arguments.experiment).expect("valid");
             assert_eq!(changed.differences(&base), [(key.to_owned(), value)], "{key}");
         }
+    }
+
+    #[test]
+    fn every_real_number_may_be_a_fraction() {
+        let base = recipe(DEFAULT_RECIPE).expect("a recipe");
+        let mut tried = 0;
+        for (key, (_, value)) in values() {
+            // A real number, or a list of them.
+            let number = value.get(0).unwrap_or(&value);
+            if !number.is_f64() {
+                continue;
+            }
+            let half = if value.is_array() { serde_json::json!([0.5]) } else { 0.5.into() };
+            let arguments = train(&[&flag_of(key), "4/8"]);
+            let changed = base.with(&arguments.experiment).expect("valid");
+            assert_eq!(changed.differences(&base), [(key.to_owned(), half.clone())], "{key}");
+            let written = if value.is_array() { "[\"4/8\"]" } else { "\"4/8\"" };
+            let (table, name) = key.split_once('.').expect("a dotted key");
+            let file: toml::Table = toml::from_str(&format!("{table}.{name} = {written}")).expect("TOML");
+            let changed = base.with(&file).expect("valid");
+            assert_eq!(changed.differences(&base), [(key.to_owned(), half)], "{key}");
+            tried += 1;
+        }
+        assert!(tried >= 12, "{tried}");
+    }
+
+    #[test]
+    fn another_norm_needs_a_radius_of_its_own() {
+        let refused = train(&["--norm", "l2"]).experiment().expect_err("refused").to_string();
+        assert!(
+            refused.starts_with("threat.norm: l2 needs an epsilon of its own: 0.3 is a radius in linf"),
+            "{refused}"
+        );
+        let l2 = train(&["--norm", "l2", "--epsilon", "3/2"]).experiment().expect("valid");
+        assert_eq!(l2.threat.epsilon, 1.5);
+        assert!(train(&["--norm", "linf"]).experiment().is_ok(), "the norm of the recipe");
     }
 
     #[test]

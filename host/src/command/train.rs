@@ -1,4 +1,5 @@
 use super::arguments::{TrainArguments, style};
+use super::eval::print_caveats;
 use super::stop_on_signals;
 use crate::config::{DEFAULT_RECIPE, Experiment, recipe, recipes};
 use crate::run::RunFolder;
@@ -40,6 +41,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let path = folder.path().display().to_string();
     reporter.note(&format!("run folder {path}"));
     reporter.event(&json!({"event": "run", "run": path, "method": method, "update": training.progress().update, "updates": training.updates()}));
+    print_caveats(training.caveat().as_slice());
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });

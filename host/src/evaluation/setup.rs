@@ -225,7 +225,7 @@ impl<'a> EvaluationSetup<'a> {
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
-        caveats.extend(caveats_of_models(&evaluator, &points)?);
+        caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
         let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
         if partial.is_some() && self.style == Style::Human {
@@ -426,11 +426,14 @@ impl FinishedEvaluation {
     }
 }
 
-/// The caveats of the evaluated model, and of the model that examples are made on.
-pub(crate) fn caveats_of_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
+/// The caveats that are known before any attack: of the threat model, of the evaluated model, and of
+/// the model that examples are made on.
+pub(crate) fn caveats_before_attacks(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
     let checked = Tensor::from_slice(&points[..points.len().min(CHECKED)]).to_device(evaluator.device);
     let (images, labels) = evaluator.examples.batch(&checked);
-    let mut caveats = caveat::of_model(evaluator.source, &images, &labels)?;
+    let values = images.size()[1..].iter().product();
+    let mut caveats: Vec<_> = caveat::of_threat(&evaluator.threat, values).into_iter().collect();
+    caveats.extend(caveat::of_model(evaluator.source, &images, &labels)?);
     if !std::ptr::eq(evaluator.source, evaluator.model) {
         let of_target = caveat::of_model(evaluator.model, &images, &labels)?;
         // Attacks take no gradients of the evaluated model.

@@ -2,7 +2,7 @@
 
 use crate::evaluation::caveat;
 use crate::evaluation::journal::Journal;
-use crate::evaluation::setup::{EvaluatedRun, EvaluationOptions, EvaluationSetup, caveats_of_models};
+use crate::evaluation::setup::{EvaluatedRun, EvaluationOptions, EvaluationSetup, caveats_before_attacks};
 use crate::evaluation::verdict::{Caveat, Evaluation};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::{Style, say};
@@ -114,7 +114,7 @@ pub(crate) fn transfer_with_style(
             let mut caveats = Vec::new();
             if std::ptr::eq(source, target) {
                 caveats.extend(target.changes.iter().cloned());
-                caveats.extend(caveats_of_models(&evaluator, &points)?);
+                caveats.extend(caveats_before_attacks(&evaluator, &points)?);
             }
             let (journal, partial) = setup.journal(&evaluator, target, Some(source), &attacks, &points)?;
             if partial.is_some() && !is_continued && style == Style::Human {
