@@ -10,6 +10,7 @@ mod recipe;
 pub(crate) mod suite;
 mod validate;
 
+pub(crate) use choices::name_of;
 pub use choices::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
 pub use experiment::{
     Data, DataFlags, Eval, Experiment, PluginFlags, SamplerChoice, ThreatFlags, Train, TrainFlags,

@@ -5,8 +5,10 @@ use crate::data::{self, Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
+use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
+use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
@@ -109,6 +111,8 @@ pub struct EvaluatedRun {
 
 /// A finished evaluation of one run, not saved yet.
 pub struct FinishedEvaluation {
+    /// What was about to be done.
+    pub outline: Outline<ExpectedCost>,
     /// The result.
     pub evaluation: Evaluation,
     /// The error of the attack that ended the evaluation, if one failed.
@@ -227,6 +231,10 @@ impl<'a> EvaluationSetup<'a> {
         let points = self.choose_points(&evaluator, experiment)?;
         caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
+        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
+        if self.style == Style::Human {
+            say(&outline);
+        }
         let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
         if partial.is_some() && self.style == Style::Human {
             say("going on with this evaluation, which was interrupted");
@@ -248,8 +256,40 @@ impl<'a> EvaluationSetup<'a> {
                 let examples = self.options.save_examples.then_some(SavedExamples { file, none });
                 let file = examples.as_ref().map(|examples| &*examples.file);
                 let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal, file);
-                Ok(FinishedEvaluation { evaluation, failure, run: target, entry, examples, journal })
+                Ok(FinishedEvaluation { outline, evaluation, failure, run: target, entry, examples, journal })
             }
+        }
+    }
+
+    /// What an evaluation is about to do. `model` is a run and how many models are attacked with
+    /// examples of how many: one, or as many as a transfer matrix has fields.
+    pub(crate) fn outline(
+        &self,
+        evaluator: &Evaluator,
+        attacks: &[Attack],
+        (path, fields): (&Path, usize),
+        points: usize,
+    ) -> Outline<ExpectedCost> {
+        let order = match (fields, &self.options.suite) {
+            (1, Some(suite)) => format!("suite {suite}, each attack on the points robust so far: "),
+            (1, None) => String::new(),
+            _ => format!("transfer matrix of {fields} evaluations: "),
+        };
+        let names: Vec<_> = attacks.iter().map(|attack| attack.record.spec.as_str()).collect();
+        let restarts = evaluator.restarts;
+        let repeated = if restarts > 1 { format!("; {restarts} restarts") } else { String::new() };
+        Outline {
+            data: Points {
+                name: self.dataset.name.clone(),
+                points,
+                kind: self.options.points_name(),
+                classes: self.dataset.classes,
+                shape: self.examples.images.size()[1..].to_vec(),
+            },
+            model: format!("{} ({})", evaluator.model.record.spec, path.display()),
+            threat: evaluator.threat,
+            method: format!("{order}{}{repeated}", names.join(", ")),
+            cost: ExpectedCost::new(attacks, points, u64::from(restarts) * fields as u64),
         }
     }
 

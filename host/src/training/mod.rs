@@ -9,6 +9,7 @@ mod augmentation;
 mod average;
 mod bookkeeping;
 mod cost;
+mod extension;
 #[cfg(test)]
 mod fixtures;
 mod objective;

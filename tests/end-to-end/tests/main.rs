@@ -11,6 +11,8 @@ mod harness;
 mod modes;
 mod networks;
 mod pages;
+mod plugins;
+mod progress;
 mod quick;
 mod report;
 mod resume;
