@@ -327,7 +327,7 @@ fn extends(flags: &str) {
 fn a_run_with_a_constant_learning_rate_is_extended() {
     extends(
         "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store \
-         --schedule constant --warmup-epochs 1 --warmup-epsilon 2.5 --average 0.9 --validation-points 50 \
+         --schedule constant --warmup-epochs 1 --warmup-epsilon 1.5 --average 0.9 --validation-points 50 \
          --probe fgsm.so --select best --patience 5",
     );
 }
