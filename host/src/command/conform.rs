@@ -1,7 +1,8 @@
 use crate::command::arguments::ConformArguments;
 use crate::plugin::library::{self, File, Kind, Manifest};
-use crate::plugin::{PluginSpec, parse};
+use crate::plugin::{PluginSpec, check_memory, parse};
 use crate::torch::device;
+use crate::torch::process::ProcessState;
 use crate::util::console::say;
 use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
@@ -17,7 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// `host conform`
 pub fn run(arguments: &ConformArguments) -> Result<u8> {
@@ -325,12 +326,12 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let manifest =
         file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
     let options = arguments.judge_options.clone();
-    let library = Checked { file: &file, manifest, options, opened: OnceCell::new() };
-
     // CUDA must be loaded before the first check. A check that needs it reports an error.
     let _ = device::load_cuda();
     // Checks are small, and several processes may run at the same time.
     tch::set_num_threads(1);
+    let process = ProcessState::current()?;
+    let library = Checked { file: &file, manifest, options, process, opened: OnceCell::new() };
     let actions = channel.try_clone().map_err(|why| refused(&why))?;
     conformance::listen(move |what| {
         let _ = writeln!(&actions, "{}", json!(Line::AboutTo(what.to_owned())));
@@ -351,6 +352,8 @@ struct Checked<'a> {
     manifest: &'a Manifest,
     /// The options of the plugin, as a JSON object.
     options: String,
+    /// The process before the first check.
+    process: ProcessState,
     /// The plugin, and the output while it was opened.
     opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
 }
@@ -410,6 +413,17 @@ impl Library for Checked<'_> {
         fs::copy(&self.file.path, &copy).map_err(cannot)?;
         // An open library does not need its file.
         self.open(&copy.display().to_string())
+    }
+
+    fn changes_of_process(&self) -> Option<String> {
+        match ProcessState::current() {
+            Ok(now) => self.process.difference(&now),
+            Err(why) => Some(why.to_string()),
+        }
+    }
+
+    fn accepts(&self, state: &[(String, Tensor)]) -> std::result::Result<(), String> {
+        check_memory(state).map_err(|error| error.first_line().to_owned())
     }
 
     fn load_cuda(&self) -> std::result::Result<(), String> {

@@ -12,6 +12,7 @@ mod sweep;
 mod train;
 mod transfer;
 
+use crate::util::console::keep_output;
 use crate::{Error, INTERRUPTED, Result};
 pub use arguments::Arguments;
 use arguments::Command;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// The error of the subcommand.
 pub fn run(command: &Command) -> Result<u8> {
+    keep_output();
     match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) if arguments.transfer => transfer::run(arguments),

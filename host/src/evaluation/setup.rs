@@ -10,8 +10,8 @@ use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
+use crate::torch::device;
 use crate::torch::random::Purpose;
-use crate::torch::{device, tensors};
 use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
@@ -379,9 +379,7 @@ impl<'a> EvaluationSetup<'a> {
         points: &[i64],
     ) -> Result<BTreeMap<String, Value>> {
         let weights = |model: &LoadedModel| -> Result<Value> {
-            let bytes: Result<Vec<_>> =
-                model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
-            Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))
+            Ok(json!([model.record.sha256, model.record.spec, model.digest()?]))
         };
         let attacks: Vec<_> =
             attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();

@@ -1,6 +1,7 @@
 //! Finding, checking and opening plugin libraries.
 
 use super::PluginSpec;
+use super::guard::Guard;
 use crate::util::files;
 use crate::{Error, Result};
 use object::{Object, ObjectSection};
@@ -288,10 +289,12 @@ fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Va
 /// tensors, types and threads may outlive every instance.
 fn keep_open(path: &Path) -> std::result::Result<(), String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    let guard = Guard::before([]).map_err(|error| error.to_string())?;
     // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
     // chosen to run it with their own rights.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-    library.map(std::mem::forget).map_err(|error| full_message(&error))
+    library.map(std::mem::forget).map_err(|error| full_message(&error))?;
+    guard.after("its initialiser").map_err(|error| error.first_line().to_owned())
 }
 
 /// An error with its causes, first lines only.

@@ -7,6 +7,7 @@ mod cuda;
 mod data;
 mod eval;
 mod examples;
+mod guards;
 mod harness;
 mod modes;
 mod networks;
