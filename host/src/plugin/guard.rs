@@ -8,7 +8,7 @@ use tch::Tensor;
 
 /// What the host sees of itself before a call: the settings of the process, and the tensors that the
 /// plugin is lent.
-pub(super) struct Guard<'a> {
+pub struct Guard<'a> {
     process: ProcessState,
     lent: Vec<(&'a str, &'a Tensor, Identity)>,
 }

@@ -1,7 +1,6 @@
 //! Finding, checking and opening plugin libraries.
 
-use super::PluginSpec;
-use super::guard::Guard;
+use super::{Guard, PluginSpec};
 use crate::util::files;
 use crate::{Error, Result};
 use object::{Object, ObjectSection};

@@ -8,6 +8,7 @@ mod sampler;
 mod spec;
 
 pub use attack::{Attack, CountedVictim};
+pub use guard::Guard;
 use guard::call;
 pub use library::Record;
 pub use model::LoadedModel;

@@ -203,7 +203,7 @@ impl LoadedModel {
 
     /// The tensors of the model that a call must not write to: all of them in evaluation mode, the
     /// parameters in training mode, in which buffers may be updated.
-    pub(super) fn lent(&self, train: bool) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub fn lent(&self, train: bool) -> impl Iterator<Item = (&str, &Tensor)> {
         let lent = self.state.iter().filter(move |(_, tensor)| !train || tensor.requires_grad());
         lent.map(|(name, tensor)| (name.as_str(), tensor))
     }
@@ -326,5 +326,45 @@ impl LoadedModel {
             tensor.shallow_clone().copy_(&saved[name]);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights() -> Tensor {
+        Tensor::arange(8 * 3 * 3 * 2, (Kind::Float, Device::Cpu)).reshape([8, 2, 3, 3]).copy()
+    }
+
+    fn named(tensors: &[&Tensor]) -> Vec<(String, Tensor)> {
+        let named = tensors.iter().enumerate();
+        named.map(|(number, tensor)| (number.to_string(), tensor.shallow_clone())).collect()
+    }
+
+    #[test]
+    fn weights_are_laid_channels_last_unless_something_else_sees_their_memory() {
+        let (free, seen) = (weights(), weights());
+        let alias = seen.detach();
+        lay_channels_last(&named(&[&free, &seen])).expect("laid out");
+        assert_eq!(free.stride(), [18, 1, 6, 2]);
+        assert_eq!(seen.stride(), [18, 9, 3, 1]);
+        assert_eq!((&free, &seen), (&weights(), &weights()));
+        let _ = seen.shallow_clone().fill_(1.0);
+        assert_eq!(alias, seen);
+    }
+
+    #[test]
+    fn listed_tensors_share_no_memory_unless_they_are_one() {
+        let (weights, other) = (weights(), weights());
+        assert!(check_memory(&named(&[&weights, &other, &weights])).is_ok(), "tied");
+        let rows = [weights.narrow(0, 0, 4), weights.narrow(0, 4, 4)];
+        assert!(check_memory(&named(&[&rows[0], &rows[1]])).is_ok(), "views that do not overlap");
+        for alias in [weights.detach(), weights.narrow(0, 7, 1), weights.view([-1])] {
+            let refused = check_memory(&named(&[&other, &weights, &alias])).expect_err("refused");
+            assert!(refused.first_line().contains("share memory"), "{refused}");
+        }
+        let empty = weights.narrow(0, 3, 0);
+        assert!(check_memory(&named(&[&weights, &empty, &empty])).is_ok(), "no element");
     }
 }
