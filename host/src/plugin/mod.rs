@@ -3,6 +3,7 @@
 mod attack;
 pub mod library;
 mod model;
+pub mod running;
 mod sampler;
 mod spec;
 
@@ -14,20 +15,17 @@ pub use sampler::{Sampler, fresh_start};
 pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};
-use plugin_api::first_line;
 use tch::Tensor;
 
 /// Calls a method of a plugin. Errors name the plugin and the method. The number of threads is
 /// restored after the call. (The caller restores the gradient mode.)
 fn call<T>(plugin: &str, method: &str, call: impl FnOnce() -> plugin_api::Result<T>) -> Result<T> {
     let threads = tch::get_num_threads();
-    let outcome = call();
+    let outcome = running::run(format!("{plugin}: {method}"), call);
     if tch::get_num_threads() != threads {
         tch::set_num_threads(threads);
     }
-    outcome.map_err(|error| {
-        Error::new(format!("{plugin}: {method}: {}", first_line(&error.to_string()))).on_the_way()
-    })
+    outcome.map_err(|error| Error::new(format!("{plugin}: {method}: {error}")).on_the_way())
 }
 
 /// Refuses a returned tensor that does not have this shape, or the dtype and device of `like`.

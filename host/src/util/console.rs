@@ -1,9 +1,12 @@
 //! Output of the host: a progress bar on a terminal, plain lines elsewhere, JSON lines for
 //! programs.
 
+use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::sync::OnceLock;
 
 /// The style of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +29,64 @@ pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     }
 }
 
-/// Prints a line on standard output. Errors are ignored, so that a closed pipe does not stop the
-/// work.
+/// Why standard output could not be written to, since the first time.
+static FAILURE: OnceLock<String> = OnceLock::new();
+
+/// Prints a line on standard output. An error does not stop the work: [`check_output`] reports it
+/// at the end.
 pub fn say(text: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if let Err(why) = writeln!(stdout(), "{}", harmless(&text.to_string())) {
+        // The reader of a closed pipe wants no more.
+        if why.kind() != ErrorKind::BrokenPipe {
+            FAILURE.get_or_init(|| why.to_string());
+        }
+    }
 }
 
 /// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
-    let _ = writeln!(stderr(), "warning: {text}");
+    let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
+}
+
+/// Prints an error on standard error. Errors are ignored.
+pub fn report(error: impl Display) {
+    let _ = writeln!(stderr(), "error: {}", harmless(&error.to_string()));
+}
+
+/// # Errors
+/// If a line of standard output was lost.
+pub fn check_output() -> Result<()> {
+    match FAILURE.get() {
+        None => Ok(()),
+        Some(why) => {
+            Err(Error::new(format!("cannot write to standard output: {why}; lines of it are lost"))
+                .on_the_way())
+        }
+    }
+}
+
+/// A text without characters that a terminal obeys. Texts of plugins and of files of other people
+/// may contain them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    // Besides control characters, those that reverse the direction of a text.
+    let obeyed = |letter: char| {
+        (letter.is_control() && letter != '\n' && letter != '\t')
+            || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(obeyed) {
+        text.replace(obeyed, "\u{fffd}").into()
+    } else {
+        text.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_printed_without_characters_that_a_terminal_obeys() {
+        assert_eq!(harmless("a\tb\nc é"), "a\tb\nc é");
+        assert_eq!(harmless("\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}"), "�]0;title���2J�");
+    }
 }
