@@ -11,6 +11,7 @@ mod report;
 mod sweep;
 mod train;
 mod transfer;
+mod trust;
 
 use crate::{Error, INTERRUPTED, Result};
 pub use crate::util::console::report;
@@ -39,6 +40,7 @@ pub fn run(command: &Command) -> Result<u8> {
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Conform(arguments) => conform::run(arguments),
         Command::Plugins(arguments) => plugins::run(arguments),
+        Command::Trust(arguments) => trust::run(arguments),
         Command::New(arguments) => new::run(arguments),
         Command::Data(command) => data::run(command),
     }?;

@@ -6,6 +6,7 @@ mod model;
 pub mod running;
 mod sampler;
 mod spec;
+pub(crate) mod trust;
 
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;
