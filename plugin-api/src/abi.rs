@@ -11,8 +11,8 @@
 use crate::contract::{self, Version};
 use crate::tensor;
 use crate::{
-    error::in_one_line, first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
-    Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
+    error::in_one_line, first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection,
+    Random, RandomSource, Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
 };
 use abi_stable::abi_stability::check_layout_compatibility;
 use abi_stable::library::{lib_header_from_path, LibHeader, LibraryError, RootModule};
@@ -1544,10 +1544,7 @@ mod tests {
                 samplers(r#"{"steps": 1, "states": 18446744073709551615}"#),
                 "declares 18446744073709551615 state tensors; expected 0 to 64",
             ),
-            (
-                attacks(r#"{"queries": 1000000001}"#),
-                "declares 1000000001 queries; expected 0 to 1000000000",
-            ),
+            (attacks(r#"{"queries": 1000000001}"#), "declares 1000000001 queries; expected 0 to 1000000000"),
         ] {
             assert_eq!(outcome.expect_err("refused").to_string(), expected);
         }

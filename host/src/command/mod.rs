@@ -13,9 +13,9 @@ mod train;
 mod transfer;
 mod trust;
 
-use crate::{Error, INTERRUPTED, Result};
-pub use crate::util::console::report;
 use crate::util::console::check_output;
+pub use crate::util::console::report;
+use crate::{Error, INTERRUPTED, Result};
 pub use arguments::Arguments;
 use arguments::Command;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};

@@ -165,7 +165,11 @@ pub(crate) fn inspect(file: &str) -> Result<File> {
         .collect::<std::result::Result<Vec<Manifest>, _>>()
         .map_err(|error| not_a_plugin(&format!("has a manifest that cannot be read: {error}")))?;
     let is_odd = |text: &String| text.len() > MOST_BYTES_OF_A_NAME || text.contains(char::is_control);
-    if manifests.iter().flat_map(|manifest| [&manifest.name, &manifest.version, &manifest.libtorch]).any(is_odd) {
+    if manifests
+        .iter()
+        .flat_map(|manifest| [&manifest.name, &manifest.version, &manifest.libtorch])
+        .any(is_odd)
+    {
         return Err(not_a_plugin(&format!(
             "has a manifest with a control character or a text of more than {MOST_BYTES_OF_A_NAME} bytes"
         )));
@@ -436,7 +440,8 @@ fn names(file: &Path) -> [String; 2] {
 
 /// The other library of this name in the working directory, if the name has no folder.
 fn passed_over(file: &str, found: &Path) -> Option<String> {
-    let is_other = |name: &String| Path::new(name).canonicalize().is_ok_and(|path| path.is_file() && path != found);
+    let is_other =
+        |name: &String| Path::new(name).canonicalize().is_ok_and(|path| path.is_file() && path != found);
     names(Path::new(file)).into_iter().filter(|_| !file.contains('/')).find(is_other)
 }
 

@@ -22,7 +22,11 @@ fn list() -> Result<PathBuf> {
 
 /// The lines of the list; empty if there is no list.
 fn lines(list: &Path) -> Result<String> {
-    if list.exists() { files::read(list).map(|text| String::from_utf8_lossy(&text).into_owned()) } else { Ok(String::new()) }
+    if list.exists() {
+        files::read(list).map(|text| String::from_utf8_lossy(&text).into_owned())
+    } else {
+        Ok(String::new())
+    }
 }
 
 fn is_listed(lines: &str, sha256: &str) -> bool {

@@ -73,11 +73,7 @@ fn harmless(text: &str) -> Cow<'_, str> {
         (letter.is_control() && letter != '\n' && letter != '\t')
             || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    if text.contains(obeyed) {
-        text.replace(obeyed, "\u{fffd}").into()
-    } else {
-        text.into()
-    }
+    if text.contains(obeyed) { text.replace(obeyed, "\u{fffd}").into() } else { text.into() }
 }
 
 #[cfg(test)]

@@ -309,7 +309,8 @@ impl Outcome<'_> {
         text(&self.output.stdout)
     }
 
-    fn errors(&self) -> String {
+    /// Standard error.
+    pub fn errors(&self) -> String {
         text(&self.output.stderr)
     }
 
