@@ -85,7 +85,7 @@ the recipe or the file, and nothing else. Algorithm 1 of the paper is `--recipe 
 key that a file leaves out has the default of docs/training.md.
 
 Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it
-had never been stopped."
+had never been stopped. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 do the same."
 )]
 pub struct TrainArguments {
     /// Experiment file (TOML); flags override it
@@ -253,7 +253,7 @@ all passed; 1: some failed; 2: the checks could not run."
 )]
 pub struct ConformArguments {
     /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for
-    /// example to check a large model in a small size: FILE,width=4
+    /// example of a plugin that needs a file: FILE,file=weights.bin
     pub file: String,
     /// Run only the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]

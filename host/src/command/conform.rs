@@ -1,6 +1,6 @@
 use crate::command::arguments::{ConformArguments, style};
 use crate::plugin::library::{self, File, Kind, Manifest};
-use crate::plugin::{PluginSpec, parse};
+use crate::plugin::{PluginSpec, parse, running};
 use crate::torch::device;
 use crate::util::console::{bar, say};
 use crate::{Error, Result};
@@ -345,6 +345,8 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let manifest =
         file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
     let options = arguments.judge_options.clone();
+    // The parent process reports how this one ends.
+    running::may_exit();
     let library = Checked { file: &file, manifest, options, opened: OnceCell::new() };
 
     // CUDA must be loaded before the first check. A check that needs it reports an error.

@@ -78,7 +78,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
     for (_, spec) in experiment.plugins() {
         trust::add_named(&spec.file).unwrap_or_else(|why| {
-            warn(format_args!("{} is not listed as trusted: {}", spec.file, why.first_line()));
+            let why = why.first_line();
+            warn(format_args!("{} cannot be listed as trusted, as a resumed run needs it: {why}", spec.file));
         });
     }
     folder.create(&RunRecord {

@@ -203,6 +203,9 @@ fn a_crash_is_reported_with_the_last_action() {
     let command = "conform nonconforming.so,plugin=aborts-on-options --include options-fuzz --json";
     let lines = place.host(command).ended_with(1).json_lines();
     assert_eq!(text(&lines[0], "got"), r#"signal: 6 (SIGABRT), about to use the options {"strength":-1}"#);
+    let command = "conform bad_plugins.so,plugin=misbehaves,how=step-exits --include tensors-result --json";
+    let lines = place.host(command).ended_with(1).json_lines();
+    assert_eq!((text(&lines[0], "status"), text(&lines[0], "got")), ("crashed", "exit status: 0"));
 }
 
 #[test]
