@@ -18,6 +18,7 @@ fn main() {
         .file(SOURCE)
         .compile("host_libtorch");
     println!("cargo:rustc-env=HOST_LIBTORCH={}", libtorch.display());
+    println!("cargo:rustc-env=HOST_PROFILE={}", std::env::var("PROFILE").expect("cargo names the profile"));
     println!("cargo:rustc-link-arg=-Wl,-rpath,{library_folder}");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={SOURCE}");

@@ -45,7 +45,7 @@ impl Attack {
                 record,
             });
         }
-        let Opened { plugin, record } = open_attack(spec)?;
+        let Opened { plugin, record, .. } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
         let create = || plugin.create(&spec.attack_options());
         let instance = call(&name, "new", [], create).map_err(|error| spec.error(error))?;

@@ -1,9 +1,9 @@
 //! Calls of plugins, and what must be as before after them.
 
+use super::running;
 use crate::torch::identity::Identity;
 use crate::torch::process::ProcessState;
 use crate::{Error, Result};
-use plugin_api::first_line;
 use tch::Tensor;
 
 /// What the host sees of itself before a call: the settings of the process, and the tensors that the
@@ -62,13 +62,11 @@ pub(super) fn call<'a, T>(
     let what = || format!("{plugin}: {method}");
     let threads = tch::get_num_threads();
     let guard = Guard::before(lent)?;
-    let outcome = call();
+    let outcome = running::run(what(), call);
     if tch::get_num_threads() != threads {
         tch::set_num_threads(threads);
     }
-    let value = outcome.map_err(|error| {
-        Error::new(format!("{}: {}", what(), first_line(&error.to_string()))).on_the_way()
-    })?;
+    let value = outcome.map_err(|error| Error::new(format!("{}: {error}", what())).on_the_way())?;
     guard.after(&what())?;
     Ok(value)
 }

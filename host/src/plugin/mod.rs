@@ -4,8 +4,10 @@ mod attack;
 mod guard;
 pub mod library;
 mod model;
+pub mod running;
 mod sampler;
 mod spec;
+pub(crate) mod trust;
 
 pub use attack::{Attack, CountedVictim};
 pub use guard::Guard;

@@ -85,7 +85,7 @@ impl LoadedModel {
     /// If the plugin cannot be opened, refuses its options or images of this size, or has no
     /// trainable parameter.
     pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
-        let Opened { plugin, record } = open_model(spec)?;
+        let Opened { plugin, record, .. } = open_model(spec)?;
         Self::make(&plugin, record, spec, task, device, seed)
     }
 
@@ -101,14 +101,16 @@ impl LoadedModel {
             return Err(spec.error(format!("{}: unknown option `steps`", record.manifest.name)));
         }
         let name = record.manifest.name.clone();
-        let refused = |message: String| spec.error(format!("{name}: {message}"));
         let Task { channels, height, width, classes } = task;
         let create = |device| -> Result<_> {
             let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
             let create = || plugin.create(&spec.options(), &none, classes);
             let instance =
                 call(&name, "new", [], || tch::with_grad(create)).map_err(|error| spec.error(error))?;
-            let state = instance.parameters().map_err(|error| refused(error.to_string()))?;
+            let state = call(&name, "parameters", [], || instance.parameters())?;
+            if let Some((parameter, _)) = state.iter().find(|(_, tensor)| !tensor.defined()) {
+                return Err(spec.error(format!("{name}: the parameter `{parameter}` is an undefined tensor")));
+            }
             Ok((instance, state))
         };
         tch::manual_seed(seed);
@@ -122,9 +124,9 @@ impl LoadedModel {
                 }
             });
         }
-        check_memory(&state).map_err(|error| refused(error.to_string()))?;
+        check_memory(&state).map_err(|error| spec.error(format!("{name}: {error}")))?;
         lay_channels_last(&state)?;
-        let declaration = instance.declaration().map_err(|error| refused(error.to_string()))?;
+        let declaration = call(&name, "declare", [], || instance.declaration())?;
         let train_differs = declaration.train_differs.unwrap_or(true);
         let (forwards, backwards) = (Cell::new(0), Cell::new(0));
         let model = Self { instance, name, classes, state, train_differs, record, forwards, backwards };

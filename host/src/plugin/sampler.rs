@@ -38,7 +38,7 @@ impl Sampler {
     /// # Errors
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
-        let Opened { plugin, record } = open_sampler(spec)?;
+        let Opened { plugin, record, .. } = open_sampler(spec)?;
         Self::of_plugin(&plugin, record, spec)
     }
 
@@ -59,9 +59,6 @@ impl Sampler {
             call(&name, "new", [], || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
         };
         let steps = spec.steps().unwrap_or(instance.declaration().default_steps);
-        if steps == 0 {
-            return Err(spec.error(format!("{name}: declares 0 steps; expected at least 1")));
-        }
         record.set_steps(steps);
         Ok(Self { instance, name, steps, record })
     }

@@ -208,8 +208,11 @@ impl RunFolder {
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let record = serde_json::from_slice(&files::read(&record_path)?)
+        let mut record: RunRecord = serde_json::from_slice(&files::read(&record_path)?)
             .map_err(|why| Error::file("understand", &record_path, why))?;
+        for (_, spec) in record.experiment.plugins_mut() {
+            spec.is_recorded = true;
+        }
         Ok((run, record))
     }
 

@@ -94,7 +94,9 @@ fn largest_gradients(
             "logits without a graph (detached, or computed without gradient tracking)",
         ));
     }
-    let trainable = named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad());
+    // A parameter without elements has no gradient that could be missing.
+    let trainable =
+        named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad() && tensor.numel() > 0);
     let (names, inputs): (Vec<_>, Vec<_>) =
         std::iter::once(("the images".to_owned(), images)).chain(trainable).unzip();
     let gradients = losses::gradients(&loss, &inputs, false)

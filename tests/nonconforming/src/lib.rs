@@ -101,6 +101,7 @@ extern "C" fn at_load() {
         Ok("prints") => println!("welcome"),
         Ok("aborts") => std::process::abort(),
         Ok("never-ends") => sleep_for_ever(),
+        Ok("exits") => std::process::exit(0),
         _ => {}
     }
 }
@@ -181,6 +182,56 @@ fn abort_if_negative(options: Fragile) -> Result<()> {
 }
 
 sampler!("aborts-on-options", AbortsOnOptions, Fragile, abort_if_negative, ascend);
+
+/// One option that must be given.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+struct File {
+    /// A file that exists.
+    file: String,
+}
+
+fn need_a_file(options: File) -> Result<()> {
+    std::fs::File::open(&options.file).map(drop).map_err(Error::new)
+}
+
+// Good, if it is given a file.
+sampler!("needs-a-file", NeedsAFile, File, need_a_file, ascend);
+
+export_sampler!("asks-to-be-small", AsksToBeSmall);
+
+/// Good: works in a large size, too, but not in the time of the checks.
+struct AsksToBeSmall {
+    is_large: bool,
+}
+
+/// One option, and its value for the checks.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-conform" = {"large": false}))]
+struct Size {
+    /// Whether to be large.
+    large: bool,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { large: true }
+    }
+}
+
+impl Sampler for AsksToBeSmall {
+    type Options = Size;
+
+    fn new(options: Size) -> Result<Self> {
+        Ok(Self { is_large: options.large })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        if self.is_large {
+            return Err(Error::new("too large for the checks"));
+        }
+        ascend(step).map(Next::from)
+    }
+}
 
 // ----------------------------------------------------------------------------------- tensors
 
@@ -327,6 +378,35 @@ model!("leaves-no-grad", LeavesNoGrad, |layer, images| {
 
 sampler!("leaves-files", LeavesFiles, |step| {
     std::mem::forget(std::fs::File::open("/dev/null"));
+    ascend(step)
+});
+
+/// Takes a while to be dropped.
+struct Slow;
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+// Good: waits for its thread, which drops its thread-local values after its result is there.
+sampler!("joins-threads", JoinsThreads, |step| {
+    thread_local! {
+        static SLOW: Slow = const { Slow };
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| SLOW.with(|_| ()));
+    });
+    ascend(step)
+});
+
+sampler!("leaves-threads", LeavesThreads, |step| {
+    // Too few threads for another check to notice.
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+    if LEFT.fetch_add(1, Ordering::Relaxed) < 200 {
+        std::thread::spawn(|| sleep_for_ever());
+    }
     ascend(step)
 });
 
@@ -865,6 +945,35 @@ impl Model for AlwaysTrains {
 
     fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
         Ok(self.0.forward(images, true))
+    }
+}
+
+export_model!("unusual-parameters", UnusualParameters);
+
+/// Good: has a parameter without elements, and one whose gradients are sparse.
+struct UnusualParameters {
+    layer: nn::Linear,
+    empty: Tensor,
+    biases: nn::Embedding,
+}
+
+impl Model for UnusualParameters {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        let config = nn::EmbeddingConfig { sparse: true, ..Default::default() };
+        Ok(Self {
+            layer: nn::linear(path / "layer", pixels, task.classes, Default::default()),
+            empty: path.zeros("empty", &[0, task.classes]),
+            biases: nn::embedding(path / "biases", 1, task.classes, config),
+        })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let logits = self.layer.forward(&images.flatten(1, -1));
+        let first = Tensor::zeros([1], (Kind::Int64, images.device()));
+        Ok(logits + self.biases.forward(&first) + self.empty.sum(images.kind()))
     }
 }
 
