@@ -29,8 +29,8 @@ is written FILE[,option=value]… everywhere, for example
     host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
     host inspect langevin.so
 
-The `lib` in front of a FILE may be left out. A FILE without a folder is searched in the working
-directory, next to this program, and in the folders of DRO_PLUGIN_PATH. Every sampler has an
+The `lib` in front of a FILE may be left out. A FILE without a folder is searched next to this
+program, in the folders of DRO_PLUGIN_PATH, and last in the working directory. Every sampler has an
 option `steps`, and can be used as an attack. If a library holds several plugins of a kind,
 `plugin=NAME` chooses one.
 
@@ -63,6 +63,8 @@ pub enum Command {
     Conform(ConformArguments),
     /// List the plugins in the folders that are searched, and whether this host can load them
     Plugins(PluginsArguments),
+    /// Trust libraries, so that the runs of other people may name them
+    Trust(TrustArguments),
     /// Write the crate of a new plugin, ready to build
     New(NewArguments),
     /// Fetch data sets, or list the known ones
@@ -84,7 +86,7 @@ the recipe or the file, and nothing else. Algorithm 1 of the paper is `--recipe 
 key that a file leaves out has the default of docs/training.md.
 
 Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it
-had never been stopped."
+had never been stopped. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 do the same."
 )]
 pub struct TrainArguments {
     /// Experiment file (TOML); flags override it
@@ -293,7 +295,7 @@ all passed; 1: some failed; 2: the checks could not run."
 )]
 pub struct ConformArguments {
     /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for
-    /// example to check a large model in a small size: FILE,width=4
+    /// example of a plugin that needs a file: FILE,file=weights.bin
     pub file: String,
     /// Run only the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -328,6 +330,20 @@ pub struct PluginsArguments {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// `host trust`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A library is native code and runs with your rights. `host eval`, `host report` and `host train
+--resume` open a library that only the folder of a run names if it is next to this program, in a
+folder of DRO_PLUGIN_PATH, was named by you in `host train`, or was given here. It is recognised by
+its SHA-256. The list is $XDG_DATA_HOME/host/trusted, or ~/.local/share/host/trusted."
+)]
+pub struct TrustArguments {
+    /// Files of the libraries
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
 }
 
 /// `host new`

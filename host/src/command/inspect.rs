@@ -45,17 +45,14 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
 
 fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
     let spec = parse(&format!("{file},plugin={}", manifest.name))?;
-    let described = match manifest.kind {
-        Kind::Model => library::open_model(&spec)?.plugin.describe(),
-        Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
-        Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
-        Kind::Unknown => {
-            return Err(Error::new(
-                "this host does not support plugins of this kind; use the newer host that it was built for",
-            ));
-        }
-    };
-    described.map_err(Error::new)
+    match manifest.kind {
+        Kind::Model => library::open_model(&spec)?.description,
+        Kind::Sampler => library::open_sampler(&spec)?.description,
+        Kind::Attack => library::open_attack(&spec)?.description,
+        Kind::Unknown => Err(Error::new(
+            "this host does not support plugins of this kind; use the newer host that it was built for",
+        )),
+    }
 }
 
 fn print_options(kind: Kind, schema: &Value) {

@@ -8,6 +8,10 @@ use std::{env, fs};
 /// The folder of the host's sources when it was built; plugin-api is beside it.
 const HOST_SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 
+/// The profile that this program was built in: "debug" or "release". A plugin is built in the same
+/// one: libtorch's bindings, which take minutes, are then compiled already.
+const PROFILE: &str = env!("HOST_PROFILE");
+
 /// The versions of the host's dependencies. A plugin uses the same versions, so that compiled
 /// crates are shared.
 const LOCKED_VERSIONS: &str = include_str!("../../../Cargo.lock");
@@ -39,7 +43,7 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
         return Err(Error::new(format!("there is already a plugin `{name}`")).fix("choose another name"));
     }
     let target_folder = repository.join("target");
-    let plugin = target_folder.join("debug").join(format!("lib{}.so", name.replace('-', "_")));
+    let plugin = target_folder.join(PROFILE).join(format!("lib{}.so", name.replace('-', "_")));
     let plugin = plugin.display().to_string();
     let (source, old_name, old_type) = template(*kind);
 
@@ -59,7 +63,7 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
     say(format_args!("  libtorch    {}", libtorch.display()));
     say(format_args!("  library     {plugin}"));
-    say(format_args!("  build       cd {} && cargo build", folder.display()));
+    say(format_args!("  build       cd {} && {}", folder.display(), cargo("build")));
     say(format_args!("  check       host conform {plugin}"));
     say(format_args!("  use         {}", usage(*kind, &plugin)));
     Ok(0)
@@ -175,6 +179,12 @@ debug = \"line-tables-only\"
     )
 }
 
+/// A command of cargo in the profile of this program.
+fn cargo(command: &str) -> String {
+    let flag = if PROFILE == "release" { " --release" } else { "" };
+    format!("cargo {command}{flag}")
+}
+
 /// The command that uses the plugin.
 fn usage(kind: NewKind, plugin: &str) -> String {
     match kind {
@@ -185,15 +195,18 @@ fn usage(kind: NewKind, plugin: &str) -> String {
 }
 
 fn readme(kind: NewKind, name: &str, plugin: &str) -> String {
-    let use_it = usage(kind, plugin);
+    let (use_it, build, test) = (usage(kind, plugin), cargo("build"), cargo("test"));
     format!(
         "# {name}
 
-    cargo build
-    cargo test --no-fail-fast
+    {build}
+    {test} --no-fail-fast
     host inspect {plugin}
     host conform {plugin}
     {use_it}
+
+The host was built in the profile `{PROFILE}`. In this profile, libtorch's bindings are compiled
+already; the first build in another one compiles them, which takes minutes.
 
 `Cargo.toml` has the path of plugin-api, `.cargo/config.toml` the paths of libtorch and of the target
 folder. Rebuild the plugin when the contract or libtorch changes; otherwise the host refuses to open

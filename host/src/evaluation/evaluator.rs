@@ -71,7 +71,8 @@ impl Evaluator<'_> {
     /// ends the evaluation: its error is returned with the results before it.
     ///
     /// # Errors
-    /// If the model fails on natural examples.
+    /// If the model fails on natural examples, or its weights are others after the attacks. The
+    /// journal is then empty.
     pub(crate) fn run(
         &self,
         attacks: &[Attack],
@@ -79,9 +80,18 @@ impl Evaluator<'_> {
         partial: Option<PartialEvaluation>,
         journal: Option<&Journal>,
     ) -> Result<(Evaluation, Option<Error>)> {
+        let weights = self.model.digest()?;
         let mut partial = partial.map_or_else(|| self.without_attack(points, journal), Ok)?;
         let left = attacks.iter().skip(partial.results.len());
         let failure = left.into_iter().find_map(|attack| self.attack(attack, &mut partial, journal).err());
+        if self.model.digest()? != weights {
+            journal.map_or(Ok(()), Journal::forget)?;
+            let name = &self.model.record.manifest.name;
+            return Err(Error::new(format!("the weights of {name} changed while it was evaluated"))
+                .note("because", "its forward in evaluation mode, or an attack, wrote to them")
+                .fix("see which by `host conform`, checks model-modes and attack-victim")
+                .on_the_way());
+        }
         let PartialEvaluation { verdicts, results, .. } = partial;
         // The results of examples made on another model say nothing about this model's gradients.
         let caveats = if std::ptr::eq(self.model, self.source) {

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -148,6 +149,20 @@ impl Journal {
         saved["settings"] = json!(self.settings);
         saved["findings"] = json!(partial);
         files::write_whole(&self.folder.join(PARTIAL), saved.to_string().as_bytes())
+    }
+
+    /// Forgets what was found: it cannot be relied on.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn forget(&self) -> Result<()> {
+        let path = self.folder.join(PARTIAL);
+        match fs::remove_file(&path) {
+            Err(why) if why.kind() != ErrorKind::NotFound => {
+                Err(Error::file("remove", &path, why).on_the_way())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps a batch's adversarial examples, if they were asked for. The files are ordered by the

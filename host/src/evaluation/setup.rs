@@ -10,10 +10,10 @@ use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, RunFolder, RunRecord, Versions};
+use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
+use crate::torch::device;
 use crate::torch::random::Purpose;
-use crate::torch::{device, tensors};
 use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
@@ -103,8 +103,9 @@ pub struct EvaluatedRun {
     pub record: RunRecord,
     /// Its classifier, with the weights for evaluation.
     pub model: LoadedModel,
-    /// The differences from the record that `allow_changed` let pass.
-    pub changes: Vec<Caveat>,
+    /// The differences from the record that `allow_changed` let pass, and what is wrong with its
+    /// checkpoints.
+    pub caveats: Vec<Caveat>,
     /// The progress of training at the checkpoint of the weights.
     pub progress: Progress,
 }
@@ -186,12 +187,12 @@ impl<'a> EvaluationSetup<'a> {
     /// If there is no such run, or its plugin or data have changed and `allow_changed` is not set.
     pub fn open_run(&self, path: &Path) -> Result<EvaluatedRun> {
         let (folder, record) = RunFolder::open(path)?;
-        let mut changes = Vec::new();
+        let mut caveats = Vec::new();
         let mut on_change = |change: Error| {
             if !self.options.allow_changed {
                 return Err(change.note("run", path.display()));
             }
-            changes.push(Caveat::new("changed", change.first_line()));
+            caveats.push(Caveat::new("changed", change.first_line()));
             Ok(())
         };
         run::check_data(&self.dataset, &record.data, &mut on_change)?;
@@ -205,8 +206,12 @@ impl<'a> EvaluationSetup<'a> {
         let spec = &record.experiment.model;
         let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
         let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
-        let progress = run::load_weights(&folder, &record, &model)?;
-        Ok(EvaluatedRun { folder, record, model, changes, progress })
+        let WeightsFound { progress, damaged, unfinished } = run::load_weights(&folder, &record, &model)?;
+        let passed_over =
+            |what| Caveat::new("damaged", format!("{what}; the checkpoint before it is evaluated"));
+        caveats.extend(damaged.into_iter().map(passed_over));
+        caveats.extend(unfinished.map(|what| Caveat::new("unfinished", what)));
+        Ok(EvaluatedRun { folder, record, model, caveats, progress })
     }
 
     /// Evaluates the run in this folder. An interrupted evaluation of the same settings is
@@ -222,8 +227,8 @@ impl<'a> EvaluationSetup<'a> {
         target.folder.evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
-        let mut caveats = target.changes.clone();
-        add_new(&mut caveats, source.iter().flat_map(|source| source.changes.clone()));
+        let mut caveats = target.caveats.clone();
+        add_new(&mut caveats, source.iter().flat_map(|source| source.caveats.clone()));
         caveats.extend(left_out);
         let source = source.as_ref().unwrap_or(&target);
         let experiment = &target.record.experiment;
@@ -419,9 +424,7 @@ impl<'a> EvaluationSetup<'a> {
         points: &[i64],
     ) -> Result<BTreeMap<String, Value>> {
         let weights = |model: &LoadedModel| -> Result<Value> {
-            let bytes: Result<Vec<_>> =
-                model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
-            Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))
+            Ok(json!([model.record.sha256, model.record.spec, model.digest()?]))
         };
         let attacks: Vec<_> =
             attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();

@@ -123,7 +123,7 @@ pub(crate) fn transfer_with_style(
             let points = setup.choose_points(&evaluator, experiment)?;
             let mut caveats = Vec::new();
             if std::ptr::eq(source, target) {
-                caveats.extend(target.changes.iter().cloned());
+                caveats.extend(target.caveats.iter().cloned());
                 caveats.extend(caveats_before_attacks(&evaluator, &points)?);
             }
             let (journal, partial) = setup.journal(&evaluator, target, Some(source), &attacks, &points)?;

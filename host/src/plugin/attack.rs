@@ -45,11 +45,11 @@ impl Attack {
                 record,
             });
         }
-        let Opened { plugin, record } = open_attack(spec)?;
+        let Opened { plugin, record, .. } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
         let create = || plugin.create(&spec.attack_options());
-        let instance = call(&name, "new", create).map_err(|error| spec.error(error))?;
-        let declaration = call(&name, "declare", || instance.declaration())?;
+        let instance = call(&name, "new", [], create).map_err(|error| spec.error(error))?;
+        let declaration = call(&name, "declare", [], || instance.declaration())?;
         let query_budget = declaration.query_budget;
         Ok(Self { kind: AttackKind::Plugin(instance), name, key, query_budget, record })
     }
@@ -60,7 +60,7 @@ impl Attack {
     /// If not: the reason.
     pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
         let supported = match &self.kind {
-            AttackKind::Plugin(instance) => call(&self.name, "supports", || {
+            AttackKind::Plugin(instance) => call(&self.name, "supports", [], || {
                 instance.supports(threat)?;
                 instance.supports_task(task)
             }),
@@ -116,7 +116,9 @@ impl Attack {
             AttackKind::Plugin(instance) => {
                 let classes = victim.model.classes();
                 let before = victim.forward_passes.get();
-                let candidates = call(&self.name, "run", || {
+                let lent =
+                    [("natural", natural), ("labels", labels)].into_iter().chain(victim.model.lent(false));
+                let candidates = call(&self.name, "run", lent, || {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
                 })?;
                 self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;

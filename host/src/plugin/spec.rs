@@ -23,6 +23,8 @@ pub struct PluginSpec {
     written: String,
     /// Its place in a file, if it was read from one: "demo.toml, line 3".
     pub origin: Option<String>,
+    /// Whether the record of a run names it, and not the user: such a library must be trusted.
+    pub is_recorded: bool,
 }
 
 impl PluginSpec {
@@ -90,6 +92,7 @@ impl FromStr for PluginSpec {
             options: Map::new(),
             written: written.to_owned(),
             origin: None,
+            is_recorded: false,
         };
         for part in parts {
             let (key, value) = part

@@ -225,8 +225,11 @@ impl RunFolder {
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let record = serde_json::from_slice(&files::read(&record_path)?)
+        let mut record: RunRecord = serde_json::from_slice(&files::read(&record_path)?)
             .map_err(|why| Error::file("understand", &record_path, why))?;
+        for (_, spec) in record.experiment.plugins_mut() {
+            spec.is_recorded = true;
+        }
         Ok((run, record))
     }
 
@@ -390,12 +393,26 @@ fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
     lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
 }
 
+/// What was found when weights were loaded for evaluation.
+pub(crate) struct WeightsFound {
+    /// The progress at their checkpoint.
+    pub progress: Progress,
+    /// Newer checkpoints that were passed over as damaged, with the reason.
+    pub damaged: Vec<String>,
+    /// How far training is, if it is not finished.
+    pub unfinished: Option<String>,
+}
+
 /// Loads the weights for evaluation into a model: those of the run's last or best checkpoint,
-/// averaged if the run averages them. Returns the progress at that checkpoint.
+/// averaged if the run averages them.
 ///
 /// # Errors
 /// If no checkpoint is whole, or its weights are not of this model.
-pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &LoadedModel) -> Result<Progress> {
+pub(crate) fn load_weights(
+    folder: &RunFolder,
+    record: &RunRecord,
+    model: &LoadedModel,
+) -> Result<WeightsFound> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =
@@ -404,16 +421,17 @@ pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Loade
             Error::new(format!("{path} has no checkpoint yet"))
                 .fix(format!("train it with `host train --resume {path}`"))
         })?;
-    for what in &saved.damaged {
-        warn(format_args!("{what}; evaluating the checkpoint before it"));
-    }
-    let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && !is_trained(&saved.progress.epochs, all) {
-        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
-    }
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
     model.load(weights.unwrap_or(&Default::default()))?;
-    Ok(saved.progress)
+    let latest = match train.select {
+        Select::Best => checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten(),
+        Select::Last => None,
+    };
+    let epochs = latest.as_ref().map_or(&saved.progress.epochs, |latest| &latest.progress.epochs);
+    let (done, all) = (epochs.len(), train.epochs);
+    let unfinished = (!is_trained(epochs, all))
+        .then(|| format!("training is not finished: {done} of {all} epochs are done"));
+    Ok(WeightsFound { progress: saved.progress, damaged: saved.damaged, unfinished })
 }
 
 /// Handles a difference from a run's record: a warning if differences are allowed, else an error.

@@ -179,6 +179,10 @@ impl Worker<'_> {
             };
             let ended = self.host(setting, lock, command)?;
             let Ended::Well(_) = ended else { return Ok(ended) };
+            // A library may end the process with exit code 0.
+            if !self.folder.is_trained(setting) {
+                return Ok(Ended::Badly(unfinished("host train", "the run is not trained")));
+            }
         }
         for suite in self.folder.missing(self.sweep, setting)? {
             let attacks = attacks(suite, setting)?;
@@ -188,9 +192,9 @@ impl Worker<'_> {
                 Ended::Well(answer) => answer,
                 ended => return Ok(ended),
             };
-            let result = serde_json::from_str(&answer).map_err(|why| {
-                Error::new(format!("cannot understand the output of host eval: {why}")).on_the_way()
-            })?;
+            let Ok(result) = serde_json::from_str(&answer) else {
+                return Ok(Ended::Badly(unfinished("host eval", "it printed no evaluation")));
+            };
             self.folder.add_evaluation(setting, SweepEvaluation { suite: suite.clone(), attacks, result })?;
         }
         Ok(Ended::Well(String::new()))
@@ -260,6 +264,12 @@ fn last_line(path: &Path) -> io::Result<String> {
     let length = file.metadata()?.len();
     let text = read_from(&mut file, length.saturating_sub(LONGEST_LINE))?;
     Ok(text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// The failure of a command that ended with exit code 0 without its result.
+fn unfinished(command: &str, missing: &str) -> Failure {
+    let ended = format!("exit code 0, but {missing}");
+    Failure { command: command.to_owned(), ended, lines: Vec::new() }
 }
 
 /// Starts this program with other arguments, and these files as its standard input, output and

@@ -12,7 +12,7 @@ use super::{Plan, Records, Training};
 use crate::config::{Experiment, Mode, Start as StartChoice, Train};
 use crate::data::examples::Examples;
 use crate::data::{self, Dataset};
-use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler};
+use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
 use crate::run::{self, DataRecord, Extension, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
@@ -79,6 +79,12 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let test_points = Some(dataset.test.count() as usize);
     let (training, plugins) = assemble(&experiment, &dataset)?;
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
+    for (_, spec) in experiment.plugins() {
+        trust::add_named(&spec.file).unwrap_or_else(|why| {
+            let why = why.first_line();
+            warn(format_args!("{} cannot be listed as trusted, as a resumed run needs it: {why}", spec.file));
+        });
+    }
     folder.create(&RunRecord {
         command: std::env::args().collect(),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),

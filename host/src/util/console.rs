@@ -1,10 +1,14 @@
 //! Output of the host: a progress bar on a terminal, plain lines elsewhere, JSON lines for
 //! programs.
 
+use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{IsTerminal, Write, stderr, stdout};
-use std::sync::Mutex;
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The style of the output.
@@ -17,7 +21,7 @@ pub enum Style {
 }
 
 /// A progress bar; hidden in JSON style or if standard error is not a terminal.
-fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
+pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     let is_hidden = style == Style::Json || !stderr().is_terminal();
     let bar = if is_hidden { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_length(length);
@@ -27,16 +31,70 @@ fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     }
 }
 
-/// Prints a line on standard output. Errors are ignored, so that a closed pipe does not stop the
-/// work.
+/// Standard output as the process was given it.
+static OUTPUT: OnceLock<File> = OnceLock::new();
+
+/// Keeps standard output for the host's own lines. What a plugin or a library prints from now on
+/// goes to standard error, so that it cannot mix with JSON.
+pub fn keep_output() {
+    let Ok(output) = stdout().as_fd().try_clone_to_owned() else { return };
+    // SAFETY: dup2 replaces a standard stream, which no object in this process owns.
+    if unsafe { libc::dup2(libc::STDERR_FILENO, libc::STDOUT_FILENO) } >= 0 {
+        let _ = OUTPUT.set(File::from(output));
+    }
+}
+
+/// Why standard output could not be written to, since the first time.
+static FAILURE: OnceLock<String> = OnceLock::new();
+
+/// Prints a line on standard output. An error does not stop the work: [`check_output`] reports it
+/// at the end.
 pub fn say(text: impl Display) {
-    let _ = writeln!(stdout(), "{text}");
+    let line = format!("{}\n", harmless(&text.to_string()));
+    let written = match OUTPUT.get() {
+        Some(mut output) => output.write_all(line.as_bytes()),
+        None => stdout().write_all(line.as_bytes()),
+    };
+    if let Err(why) = written {
+        // The reader of a closed pipe wants no more.
+        if why.kind() != ErrorKind::BrokenPipe {
+            FAILURE.get_or_init(|| why.to_string());
+        }
+    }
     note_line();
 }
 
 /// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
-    let _ = writeln!(stderr(), "warning: {text}");
+    let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
+}
+
+/// Prints an error on standard error. Errors are ignored.
+pub fn report(error: impl Display) {
+    let _ = writeln!(stderr(), "error: {}", harmless(&error.to_string()));
+}
+
+/// # Errors
+/// If a line of standard output was lost.
+pub fn check_output() -> Result<()> {
+    match FAILURE.get() {
+        None => Ok(()),
+        Some(why) => {
+            Err(Error::new(format!("cannot write to standard output: {why}; lines of it are lost"))
+                .on_the_way())
+        }
+    }
+}
+
+/// A text without characters that a terminal obeys. Texts of plugins and of files of other people
+/// may contain them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    // Besides control characters, those that reverse the direction of a text.
+    let obeyed = |letter: char| {
+        (letter.is_control() && letter != '\n' && letter != '\t')
+            || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(obeyed) { text.replace(obeyed, "\u{fffd}").into() } else { text.into() }
 }
 
 /// The longest time between two lines of progress. A step may take a while before the next line can
@@ -79,7 +137,7 @@ impl Indicator {
     /// The status of a part of such work: lines alone, since the whole may have a bar.
     pub fn of_part(style: Style, length: u64, unit: &'static str) -> Self {
         let is_terminal = match style {
-            Style::Human => stdout().is_terminal(),
+            Style::Human => OUTPUT.get().map_or_else(|| stdout().is_terminal(), File::is_terminal),
             Style::Json => stderr().is_terminal(),
         };
         let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
@@ -127,7 +185,7 @@ impl Indicator {
         if self.bar.is_hidden() && !is_due {
             return;
         }
-        let message = message();
+        let message = harmless(&message()).into_owned();
         if is_due {
             note_line();
             let length = self.bar.length().unwrap_or_default();
@@ -166,5 +224,11 @@ mod tests {
         assert!(status(true, Duration::ZERO).is_due());
         assert!(!status(true, Duration::MAX).is_due());
         assert!(!status(false, Duration::ZERO).is_due());
+    }
+
+    #[test]
+    fn texts_are_printed_without_characters_that_a_terminal_obeys() {
+        assert_eq!(harmless("a\tb\nc é"), "a\tb\nc é");
+        assert_eq!(harmless("\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}"), "�]0;title���2J�");
     }
 }

@@ -78,12 +78,15 @@ pub fn built(name: &str) -> PathBuf {
 /// A fresh folder in which the host is run.
 pub struct Place {
     folder: TempDir,
+    /// The folder of the user's own files.
+    home: TempDir,
 }
 
 impl Place {
     /// An empty folder.
     pub fn empty() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+        let [folder, home] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        Self { folder, home }
     }
 
     /// A folder with a data set `digits` of square images that are easy to classify.
@@ -117,8 +120,13 @@ impl Place {
     ) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        as_a_user_would(&mut command);
+        as_a_user_would(&mut command).env("XDG_DATA_HOME", self.home.path());
         command
+    }
+
+    /// The user's list of trusted libraries.
+    pub fn trusted(&self) -> PathBuf {
+        self.home.path().join("host/trusted")
     }
 
     /// Runs the host.
@@ -306,7 +314,7 @@ impl Outcome<'_> {
     }
 
     /// Standard error, without the lines of progress that a slow command prints there.
-    fn errors(&self) -> String {
+    pub fn errors(&self) -> String {
         let errors = text(&self.output.stderr);
         errors
             .lines()

@@ -2,9 +2,10 @@
 //! stopped.
 
 use crate::data::TEST_POINTS;
-use crate::harness::{Place, Run, edit, sha256};
+use crate::harness::{Place, Run, built, edit, sha256};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
+use std::process::Command;
 
 const TRAIN: &str =
     "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 3";
@@ -227,6 +228,31 @@ fn does_not_resume_if_every_checkpoint_is_damaged() {
     place
         .refuses("train --resume run", &["no checkpoint in run/checkpoints is whole"])
         .explains(&["SHA-256"]);
+}
+
+#[test]
+fn signals_of_terminals_and_job_managers_save_a_checkpoint() {
+    let place = place(8);
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
+        let out = format!("run-{signal}");
+        let endless = TRAIN.replace("--epochs 3", "--epochs 100000");
+        let command = format!("{endless} --sampler none --out {out}");
+        let is_begun = || place.path(&out).join("metrics.jsonl").exists();
+        place.signal_when(&command, signal, is_begun).was_interrupted(&[out.as_str()]);
+        assert!(place.run(&out).newest_update().is_some(), "signal {signal}");
+    }
+}
+
+#[test]
+fn a_run_that_was_started_with_nohup_ignores_the_end_of_its_terminal() {
+    let place = place(8);
+    let train = format!("{} --sampler none --out run", TRAIN.replace("--epochs 3", "--epochs 20"));
+    let script = "trap '' HUP; \"$0\" \"$@\" & while [ ! -e run/metrics.jsonl ]; do sleep 0.01; done; kill -HUP $!; wait $!";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    command.arg(built("host")).args(train.split_whitespace()).current_dir(place.path(""));
+    place.outcome(&mut command).succeeds();
+    assert_eq!(place.run("run").metrics().len(), 20);
 }
 
 /// A short run with one checkpoint and with copies of the plugins in the folder.

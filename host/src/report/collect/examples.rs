@@ -92,7 +92,7 @@ impl Collector<'_> {
         let spec =
             run::recorded_plugin(spec, &run.record.plugins.model, &mut run::unless(self.allow_changed))?;
         let model = LoadedModel::build(&spec, dataset.task(), Device::Cpu, 0)?;
-        let progress = run::load_weights(folder, &run.record, &model)?;
+        let progress = run::load_weights(folder, &run.record, &model)?.progress;
         if progress.update != evaluation.update {
             return Err(Error::new(format!(
                 "they were made on the weights of update {}, and the run has those of update {}",
