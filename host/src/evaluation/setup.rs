@@ -5,8 +5,10 @@ use crate::data::{self, Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
+use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
+use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
@@ -110,6 +112,8 @@ pub struct EvaluatedRun {
 
 /// A finished evaluation of one run, not saved yet.
 pub struct FinishedEvaluation {
+    /// What was about to be done.
+    pub outline: Outline<ExpectedCost>,
     /// The result.
     pub evaluation: Evaluation,
     /// The error of the attack that ended the evaluation, if one failed.
@@ -230,8 +234,12 @@ impl<'a> EvaluationSetup<'a> {
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
-        caveats.extend(caveats_of_models(&evaluator, &points)?);
+        caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
+        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
+        if self.style == Style::Human {
+            say(&outline);
+        }
         let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
         if partial.is_some() && self.style == Style::Human {
             say("going on with this evaluation, which was interrupted");
@@ -253,8 +261,40 @@ impl<'a> EvaluationSetup<'a> {
                 let examples = self.options.save_examples.then_some(SavedExamples { file, none });
                 let file = examples.as_ref().map(|examples| &*examples.file);
                 let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal, file);
-                Ok(FinishedEvaluation { evaluation, failure, run: target, entry, examples, journal })
+                Ok(FinishedEvaluation { outline, evaluation, failure, run: target, entry, examples, journal })
             }
+        }
+    }
+
+    /// What an evaluation is about to do. `model` is a run and how many models are attacked with
+    /// examples of how many: one, or as many as a transfer matrix has fields.
+    pub(crate) fn outline(
+        &self,
+        evaluator: &Evaluator,
+        attacks: &[Attack],
+        (path, fields): (&Path, usize),
+        points: usize,
+    ) -> Outline<ExpectedCost> {
+        let order = match (fields, &self.options.suite) {
+            (1, Some(suite)) => format!("suite {suite}, each attack on the points robust so far: "),
+            (1, None) => String::new(),
+            _ => format!("transfer matrix of {fields} evaluations: "),
+        };
+        let names: Vec<_> = attacks.iter().map(|attack| attack.record.spec.as_str()).collect();
+        let restarts = evaluator.restarts;
+        let repeated = if restarts > 1 { format!("; {restarts} restarts") } else { String::new() };
+        Outline {
+            data: Points {
+                name: self.dataset.name.clone(),
+                points,
+                kind: self.options.points_name(),
+                classes: self.dataset.classes,
+                shape: self.examples.images.size()[1..].to_vec(),
+            },
+            model: format!("{} ({})", evaluator.model.record.spec, path.display()),
+            threat: evaluator.threat,
+            method: format!("{order}{}{repeated}", names.join(", ")),
+            cost: ExpectedCost::new(attacks, points, u64::from(restarts) * fields as u64),
         }
     }
 
@@ -429,11 +469,14 @@ impl FinishedEvaluation {
     }
 }
 
-/// The caveats of the evaluated model, and of the model that examples are made on.
-pub(crate) fn caveats_of_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
+/// The caveats that are known before any attack: of the threat model, of the evaluated model, and of
+/// the model that examples are made on.
+pub(crate) fn caveats_before_attacks(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
     let checked = Tensor::from_slice(&points[..points.len().min(CHECKED)]).to_device(evaluator.device);
     let (images, labels) = evaluator.examples.batch(&checked);
-    let mut caveats = caveat::of_model(evaluator.source, &images, &labels)?;
+    let values = images.size()[1..].iter().product();
+    let mut caveats: Vec<_> = caveat::of_threat(&evaluator.threat, values).into_iter().collect();
+    caveats.extend(caveat::of_model(evaluator.source, &images, &labels)?);
     if !std::ptr::eq(evaluator.source, evaluator.model) {
         let of_target = caveat::of_model(evaluator.model, &images, &labels)?;
         // Attacks take no gradients of the evaluated model.

@@ -69,6 +69,17 @@ impl Attack {
         supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
     }
 
+    /// The most forward and backward passes of a point, where they are known.
+    pub fn most_passes(&self) -> (Option<u64>, Option<u64>) {
+        match &self.kind {
+            AttackKind::Plugin(_) => (self.query_budget, None),
+            AttackKind::Sampler(sampler) => {
+                let forward = sampler.steps + usize::from(sampler.judges_last_proposal());
+                (Some(forward as u64), Some(sampler.steps as u64))
+            }
+        }
+    }
+
     /// Refuses a result that took more forward passes than the plugin declares.
     fn check_query_budget(&self, forward_passes: u64, points: u64) -> Result<()> {
         match self.query_budget {
@@ -175,6 +186,7 @@ fn on_the_way(error: plugin_api::Error) -> Error {
 /// The model under attack, in evaluation mode. Every row of every call is counted.
 pub struct CountedVictim<'a> {
     model: &'a LoadedModel,
+    observer: &'a dyn Fn(u64),
     /// Forward passes of single examples so far.
     pub forward_passes: Cell<u64>,
     /// Backward passes of single examples so far.
@@ -184,7 +196,18 @@ pub struct CountedVictim<'a> {
 impl<'a> CountedVictim<'a> {
     /// A victim whose counters are at zero.
     pub fn new(model: &'a LoadedModel) -> Self {
-        Self { model, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+        Self::observed(model, &|_| {})
+    }
+
+    /// The same, and `observer` is given the number of forward passes after each call. It must not
+    /// wait for the device.
+    pub fn observed(model: &'a LoadedModel, observer: &'a dyn Fn(u64)) -> Self {
+        Self { model, observer, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+    }
+
+    fn count_forward(&self, images: &Tensor) {
+        count(&self.forward_passes, images);
+        (self.observer)(self.forward_passes.get());
     }
 }
 
@@ -194,14 +217,15 @@ fn count(counter: &Cell<u64>, rows: &Tensor) {
 
 impl VictimCalls for CountedVictim<'_> {
     fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
-        count(&self.forward_passes, images);
-        self.model.logits(images).map_err(plugin_api::Error::new)
+        let logits = self.model.logits(images).map_err(plugin_api::Error::new)?;
+        self.count_forward(images);
+        Ok(logits)
     }
 
     fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {
         let leaf = images.detach().set_requires_grad(true);
         let logits = self.model.forward(&leaf, false).map_err(plugin_api::Error::new)?;
-        count(&self.forward_passes, images);
+        self.count_forward(images);
         Ok((logits, leaf))
     }
 

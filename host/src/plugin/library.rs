@@ -450,12 +450,12 @@ fn passed_over(file: &str, found: &Path) -> Option<String> {
     names(Path::new(file)).into_iter().filter(|_| !file.contains('/')).find(is_other)
 }
 
-/// Every plugin library in the folders that are searched, in the order of the search.
-pub(crate) fn installed() -> Vec<File> {
-    let folders = search_path()
-        .into_iter()
-        .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
-    let libraries = folders.flat_map(|folder| {
+/// Every plugin library in the folders that are searched, in the order of the search, and these
+/// folders.
+pub(crate) fn installed() -> (Vec<File>, Vec<PathBuf>) {
+    let working = |folder: PathBuf| if folder.as_os_str().is_empty() { ".".into() } else { folder };
+    let folders: Vec<_> = search_path().into_iter().map(working).collect();
+    let libraries = folders.iter().flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "so"));
@@ -468,7 +468,7 @@ pub(crate) fn installed() -> Vec<File> {
             files.push(file);
         }
     }
-    files
+    (files, folders)
 }
 
 /// The folders that are searched for a plugin named without a folder.

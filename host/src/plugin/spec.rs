@@ -1,4 +1,5 @@
 use crate::torch::random::MOST_STEPS;
+use crate::util::number::fraction;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -117,18 +118,27 @@ impl FromStr for PluginSpec {
     }
 }
 
-/// A value as JSON: true, false, a number, a list of values, or otherwise text.
+/// A value as JSON: true, false, a number (a fraction such as 8/255 too), a list of values, or
+/// otherwise text.
 fn typed(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(Value::Bool(value)) => value.into(),
         Ok(Value::Number(value)) => value.into(),
         Ok(Value::Array(values)) => values.into(),
-        _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
-            // Numbers that are not valid JSON: ".5", "+1".
-            Ok(Some(number)) => number.into(),
-            _ => value.into(),
-        },
+        _ => number(value).or_else(|| numbers(value)).unwrap_or_else(|| value.into()),
     }
+}
+
+/// A number that JSON does not know: ".5", "+1", "8/255".
+fn number(value: &str) -> Option<Value> {
+    let number = value.trim().parse().ok().or_else(|| fraction(value))?;
+    serde_json::Number::from_f64(number).map(Value::Number)
+}
+
+/// A list of such numbers.
+fn numbers(value: &str) -> Option<Value> {
+    let items = value.strip_prefix('[')?.strip_suffix(']')?;
+    items.split(',').map(number).collect()
 }
 
 impl fmt::Display for PluginSpec {
@@ -172,7 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn a_number_may_be_a_fraction_and_a_path_is_none() {
+        let spec = parse("a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        let expected = serde_json::json!(
+            {"step_size": 2.0 / 255.0, "file": "a/b", "half": "1/0", "date": "1/2/3"}
+        );
+        assert_eq!(options, expected);
+        assert_eq!(spec.to_string(), "a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3");
+    }
+
+    #[test]
     fn a_value_may_be_a_list() {
+        let spec = parse("a.so,mean=[63.75/255, .5],std=[1/2]").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        assert_eq!(options, serde_json::json!({"mean": [0.25, 0.5], "std": [0.5]}));
         let spec = parse("a.so,mean=[0.5, 1],std=[],x=1").expect("valid");
         let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
         assert_eq!(options, serde_json::json!({"mean": [0.5, 1], "std": [], "x": 1}));

@@ -1,6 +1,7 @@
 //! The folder of a run: its record, its measurements and its checkpoints.
 
 pub(crate) mod checkpoint;
+pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
@@ -42,6 +43,22 @@ pub struct RunRecord {
     /// The arithmetic it went on with, each time that it was resumed with another one than before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_arithmetic: Vec<LaterArithmetic>,
+    /// Each time that it was given more epochs. `experiment` has the latest number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<Extension>,
+}
+
+/// More epochs for a run that was begun with fewer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Extension {
+    /// The update of the checkpoint that it went on from.
+    pub update: u64,
+    /// The number of epochs before.
+    pub from: usize,
+    /// The number of epochs since.
+    pub to: usize,
+    /// The command that extended it.
+    pub command: Vec<String>,
 }
 
 /// Another arithmetic that a run went on with.
@@ -323,14 +340,22 @@ impl RunFolder {
     /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other
     /// contents stay, fields of other versions among them.
     pub(crate) fn add_arithmetic(&self, later: &LaterArithmetic) -> Result<()> {
+        self.change_record(|record| push(&mut record["later_arithmetic"], later))
+    }
+
+    /// Records in `run.json` that the run has more epochs. All other contents stay.
+    pub(crate) fn extend(&self, extension: &Extension) -> Result<()> {
+        self.change_record(|record| {
+            record["experiment"]["train"]["epochs"] = extension.to.into();
+            push(&mut record["extensions"], extension);
+        })
+    }
+
+    fn change_record(&self, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
         let path = self.record_path();
-        let mut record: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&files::read(&path)?)
-                .map_err(|why| Error::file("understand", &path, why))?;
-        let list = record.entry("later_arithmetic").or_insert_with(|| serde_json::json!([]));
-        if let Some(list) = list.as_array_mut() {
-            list.push(serde_json::json!(later));
-        }
+        let mut record = serde_json::from_slice(&files::read(&path)?)
+            .map_err(|why| Error::file("understand", &path, why))?;
+        change(&mut record);
         self.write_json(&path, &record)
     }
 
@@ -338,6 +363,16 @@ impl RunFolder {
         let mut text = serde_json::to_vec_pretty(value).map_err(|why| Error::file("write", path, why))?;
         text.push(b'\n');
         files::write_whole(path, &text)
+    }
+}
+
+/// Adds an item to a list, which begins empty.
+fn push(list: &mut serde_json::Value, item: impl Serialize) {
+    if list.is_null() {
+        *list = serde_json::json!([]);
+    }
+    if let Some(list) = list.as_array_mut() {
+        list.push(serde_json::json!(item));
     }
 }
 

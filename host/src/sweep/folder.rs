@@ -230,6 +230,17 @@ impl SweepFolder {
     /// # Errors
     /// If one of its files is damaged.
     pub(super) fn readable_row(&self, sweep: &Sweep, setting: &Setting) -> Result<Row> {
+        let wanted = setting.experiment.train.epochs;
+        if let Ok((_, record)) = RunFolder::open(&self.run(setting))
+            && record.experiment.train.epochs != wanted
+        {
+            let path = self.run(setting);
+            return Err(Error::new(format!(
+                "{} has {} epochs, the sweep asks for {wanted}: it was extended",
+                path.display(),
+                record.experiment.train.epochs
+            )));
+        }
         let best_epoch = match setting.experiment.train.select {
             Select::Best => true,
             Select::Last => false,

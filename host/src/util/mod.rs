@@ -2,6 +2,7 @@
 
 pub(crate) mod console;
 pub(crate) mod files;
+pub(crate) mod number;
 
 /// A whole number of at least 1, as the value of an option.
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {

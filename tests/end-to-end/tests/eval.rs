@@ -67,7 +67,10 @@ fn json_is_one_object_with_the_documented_keys() {
     let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
     let printed = place.host(&format!("eval run --json {flags}")).succeeds().json();
 
-    assert_eq!(keys(&printed), ["attacks", "caveats", "clean", "order", "points", "source", "worst_case"]);
+    assert_eq!(
+        keys(&printed),
+        ["attacks", "caveats", "clean", "order", "outline", "points", "source", "worst_case"]
+    );
     assert_eq!(printed["points"], TEST_POINTS);
     let saved = &place.run("run").evaluations()[0];
     let clean = verdicts(&saved["verdicts"]["clean"]);

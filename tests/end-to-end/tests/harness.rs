@@ -292,7 +292,11 @@ impl Outcome<'_> {
     #[track_caller]
     pub fn explains(self, parts: &[&str]) -> Self {
         for part in parts {
-            assert!(self.errors().contains(part), "standard error without {part:?}\n{}", self.report());
+            assert!(
+                text(&self.output.stderr).contains(part),
+                "standard error without {part:?}\n{}",
+                self.report()
+            );
         }
         self
     }
@@ -309,9 +313,14 @@ impl Outcome<'_> {
         text(&self.output.stdout)
     }
 
-    /// Standard error.
+    /// Standard error, without the lines of progress that a slow command prints there.
     pub fn errors(&self) -> String {
-        text(&self.output.stderr)
+        let errors = text(&self.output.stderr);
+        errors
+            .lines()
+            .filter(|line| !line.starts_with("progress: "))
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
     /// Standard output as one JSON object per line.

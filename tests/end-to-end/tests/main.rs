@@ -13,6 +13,8 @@ mod misbehaving;
 mod modes;
 mod networks;
 mod pages;
+mod plugins;
+mod progress;
 mod quick;
 mod report;
 mod resume;

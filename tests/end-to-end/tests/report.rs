@@ -138,7 +138,7 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
         };
         json!({
             "run": format!("run-{number}"), "settings": settings, "caveats": [], "reason": null,
-            "status": if finished { "finished" } else { "waiting" }, "figures": figures,
+            "status": if finished { "finished" } else { "waiting" }, "figures": figures, "points": 100,
         })
     };
     let summary = json!({"groups": null, "runs": (0..1 << axes.len()).map(run).collect::<Vec<_>>()});
@@ -238,6 +238,10 @@ fn figures_are_made_from_the_data_of_the_runs() {
         assert!(map.contains(word), "{word}");
     }
     assert!(!place.path("report/sweep-grid-map-3.svg").exists(), "costs are no accuracies");
+    // By hand from Wilson's formula for 50 of 100: sqrt(0.0025 + 0.0000922) * 1.96 / 1.0384 = 0.0962.
+    let says = "from 50.0 (light) to 70.0 (dark); where seeds vary, their median. The 95 % interval of a value \
+                reaches at most 9.6 to either side (100 points).";
+    assert!(page.contains(says), "the caption of a heat map");
 }
 
 #[test]
