@@ -17,10 +17,10 @@ fn main() {
         .opt_level(3)
         .file(SOURCE)
         .compile("host_libtorch");
+    println!("cargo:rustc-env=HOST_PROFILE={}", std::env::var("PROFILE").expect("cargo names the profile"));
     // The program finds the libtorch beside it first: that of its own clone, if the clone was moved
     // or copied.
     println!("cargo:rustc-link-arg-bins=-Wl,-rpath,$ORIGIN/{}", from_program(&library_folder).display());
-    println!("cargo:rustc-env=HOST_PROFILE={}", std::env::var("PROFILE").expect("cargo names the profile"));
     println!("cargo:rustc-link-arg=-Wl,-rpath,{library_folder}");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed={SOURCE}");

@@ -258,18 +258,18 @@ impl Worker<'_> {
     }
 }
 
+/// The failure of a command that ended with exit code 0 without its result.
+fn unfinished(command: &str, missing: &str) -> Failure {
+    let ended = format!("exit code 0, but {missing}");
+    Failure { command: command.to_owned(), ended, lines: Vec::new() }
+}
+
 /// The last line of a file.
 fn last_line(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     let text = read_from(&mut file, length.saturating_sub(LONGEST_LINE))?;
     Ok(text.lines().last().unwrap_or_default().to_owned())
-}
-
-/// The failure of a command that ended with exit code 0 without its result.
-fn unfinished(command: &str, missing: &str) -> Failure {
-    let ended = format!("exit code 0, but {missing}");
-    Failure { command: command.to_owned(), ended, lines: Vec::new() }
 }
 
 /// Starts this program with other arguments, and these files as its standard input, output and

@@ -44,6 +44,10 @@ pub fn keep_output() {
     }
 }
 
+fn output_is_terminal() -> bool {
+    OUTPUT.get().map_or_else(|| stdout().is_terminal(), IsTerminal::is_terminal)
+}
+
 /// Why standard output could not be written to, since the first time.
 static FAILURE: OnceLock<String> = OnceLock::new();
 
@@ -137,7 +141,7 @@ impl Indicator {
     /// The status of a part of such work: lines alone, since the whole may have a bar.
     pub fn of_part(style: Style, length: u64, unit: &'static str) -> Self {
         let is_terminal = match style {
-            Style::Human => OUTPUT.get().map_or_else(|| stdout().is_terminal(), File::is_terminal),
+            Style::Human => output_is_terminal(),
             Style::Json => stderr().is_terminal(),
         };
         let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
