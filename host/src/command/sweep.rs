@@ -29,7 +29,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     ));
     let stop = stop_on_signals()?;
     let indicator =
-        Indicator::new(Style::Human, mine.len() as u64, "runs", "{pos}/{len} runs [{bar:20}] {msg}");
+        Indicator::new(Style::Human, mine.len() as u64, "runs", "{pos}/{len} runs [{bar:20}] {wide_msg}");
     let (sweep, folder, retry_failed) = (&sweep, &folder, arguments.retry_failed);
     let worker = Worker { sweep, folder, retry_failed, stop: &stop, indicator };
     let Outcome { failed, damaged, busy, interrupted } = worker.finish_all(&mine)?;

@@ -51,9 +51,10 @@ impl fmt::Display for ExpectedCost {
         };
         write!(
             formatter,
-            "{} points, {} attacks: at most {} forward passes and {} backward passes",
+            "{} points, {} attack{}: at most {} forward passes and {} backward passes",
             count(*points),
             count(attacks.len()),
+            if attacks.len() == 1 { "" } else { "s" },
             of(|attack| attack.forward_passes),
             of(|attack| attack.backward_passes)
         )

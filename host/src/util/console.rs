@@ -2,7 +2,7 @@
 //! programs.
 
 use crate::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::fs::File;
@@ -23,8 +23,8 @@ pub enum Style {
 /// A progress bar; hidden in JSON style or if standard error is not a terminal.
 pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
     let is_hidden = style == Style::Json || !stderr().is_terminal();
-    let bar = if is_hidden { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    bar.set_length(length);
+    let target = if is_hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
@@ -145,11 +145,9 @@ impl Indicator {
             Style::Json => stderr().is_terminal(),
         };
         let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
-        let bar = ProgressBar::hidden();
-        bar.set_length(length);
         Self {
             style,
-            bar,
+            bar: ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden()),
             prints_lines: !is_terminal,
             between: given.map_or(BETWEEN_LINES, Duration::from_secs),
             unit,

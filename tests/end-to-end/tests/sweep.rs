@@ -503,3 +503,20 @@ fn a_folder_with_other_settings_is_refused() {
     place.host("sweep small.toml --out other --task 1/4").succeeds();
     assert_eq!(place.run(&format!("other/{}", SMALL_RUNS[0])).metrics().len(), 2);
 }
+
+#[test]
+fn a_run_that_was_extended_is_left_unchanged_and_its_results_are_not_those_of_its_setting() {
+    let place = Place::with_digits(8, 60);
+    let text = format!(
+        "{LINEAR}sampler = \"none\"\n[data]\nname = \"digits\"\n[train]\nepochs = 1\nthreads = 1\n\
+         schedule = \"constant\"\n[sweep]\nseeds = [0]\n"
+    );
+    fs::write(place.path("one.toml"), text).expect("written");
+    place.host("sweep one.toml").ended_with(0);
+    place.host("train --resume sweeps/one/seed=0 --epochs 2").ended_with(0);
+    let why = "seed=0 has 2 epochs, the sweep asks for 1: it was extended";
+    place.host("sweep one.toml").ended_with(1).explains(&["seed=0 is left unchanged", why]);
+    let run = &summary(&place, "one")["runs"][0];
+    assert_eq!(run["status"], "failed");
+    assert!(run["reason"].as_str().is_some_and(|reason| reason.contains(why)), "{run}");
+}
