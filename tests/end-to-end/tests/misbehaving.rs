@@ -120,7 +120,7 @@ fn a_library_that_crashes_the_loader_is_an_error() {
 }
 
 /// Moves the table of symbols of a library to an address that does not exist.
-fn break_dynamic_section(library: &mut Vec<u8>) {
+fn break_dynamic_section(library: &mut [u8]) {
     let number = |library: &[u8], at: usize| {
         u64::from_le_bytes(library[at..at + 8].try_into().expect("eight bytes")) as usize
     };
