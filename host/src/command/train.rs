@@ -37,7 +37,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     };
     let method = format!("{}; {}", training.method(), against_recipe(training.experiment())?);
     reporter.note(&method);
-    let path = folder.path().display().to_string();
+    let path = folder.name().display().to_string();
     reporter.note(&format!("run folder {path}"));
     reporter.event(&json!({"event": "run", "run": path, "method": method, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {

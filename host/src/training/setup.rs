@@ -20,9 +20,9 @@ use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Purpose, seed_for};
 use crate::util::console::warn;
+use crate::util::files;
 use crate::{Error, Result};
 use plugin_api::Start;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tch::Device;
@@ -52,8 +52,7 @@ pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFol
             .fix("give --store-file a name that is free, or remove the file"));
     }
     let store_file = experiment.train.store_file.clone();
-    let out = std::path::absolute(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
-    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(&out)) {
+    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(folder.path())) {
         return Err(Error::new(format!(
             "train.store_file: expected a file outside the run's folder, got {}",
             file.display()
@@ -63,7 +62,7 @@ pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFol
     let training = begin_in(&mut folder, experiment).inspect_err(|_| {
         // They were free above: whatever is there now was made for this run.
         for file in store_file.iter().flat_map(|file| store::files(file)) {
-            let _ = fs::remove_file(file);
+            let _ = files::remove_file(&file);
         }
     })?;
     Ok((training, folder))
@@ -107,6 +106,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
     let mut experiment = record.experiment.clone();
+    experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
     if let Some(data_folder) = &options.data_folder {
         experiment.data.folder.clone_from(data_folder);
     }
@@ -126,6 +126,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     if !training.is_over() {
         note_arithmetic(&folder, &record, update, training.plan.device)?;
     }
+    folder.hold()?;
     Ok((training, folder, update))
 }
 

@@ -199,8 +199,9 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     let numbers: i64 = shape.iter().product();
     let bytes = numbers as u64 * kind.elt_size_in_bytes() as u64;
     let refused = |why: &dyn std::fmt::Display| Error::file("store particles in", path, why);
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
-    let file = options.map_err(|why| refused(&why))?;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = files::open(&options, path).map_err(|why| refused(&why))?;
     if !files::try_lock(&file, path)? {
         return Err(refused(&"another run uses this file"));
     }

@@ -1,6 +1,7 @@
 //! Common functions for files, output and values of options.
 
 pub(crate) mod console;
+mod fault;
 pub(crate) mod files;
 
 /// A whole number of at least 1, as the value of an option.

@@ -73,7 +73,7 @@ impl Run {
     pub(super) fn read(folder: &RunFolder, record: RunRecord, name: String) -> Self {
         let mut run = Self {
             name,
-            path: folder.path().to_owned(),
+            path: folder.name().to_owned(),
             record,
             epochs: Vec::new(),
             trace: Vec::new(),
