@@ -65,14 +65,15 @@ impl Place {
         self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The files of an earlier report in the folder.
+    /// The files of an earlier report in the folder, also of one that was killed.
     fn earlier_files(&self) -> Result<Vec<PathBuf>> {
         let entries =
             fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
         let files: Vec<_> = entries.map(|entry| entry.path()).collect();
         let is_of_report = |path: &Path| {
             let name = path.file_name().and_then(|name| name.to_str());
-            path.is_file() && name.is_some_and(report::is_file_of_report)
+            let is_leftover = path.file_name().is_some_and(files::is_leftover);
+            path.is_file() && (is_leftover || name.is_some_and(report::is_file_of_report))
         };
         match files.iter().find(|path| !is_of_report(path)) {
             None => Ok(files),
@@ -82,7 +83,7 @@ impl Place {
 
     /// Writes the files and then the page. Removes the other files of an earlier report.
     fn write(&self, report: &Report) -> Result<()> {
-        fs::create_dir_all(&self.folder)
+        files::create_folders(&self.folder)
             .map_err(|why| Error::file("create", &self.folder, why).on_the_way())?;
         for (name, contents) in &report.files {
             files::write_whole(&self.folder.join(name), contents)?;
@@ -92,7 +93,7 @@ impl Place {
             report.files.iter().any(|(name, _)| path.file_name().is_some_and(|file| file == name.as_str()))
         };
         for path in self.earlier_files()?.iter().filter(|path| !is_new(path)) {
-            fs::remove_file(path).map_err(|why| Error::file("remove", path, why).on_the_way())?;
+            files::remove_file(path).map_err(|why| Error::file("remove", path, why).on_the_way())?;
         }
         Ok(())
     }

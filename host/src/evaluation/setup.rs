@@ -117,14 +117,9 @@ pub struct FinishedEvaluation {
     pub run: EvaluatedRun,
     /// The entry of `eval.json`.
     entry: Value,
-    examples: Option<SavedExamples>,
+    /// An empty set of adversarial examples, if they are to be saved.
+    no_examples: Option<AdversarialExamples>,
     journal: Journal,
-}
-
-/// The file of adversarial examples, in the run's folder, and an empty set of its shapes.
-struct SavedExamples {
-    file: String,
-    none: AdversarialExamples,
 }
 
 /// The files of a saved evaluation.
@@ -243,12 +238,9 @@ impl<'a> EvaluationSetup<'a> {
         match failure {
             Some(error) if error.is_interrupted() || !has_result => Err(journal.abandon(error, false)),
             failure => {
-                let file = format!("examples-{}.safetensors", journal.id());
-                let none = evaluator.no_examples();
-                let examples = self.options.save_examples.then_some(SavedExamples { file, none });
-                let file = examples.as_ref().map(|examples| &*examples.file);
-                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal, file);
-                Ok(FinishedEvaluation { evaluation, failure, run: target, entry, examples, journal })
+                let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
+                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
+                Ok(FinishedEvaluation { evaluation, failure, run: target, entry, no_examples, journal })
             }
         }
     }
@@ -261,12 +253,12 @@ impl<'a> EvaluationSetup<'a> {
         target: &EvaluatedRun,
         attacks: &[Attack],
         journal: &Journal,
-        examples: Option<&str>,
     ) -> Value {
         let finished = &attacks[..evaluation.attacks.len()];
         let plugins: Vec<_> = finished.iter().map(|attack| &attack.record).collect();
         json!({
             "result": evaluation,
+            "begun": journal.begun(),
             "settings": journal.recorded_settings(),
             "suite": self.options.suite,
             "validation": self.options.validation,
@@ -280,7 +272,7 @@ impl<'a> EvaluationSetup<'a> {
             "versions": Versions::current(),
             "verdicts": evaluation.verdicts,
             "broken_by": evaluation.verdicts.broken_by(),
-            "examples": examples,
+            "examples": null,
         })
     }
 
@@ -411,14 +403,15 @@ impl FinishedEvaluation {
     ///
     /// # Errors
     /// If kept examples are missing, or the disk refuses.
-    pub fn save(self) -> Result<SavedEvaluation> {
+    pub fn save(mut self) -> Result<SavedEvaluation> {
         let folder = &self.run.folder;
         let mut examples = None;
-        if let Some(SavedExamples { file, none }) = self.examples {
-            let path = folder.path().join(file);
-            let verdicts = &self.evaluation.verdicts;
-            self.journal.collect(&path, none, &verdicts.broken_counts(self.evaluation.order))?;
-            examples = Some(path);
+        if let Some(none) = self.no_examples {
+            let counts = self.evaluation.verdicts.broken_counts(self.evaluation.order);
+            let (file, digest) = self.journal.collect(folder, none, &counts)?;
+            examples = Some(folder.name().join(&file));
+            self.entry["examples"] = file.into();
+            self.entry["examples_sha256"] = digest.into();
         }
         let verdicts = folder.add_evaluation(self.entry)?;
         self.journal.discard()?;

@@ -4,7 +4,7 @@ mod attack;
 pub mod library;
 mod model;
 mod sampler;
-mod spec;
+pub(crate) mod spec;
 
 pub use attack::{Attack, CountedVictim};
 pub use library::Record;

@@ -401,7 +401,7 @@ impl RunFolder {
             evaluations.evaluations.push(new);
             write_json(&path, &evaluations)?;
         }
-        Ok(path)
+        Ok(self.name.join(EVALUATIONS))
     }
 
     /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other

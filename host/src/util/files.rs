@@ -55,10 +55,27 @@ pub fn write_whole_with(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>
     write().map_err(|why| Error::file("write", path, why).on_the_way())
 }
 
+/// Makes a folder, which is whole or absent: `write` puts the contents into one of a temporary name.
+///
+/// # Errors
+/// If `write` fails, or the disk refuses.
+pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let refused = |why| Error::file("create", path, why);
+    let above = path.parent().unwrap_or(Path::new("."));
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    create_folders(above).and_then(|()| before_writing()).map_err(refused)?;
+    let mut temporary = tempfile::Builder::new();
+    let temporary = temporary.prefix(UNFINISHED).permissions(fs::Permissions::from_mode(0o777));
+    let temporary = temporary.tempdir_in(above).map_err(refused)?;
+    write(temporary.path())?;
+    rename(temporary.path(), path).map_err(refused)?;
+    let _ = temporary.keep();
+    sync_folder(above).map_err(refused)
+}
+
 /// Whether a process that was killed while it wrote a file may have left this one.
 pub fn is_leftover(name: &OsStr) -> bool {
-    // Temporary names of the crate safetensors begin with `.tmp`.
-    [UNFINISHED, ".tmp"].iter().any(|start| name.to_string_lossy().starts_with(start))
+    name.to_string_lossy().starts_with(UNFINISHED)
 }
 
 /// Removes such files from a folder in which no process writes.

@@ -54,6 +54,9 @@ pub(crate) struct SavedEvaluation {
     pub versions: Versions,
     /// The file of saved examples.
     pub examples: Option<PathBuf>,
+    /// Its SHA-256; unknown if an older version saved it.
+    #[serde(default)]
+    pub examples_sha256: Option<String>,
 }
 
 impl SavedEvaluation {
