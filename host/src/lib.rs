@@ -6,7 +6,7 @@
 pub mod command;
 pub mod config;
 pub mod data;
-mod error;
+pub(crate) mod error;
 pub mod evaluation;
 pub mod plugin;
 pub(crate) mod report;

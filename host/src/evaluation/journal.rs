@@ -10,6 +10,7 @@ use crate::run::RunFolder;
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::tensors;
 use crate::util::files;
+use crate::error::shown;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -258,7 +259,7 @@ impl Journal {
             if got != *expected as i64 {
                 return Err(Error::new(format!(
                     "{}: expected {expected} adversarial examples of attack {attack}, got {got}",
-                    self.folder.display()
+                    shown(&self.folder)
                 ))
                 .fix(from_the_beginning(&self.folder.join(PARTIAL)))
                 .on_the_way());
@@ -286,7 +287,7 @@ fn remove_outdated(unfinished: &Path) {
 
 /// The remedy for a damaged file of a journal.
 fn from_the_beginning(path: &Path) -> String {
-    format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display())
+    format!("remove {} to evaluate from the beginning", shown(path.parent().unwrap_or(path)))
 }
 
 /// The folder of the journals of a run.
@@ -317,7 +318,7 @@ fn read(
         let got = saved.settings.get(key).map_or("nothing".to_owned(), Value::to_string);
         return Err(Error::new(format!(
             "cannot go on with {}: it is of another evaluation, whose `{key}` is {got}; expected {expected}",
-            path.display()
+            shown(path)
         ))
         .fix(fix()));
     }

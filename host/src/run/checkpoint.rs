@@ -6,6 +6,7 @@
 
 use crate::torch::tensors;
 use crate::util::files;
+use crate::error::shown;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -92,7 +93,7 @@ pub fn save<Progress: Serialize>(
         let _ = files::remove_folder(&partial);
         let before = newest_first(folder);
         let kept = match before.first() {
-            Some(path) => format!("the checkpoint before it, {}, is untouched", path.display()),
+            Some(path) => format!("the checkpoint before it, {}, is untouched", shown(path)),
             None => "there was none before it".to_owned(),
         };
         return Err(error
@@ -187,7 +188,7 @@ pub fn load<Progress: for<'de> Deserialize<'de>>(
     if damaged.is_empty() {
         return Ok(None);
     }
-    Err(Error::new(format!("no checkpoint in {} is whole", folder.display()))
+    Err(Error::new(format!("no checkpoint in {} is whole", shown(folder)))
         .note("damaged", damaged.join("; "))
         .fix("train anew into another folder"))
 }
@@ -203,7 +204,7 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
         if !wanted.contains(&group) {
             continue;
         }
-        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", file.display()));
+        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", shown(&file)));
         let got = fs::metadata(&file).map_err(|why| Error::file("read", &file, why))?.len();
         if got != *size {
             return Err(damaged(format!("expected {size} bytes, got {got}")));

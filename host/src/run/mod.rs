@@ -11,6 +11,7 @@ use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
 use crate::util::files;
+use crate::error::absolute;
 use crate::{Error, Result};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
@@ -179,8 +180,7 @@ struct Held {
 impl RunFolder {
     /// The folder at this path, with any contents.
     pub(crate) fn at(path: &Path) -> Self {
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Self { name: path.to_owned(), path: absolute, lock: None, held: None }
+        Self { name: path.to_owned(), path: absolute(path), lock: None, held: None }
     }
 
     /// A folder for a new run; nothing is written yet.

@@ -5,6 +5,7 @@
 
 use super::console::warn;
 use super::fault::{before_removing, before_writing};
+use crate::error::shown;
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -290,7 +291,7 @@ fn checked<'a>(path: &Path, text: &str, objects: impl IntoIterator<Item = &'a st
         return Err(damaged(path));
     }
     if without_digest > 0 && WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
-        warn(format_args!("{} has no digest: an older version wrote it", path.display()));
+        warn(format_args!("{} has no digest: an older version wrote it", shown(path)));
     }
     Ok(checked)
 }
@@ -321,7 +322,7 @@ impl<'a> Sealed<'a> {
 
 /// The error of a file whose contents are not those that its digest was computed of.
 pub fn damaged(path: &Path) -> Error {
-    let path = path.display();
+    let path = shown(path);
     Error::new(format!("{path} is damaged: its contents are not those that were written (SHA-256)"))
 }
 
