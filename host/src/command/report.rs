@@ -1,4 +1,5 @@
 use crate::command::arguments::ReportArguments;
+use crate::error::{absolute, shown};
 use crate::report;
 use crate::report::Report;
 use crate::report::collect::Collector;
@@ -22,8 +23,8 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
         say(format_args!("{gaps} gaps are marked, each with a command or advice to fill it"));
     }
     let runs = collection.runs.len();
-    say(format_args!("report of {runs} runs: {}", place.page.display()));
-    say(format_args!("tables and figures: {}", place.folder.display()));
+    say(format_args!("report of {runs} runs: {}", shown(&place.page)));
+    say(format_args!("tables and figures: {}", shown(&place.folder)));
     Ok(0)
 }
 
@@ -42,15 +43,16 @@ impl Place {
                 page.display()
             )));
         }
-        let place = Self { page: page.to_owned(), folder: page.with_extension("") };
+        let page = absolute(page);
+        let place = Self { folder: page.with_extension(""), page };
         for path in [&place.page, &place.folder] {
             if path.exists() && !force {
-                return Err(Error::new(format!("{} already exists", path.display()))
+                return Err(Error::new(format!("{} already exists", shown(path)))
                     .fix("choose another name with --out, or replace an earlier report with --force"));
             }
         }
         if place.page.exists() && !place.page.is_file() {
-            return Err(Error::new(format!("{} is not a file", place.page.display())));
+            return Err(Error::new(format!("{} is not a file", shown(&place.page))));
         }
         if place.page.exists() && !report::is_page_of_report(&files::read(&place.page)?) {
             return Err(not_of_report(&place.page));
@@ -100,6 +102,6 @@ impl Place {
 }
 
 fn not_of_report(path: &Path) -> Error {
-    Error::new(format!("{} was not written by `host report`", path.display()))
+    Error::new(format!("{} was not written by `host report`", shown(path)))
         .fix("move it, or choose another name with --out")
 }

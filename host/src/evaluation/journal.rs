@@ -5,12 +5,12 @@
 //! arithmetic of the machine is recorded, but is no part of the digest: an evaluation may continue
 //! elsewhere.
 
+use crate::error::shown;
 use crate::evaluation::verdict::PartialEvaluation;
 use crate::run::RunFolder;
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::tensors;
 use crate::util::files;
-use crate::error::shown;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -133,7 +133,9 @@ impl Journal {
         }
         for (name, recorded) in &*self.kept.borrow() {
             let file = self.folder.join(name);
-            if files::size_and_sha256(&file).map_err(|error| error.fix(from_the_beginning(&file)))? != *recorded {
+            if files::size_and_sha256(&file).map_err(|error| error.fix(from_the_beginning(&file)))?
+                != *recorded
+            {
                 return Err(files::damaged(&file).fix(from_the_beginning(&file)));
             }
         }

@@ -8,7 +8,7 @@ use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::progress::Progress;
-use crate::run::{self, RunFolder, RunRecord, Versions};
+use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::random::Purpose;
 use crate::torch::{device, tensors};
@@ -16,6 +16,7 @@ use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
 use clap::Args;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,9 @@ pub struct EvaluationOptions {
     /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
     #[arg(long)]
     pub save_examples: bool,
+    /// Show the result of this very evaluation if the run has it already, instead of repeating it
+    #[arg(long, conflicts_with = "save_examples")]
+    pub once: bool,
     /// Folder of the named data sets [default: as in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
@@ -119,7 +123,8 @@ pub struct FinishedEvaluation {
     entry: Value,
     /// An empty set of adversarial examples, if they are to be saved.
     no_examples: Option<AdversarialExamples>,
-    journal: Journal,
+    /// None if the result was there already.
+    journal: Option<Journal>,
 }
 
 /// The files of a saved evaluation.
@@ -220,6 +225,19 @@ impl<'a> EvaluationSetup<'a> {
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
+        if self.options.once
+            && let Some(evaluation) = self.earlier(&evaluator, &target, &attacks, &points)?
+        {
+            let (entry, no_examples, journal) = (Value::Null, None, None);
+            return Ok(FinishedEvaluation {
+                evaluation,
+                failure: None,
+                run: target,
+                entry,
+                no_examples,
+                journal,
+            });
+        }
         caveats.extend(caveats_of_models(&evaluator, &points)?);
 
         let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
@@ -240,9 +258,28 @@ impl<'a> EvaluationSetup<'a> {
             failure => {
                 let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
                 let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
+                let journal = Some(journal);
                 Ok(FinishedEvaluation { evaluation, failure, run: target, entry, no_examples, journal })
             }
         }
+    }
+
+    /// The newest result of an evaluation with the same settings, if all of its attacks ended well.
+    fn earlier(
+        &self,
+        evaluator: &Evaluator,
+        target: &EvaluatedRun,
+        attacks: &[Attack],
+        points: &[i64],
+    ) -> Result<Option<Evaluation>> {
+        let settings = self.settings(evaluator, attacks, points)?;
+        let evaluations: Vec<Value> = target.folder.evaluations()?.read(&target.folder)?;
+        let is_same =
+            |entry: &&Value| settings.iter().all(|(key, value)| entry["settings"].get(key) == Some(value));
+        let results =
+            evaluations.iter().rev().filter(is_same).map(|entry| Evaluation::deserialize(&entry["result"]));
+        let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
+        Ok(whole.next())
     }
 
     /// The entry of `eval.json`.
@@ -406,15 +443,18 @@ impl FinishedEvaluation {
     pub fn save(mut self) -> Result<SavedEvaluation> {
         let folder = &self.run.folder;
         let mut examples = None;
+        let Some(journal) = self.journal else {
+            return Ok(SavedEvaluation { verdicts: folder.name().join(EVALUATIONS), examples });
+        };
         if let Some(none) = self.no_examples {
             let counts = self.evaluation.verdicts.broken_counts(self.evaluation.order);
-            let (file, digest) = self.journal.collect(folder, none, &counts)?;
+            let (file, digest) = journal.collect(folder, none, &counts)?;
             examples = Some(folder.name().join(&file));
             self.entry["examples"] = file.into();
             self.entry["examples_sha256"] = digest.into();
         }
         let verdicts = folder.add_evaluation(self.entry)?;
-        self.journal.discard()?;
+        journal.discard()?;
         Ok(SavedEvaluation { verdicts, examples })
     }
 }

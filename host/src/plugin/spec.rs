@@ -121,7 +121,8 @@ pub(crate) fn parts(written: &str) -> std::result::Result<(String, Vec<&str>), S
         let options = if rest.is_empty() { Some(None) } else { rest.strip_prefix(',').map(Some) };
         file.zip(options).ok_or_else(|| format!("expected \"FILE\"[,option=value]…, got `{written}`"))?
     } else {
-        let (file, options) = written.split_once(',').map_or((written, None), |(file, options)| (file, Some(options)));
+        let (file, options) =
+            written.split_once(',').map_or((written, None), |(file, options)| (file, Some(options)));
         (file.trim().to_owned(), options)
     };
     let mut inside_list = false;
@@ -211,9 +212,10 @@ mod tests {
 
     #[test]
     fn the_options_stay_whatever_the_path_is() {
-        for folder in
-            ["a,b", "a[b", "a]b", "a[1,2]b", "a=b", "x=1,y=2", "a b ", " a", "\"a", "a\"b,", "it's", "a\\,b", "ä,€"]
-        {
+        for folder in [
+            "a,b", "a[b", "a]b", "a[1,2]b", "a=b", "x=1,y=2", "a b ", " a", "\"a", "a\"b,", "it's", "a\\,b",
+            "ä,€",
+        ] {
             let file = format!("/{folder}/a.so");
             let mut spec = parse(&format!("{},mean=[0.5,1],x=b", quoted_if_necessary(&file))).expect("valid");
             assert_eq!(spec.file, file);

@@ -4,9 +4,9 @@
 //! `progress.json` with the rest and a digest of each file. It is written under another name,
 //! synced and renamed. The last two are kept, so that a damaged one does not end the run.
 
+use crate::error::shown;
 use crate::torch::tensors;
 use crate::util::files;
-use crate::error::shown;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -306,9 +306,7 @@ mod tests {
         let place = path_of(folder.path(), 7);
         fs::rename(&place, place.with_extension(REPLACED)).expect("renamed");
         fs::create_dir(place.with_extension(PARTIAL)).expect("a folder");
-        let progress = || {
-            load::<u32>(folder.path(), &["weights"]).expect("whole").expect("present").progress
-        };
+        let progress = || load::<u32>(folder.path(), &["weights"]).expect("whole").expect("present").progress;
         assert_eq!(progress(), 42);
         save(folder.path(), 7, &groups(0.2), &43u32).expect("saved");
         assert_eq!(progress(), 43);

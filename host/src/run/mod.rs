@@ -6,12 +6,12 @@ pub(crate) mod tensorboard;
 
 use crate::config::{Experiment, Role, Select};
 use crate::data::Dataset;
+use crate::error::{absolute, shown};
 use crate::plugin::{LoadedModel, PluginSpec, Record};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
 use crate::util::files;
-use crate::error::absolute;
 use crate::{Error, Result};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
@@ -151,9 +151,12 @@ impl Evaluations {
 
 const LOCK: &str = ".lock";
 
+const EVAL_LOCK: &str = ".eval.lock";
+
 const RECORD: &str = "run.json";
 
-const EVALUATIONS: &str = "eval.json";
+/// The file of a run's evaluations.
+pub(crate) const EVALUATIONS: &str = "eval.json";
 
 /// A run's folder.
 #[derive(Debug)]
@@ -220,12 +223,12 @@ impl RunFolder {
     /// # Errors
     /// If it holds no run, or one that cannot be understood.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
-        let record_path = path.join(RECORD);
+        let record_path = absolute(path).join(RECORD);
         if !record_path.is_file() {
             return Err(Error::new(format!(
                 "{} holds no run: {} is missing",
                 path.display(),
-                record_path.display()
+                shown(&record_path)
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
@@ -247,7 +250,6 @@ impl RunFolder {
         files::create_folders(&self.path).map_err(|why| Error::file("create", &self.name, why))?;
         let written = self.lock().and_then(|()| {
             Self::for_new_run(&self.name)?;
-            files::remove_leftovers(&self.path);
             write_json(&self.record_path(), record)
         });
         if written.is_err() && self.lock.is_some() && !self.record_path().exists() {
@@ -267,6 +269,11 @@ impl RunFolder {
     /// If another one does already.
     pub(crate) fn lock(&mut self) -> Result<()> {
         self.lock = files::lock(&self.path.join(LOCK))?;
+        // Evaluations write here, too.
+        let eval_lock = self.path.join(EVAL_LOCK);
+        if self.lock.is_some() && (!eval_lock.exists() || files::lock(&eval_lock)?.is_some()) {
+            files::remove_leftovers(&self.path);
+        }
         if self.lock.is_none() {
             return Err(Error::new(format!("another process is training in {}", self.name.display()))
                 .fix("wait for it or stop it, or choose another folder with --out"));
@@ -393,7 +400,7 @@ impl RunFolder {
     pub(crate) fn add_evaluation(&self, new: Value) -> Result<PathBuf> {
         // Several evaluations may run at the same time: each adds to the file as it is at its own
         // end.
-        let _lock = files::wait_for_lock(&self.path.join(".eval.lock"))?;
+        let _lock = files::wait_for_lock(&self.path.join(EVAL_LOCK))?;
         let mut evaluations = self.evaluations()?;
         let path = self.path.join(EVALUATIONS);
         let is_same = |there: &Value| ["begun", "settings"].iter().all(|key| there[key] == new[key]);

@@ -50,8 +50,10 @@ impl Progress {
     /// What does not fit.
     pub(crate) fn fits(&self, at: u64, epochs: usize, updates_per_epoch: u64) -> Result<()> {
         let refused = |what: &str, expected: u64, got: u64| {
-            Err(Error::new(format!("the checkpoint of update {at} is not of this run: {what}: expected {expected}, got {got}"))
-                .fix("restore the run's folder from a copy, or train anew into another folder"))
+            Err(Error::new(format!(
+                "the checkpoint of update {at} is not of this run: {what}: expected {expected}, got {got}"
+            ))
+            .fix("restore the run's folder from a copy, or train anew into another folder"))
         };
         let all = epochs as u64 * updates_per_epoch;
         if self.update != at {
@@ -65,7 +67,11 @@ impl Progress {
         }
         for (epoch, number) in self.epochs.iter().zip(1u64..) {
             if epoch.updates != number * updates_per_epoch {
-                return refused(&format!("updates of epoch {number}"), number * updates_per_epoch, epoch.updates);
+                return refused(
+                    &format!("updates of epoch {number}"),
+                    number * updates_per_epoch,
+                    epoch.updates,
+                );
             }
         }
         match self.trace.iter().find(|point| point.updates > at) {

@@ -4,6 +4,7 @@
 use super::summary::{Row, SavedSummary, Status, Summary, SweepEvaluation};
 use super::{Setting, Sweep};
 use crate::config::{Experiment, Select, suite};
+use crate::error::{absolute, shown};
 use crate::run::RunFolder;
 use crate::run::progress::{EpochMetrics, is_trained};
 use crate::util::files;
@@ -79,7 +80,7 @@ impl SweepFolder {
         let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
         let taken = fs::read_dir(&folder.path).is_ok_and(|entries| entries.flatten().any(visible));
         if folder.path.is_file() || (taken && !folder.is_sweep()) {
-            return Err(Error::new(format!("{} already exists and holds no sweep", folder.path.display()))
+            return Err(Error::new(format!("{} already exists and holds no sweep", shown(&folder.path)))
                 .fix("choose another folder with --out"));
         }
         Ok(folder)
@@ -87,7 +88,7 @@ impl SweepFolder {
 
     /// The folder at this path, whatever its contents.
     pub(crate) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: absolute(path) }
     }
 
     /// Whether the folder is a sweep's.
@@ -121,7 +122,7 @@ impl SweepFolder {
             if let Some(((key, theirs), (_, ours))) = theirs.zip(ours).next() {
                 return Err(Error::new(format!(
                     "{} has {key} = {theirs}; the sweep's file now says {ours}",
-                    path.display()
+                    shown(&path)
                 ))
                 .fix("choose another folder with --out, or remove that file and the run beside it"));
             }
@@ -139,7 +140,7 @@ impl SweepFolder {
         files::write_whole(&self.copy(), &files::read(sweep_file)?)
     }
 
-    /// Its path.
+    /// Its absolute path: a plugin may change the working directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -199,9 +200,8 @@ impl SweepFolder {
         if !path.is_file() {
             return Ok(Vec::new());
         }
-        let Evaluations { evaluations } = files::read_sealed(&path).map_err(|error| {
-            error.note("because", "the sweep's summary rests on it")
-        })?;
+        let Evaluations { evaluations } = files::read_sealed(&path)
+            .map_err(|error| error.note("because", "the sweep's summary rests on it"))?;
         Ok(evaluations)
     }
 

@@ -3,6 +3,7 @@
 use super::folder::{Failure, SweepFolder, attacks};
 use super::summary::{Row, Status, SweepEvaluation};
 use super::{Setting, Sweep};
+use crate::error::{absolute, shown};
 use crate::run::{RunFolder, checkpoint};
 use crate::training::store;
 use crate::util::console::{say, warn};
@@ -125,7 +126,7 @@ impl Worker<'_> {
                 "{name} failed: {} ended with {}; the last lines of its output in {}:{lines}",
                 failure.command,
                 failure.ended,
-                log.display()
+                shown(&log)
             ));
         }
         drop(lock);
@@ -144,7 +145,7 @@ impl Worker<'_> {
         let failed_before = files::remove_file(&self.folder.failure_path(setting)).is_ok();
         let text = toml::to_string(&setting.experiment).map_err(|why| Error::file("write", &config, why))?;
         files::write_whole(&config, text.as_bytes())?;
-        let [config, run_text] = [&config, &run].map(|path| path.display().to_string());
+        let [config, run_text] = [&config, &run].map(|path| shown(path).to_string());
         if !self.folder.is_trained(setting) {
             if failed_before || RunFolder::open(&run).is_err() {
                 forget_unless_saved(&run)?;
@@ -157,9 +158,10 @@ impl Worker<'_> {
             let ended = self.host(setting, lock, command)?;
             let Ended::Well(_) = ended else { return Ok(ended) };
         }
+        // The sweep may have been killed after an evaluation had ended: it is not repeated.
         for suite in self.folder.missing(self.sweep, setting)? {
             let attacks = attacks(suite, setting)?;
-            let mut command = vec!["eval", &run_text, "--json"];
+            let mut command = vec!["eval", &run_text, "--json", "--once"];
             command.extend(suite.iter().flat_map(|suite| ["--suite", suite]));
             let answer = match self.host(setting, lock, &command)? {
                 Ended::Well(answer) => answer,
@@ -233,7 +235,7 @@ fn spawn(arguments: &[&str], streams: [io::Result<File>; 3]) -> io::Result<Child
     // The program's file may have been replaced in the meantime.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_default()).args(arguments);
-    command.stdin(input?).stdout(output?).stderr(errors?);
+    command.stdin(input?).stdout(output?).stderr(errors?).current_dir(absolute(Path::new("")));
     let stop_with_parent = || {
         // SAFETY: prctl is a system call and may be made between fork and exec; it reads
         // nothing but its arguments.

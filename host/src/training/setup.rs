@@ -20,7 +20,6 @@ use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Purpose, seed_for};
 use crate::util::console::warn;
-use crate::util::files;
 use crate::{Error, Result};
 use plugin_api::Start;
 use std::path::{Path, PathBuf};
@@ -59,12 +58,10 @@ pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFol
         ))
         .fix("give --store-file another folder: the run's folder is made after its particles have room"));
     }
-    let training = begin_in(&mut folder, experiment).inspect_err(|_| {
-        // They were free above: whatever is there now was made for this run.
-        for file in store_file.iter().flat_map(|file| store::files(file)) {
-            let _ = files::remove_file(&file);
-        }
-    })?;
+    let forget = || store_file.iter().for_each(|file| store::remove_unused(&store::begun(file)));
+    forget();
+    let training = begin_in(&mut folder, experiment).inspect_err(|_| forget())?;
+    store_file.as_deref().map_or(Ok(()), store::name_files)?;
     Ok((training, folder))
 }
 
@@ -73,7 +70,11 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
-    let (training, plugins) = assemble(&experiment, &dataset)?;
+    // Other names until there is a record: a process that is killed before leaves these names free.
+    let mut beginning = experiment.clone();
+    beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
+    let (mut training, plugins) = assemble(&beginning, &dataset)?;
+    training.plan.experiment = experiment.clone();
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
     folder.create(&RunRecord {
         command: std::env::args().collect(),
@@ -116,6 +117,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
             *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
         }
     }
+    experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
     let (mut training, _) = assemble(&experiment, &dataset)?;

@@ -379,7 +379,8 @@ mod tests {
 
     #[test]
     fn objects_come_back_without_their_digests() {
-        let objects = [json!({"a": {"b": [1.5, "}"]}}), json!({}), json!({"sha256": 3, "x": "\"sha256\":\""})];
+        let objects =
+            [json!({"a": {"b": [1.5, "}"]}}), json!({}), json!({"sha256": 3, "x": "\"sha256\":\""})];
         let (_folder, path) = sealed(&objects);
         assert_eq!(read_sealed_lines::<Value>(&path).expect("whole"), objects);
         for object in &objects {
