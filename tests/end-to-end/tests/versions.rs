@@ -1,7 +1,7 @@
 //! Plugins of older and newer contracts: additions to the contract are compatible, other changes
 //! are refused.
 
-use crate::harness::{Place, build_beside_host, built, edit, patch, repository, write_sealed};
+use crate::harness::{Place, build_beside_host, built, patch, repository, write_sealed};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
