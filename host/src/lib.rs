@@ -6,7 +6,7 @@
 pub mod command;
 pub mod config;
 pub mod data;
-mod error;
+pub(crate) mod error;
 pub mod evaluation;
 pub mod plugin;
 pub(crate) mod report;
@@ -92,6 +92,22 @@ mod tests {
             }
         }
         assert!(checked > 100, "{checked} uses were found");
+    }
+
+    #[test]
+    fn only_one_module_changes_the_disk() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let calls = ["fs::write(", "fs::rename(", "fs::remove_", "fs::create_dir", "File::create", ".sync_"];
+        let changes = |path: &Path| {
+            let text = fs::read_to_string(path).expect("text");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            calls.iter().find(|call| code.contains(**call)).copied()
+        };
+        let files = root.join("util/files.rs");
+        assert!(changes(&files).is_some(), "the calls are recognised");
+        for path in sources(&root).into_iter().filter(|path| *path != files && !path.ends_with("tests.rs")) {
+            assert_eq!(changes(&path), None, "{}: use util/files.rs", path.display());
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
         }
     };
     let outline = training.outline(&against_recipe(training.experiment())?);
-    let (path, update) = (folder.path().display().to_string(), training.progress().update);
+    let (path, update) = (folder.name().display().to_string(), training.progress().update);
     reporter.note(&format!("{outline}\nrun folder    {path}"));
     if arguments.resume.is_some() {
         reporter.note(&match update {

@@ -10,7 +10,7 @@ use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
+use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::random::Purpose;
@@ -18,6 +18,7 @@ use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
 use clap::Args;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,9 @@ pub struct EvaluationOptions {
     /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
     #[arg(long)]
     pub save_examples: bool,
+    /// Show the result of this very evaluation if the run has it already, instead of repeating it
+    #[arg(long, conflicts_with = "save_examples")]
+    pub once: bool,
     /// Folder of the named data sets [default: as in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
@@ -122,14 +126,10 @@ pub struct FinishedEvaluation {
     pub run: EvaluatedRun,
     /// The entry of `eval.json`.
     entry: Value,
-    examples: Option<SavedExamples>,
-    journal: Journal,
-}
-
-/// The file of adversarial examples, in the run's folder, and an empty set of its shapes.
-struct SavedExamples {
-    file: String,
-    none: AdversarialExamples,
+    /// An empty set of adversarial examples, if they are to be saved.
+    no_examples: Option<AdversarialExamples>,
+    /// None if the result was there already.
+    journal: Option<Journal>,
 }
 
 /// The files of a saved evaluation.
@@ -234,9 +234,23 @@ impl<'a> EvaluationSetup<'a> {
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
+        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
+        if self.options.once
+            && let Some(evaluation) = self.earlier(&evaluator, &target, &attacks, &points)?
+        {
+            let (entry, no_examples, journal) = (Value::Null, None, None);
+            return Ok(FinishedEvaluation {
+                outline,
+                evaluation,
+                failure: None,
+                run: target,
+                entry,
+                no_examples,
+                journal,
+            });
+        }
         caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
-        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
         if self.style == Style::Human {
             say(&outline);
         }
@@ -256,12 +270,18 @@ impl<'a> EvaluationSetup<'a> {
         match failure {
             Some(error) if error.is_interrupted() || !has_result => Err(journal.abandon(error, false)),
             failure => {
-                let file = format!("examples-{}.safetensors", journal.id());
-                let none = evaluator.no_examples();
-                let examples = self.options.save_examples.then_some(SavedExamples { file, none });
-                let file = examples.as_ref().map(|examples| &*examples.file);
-                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal, file);
-                Ok(FinishedEvaluation { outline, evaluation, failure, run: target, entry, examples, journal })
+                let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
+                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
+                let journal = Some(journal);
+                Ok(FinishedEvaluation {
+                    outline,
+                    evaluation,
+                    failure,
+                    run: target,
+                    entry,
+                    no_examples,
+                    journal,
+                })
             }
         }
     }
@@ -298,6 +318,24 @@ impl<'a> EvaluationSetup<'a> {
         }
     }
 
+    /// The newest result of an evaluation with the same settings, if all of its attacks ended well.
+    fn earlier(
+        &self,
+        evaluator: &Evaluator,
+        target: &EvaluatedRun,
+        attacks: &[Attack],
+        points: &[i64],
+    ) -> Result<Option<Evaluation>> {
+        let settings = self.settings(evaluator, attacks, points)?;
+        let evaluations: Vec<Value> = target.folder.evaluations()?.read(&target.folder)?;
+        let is_same =
+            |entry: &&Value| settings.iter().all(|(key, value)| entry["settings"].get(key) == Some(value));
+        let results =
+            evaluations.iter().rev().filter(is_same).map(|entry| Evaluation::deserialize(&entry["result"]));
+        let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
+        Ok(whole.next())
+    }
+
     /// The entry of `eval.json`.
     fn entry(
         &self,
@@ -306,12 +344,12 @@ impl<'a> EvaluationSetup<'a> {
         target: &EvaluatedRun,
         attacks: &[Attack],
         journal: &Journal,
-        examples: Option<&str>,
     ) -> Value {
         let finished = &attacks[..evaluation.attacks.len()];
         let plugins: Vec<_> = finished.iter().map(|attack| &attack.record).collect();
         json!({
             "result": evaluation,
+            "begun": journal.begun(),
             "settings": journal.recorded_settings(),
             "suite": self.options.suite,
             "validation": self.options.validation,
@@ -325,7 +363,7 @@ impl<'a> EvaluationSetup<'a> {
             "versions": Versions::current(),
             "verdicts": evaluation.verdicts,
             "broken_by": evaluation.verdicts.broken_by(),
-            "examples": examples,
+            "examples": null,
         })
     }
 
@@ -454,17 +492,21 @@ impl FinishedEvaluation {
     ///
     /// # Errors
     /// If kept examples are missing, or the disk refuses.
-    pub fn save(self) -> Result<SavedEvaluation> {
+    pub fn save(mut self) -> Result<SavedEvaluation> {
         let folder = &self.run.folder;
         let mut examples = None;
-        if let Some(SavedExamples { file, none }) = self.examples {
-            let path = folder.path().join(file);
-            let verdicts = &self.evaluation.verdicts;
-            self.journal.collect(&path, none, &verdicts.broken_counts(self.evaluation.order))?;
-            examples = Some(path);
+        let Some(journal) = self.journal else {
+            return Ok(SavedEvaluation { verdicts: folder.name().join(EVALUATIONS), examples });
+        };
+        if let Some(none) = self.no_examples {
+            let counts = self.evaluation.verdicts.broken_counts(self.evaluation.order);
+            let (file, digest) = journal.collect(folder, none, &counts)?;
+            examples = Some(folder.name().join(&file));
+            self.entry["examples"] = file.into();
+            self.entry["examples_sha256"] = digest.into();
         }
         let verdicts = folder.add_evaluation(self.entry)?;
-        self.journal.discard()?;
+        journal.discard()?;
         Ok(SavedEvaluation { verdicts, examples })
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod summary;
 pub(crate) mod worker;
 
 use crate::config::{self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml};
+use crate::plugin::spec;
 use crate::torch::random::{Purpose, step_of_name, uniform};
 use crate::util::files;
 use crate::{Error, Result};
@@ -389,9 +390,11 @@ fn with_option(
     let Some(spec) = spec.filter(|spec| *spec != "none") else {
         return Err(format!("there is no {plugin} to have an option `{option}`"));
     };
+    let (file, options) = spec::parts(spec)?;
     let is_option = |part: &&str| part.split_once('=').is_some_and(|(key, _)| key.trim() == option);
-    let kept = spec.split(',').filter(|part| !is_option(part));
-    Ok(kept.chain([format!("{option}={value}").as_str()]).collect::<Vec<_>>().join(","))
+    let (file, set) = (spec::quoted_if_necessary(&file), format!("{option}={value}"));
+    let kept = options.into_iter().filter(|part| !is_option(part));
+    Ok(std::iter::once(&*file).chain(kept).chain([&*set]).collect::<Vec<_>>().join(","))
 }
 
 /// The short form of a key for people: most keys belong to `[train]`.

@@ -133,7 +133,7 @@ impl Training {
         let alarms = alarm::alarms_of(&progress.epochs, over, self.players.model.classes(), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
-            checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)?;
+            save_progress(folder, progress)?;
         }
         Ok(())
     }
@@ -195,7 +195,16 @@ impl Training {
         if let Some(average) = averaged(&self.players.average) {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
-        checkpoint::save(&folder.checkpoints(), progress.update, &groups, progress)?;
+        let moved = folder.refuse_if_moved().err();
+        let rescued = moved.as_ref().map(|_| folder.rescue()).transpose()?;
+        let place = rescued.as_ref().unwrap_or(folder);
+        checkpoint::save(&place.checkpoints(), progress.update, &groups, progress)?;
+        if let Some(moved) = moved {
+            let (update, place) = (progress.update, place.path().display());
+            return Err(moved
+                .note("kept", format!("the state of update {update}, in {place}"))
+                .fix(format!("go on with `host train --resume {place}`")));
+        }
         self.records.saved = Some(progress.update);
         Ok(())
     }
@@ -210,6 +219,8 @@ impl Training {
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Ok((0, Vec::new()));
         };
+        let epochs = self.plan.experiment.train.epochs;
+        saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
         let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
@@ -338,7 +349,7 @@ impl Training {
         self.records.progress.trace.push(point);
         self.write_trace(folder)?;
         if self.records.saved == Some(update) {
-            checkpoint::save_progress(&folder.checkpoints(), update, &self.records.progress)?;
+            save_progress(folder, &self.records.progress)?;
         }
         Ok(true)
     }
@@ -374,6 +385,7 @@ impl Training {
             let own = || named_clones(players.model.state());
             let weights = averaged(&players.average).map_or_else(own, Average::state);
             let weights = [("weights".to_owned(), weights)].into();
+            folder.refuse_if_moved()?;
             checkpoint::save(&folder.best(), progress.update, &weights, progress)?;
         }
         let is_out_of_patience = self.is_out_of_patience();
@@ -381,7 +393,7 @@ impl Training {
         if let Some(last) = progress.epochs.last_mut() {
             last.stopped_early = last.epoch < epochs && is_out_of_patience;
         }
-        checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
+        save_progress(folder, progress)
     }
 
     /// Whether no epoch has scored better for as long as patience lasts.
@@ -420,6 +432,12 @@ impl Training {
 /// The averaged weights, if any step is in them yet: they are evaluated in the weights' place.
 fn averaged(average: &Option<Average>) -> Option<&Average> {
     average.as_ref().filter(|average| average.has_begun())
+}
+
+/// Adds to what the run's last checkpoint says of its progress.
+fn save_progress(folder: &RunFolder, progress: &Progress) -> Result<()> {
+    folder.refuse_if_moved()?;
+    checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
 }
 
 fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {

@@ -23,7 +23,6 @@ use crate::torch::random::{Purpose, seed_for};
 use crate::util::console::warn;
 use crate::{Error, Result};
 use plugin_api::Start;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tch::Device;
@@ -55,20 +54,17 @@ pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFol
             .fix("give --store-file a name that is free, or remove the file"));
     }
     let store_file = experiment.train.store_file.clone();
-    let out = std::path::absolute(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
-    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(&out)) {
+    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(folder.path())) {
         return Err(Error::new(format!(
             "train.store_file: expected a file outside the run's folder, got {}",
             file.display()
         ))
         .fix("give --store-file another folder: the run's folder is made after its particles have room"));
     }
-    let training = begin_in(&mut folder, experiment).inspect_err(|_| {
-        // They were free above: whatever is there now was made for this run.
-        for file in store_file.iter().flat_map(|file| store::files(file)) {
-            let _ = fs::remove_file(file);
-        }
-    })?;
+    let forget = || store_file.iter().for_each(|file| store::remove_unused(&store::begun(file)));
+    forget();
+    let training = begin_in(&mut folder, experiment).inspect_err(|_| forget())?;
+    store_file.as_deref().map_or(Ok(()), store::name_files)?;
     Ok((training, folder))
 }
 
@@ -77,7 +73,11 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
-    let (training, plugins) = assemble(&experiment, &dataset)?;
+    // Other names until there is a record: a process that is killed before leaves these names free.
+    let mut beginning = experiment.clone();
+    beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
+    let (mut training, plugins) = assemble(&beginning, &dataset)?;
+    training.plan.experiment = experiment.clone();
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
     for (_, spec) in experiment.plugins() {
         trust::add_named(&spec.file).unwrap_or_else(|why| {
@@ -117,9 +117,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
     let mut experiment = record.experiment.with(&options.changes)?;
-    if !options.changes.is_empty() {
-        experiment.validate()?;
-    }
+    experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
     if let Some(data_folder) = &options.data_folder {
         experiment.data.folder.clone_from(data_folder);
     }
@@ -129,6 +127,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
             *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
         }
     }
+    experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
     let (mut training, _) = assemble(&experiment, &dataset)?;
@@ -150,6 +149,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     if !training.is_over() {
         note_arithmetic(&folder, &record, update, training.plan.device)?;
     }
+    folder.hold()?;
     Ok((training, folder, update))
 }
 

@@ -1,6 +1,7 @@
 //! Common functions for files, output and values of options.
 
 pub(crate) mod console;
+mod fault;
 pub(crate) mod files;
 pub(crate) mod number;
 

@@ -110,7 +110,7 @@ fn a_manifest_with_control_characters_is_refused() {
 #[test]
 fn a_library_that_crashes_the_loader_is_an_error() {
     let place = Place::with_digits(8, 60);
-    edit(&place.copy_built("liblangevin.so"), break_dynamic_section);
+    edit(&place.copy_built("liblangevin.so"), |library| break_dynamic_section(library));
     place.refuses(
         &format!("{TRAIN} --sampler ./langevin.so"),
         &["liblangevin.so crashes the process: signal: 11 (SIGSEGV)"],

@@ -2,7 +2,7 @@
 //! stopped.
 
 use crate::data::TEST_POINTS;
-use crate::harness::{Place, Run, built, edit, sha256};
+use crate::harness::{Place, Run, built, edit, sha256, write_sealed};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
 use std::process::Command;
@@ -309,7 +309,7 @@ fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     before["arithmetic"]["processor"] = "other".into();
     // A file of a later version.
     before["unknown"] = serde_json::json!({"of": 0.1});
-    fs::write(place.path("run/run.json"), before.to_string()).expect("written");
+    write_sealed(&place.path("run/run.json"), &before.to_string());
     let update = run.newest_update().expect("a checkpoint");
     let warning = ["goes on with other arithmetic: processor `other`, then `"];
     place.host("train --resume run").succeeds_with_warning(&warning);
