@@ -197,3 +197,32 @@ fn options_of_another_schedule_are_refused() {
         assert_eq!(refusal(written), expected);
     }
 }
+
+#[test]
+fn a_text_file_is_utf_8() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mine.toml");
+    let read = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("written");
+        Experiment::read(&path)
+    };
+    let text = "[train]\nepochs = 3\n";
+    // Some editors write a mark of the byte order in UTF-8, too.
+    for start in ["", "\u{feff}"] {
+        assert_eq!(read(format!("{start}{text}").as_bytes()).expect("valid").train.epochs, 3);
+    }
+    let marked: Vec<u16> = format!("\u{feff}{text}").encode_utf16().collect();
+    let bytes = |words: &[u16], order: fn(u16) -> [u8; 2]| words.iter().copied().flat_map(order).collect();
+    let files: [(Vec<u8>, &str); 5] = [
+        (bytes(&marked, u16::to_le_bytes), "is UTF-16"),
+        (bytes(&marked, u16::to_be_bytes), "is UTF-16"),
+        (bytes(&marked[1..], u16::to_le_bytes), "has zero bytes, as UTF-16 or a binary file"),
+        (b"[train]\n# caf\xe9\n".to_vec(), "has a byte in line 2 that is not UTF-8"),
+        (b"\x7fELF\0\xff".to_vec(), "has a byte in line 1 that is not UTF-8"),
+    ];
+    for (bytes, what) in files {
+        let error = read(&bytes).expect_err("refused");
+        assert_eq!(error.first_line(), format!("{} {what}: expected a text in UTF-8", path.display()));
+        assert_eq!(error.exit_code(), 2);
+    }
+}

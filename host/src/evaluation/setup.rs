@@ -12,7 +12,7 @@ use crate::run::{self, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::random::Purpose;
 use crate::torch::{device, tensors};
-use crate::util::console::{Style, say};
+use crate::util::console::{Style, say, warn};
 use crate::util::files;
 use crate::{Error, Result};
 use clap::Args;
@@ -148,6 +148,7 @@ impl<'a> EvaluationSetup<'a> {
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
         let folder = options.data_folder.as_ref().unwrap_or(&experiment.data.folder);
         let dataset = data::load(&experiment.data.name, folder)?;
+        dataset.findings()?.iter().for_each(warn);
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
             return Err(Error::new(format!(

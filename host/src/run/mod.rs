@@ -5,7 +5,7 @@ pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
 use crate::config::{Experiment, Role, Select};
-use crate::data::Dataset;
+use crate::data::{self, Dataset};
 use crate::plugin::{LoadedModel, PluginSpec, Record};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
@@ -100,6 +100,13 @@ pub struct DataRecord {
     pub name: String,
     /// MD5 of each file, or of each split of a tree of images.
     pub checksums: BTreeMap<String, String>,
+    /// Whether these are the published files of a known data set; unknown in the record of an older
+    /// version.
+    #[serde(default)]
+    pub published: Option<bool>,
+    /// What a reader of the run's results should know about its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -110,6 +117,13 @@ pub struct DataRecord {
     pub train_points: usize,
     /// Points held out of training.
     pub validation_points: usize,
+}
+
+impl DataRecord {
+    /// Whether the run may be compared with others on the known data set of its name.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published.unwrap_or_else(|| data::has_published_checksums(&self.name, &self.checksums))
+    }
 }
 
 /// The software of a run.
