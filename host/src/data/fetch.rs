@@ -516,7 +516,10 @@ mod tests {
     #[test]
     fn other_checksums_than_the_published_ones_are_recognised() {
         let of = |files: &Checksums| {
-            files.iter().map(|(name, md5)| ((*name).to_owned(), (*md5).to_owned())).collect::<BTreeMap<_, _>>()
+            files
+                .iter()
+                .map(|(name, md5)| ((*name).to_owned(), (*md5).to_owned()))
+                .collect::<BTreeMap<_, _>>()
         };
         assert!(has_published_checksums("mnist", &of(MNIST)));
         assert!(has_published_checksums("fashion-mnist", &of(FASHION_MNIST)));

@@ -23,14 +23,28 @@ impl Dataset {
             Origin::Published | Origin::Own => Vec::new(),
         };
         match all().filter(is_present).collect::<Vec<_>>()[..] {
-            [only] => found.push(format!("all images have the label {only}: there is nothing to distinguish")),
+            [only] => {
+                found.push(format!("all images have the label {only}: there is nothing to distinguish"))
+            }
             _ => {
                 let nowhere = all().filter(|class| !is_present(class));
-                found.extend(self.about(nowhere, "no image of ", ": the model has outputs that it never needs"));
+                found.extend(self.about(
+                    nowhere,
+                    "no image of ",
+                    ": the model has outputs that it never needs",
+                ));
                 let only_in_test = in_test.difference(&in_train).copied();
-                found.extend(self.about(only_in_test, "no training image of ", ", of which there are test images"));
+                found.extend(self.about(
+                    only_in_test,
+                    "no training image of ",
+                    ", of which there are test images",
+                ));
                 let only_in_train = in_train.difference(&in_test).copied();
-                found.extend(self.about(only_in_train, "no test image of ", ", of which there are training images"));
+                found.extend(self.about(
+                    only_in_train,
+                    "no test image of ",
+                    ", of which there are training images",
+                ));
             }
         }
         for (name, split) in [("training", &self.train), ("test", &self.test)] {
@@ -65,7 +79,11 @@ impl Dataset {
         let missing = parts.into_iter().filter(|(part, _)| !part.is_empty()).filter_map(|(part, name)| {
             let missing = present.iter().copied().filter(|class| !part.contains(class));
             let count = part.len();
-            self.about(missing, &format!("none of the {count} {name} points is of "), ", of which there are others")
+            self.about(
+                missing,
+                &format!("none of the {count} {name} points is of "),
+                ", of which there are others",
+            )
         });
         Ok(missing.collect())
     }
@@ -108,10 +126,7 @@ mod tests {
     /// Images of 1 x 2 pixels that differ from each other, with these labels.
     fn split(labels: &[i64], first: u8) -> Split {
         let pixels: Vec<u8> = (first..).take(2 * labels.len()).collect();
-        Split {
-            images: Tensor::from_slice(&pixels).view([-1, 1, 1, 2]),
-            labels: Tensor::from_slice(labels),
-        }
+        Split { images: Tensor::from_slice(&pixels).view([-1, 1, 1, 2]), labels: Tensor::from_slice(labels) }
     }
 
     fn dataset(train: &[i64], test: &[i64], classes: i64) -> Dataset {

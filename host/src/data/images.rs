@@ -644,14 +644,20 @@ mod tests {
     #[test]
     fn images_that_are_compressed_as_far_as_possible_are_accepted() {
         let folder = tree();
-        for (number, bits) in [image::ExtendedColorType::L8, image::ExtendedColorType::Rgb8].into_iter().enumerate() {
+        for (number, bits) in
+            [image::ExtendedColorType::L8, image::ExtendedColorType::Rgb8].into_iter().enumerate()
+        {
             let side = 3000;
             let black = vec![0; (side * side) as usize * usize::from(bits.channel_count())];
             for ending in ["png", "jpg"] {
                 let path = folder.path().join(format!("{number}.{ending}"));
                 image::save_buffer(&path, &black, side, side, bits).expect("saved");
                 let bytes = fs::read(&path).expect("readable");
-                assert!(u64::from(side * side) <= most_pixels(&bytes), "{bits:?} {ending}: {} bytes", bytes.len());
+                assert!(
+                    u64::from(side * side) <= most_pixels(&bytes),
+                    "{bits:?} {ending}: {} bytes",
+                    bytes.len()
+                );
             }
         }
     }

@@ -478,7 +478,8 @@ mod tests {
 
     #[test]
     fn other_formats_are_called_by_their_names() {
-        let expected = "expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
+        let expected =
+            "expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
         for (name, what) in [
             ("data_batch_1", "CIFAR-10's Python version (pickled)"),
             ("cifar-10-batches-py/data_batch_1", "CIFAR-10's Python version (pickled)"),
@@ -495,7 +496,10 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             std::os::unix::fs::symlink(folder.path(), root.path().join("cifar-10")).unwrap();
             let error = load("cifar-10", root.path()).unwrap_err();
-            assert!(error.to_string().contains(&format!("cifar-10/{found} is {what}: {expected}")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("cifar-10/{found} is {what}: {expected}")),
+                "{error}"
+            );
         }
         // Such files beside the right ones do not matter.
         let folder = folder_with(&[cifar_files(), vec![("cifar-10-python.tar.gz", Vec::new())]].concat());
