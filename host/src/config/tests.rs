@@ -1,6 +1,8 @@
 use super::*;
 use crate::Result;
 use crate::plugin::PluginSpec;
+use crate::util::fuzz::{USUAL, for_cases, toml_files, withstands};
+use proptest::prelude::{any, prop_assert};
 use std::path::Path;
 
 fn read(text: &str) -> Result<Experiment> {
@@ -225,4 +227,43 @@ fn a_text_file_is_utf_8() {
         assert_eq!(error.first_line(), format!("{} {what}: expected a text in UTF-8", path.display()));
         assert_eq!(error.exit_code(), 2);
     }
+}
+
+#[test]
+fn fuzz_experiment_files_may_be_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    withstands(&toml_files("examples"), &folder.path().join("mine.toml"), USUAL, |path| {
+        Experiment::read(path)?.validate().map_err(|error| error.note("in", path.display()))
+    });
+}
+
+#[test]
+fn fuzz_suites_may_be_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |path: &std::path::Path| suite::attacks(path.to_str().expect("UTF-8"));
+    withstands(&toml_files("host/suites"), &folder.path().join("mine.toml"), USUAL, read);
+}
+
+#[test]
+fn fuzz_experiments_come_back_as_they_were_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mine.toml");
+    let number = || 1e-12f64..1e12;
+    let values =
+        (number(), number(), any::<u32>(), any::<u16>(), proptest::option::of(1..9usize), "[ -~]{1,20}");
+    for_cases(&values, |(rate, epsilon, seed, epochs, threads, name)| {
+        let mut experiment = Experiment::default();
+        experiment.train.learning_rate = rate;
+        experiment.threat.epsilon = epsilon;
+        experiment.train.seed = seed.into();
+        experiment.train.epochs = epochs.into();
+        experiment.train.threads = threads;
+        experiment.data.name = name;
+        std::fs::write(&path, toml::to_string(&experiment).expect("TOML")).expect("written");
+        prop_assert!(Experiment::read(&path).expect("valid").differences(&experiment).is_empty());
+        let json = serde_json::to_vec(&experiment).expect("JSON");
+        let read: Experiment = serde_json::from_slice(&json).expect("valid");
+        prop_assert!(read.differences(&experiment).is_empty());
+        Ok(())
+    });
 }

@@ -342,6 +342,7 @@ fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
         let expected = cifar::NAMES.into_iter().find(|name| path == Path::new(cifar::FOLDER).join(name));
         if let Some(name) = expected
             && entry.header().entry_type().is_file()
+            && files.iter().all(|file: &DataFile| file.name != name)
         {
             let mut contents = Vec::new();
             entry.take((CIFAR_RECORDS * cifar::RECORD + 1) as u64).read_to_end(&mut contents)?;
@@ -619,5 +620,32 @@ mod tests {
 
         let error = read_wheel(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap_err();
         assert!(error.first_line().ends_with("UnpicklingError: refused os.system"), "{error}");
+    }
+
+    #[test]
+    fn fuzz_archives_may_be_damaged() {
+        use crate::util::fuzz::{Contents, changed, for_cases};
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5000);
+        archive.append_data(&mut header, "cifar-10-batches-bin/test_batch.bin", &*vec![7; 5000]).unwrap();
+        let archive = archive.into_inner().unwrap();
+        // The checksum of gzip is the last that sees a change of the archive inside.
+        for_cases(&changed(&[archive]), |Contents(archive)| {
+            let packed = gzip(&archive);
+            let memory = allocation_counter::measure(|| drop(unpack(&packed)));
+            proptest::prop_assert!(memory.bytes_max < 1 << 20, "{} bytes", memory.bytes_max);
+            Ok(())
+        });
+        let zeros = vec![0; CIFAR_RECORDS * cifar::RECORD];
+        let mut archive = tar::Builder::new(Vec::new());
+        for _ in 0..5 {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(zeros.len() as u64);
+            archive.append_data(&mut header, "cifar-10-batches-bin/test_batch.bin", &*zeros).unwrap();
+        }
+        let packed = gzip(&archive.into_inner().unwrap());
+        let memory = allocation_counter::measure(|| assert_eq!(unpack(&packed).unwrap().len(), 1));
+        assert!(memory.bytes_max < 3 * zeros.len() as u64, "{} bytes", memory.bytes_max);
     }
 }

@@ -721,3 +721,86 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::util::fuzz::{for_cases, repository_file, withstands};
+    use image::{ExtendedColorType, ImageFormat};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// A byte can hold 8 pixels of 1032 bytes, and each pixel has three bytes, twice.
+    const UNPACKED: usize = 8 * 1032 * 3 * 2;
+
+    fn encoded(
+        format: ImageFormat,
+        colour: ExtendedColorType,
+        [height, width]: [u32; 2],
+        pixels: &[u8],
+    ) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image::write_buffer_with_format(&mut bytes, pixels, width, height, colour, format).expect("encoded");
+        bytes.into_inner()
+    }
+
+    fn picture(path: &Path) -> Picture {
+        Picture { path: path.to_owned(), name: "a/0".to_owned(), class: 0 }
+    }
+
+    /// What [`load`] does with one image.
+    fn read(path: &Path) -> Result<Vec<u8>> {
+        let (_, Header { grey, .. }) = inspect(&picture(path))?;
+        planes(&picture(path), if grey { 1 } else { 3 })
+    }
+
+    #[test]
+    fn images_may_be_damaged() {
+        let pixels: Vec<u8> = (0..108).collect();
+        let mut valid = Vec::new();
+        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
+            valid.push(encoded(format, ExtendedColorType::Rgb8, [6, 6], &pixels));
+            valid.push(encoded(format, ExtendedColorType::L8, [9, 12], &pixels));
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        withstands(&valid, &folder.path().join("mine.png"), UNPACKED, read);
+    }
+
+    #[test]
+    fn impossible_headers_may_be_changed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.png");
+        for name in ["header-60000x60000.png", "header-65500x65500.jpg", "plain-cmyk-no-adobe-cyan.jpg"] {
+            let bytes = repository_file(&format!("tests/end-to-end/inputs/{name}"));
+            let refuse = |path: &Path| match read(path) {
+                Err(error) if fs::read(path).expect("readable") != bytes => Err(error),
+                _ => Ok(()),
+            };
+            withstands(std::slice::from_ref(&bytes), &path, UNPACKED, refuse);
+        }
+    }
+
+    #[test]
+    fn png_images_come_back_as_they_were_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.png");
+        let images = (1..9usize, 1..9usize, select_channels()).prop_flat_map(|(height, width, channels)| {
+            (Just([height, width, channels]), vec(any::<u8>(), height * width * channels))
+        });
+        for_cases(&images, |([height, width, channels], pixels)| {
+            let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+            let size = [height, width].map(|size| size as u32);
+            fs::write(&path, encoded(ImageFormat::Png, colour, size, &pixels)).expect("written");
+            let read = read(&path).expect("valid");
+            for (place, value) in pixels.iter().enumerate() {
+                let (pixel, channel) = (place / channels, place % channels);
+                prop_assert_eq!(read[channel * height * width + pixel], *value);
+            }
+            Ok(())
+        });
+    }
+
+    fn select_channels() -> impl Strategy<Value = usize> {
+        proptest::sample::select([1, 3].as_slice())
+    }
+}

@@ -394,7 +394,7 @@ mod tests {
         ]
     }
 
-    fn cifar_files() -> Vec<(&'static str, Vec<u8>)> {
+    pub(super) fn cifar_files() -> Vec<(&'static str, Vec<u8>)> {
         cifar::NAMES
             .into_iter()
             .zip(0..)
@@ -557,5 +557,67 @@ mod tests {
         files[1].1 = idx::encode(&[2], &[0, 0]);
         files[3].1 = idx::encode(&[1], &[0]);
         assert_eq!(load_path(&folder_with(&files)).unwrap().classes, 2);
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::tests::{cifar_files, folder_with, gzip, idx_files};
+    use super::*;
+    use crate::util::fuzz::{USUAL, for_cases, withstands};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// The densest gzip stream has 1/1032 of its contents.
+    const UNPACKED: usize = 3 * 1032;
+
+    #[test]
+    fn idx_files_may_be_damaged() {
+        for (name, contents) in idx_files() {
+            let folder = folder_with(&idx_files());
+            let read = |path: &Path| load(path.parent().unwrap().to_str().unwrap(), Path::new("unused"));
+            let valid = [gzip(&contents), contents];
+            withstands(&valid, &folder.path().join(name), UNPACKED, read);
+        }
+    }
+
+    #[test]
+    fn files_of_cifar_may_be_damaged() {
+        let files = cifar_files();
+        let folder = folder_with(&files);
+        let read = |path: &Path| load(path.parent().unwrap().to_str().unwrap(), Path::new("unused"));
+        withstands(&[files[1].1.clone()], &folder.path().join(files[1].0), USUAL, read);
+    }
+
+    #[test]
+    fn idx_files_come_back_as_they_were_written() {
+        let sizes = (1..5usize, 1..6usize, 1..6usize);
+        let samples = sizes.prop_flat_map(|(count, height, width)| {
+            (Just([count, height, width]), vec(any::<u8>(), count * height * width), vec(any::<u8>(), count))
+        });
+        for_cases(&(samples, any::<bool>()), |(([count, height, width], pixels, labels), is_compressed)| {
+            let sizes = [count, height, width].map(|size| size as u32);
+            let packed = |bytes: Vec<u8>| if is_compressed { gzip(&bytes) } else { bytes };
+            let images = packed(idx::encode(&sizes, &pixels));
+            let label_file = packed(idx::encode(&sizes[..1], &labels));
+            let [train, test] = ["train", "t10k"].map(|split| {
+                [
+                    (format!("{split}-images-idx3-ubyte"), &images),
+                    (format!("{split}-labels-idx1-ubyte"), &label_file),
+                ]
+            });
+            let folder = tempfile::tempdir().unwrap();
+            for (name, contents) in train.iter().chain(&test) {
+                fs::write(folder.path().join(name), contents).unwrap();
+            }
+            let read = load(folder.path().to_str().unwrap(), Path::new("unused")).unwrap();
+            for split in [&read.train, &read.test] {
+                prop_assert_eq!(split.images.size(), [count, 1, height, width].map(|size| size as i64));
+                prop_assert_eq!(&Vec::<u8>::try_from(split.images.flatten(0, -1)).unwrap(), &pixels);
+                let expected: Vec<_> = labels.iter().map(|label| i64::from(*label)).collect();
+                prop_assert_eq!(&Vec::<i64>::try_from(&split.labels).unwrap(), &expected);
+            }
+            Ok(())
+        });
     }
 }

@@ -2,6 +2,8 @@
 
 pub(crate) mod console;
 pub(crate) mod files;
+#[cfg(test)]
+pub(crate) mod fuzz;
 
 /// A whole number of at least 1, as the value of an option.
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
