@@ -439,3 +439,47 @@ mod tests {
         assert_eq!(journal.recorded_settings()["arithmetic"], Value::Null);
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::evaluation::verdict::Order;
+    use crate::util::fuzz::{USUAL, corpus, withstands};
+
+    #[test]
+    fn journals_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let valid: Saved = serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = valid.findings.verdicts.indices.clone();
+        let path = folder.path().join(PARTIAL);
+        withstands(&[corpus("findings.json")], &path, USUAL, |path| {
+            let found = read(path, &valid.settings, 2, &points)?.map(|saved| saved.findings);
+            // What is accepted can be gone on with.
+            let mut found = found.ok_or_else(|| Error::new("no file"))?;
+            if let Some(progress) = &mut found.attack_progress {
+                while let Some(batch) = progress.next_batch(2, 3) {
+                    assert!(batch.iter().all(|position| *position < points.len()));
+                    progress.done += batch.len();
+                }
+            }
+            found.verdicts.broken_counts(Order::Separate);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_journal_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        let Saved { settings, findings, .. } =
+            serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = findings.verdicts.indices.clone();
+        let open = || Journal::open(&run, settings.clone(), Arithmetic::default(), 2, &points, false);
+        let (journal, found) = open().expect("a journal");
+        assert!(found.is_none());
+        journal.save(&findings).expect("saved");
+        let saved =
+            read(&journal.folder.join(PARTIAL), &settings, 2, &points).expect("valid").expect("there");
+        assert_eq!(json!(saved.findings), json!(findings));
+    }
+}

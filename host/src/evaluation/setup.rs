@@ -95,6 +95,8 @@ pub struct EvaluationSetup<'a> {
     pub(crate) options: &'a EvaluationOptions,
     pub(crate) style: Style,
     dataset: Dataset,
+    /// What is odd about the data.
+    pub(crate) caveats: Vec<Caveat>,
     examples: Examples,
     device: Device,
     arithmetic: Arithmetic,
@@ -153,6 +155,7 @@ impl<'a> EvaluationSetup<'a> {
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
         let folder = options.data_folder.as_ref().unwrap_or(&experiment.data.folder);
         let dataset = data::load(&experiment.data.name, folder)?;
+        let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
             return Err(Error::new(format!(
@@ -167,7 +170,7 @@ impl<'a> EvaluationSetup<'a> {
             Examples::new(test, 0, test.count() as usize, device)?
         };
         let arithmetic = Arithmetic::current(device)?;
-        Ok(Self { options, style: Style::Json, dataset, examples, device, arithmetic })
+        Ok(Self { options, style: Style::Json, dataset, caveats, examples, device, arithmetic })
     }
 
     /// Shows progress in this style. By default nothing is printed.
@@ -227,7 +230,8 @@ impl<'a> EvaluationSetup<'a> {
         target.folder.evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
-        let mut caveats = target.caveats.clone();
+        let mut caveats = self.caveats.clone();
+        caveats.extend(target.caveats.clone());
         add_new(&mut caveats, source.iter().flat_map(|source| source.caveats.clone()));
         caveats.extend(left_out);
         let source = source.as_ref().unwrap_or(&target);

@@ -515,4 +515,16 @@ mod tests {
         record.set_steps(7);
         assert_eq!(json!(record)["options"], json!({"steps": 7}));
     }
+
+    #[test]
+    fn fuzz_libraries_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.so");
+        let read = |path: &Path| inspect(path.to_str().expect("UTF-8"));
+        withstands(&[corpus("plugin.so")], &path, USUAL, read);
+        std::fs::write(&path, corpus("plugin.so")).expect("written");
+        let kinds: Vec<_> = read(&path).expect("valid").manifests.iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, [Kind::Sampler, Kind::Attack]);
+    }
 }

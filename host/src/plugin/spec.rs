@@ -47,8 +47,8 @@ impl PluginSpec {
         self.steps
     }
 
-    /// Makes the path of the file absolute if it contains a folder. A bare file name stays, since
-    /// plugins are searched by name.
+    /// Makes the path of the file absolute if it contains a folder and a spec can hold the absolute
+    /// path. A bare file name stays, since plugins are searched by name.
     pub fn make_absolute(&mut self) {
         let path = Path::new(&self.file);
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
@@ -269,5 +269,29 @@ mod tests {
         assert!(refusal(",x=1").contains("expected FILE"));
         assert!(refusal("\"a.so,x=1").contains("expected \"FILE\""));
         assert!(refusal("\"a\".so").contains("expected \"FILE\""));
+    }
+
+    #[test]
+    fn fuzz_specs_come_back_as_they_were_written() {
+        use crate::util::fuzz::for_cases;
+        use proptest::prelude::*;
+        let written = prop_oneof![
+            any::<String>(),
+            "[a-z./\\[\\],= é]{0,24}",
+            "[a-z]{1,4}\\.so(,[a-z]{1,3}=(-?[0-9]{1,3}|[0-9]\\.[0-9]e[0-9]|\\[[0-9],[0-9]\\]|[a-z,\\[\\]]{0,4})){0,3}",
+        ];
+        for_cases(&written, |written| {
+            let Ok(spec) = written.parse::<PluginSpec>() else { return Ok(()) };
+            prop_assert_eq!(spec.to_string(), written);
+            let json = serde_json::to_string(&spec).expect("JSON");
+            let mut read: PluginSpec = serde_json::from_str(&json).expect("valid");
+            prop_assert_eq!(read.attack_options(), spec.attack_options());
+            // A spec with an absolute path names the same options, wherever it is read.
+            read.make_absolute();
+            let again: PluginSpec = read.to_string().parse().map_err(TestCaseError::fail)?;
+            prop_assert_eq!((again.file, again.name, again.steps), (read.file, spec.name, spec.steps));
+            prop_assert_eq!(again.options, spec.options);
+            Ok(())
+        });
     }
 }

@@ -6,7 +6,7 @@ pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
 use crate::config::{Experiment, Role, Select};
-use crate::data::Dataset;
+use crate::data::{self, Dataset};
 use crate::error::{absolute, shown};
 use crate::plugin::{LoadedModel, PluginSpec, Record};
 use crate::run::progress::{Progress, is_trained};
@@ -121,6 +121,13 @@ pub struct DataRecord {
     pub name: String,
     /// MD5 of each file, or of each split of a tree of images.
     pub checksums: BTreeMap<String, String>,
+    /// Whether these are the published files of a known data set; unknown in the record of an older
+    /// version.
+    #[serde(default)]
+    pub published: Option<bool>,
+    /// What a reader of the run's results should know about its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -131,6 +138,13 @@ pub struct DataRecord {
     pub train_points: usize,
     /// Points held out of training.
     pub validation_points: usize,
+}
+
+impl DataRecord {
+    /// Whether the run may be compared with others on the known data set of its name.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published.unwrap_or_else(|| data::has_published_checksums(&self.name, &self.checksums))
+    }
 }
 
 /// The software of a run.
@@ -569,4 +583,101 @@ fn change(what: String, recorded: &str, found: &str) -> Error {
         .note("recorded", recorded)
         .note("found", found)
         .fix("restore the recorded file, or pass --allow-changed to use the new one")
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::progress::{EpochMetrics, TracePoint};
+    use super::*;
+    use crate::util::fuzz::{USUAL, corpus, for_cases, withstands};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn folder() -> (tempfile::TempDir, RunFolder) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        (folder, run)
+    }
+
+    #[test]
+    fn records_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("run.json")], &run.record_path(), USUAL, |path| {
+            RunFolder::open(path.parent().expect("a folder"))
+        });
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        fs::write(run.record_path(), corpus("run.json")).expect("written");
+        let (run, record) = RunFolder::open(run.path()).expect("valid");
+        write_json(&run.record_path(), &record).expect("written");
+        let (_, again) = RunFolder::open(run.path()).expect("valid");
+        assert_eq!(json!(again), json!(record));
+        // What this version writes has all that an older one wrote.
+        let written: Value = serde_json::from_slice(&corpus("run.json")).expect("JSON");
+        assert_eq!(json!(record)["plugins"], written["plugins"]);
+        assert_eq!(json!(record)["experiment"], written["experiment"]);
+    }
+
+    #[test]
+    fn measurements_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("metrics.jsonl")], &run.metrics_path(), USUAL, |_| run.metrics::<EpochMetrics>());
+        let trace = run.path().join("trace.jsonl");
+        withstands(&[corpus("trace.jsonl")], &trace, USUAL, |_| run.trace::<TracePoint>());
+    }
+
+    #[test]
+    fn measurements_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        let number = || prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO;
+        let epoch = (number(), number(), proptest::option::of(number()), any::<u64>(), any::<Vec<String>>());
+        for_cases(&proptest::collection::vec(epoch, 0..4), |epochs| {
+            let metrics = |(number, (loss, seconds, accuracy, updates, alarms)): (usize, _)| EpochMetrics {
+                epoch: number,
+                updates,
+                learning_rate: seconds,
+                train_loss: loss,
+                train_accuracy: loss,
+                validation_accuracy: accuracy,
+                probe_accuracy: None,
+                validation_passes: accuracy,
+                statistics_passes: None,
+                alarms,
+                stopped_early: number == 2,
+                passes_per_sample: updates,
+                seconds,
+            };
+            let epochs: Vec<_> = epochs.into_iter().enumerate().map(metrics).collect();
+            run.write_metrics(&epochs).expect("written");
+            let read = run.metrics::<EpochMetrics>().expect("valid");
+            prop_assert_eq!(json!(read), json!(epochs));
+            let bits = |epochs: &[EpochMetrics]| {
+                epochs.iter().map(|epoch| epoch.seconds.to_bits()).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(bits(&read), bits(&epochs));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn checkpoints_may_be_damaged() {
+        let (_folder, run) = folder();
+        let checkpoint = run.checkpoints().join("000000004");
+        fs::create_dir_all(&checkpoint).expect("a folder");
+        fs::write(checkpoint.join("weights.safetensors"), corpus("weights.safetensors")).expect("written");
+        let load = |_: &Path| match checkpoint::load::<Progress>(&run.checkpoints(), &["weights"]) {
+            Ok(found) => found.ok_or_else(|| Error::new("no checkpoint")),
+            // The damage may be in the digest of the file.
+            Err(why) if why.to_string().contains("weights.safetensors is damaged") => {
+                Err(why.note("digest", "progress.json"))
+            }
+            Err(why) => Err(why),
+        };
+        withstands(&[corpus("progress.json")], &checkpoint.join("progress.json"), USUAL, load);
+        fs::write(checkpoint.join("progress.json"), corpus("progress.json")).expect("written");
+        withstands(&[corpus("weights.safetensors")], &checkpoint.join("weights.safetensors"), USUAL, load);
+    }
 }

@@ -9,7 +9,9 @@ pub(crate) mod folder;
 pub(crate) mod summary;
 pub(crate) mod worker;
 
-use crate::config::{self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml};
+use crate::config::{
+    self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml, read_text,
+};
 use crate::plugin::spec;
 use crate::torch::random::{Purpose, step_of_name, uniform};
 use crate::util::files;
@@ -115,7 +117,7 @@ impl Sweep {
     /// # Errors
     /// If a run has an unknown key or an invalid value. The error names the line or the run.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let text = read_text(path)?;
         Self::parse(&text, &path.display().to_string())
     }
 

@@ -11,7 +11,7 @@ use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
 use crate::config::{Experiment, Mode, Start as StartChoice, Train};
 use crate::data::examples::Examples;
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Origin};
 use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
@@ -73,6 +73,9 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
+    let mut findings = dataset.findings()?;
+    findings.extend(dataset.findings_of_parts(train_points, validation_points)?);
+    findings.iter().for_each(warn);
     // Other names until there is a record: a process that is killed before leaves these names free.
     let mut beginning = experiment.clone();
     beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
@@ -92,6 +95,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         data: DataRecord {
             name: dataset.name,
             checksums: dataset.checksums,
+            published: Some(dataset.origin == Origin::Published),
+            findings,
             class_names: dataset.class_names,
             test_points,
             train_points,
@@ -130,6 +135,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
+    dataset.findings()?.iter().for_each(warn);
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.load_checkpoint(&folder)?;
     for what in damaged {

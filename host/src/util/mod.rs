@@ -3,6 +3,8 @@
 pub(crate) mod console;
 mod fault;
 pub(crate) mod files;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod number;
 
 /// A whole number of at least 1, as the value of an option.
