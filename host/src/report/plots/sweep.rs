@@ -255,11 +255,11 @@ fn heat(strength: f64) -> (RGBColor, RGBColor) {
 mod tests {
     use super::*;
 
-    /// A text of a figure: its place, whether it is upright, and its words.
-    type Text = (i32, i32, bool, String);
+    /// A text of a figure, its place, and whether it is turned.
+    type Placed = (i32, i32, bool, String);
 
-    /// The texts of a figure, and the figure's size.
-    fn texts(svg: &str) -> (Vec<Text>, i32, i32) {
+    /// The texts of a figure, and its size.
+    fn texts(svg: &str) -> (Vec<Placed>, i32, i32) {
         let number = |tag: &str, key: &str| -> i32 {
             let (_, rest) = tag.split_once(&format!(" {key}=\"")).expect("an attribute");
             rest.split('"').next().expect("a value").parse().expect("a number")
