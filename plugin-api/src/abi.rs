@@ -496,8 +496,12 @@ pub fn model_table<M: Model>() -> ModelTableRef {
             let images = unsafe { images.tensor() };
             let (_, channels, height, width) = images.size4()?;
             let mut variables = nn::VarStore::new(images.device());
+            if images.kind() == tch::Kind::Double {
+                variables.set_kind(tch::Kind::Double);
+            }
             let task = Task { channels, height, width, classes };
             let model = M::new(options::parse(given.as_str())?, task, &variables.root())?;
+            // Those that the model made in f32 on its own.
             if images.kind() == tch::Kind::Double {
                 variables.double();
             }

@@ -1,7 +1,8 @@
 use crate::command::arguments::{ConformArguments, style};
 use crate::plugin::library::{self, File, Kind, Manifest};
-use crate::plugin::{PluginSpec, parse, running};
+use crate::plugin::{PluginSpec, check_memory, parse, running};
 use crate::torch::device;
+use crate::torch::process::ProcessState;
 use crate::util::console::{bar, say};
 use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
@@ -18,7 +19,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// `host conform`
 pub fn run(arguments: &ConformArguments) -> Result<u8> {
@@ -347,12 +348,12 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let options = arguments.judge_options.clone();
     // The parent process reports how this one ends.
     running::may_exit();
-    let library = Checked { file: &file, manifest, options, opened: OnceCell::new() };
-
     // CUDA must be loaded before the first check. A check that needs it reports an error.
     let _ = device::load_cuda();
     // Checks are small, and several processes may run at the same time.
     tch::set_num_threads(1);
+    let process = ProcessState::current()?;
+    let library = Checked { file: &file, manifest, options, process, opened: OnceCell::new() };
     let actions = channel.try_clone().map_err(|why| refused(&why))?;
     conformance::listen(move |what| {
         let _ = writeln!(&actions, "{}", json!(Line::AboutTo(what.to_owned())));
@@ -373,6 +374,8 @@ struct Checked<'a> {
     manifest: &'a Manifest,
     /// The options of the plugin, as a JSON object.
     options: String,
+    /// The process before the first check.
+    process: ProcessState,
     /// The plugin, and the output while it was opened.
     opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
 }
@@ -440,6 +443,17 @@ impl Library for Checked<'_> {
         let copy = copy().map_err(|why| format!("cannot copy {}: {why}", self.file.path.display()))?;
         // An open library does not need its file.
         self.open(&format!("/proc/self/fd/{}", copy.as_raw_fd()))
+    }
+
+    fn changes_of_process(&self) -> Option<String> {
+        match ProcessState::current() {
+            Ok(now) => self.process.difference(&now),
+            Err(why) => Some(why.to_string()),
+        }
+    }
+
+    fn accepts(&self, state: &[(String, Tensor)]) -> std::result::Result<(), String> {
+        check_memory(state).map_err(|error| error.first_line().to_owned())
     }
 
     fn load_cuda(&self) -> std::result::Result<(), String> {

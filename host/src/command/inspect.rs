@@ -8,9 +8,20 @@ use serde_json::{Value, json};
 
 /// `host inspect`
 pub fn run(arguments: &InspectArguments) -> Result<u8> {
-    let file = library::inspect(&arguments.file)?;
-    let described: Vec<_> =
-        file.manifests.iter().map(|manifest| describe(&arguments.file, manifest)).collect();
+    let spec = parse(&arguments.file)?;
+    if spec.attack_options() != "{}" {
+        return Err(spec.error("host inspect takes FILE or FILE,plugin=NAME, and shows the other options"));
+    }
+    let mut file = library::inspect(&spec.file)?;
+    if let Some(name) = &spec.name {
+        let names: Vec<_> = file.manifests.iter().map(|manifest| manifest.name.clone()).collect();
+        file.manifests.retain(|manifest| manifest.name == *name);
+        if file.manifests.is_empty() {
+            return Err(Error::new(format!("{} has no plugin `{name}`", spec.file))
+                .fix(format!("choose one of: {}", names.join(", "))));
+        }
+    }
+    let described: Vec<_> = file.manifests.iter().map(|manifest| describe(&spec.file, manifest)).collect();
     if arguments.json {
         let plugins = file.manifests.iter().zip(described).map(|(manifest, description)| match description {
             Ok(description) => json!({"manifest": manifest, "options": description.options}),

@@ -13,8 +13,8 @@ mod train;
 mod transfer;
 mod trust;
 
-use crate::util::console::check_output;
 pub use crate::util::console::report;
+use crate::util::console::{check_output, keep_output};
 use crate::{Error, INTERRUPTED, Result};
 pub use arguments::Arguments;
 use arguments::Command;
@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// The error of the subcommand, or that its output could not be written.
 pub fn run(command: &Command) -> Result<u8> {
+    keep_output();
     let code = match command {
         Command::Train(arguments) => train::run(arguments),
         Command::Eval(arguments) if arguments.transfer => transfer::run(arguments),

@@ -1,6 +1,6 @@
 //! Finding, checking and opening plugin libraries.
 
-use super::{PluginSpec, call, running, trust};
+use super::{Guard, PluginSpec, call, running, trust};
 use crate::util::console::warn;
 use crate::util::files;
 use crate::{Error, Result};
@@ -301,7 +301,7 @@ fn open<Plugin>(
             let name = &manifest.name;
             spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
         })?;
-    let description = call(&manifest.name, "describe", || describe(&plugin));
+    let description = call(&manifest.name, "describe", [], || describe(&plugin));
     let schema = description.as_ref().map(|description| &description.options).unwrap_or(&Value::Null);
     let given = serde_json::from_str(given_options)
         .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
@@ -345,10 +345,12 @@ fn open_library(name: &str, file: &File) -> Result<std::result::Result<abi::Plug
 /// tensors, types and threads may outlive every instance.
 fn keep_open(path: &Path) -> std::result::Result<abi::Plugins, String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    let guard = Guard::before([]).map_err(|error| error.to_string())?;
     // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
     // chosen to run it with their own rights.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
     library.map(std::mem::forget).map_err(|error| full_message(&error))?;
+    guard.after("its initialiser").map_err(|error| error.first_line().to_owned())?;
     abi::plugins(path).map_err(|why| why.to_string())
 }
 
@@ -361,6 +363,8 @@ fn keep_open(path: &Path) -> std::result::Result<abi::Plugins, String> {
 fn try_to_open(path: &Path) -> Result<()> {
     /// The exit code of a child process that survived.
     const SURVIVED: i32 = 99;
+    /// The child is ended by SIGALRM after this time.
+    const SECONDS_TO_OPEN: u32 = 120;
     let nowhere = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
     let nowhere = nowhere.map_err(|why| Error::file("open", Path::new("/dev/null"), why))?;
     // SAFETY: the child has one thread, a copy of this one. It opens the library as its parent does
@@ -373,6 +377,7 @@ fn try_to_open(path: &Path) -> Result<()> {
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             libc::prctl(libc::PR_SET_DUMPABLE, 0);
+            libc::alarm(SECONDS_TO_OPEN);
             for stream in 0..3 {
                 libc::dup2(nowhere.as_raw_fd(), stream);
             }
@@ -445,12 +450,12 @@ fn passed_over(file: &str, found: &Path) -> Option<String> {
     names(Path::new(file)).into_iter().filter(|_| !file.contains('/')).find(is_other)
 }
 
-/// Every plugin library in the folders that are searched, in the order of the search.
-pub(crate) fn installed() -> Vec<File> {
-    let folders = search_path()
-        .into_iter()
-        .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
-    let libraries = folders.flat_map(|folder| {
+/// Every plugin library in the folders that are searched, in the order of the search, and these
+/// folders.
+pub(crate) fn installed() -> (Vec<File>, Vec<PathBuf>) {
+    let working = |folder: PathBuf| if folder.as_os_str().is_empty() { ".".into() } else { folder };
+    let folders: Vec<_> = search_path().into_iter().map(working).collect();
+    let libraries = folders.iter().flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "so"));
@@ -463,7 +468,7 @@ pub(crate) fn installed() -> Vec<File> {
             files.push(file);
         }
     }
-    files
+    (files, folders)
 }
 
 /// The folders that are searched for a plugin named without a folder.
@@ -509,5 +514,17 @@ mod tests {
         assert_eq!(record.options, Map::new());
         record.set_steps(7);
         assert_eq!(json!(record)["options"], json!({"steps": 7}));
+    }
+
+    #[test]
+    fn fuzz_libraries_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.so");
+        let read = |path: &Path| inspect(path.to_str().expect("UTF-8"));
+        withstands(&[corpus("plugin.so")], &path, USUAL, read);
+        std::fs::write(&path, corpus("plugin.so")).expect("written");
+        let kinds: Vec<_> = read(&path).expect("valid").manifests.iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, [Kind::Sampler, Kind::Attack]);
     }
 }

@@ -56,7 +56,7 @@ impl Sampler {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();
-            call(&name, "new", || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
+            call(&name, "new", [], || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
         };
         let steps = spec.steps().unwrap_or(instance.declaration().default_steps);
         record.set_steps(steps);
@@ -95,7 +95,7 @@ impl Sampler {
     /// If the plugin fails or its result does not pass the checks.
     pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut FiniteCheck) -> Result<Next> {
         let draws = draws.step(due.number + 1);
-        let next = call(&self.name, due.method.name(), || due.make(&draws))?;
+        let next = call(&self.name, due.method.name(), due.lent(), || due.make(&draws))?;
         let Visit { threat, natural, ref particles, .. } = *due.visit;
         self.check(due.method, &next, particles)?;
         watch.finite(&self.name, &next.particles);

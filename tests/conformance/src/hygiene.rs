@@ -3,17 +3,23 @@
 use crate::errors::unusable;
 use crate::tensors::{act, no_result, results};
 use crate::toy::{Instance, Problem};
-use crate::{Check, Outcome, Plugin, Table, Verdict};
+use crate::{Check, Library, Outcome, Plugin, Table, Verdict};
 use plugin_api::tch::{self, Cuda, Device, Kind, Tensor};
 use std::fs;
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
-pub const CHECKS: [Check; 5] = [
+pub const CHECKS: [Check; 6] = [
     Check::new("hygiene-grad-mode", "gradient tracking does not change", grad_mode).after(&["errors-drop"]),
     Check::new("hygiene-precision", "the precision of arithmetic does not change", precision)
         .after(&["errors-drop"]),
+    Check::of_library(
+        "hygiene-process",
+        "settings of libtorch, signals, standard streams, working directory and environment do not change",
+        process,
+    )
+    .after(&["errors-drop"]),
     Check::new("hygiene-threads", "libtorch's number of threads does not change", threads)
         .after(&["errors-drop"]),
     Check::new("hygiene-leftovers", "a call leaves no open file and no thread", leftovers),
@@ -107,6 +113,18 @@ fn precision(plugin: &Plugin, seed: u64) -> Verdict {
         }
     }
     Ok(Outcome::Passed)
+}
+
+fn process(library: &dyn Library, seed: u64) -> Verdict {
+    let plugin = library.plugin().map_err(|why| Outcome::failed("a library that can be opened", why))?;
+    let changes = after_calls(plugin, seed, || library.changes_of_process())?;
+    let changed = changes.into_iter().find_map(|(call, change)| Some((call, change?)));
+    Ok(changed.map_or(Outcome::Passed, |(call, change)| {
+        Outcome::failed(
+            "the process as it was before the first call",
+            format!("after {call}, changed: {change}"),
+        )
+    }))
 }
 
 fn threads(plugin: &Plugin, seed: u64) -> Verdict {

@@ -2,7 +2,7 @@
 //! stopped.
 
 use crate::data::TEST_POINTS;
-use crate::harness::{Place, Run, built, edit, sha256};
+use crate::harness::{Place, Run, built, edit, sha256, write_sealed};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
 use std::process::Command;
@@ -315,7 +315,7 @@ fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     before["arithmetic"]["processor"] = "other".into();
     // A file of a later version.
     before["unknown"] = serde_json::json!({"of": 0.1});
-    fs::write(place.path("run/run.json"), before.to_string()).expect("written");
+    write_sealed(&place.path("run/run.json"), &before.to_string());
     let update = run.newest_update().expect("a checkpoint");
     let warning = ["goes on with other arithmetic: processor `other`, then `"];
     place.host("train --resume run").succeeds_with_warning(&warning);
@@ -328,6 +328,96 @@ fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     // The run is finished, so there is no warning.
     place.host("train --resume run").ended_with(0);
     assert_eq!(run.record()["later_arithmetic"].as_array().map(Vec::len), Some(1));
+}
+
+// ---------------------------------------------------------------------------------- extending
+
+/// Trains two epochs, then extends the run to five: it is the run of five epochs.
+#[track_caller]
+fn extends(flags: &str) {
+    let place = place(9);
+    let train = format!("{TRAIN} {flags}");
+    place.host(&format!("{train} --epochs 5 --out whole").replace("--epochs 3", "")).ended_with(0);
+    place.host(&format!("{train} --epochs 2 --out run").replace("--epochs 3", "")).ended_with(0);
+    let (before, update) = (place.run("run").record(), place.run("run").newest_update());
+    place.host("train --resume run --epochs 5").ended_with(0);
+    place.run("run").assert_same_as(&place.run("whole"));
+    let mut after = place.run("run").record();
+    let extensions = after.as_object_mut().expect("an object").remove("extensions").expect("a list");
+    let [extension] = extensions.as_array().expect("a list").as_slice() else { panic!("{extensions}") };
+    let numbers = ["update", "from", "to"].map(|key| extension[key].as_u64());
+    assert_eq!(numbers, [update, Some(2), Some(5)]);
+    assert!(extension["command"].as_array().expect("words").contains(&"--resume".into()), "{extension}");
+    assert_eq!(after["experiment"]["train"]["epochs"], 5);
+    after["experiment"]["train"]["epochs"] = 2.into();
+    assert_eq!(after, before, "nothing else has changed");
+    // The extended run goes on by itself.
+    place.host("train --resume run").ended_with(0);
+}
+
+#[test]
+fn a_run_with_a_constant_learning_rate_is_extended() {
+    extends(
+        "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store \
+         --schedule constant --warmup-epochs 1 --warmup-epsilon 1.5 --average 0.9 --validation-points 50 \
+         --probe fgsm.so --select best --patience 5",
+    );
+}
+
+#[test]
+fn a_run_is_extended_before_the_first_milestone() {
+    // Of two epochs, the milestone is the last update; of five, update 197.
+    extends("--model bad_plugins.so,plugin=linear --sampler langevin.so --schedule step --milestones 0.99");
+}
+
+#[test]
+fn an_extension_that_would_change_the_updates_done_is_refused() {
+    let place = place(8);
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epochs 2 \
+                 --model bad_plugins.so,plugin=linear --sampler none";
+    let refusals = [
+        ("cosine", "--schedule cosine", "the schedule cosine depends on the length of the run: update 2 had"),
+        (
+            "step",
+            "--schedule step --milestones 0.5",
+            "the schedule step depends on the length of the run: update 41",
+        ),
+        (
+            "one-cycle",
+            "--schedule one-cycle",
+            "the schedule one-cycle depends on the length of the run: update 1 had",
+        ),
+        ("swa", "--schedule constant --swa-from 0.5", "train.swa_from is a share of the run"),
+        (
+            "patience",
+            "--schedule constant --learning-rate 1e-12 --validation-points 50 --select best --patience 1",
+            "patience (train.patience) ends the run after epoch 2",
+        ),
+    ];
+    for (out, flags, why) in refusals {
+        place.host(&format!("{train} {flags} --out {out}")).ended_with(0);
+        place.refuses(&format!("train --resume {out} --epochs 4"), &["--epochs: ", why]);
+    }
+    place.refuses("train --resume swa --epochs 1", &["--epochs: expected at least 2", "got 1"]);
+    // The average has not begun in either plan.
+    place.host(&format!("{train} --schedule constant --swa-from 0.995 --out late")).ended_with(0);
+    place.refuses("train --resume late --epochs 4", &["train.swa_from"]);
+}
+
+#[test]
+fn a_resumed_run_may_have_other_threads_which_are_recorded() {
+    let place = place(8);
+    let run = stop(&place, "--model cnn.so,arch=B --sampler langevin.so", SIGKILL);
+    let update = run.newest_update().expect("a checkpoint");
+    let before = run.record();
+    place
+        .host("train --resume run --threads 2 --device cpu")
+        .ended_with(0)
+        .explains(&["the run goes on with other arithmetic", "threads 1, then 2"]);
+    let after = run.record();
+    assert_eq!(after["experiment"], before["experiment"]);
+    assert_eq!(after["later_arithmetic"][0]["update"], update);
+    assert_eq!(after["later_arithmetic"][0]["arithmetic"]["threads"], 2);
 }
 
 #[test]

@@ -240,6 +240,22 @@ sampler!("writes-inputs", WritesInputs, |step| {
     ascend(step)
 });
 
+sampler!("reuses-its-result", ReusesItsResult, |step| {
+    thread_local! {
+        static RESULT: Cell<Option<Tensor>> = const { Cell::new(None) };
+    }
+    let next = ascend(step)?;
+    let result = match RESULT.take().filter(|kept| (kept.size(), kept.kind()) == (next.size(), next.kind())) {
+        Some(mut kept) => {
+            kept.copy_(&next);
+            kept
+        }
+        None => next,
+    };
+    RESULT.set(Some(result.shallow_clone()));
+    Ok(result)
+});
+
 sampler!("returns-input", ReturnsInput, |step| Ok(step.particles.shallow_clone()));
 
 sampler!("ignores-strides", IgnoresStrides, |step| {
@@ -315,6 +331,42 @@ sampler!("normalises-batches", NormalisesBatches, |step| {
 
 sampler!("switches-cudnn-off", SwitchesCudnnOff, |step| {
     tch::Cuda::set_user_enabled_cudnn(false);
+    ascend(step)
+});
+
+unsafe extern "C" {
+    #[link_name = "_ZN2at13globalContextEv"]
+    fn global_context() -> *mut std::ffi::c_void;
+    #[link_name = "_ZN2at7Context20setUserEnabledMkldnnEb"]
+    fn enable_onednn(context: *mut std::ffi::c_void, on: bool);
+}
+
+sampler!("switches-onednn-off", SwitchesOnednnOff, |step| {
+    // SAFETY: these are `at::globalContext()` and `at::Context::setUserEnabledMkldnn(bool)`.
+    unsafe { enable_onednn(global_context(), false) };
+    ascend(step)
+});
+
+sampler!("changes-the-directory", ChangesTheDirectory, |step| {
+    std::env::set_current_dir("/").map_err(Error::new)?;
+    ascend(step)
+});
+
+sampler!("sets-a-variable", SetsAVariable, |step| {
+    // SAFETY: no other thread of this process reads or writes its environment.
+    unsafe { std::env::set_var("NONCONFORMING_VARIABLE", "set") };
+    ascend(step)
+});
+
+sampler!("takes-a-signal", TakesASignal, |step| {
+    // SAFETY: the signal is ignored from now on.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    ascend(step)
+});
+
+sampler!("closes-the-output", ClosesTheOutput, |step| {
+    // SAFETY: nothing in this library owns the descriptor.
+    unsafe { libc::close(1) };
     ascend(step)
 });
 
@@ -589,6 +641,12 @@ attack!("lowers-the-loss", LowersTheLoss, |target| {
     Ok(images)
 });
 
+attack!("writes-natural", WritesNatural, |target| {
+    let mut images = target.natural.shallow_clone();
+    images += target.threat.epsilon;
+    Ok(target.threat.project(&images, target.natural))
+});
+
 attack!("detaches-logits", DetachesLogits, |target| {
     let evaluation = target.victim.forward(target.natural)?;
     evaluation.gradient(|logits| cross_entropy(&logits.detach(), target.labels)).map(|(_, gradient)| gradient)
@@ -661,6 +719,144 @@ model!("accepts-any-shape", AcceptsAnyShape, |layer, images| {
     let mean = images.flatten(1, -1).mean_dim([1i64].as_slice(), true, images.kind());
     layer.forward(&mean.expand([-1, layer.ws.size()[1]], false))
 });
+
+export_model!("reuses-its-output", ReusesItsOutput);
+
+/// Returns the same tensor in every call without gradients.
+struct ReusesItsOutput {
+    layer: nn::Linear,
+    output: Cell<Option<Tensor>>,
+}
+
+impl Model for ReusesItsOutput {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        let layer = nn::linear(path / "layer", pixels, task.classes, Default::default());
+        Ok(Self { layer, output: Cell::new(None) })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let logits = self.layer.forward(&images.flatten(1, -1));
+        if logits.requires_grad() {
+            return Ok(logits);
+        }
+        let kept =
+            self.output.take().filter(|kept| (kept.size(), kept.kind()) == (logits.size(), logits.kind()));
+        let output = match kept {
+            Some(mut kept) => {
+                kept.copy_(&logits);
+                kept
+            }
+            None => logits,
+        };
+        self.output.set(Some(output.shallow_clone()));
+        Ok(output)
+    }
+}
+
+/// A convolution and a linear layer on its features.
+struct Convolution {
+    weights: Tensor,
+    output: nn::Linear,
+}
+
+impl Convolution {
+    fn new(task: Task, path: &nn::Path) -> Self {
+        let pixels = task.height * task.width;
+        Self {
+            weights: path.kaiming_uniform("weights", &[4, task.channels, 3, 3]),
+            output: nn::linear(path / "output", 4 * pixels, task.classes, Default::default()),
+        }
+    }
+
+    fn forward(&self, weights: &Tensor, images: &Tensor) -> Result<Tensor> {
+        let features = images.f_conv2d::<Tensor>(weights, None, 1, 1, 1, 1)?.relu();
+        Ok(self.output.forward(&features.flatten(1, -1)))
+    }
+}
+
+export_model!("keeps-an-alias", KeepsAnAlias);
+
+/// Good: evaluates with a handle of its own of the weights, without their gradient.
+struct KeepsAnAlias {
+    network: Convolution,
+    weights: Tensor,
+}
+
+impl Model for KeepsAnAlias {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        Ok(Self { weights: network.weights.detach(), network })
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let weights = if train { &self.network.weights } else { &self.weights };
+        self.network.forward(weights, images)
+    }
+}
+
+export_model!("ties-weights", TiesWeights);
+
+/// Good: one tensor under two names.
+struct TiesWeights(Convolution);
+
+impl Model for TiesWeights {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        let _ = path.add("tied", network.weights.shallow_clone(), true);
+        Ok(Self(network))
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        self.0.forward(&self.0.weights, images)
+    }
+}
+
+export_model!("once", Once);
+
+/// Good: the network of `ties-weights`, with each tensor under one name.
+struct Once(Convolution);
+
+impl Model for Once {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        Ok(Self(Convolution::new(task, path)))
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        self.0.forward(&self.0.weights, images)
+    }
+}
+
+export_model!("lists-an-alias", ListsAnAlias);
+
+/// Lists another handle of its weights as a second parameter.
+struct ListsAnAlias {
+    network: Convolution,
+    alias: Tensor,
+}
+
+impl Model for ListsAnAlias {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        let alias = path.add("alias", network.weights.detach(), true);
+        Ok(Self { network, alias })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let (one, other) = (&self.network.weights, &self.alias);
+        Ok(self.network.forward(one, images)? + self.network.forward(other, images)?)
+    }
+}
 
 export_model!("undeclared-dropout", UndeclaredDropout);
 

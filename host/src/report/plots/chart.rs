@@ -321,6 +321,11 @@ fn wrapped(name: &str) -> Vec<String> {
     lines
 }
 
+/// A width that is enough for a text.
+pub(super) fn width_of(text: &str) -> i32 {
+    (text.chars().count() as i32 * TEXT * 3).div_euclid(5)
+}
+
 /// A number in few characters.
 pub(super) fn short_number(number: f64) -> String {
     if number == 0.0 {
