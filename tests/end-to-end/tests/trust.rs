@@ -1,6 +1,6 @@
 //! Libraries that only the folder of a run names, and the order in which libraries are searched.
 
-use crate::harness::{Outcome, Place, built, sha256};
+use crate::harness::{Outcome, Place, built, repository, sha256};
 use std::fs;
 
 const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epochs 1";
@@ -99,4 +99,18 @@ fn plugins_that_are_made_for_tests_are_not_listed() {
     let words = Place::empty().host("plugins").succeeds().words();
     assert!(words.contains("langevin") && words.contains("wide-resnet"), "{words}");
     assert!(!words.contains("bad_plugins") && !words.contains("nonconforming"), "{words}");
+}
+
+#[test]
+fn the_default_build_leaves_the_plugins_of_the_tests_out() {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    let output =
+        cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(repository());
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.output().expect("cargo starts").stdout).expect("JSON");
+    let members = metadata["workspace_default_members"].as_array().expect("a list");
+    let has =
+        |folder: &str| members.iter().any(|member| member.as_str().is_some_and(|id| id.contains(folder)));
+    assert!(has("/host") && has("/plugins/langevin"), "{members:?}");
+    assert!(!has("/tests/"), "{members:?}");
 }
