@@ -98,10 +98,13 @@ pub struct TrainArguments {
     /// Continue the run in this folder from its last checkpoint
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe", "out", "PluginFlags", "DataFlags", "ThreatFlags", "TrainFlags"])]
     pub resume: Option<PathBuf>,
-    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as
-    /// recorded]
+    /// Folder of the named data sets; with --resume also of the run's own data if they were moved
+    /// [default: DRO_DATA if set, else data; with --resume, as recorded]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// With --resume: folder of the run's plugins if they were moved [default: as recorded]
+    #[arg(long, value_name = "FOLDER", requires = "resume")]
+    pub plugins: Option<PathBuf>,
     /// With --resume: continue even if a plugin or the data differ from those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
@@ -223,9 +226,13 @@ pub struct ReportArguments {
     /// Replace an earlier report of this name
     #[arg(long)]
     pub force: bool,
-    /// Folder of the named data sets [default: as in each run]
+    /// Folder of the named data sets, or that has the runs' own data if they were moved [default: as
+    /// in each run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the runs' plugins if they were moved [default: as in each run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// Use plugins and data even if they differ from those recorded
     #[arg(long)]
     pub allow_changed: bool,

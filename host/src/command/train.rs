@@ -20,6 +20,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
         Some(path) => {
             let options = ResumeOptions {
                 data_folder: arguments.data_folder.clone(),
+                plugins: arguments.plugins.clone(),
                 allow_changed: arguments.allow_changed,
             };
             let (training, folder, update) = training::resume(path, &options)?;

@@ -304,7 +304,7 @@ fn full_message(error: &dyn std::error::Error) -> String {
 /// The library's path: as given if it has a folder. Otherwise the file is searched for in the
 /// working directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in
 /// front.
-fn find(file: &str) -> Result<PathBuf> {
+pub(crate) fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folders = match folder {
