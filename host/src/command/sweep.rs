@@ -1,10 +1,11 @@
 use super::stop_on_signals;
 use crate::command::arguments::SweepArguments;
+use crate::error::shown;
 use crate::sweep::check::check;
 use crate::sweep::folder::SweepFolder;
 use crate::sweep::worker::{Outcome, Worker};
 use crate::sweep::{Setting, Sweep, axis, short};
-use crate::util::console::{say, warn};
+use crate::util::console::{Indicator, Style, say, warn};
 use crate::{INTERRUPTED, Result};
 use comfy_table::{Table, presets};
 
@@ -23,14 +24,18 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     folder.create(&arguments.file)?;
     say(format_args!(
         "sweep folder {}: {} runs{}",
-        folder.path().display(),
+        shown(folder.path()),
         sweep.settings.len(),
         arguments.task.map_or(String::new(), |_| format!(", {} of them in this task", mine.len()))
     ));
     let stop = stop_on_signals()?;
-    let worker = Worker { sweep: &sweep, folder: &folder, retry_failed: arguments.retry_failed, stop: &stop };
+    let indicator =
+        Indicator::new(Style::Human, mine.len() as u64, "runs", "{pos}/{len} runs [{bar:20}] {msg}");
+    let (sweep, folder, retry_failed) = (&sweep, &folder, arguments.retry_failed);
+    let worker = Worker { sweep, folder, retry_failed, stop: &stop, indicator };
     let Outcome { failed, damaged, busy, interrupted } = worker.finish_all(&mine)?;
-    let summary = folder.summarise(&sweep)?;
+    worker.indicator.finish();
+    let summary = folder.summarise(sweep)?;
     if interrupted {
         warn("stopped; the same command goes on from here");
         return Ok(INTERRUPTED);
@@ -39,7 +44,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         say(format_args!("{name}: another process is working on it"));
     }
     say(summary.tables());
-    say(format_args!("summary: {}", folder.file("summary.csv").display()));
+    say(format_args!("summary: {}", shown(&folder.file("summary.csv"))));
     if failed > 0 {
         warn(format_args!("{failed} of {} runs failed; --retry-failed tries them again", mine.len()));
     }
@@ -63,5 +68,5 @@ fn list(sweep: &Sweep, folder: &SweepFolder, mine: &[(usize, &Setting)]) {
         table.add_row([number.to_string()].into_iter().chain(values).chain([status, setting.name.clone()]));
     }
     say(table);
-    say(format_args!("{} runs, in {}", mine.len(), folder.path().display()));
+    say(format_args!("{} runs, in {}", mine.len(), shown(folder.path())));
 }

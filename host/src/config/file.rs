@@ -1,9 +1,10 @@
 //! Experiment files in TOML. Errors name the line.
 
 use super::Experiment;
-use super::overlay::one_line;
+use super::overlay::{norm_alone, one_line};
 use crate::util::files;
 use crate::{Error, Result};
+use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::Spanned;
@@ -36,6 +37,14 @@ impl Experiment {
     /// the table, for error messages. Each plugin spec gets its line as origin.
     pub(crate) fn from_table(table: Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
         let mut experiment: Self = from_table(table.clone(), text, name)?;
+        let (norm, default) = (experiment.threat.norm, ThreatModel::default());
+        if let Some(written) = value_at(table.get_ref(), "threat.norm")
+            && norm != default.norm
+            && value_at(table.get_ref(), "threat.epsilon").is_none()
+        {
+            let place = origin(text, name, written.span().start);
+            return Err(norm_alone(&default, norm.name()).note("in", place));
+        }
         let mut attack = 0;
         for (role, spec) in experiment.plugins_mut() {
             let value = value_at(table.get_ref(), role.key());

@@ -201,6 +201,29 @@ fn options_of_another_schedule_are_refused() {
 }
 
 #[test]
+fn numbers_of_a_file_may_be_fractions() {
+    let text = "[threat]\nepsilon = \"8/255\"\ndomain = [\"-1/2\", 1]\n[train]\nlearning_rate = \"1/10\"\n\
+                schedule = \"step\"\nmilestones = [\"1/4\", 0.5]\nstep_factor = \"1/5\"\n";
+    let Experiment { threat, train, .. } = read(text).expect("valid");
+    assert_eq!((threat.epsilon, threat.domain), (8.0 / 255.0, (-0.5, 1.0)));
+    assert_eq!((train.learning_rate, train.step_factor), (0.1, Some(0.2)));
+    assert_eq!(train.milestones.as_deref(), Some([0.25, 0.5].as_slice()));
+    let refusal = |text: &str| read(text).expect_err("refused").to_string();
+    let refused = refusal("[threat]\nepsilon = \"8:255\"\n");
+    assert!(refused.contains("line 2") && refused.contains("a fraction such as 8/255"), "{refused}");
+    assert!(refusal("[threat]\nradius = 1\n").contains("unknown field `radius`"));
+}
+
+#[test]
+fn a_file_gives_another_norm_a_radius_of_its_own() {
+    let refused = read("\n[threat]\nnorm = \"l2\"\n").expect_err("refused").to_string();
+    assert!(refused.starts_with("threat.norm: l2 needs an epsilon of its own"), "{refused}");
+    assert!(refused.contains("e.toml, line 3"), "{refused}");
+    assert!(read("[threat]\nnorm = \"linf\"\n").is_ok());
+    assert!(read("[threat]\nnorm = \"l2\"\nepsilon = 2\n").is_ok());
+}
+
+#[test]
 fn a_text_file_is_utf_8() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("mine.toml");

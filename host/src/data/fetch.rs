@@ -177,7 +177,7 @@ fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Res
 }
 
 fn write(folder: &Path, files: &[DataFile]) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why).on_the_way())?;
+    files::create_folders(folder).map_err(|why| Error::file("create", folder, why).on_the_way())?;
     files.iter().try_for_each(|file| files::write_whole(&folder.join(file.name), &file.contents))
 }
 

@@ -1,4 +1,5 @@
 use crate::torch::random::MOST_STEPS;
+use crate::util::number::fraction;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -7,7 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 /// The spec of a plugin: its file and options, written as `FILE[,option=value]…`. A value may be a
-/// list: `[1,2,3]`.
+/// list: `[1,2,3]`. A file whose name has a comma is written in quotes, as a string of JSON.
 #[derive(Debug, Clone)]
 pub struct PluginSpec {
     /// The file of the library, as written.
@@ -22,6 +23,8 @@ pub struct PluginSpec {
     written: String,
     /// Its place in a file, if it was read from one: "demo.toml, line 3".
     pub origin: Option<String>,
+    /// Whether the record of a run names it, and not the user: such a library must be trusted.
+    pub is_recorded: bool,
 }
 
 impl PluginSpec {
@@ -51,15 +54,11 @@ impl PluginSpec {
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
             return;
         }
-        let options = self.written.trim_start().strip_prefix(&self.file).unwrap_or_default();
-        let absolute = std::path::absolute(path).ok().map(|path| path.display().to_string());
-        // A folder above may have a comma in its name, which would end the file.
-        let is_read_back = |absolute: &String| {
-            format!("{absolute}{options}").parse().is_ok_and(|spec: Self| spec.file == *absolute)
-        };
-        if let Some(absolute) = absolute.filter(is_read_back) {
-            self.written = absolute.clone() + options;
-            self.file = absolute;
+        if let Ok(absolute) = std::path::absolute(path) {
+            let options = parts(&self.written).map(|(_, options)| options).unwrap_or_default();
+            self.file = absolute.display().to_string();
+            let file = quoted_if_necessary(&self.file);
+            self.written = std::iter::once(&*file).chain(options).collect::<Vec<_>>().join(",");
         }
     }
 
@@ -77,24 +76,20 @@ impl FromStr for PluginSpec {
     type Err = String;
 
     fn from_str(written: &str) -> std::result::Result<Self, String> {
-        let mut inside_list = false;
-        let mut parts = written.split(|letter| {
-            inside_list = letter == '[' || (inside_list && letter != ']');
-            letter == ',' && !inside_list
-        });
-        let file = parts.next().unwrap_or_default().trim();
+        let (file, options) = parts(written)?;
         if file.is_empty() {
             return Err(format!("expected FILE[,option=value]…, got `{written}`"));
         }
         let mut spec = Self {
-            file: file.to_owned(),
+            file: file.clone(),
             name: None,
             steps: None,
             options: Map::new(),
             written: written.to_owned(),
             origin: None,
+            is_recorded: false,
         };
-        for part in parts {
+        for part in options {
             let (key, value) = part
                 .split_once('=')
                 .ok_or_else(|| format!("expected option=value after `{file}`, got `{part}`"))?;
@@ -118,18 +113,59 @@ impl FromStr for PluginSpec {
     }
 }
 
-/// A value as JSON: true, false, a number, a list of values, or otherwise text.
+/// The file and the options of a spec, as they are written.
+///
+/// # Errors
+/// If a quoted file has no end.
+pub(crate) fn parts(written: &str) -> std::result::Result<(String, Vec<&str>), String> {
+    let (file, options) = if written.trim_start().starts_with('"') {
+        let mut strings = serde_json::Deserializer::from_str(written).into_iter::<String>();
+        let file = strings.next().and_then(|string| string.ok());
+        let rest = written.get(strings.byte_offset()..).unwrap_or_default().trim_start();
+        let options = if rest.is_empty() { Some(None) } else { rest.strip_prefix(',').map(Some) };
+        file.zip(options).ok_or_else(|| format!("expected \"FILE\"[,option=value]…, got `{written}`"))?
+    } else {
+        let (file, options) =
+            written.split_once(',').map_or((written, None), |(file, options)| (file, Some(options)));
+        (file.trim().to_owned(), options)
+    };
+    let mut inside_list = false;
+    let between_options = |letter| {
+        inside_list = letter == '[' || (inside_list && letter != ']');
+        letter == ',' && !inside_list
+    };
+    Ok((file, options.map(|options| options.split(between_options).collect()).unwrap_or_default()))
+}
+
+/// A file as it is written in a spec.
+pub(crate) fn quoted_if_necessary(file: &str) -> String {
+    match parts(file) {
+        Ok((read, options)) if read == file && options.is_empty() => file.to_owned(),
+        _ => Value::from(file).to_string(),
+    }
+}
+
+/// A value as JSON: true, false, a number (a fraction such as 8/255 too), a list of values, or
+/// otherwise text.
 fn typed(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(Value::Bool(value)) => value.into(),
         Ok(Value::Number(value)) => value.into(),
         Ok(Value::Array(values)) => values.into(),
-        _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
-            // Numbers that are not valid JSON: ".5", "+1".
-            Ok(Some(number)) => number.into(),
-            _ => value.into(),
-        },
+        _ => number(value).or_else(|| numbers(value)).unwrap_or_else(|| value.into()),
     }
+}
+
+/// A number that JSON does not know: ".5", "+1", "8/255".
+fn number(value: &str) -> Option<Value> {
+    let number = value.trim().parse().ok().or_else(|| fraction(value))?;
+    serde_json::Number::from_f64(number).map(Value::Number)
+}
+
+/// A list of such numbers.
+fn numbers(value: &str) -> Option<Value> {
+    let items = value.strip_prefix('[')?.strip_suffix(']')?;
+    items.split(',').map(number).collect()
 }
 
 impl fmt::Display for PluginSpec {
@@ -173,7 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn a_number_may_be_a_fraction_and_a_path_is_none() {
+        let spec = parse("a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        let expected = serde_json::json!(
+            {"step_size": 2.0 / 255.0, "file": "a/b", "half": "1/0", "date": "1/2/3"}
+        );
+        assert_eq!(options, expected);
+        assert_eq!(spec.to_string(), "a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3");
+    }
+
+    #[test]
     fn a_value_may_be_a_list() {
+        let spec = parse("a.so,mean=[63.75/255, .5],std=[1/2]").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        assert_eq!(options, serde_json::json!({"mean": [0.25, 0.5], "std": [0.5]}));
         let spec = parse("a.so,mean=[0.5, 1],std=[],x=1").expect("valid");
         let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
         assert_eq!(options, serde_json::json!({"mean": [0.5, 1], "std": [], "x": 1}));
@@ -188,12 +238,37 @@ mod tests {
     }
 
     #[test]
+    fn the_options_stay_whatever_the_path_is() {
+        for folder in [
+            "a,b", "a[b", "a]b", "a[1,2]b", "a=b", "x=1,y=2", "a b ", " a", "\"a", "a\"b,", "it's", "a\\,b",
+            "ä,€",
+        ] {
+            let file = format!("/{folder}/a.so");
+            let mut spec = parse(&format!("{},mean=[0.5,1],x=b", quoted_if_necessary(&file))).expect("valid");
+            assert_eq!(spec.file, file);
+            let options = spec.options();
+            assert_eq!(options, r#"{"mean":[0.5,1],"x":"b"}"#);
+            for _ in 0..2 {
+                spec.make_absolute();
+                let again = parse(&spec.to_string()).expect("valid");
+                assert_eq!((&again.file, again.options()), (&file, options.clone()), "{spec}");
+            }
+            let alone = parse(&quoted_if_necessary(folder)).expect("valid");
+            assert_eq!((alone.file.as_str(), &*alone.options()), (folder, "{}"));
+        }
+        let spec = parse("x[y/a.so,mean=[0.5,1]").expect("valid");
+        assert_eq!((&*spec.file, &*spec.options()), ("x[y/a.so", r#"{"mean":[0.5,1]}"#));
+    }
+
+    #[test]
     fn the_error_names_the_invalid_part() {
         let refusal = |written: &str| parse(written).expect_err("refused").to_string();
         assert!(refusal("a.so,x").contains("expected option=value after `a.so`, got `x`"));
         assert!(refusal("a.so,x=1,x=2").contains("`x` of `a.so` is given twice"));
         assert!(refusal("a.so,steps=0").contains("expected 1 to 65534, got `0`"));
         assert!(refusal(",x=1").contains("expected FILE"));
+        assert!(refusal("\"a.so,x=1").contains("expected \"FILE\""));
+        assert!(refusal("\"a\".so").contains("expected \"FILE\""));
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The folder of a run: its record, its measurements and its checkpoints.
 
 pub(crate) mod checkpoint;
+pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
 use crate::config::{self, Experiment, Role, Select};
 use crate::data::{self, Dataset};
+use crate::error::{absolute, shown};
 use crate::plugin::{LoadedModel, PluginSpec, Record, library};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
@@ -16,8 +18,11 @@ use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -42,6 +47,22 @@ pub struct RunRecord {
     /// The arithmetic it went on with, each time that it was resumed with another one than before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_arithmetic: Vec<LaterArithmetic>,
+    /// Each time that it was given more epochs. `experiment` has the latest number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<Extension>,
+}
+
+/// More epochs for a run that was begun with fewer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Extension {
+    /// The update of the checkpoint that it went on from.
+    pub update: u64,
+    /// The number of epochs before.
+    pub from: usize,
+    /// The number of epochs since.
+    pub to: usize,
+    /// The command that extended it.
+    pub command: Vec<String>,
 }
 
 /// Another arithmetic that a run went on with.
@@ -147,7 +168,7 @@ impl Versions {
 /// The contents of `eval.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Evaluations {
-    evaluations: Vec<serde_json::Value>,
+    evaluations: Vec<Value>,
 }
 
 impl Evaluations {
@@ -161,20 +182,39 @@ impl Evaluations {
 
 const LOCK: &str = ".lock";
 
-const EVALUATIONS: &str = "eval.json";
+const EVAL_LOCK: &str = ".eval.lock";
+
+const RECORD: &str = "run.json";
+
+/// The file of a run's evaluations.
+pub(crate) const EVALUATIONS: &str = "eval.json";
 
 /// A run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
+    /// Its path as it was given, for messages.
+    name: PathBuf,
+    /// Its absolute path: a plugin may change the working directory.
     path: PathBuf,
     /// Held while this process trains in the folder.
     lock: Option<File>,
+    /// What this process trains in.
+    held: Option<Held>,
+}
+
+/// A folder that a process trains in.
+#[derive(Debug)]
+struct Held {
+    /// The folder itself, wherever it is moved.
+    folder: File,
+    /// The contents of `run.json`.
+    record: Vec<u8>,
 }
 
 impl RunFolder {
     /// The folder at this path, with any contents.
     pub(crate) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), lock: None }
+        Self { name: path.to_owned(), path: absolute(path), lock: None, held: None }
     }
 
     /// A folder for a new run; nothing is written yet.
@@ -190,7 +230,9 @@ impl RunFolder {
             )));
         }
         let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-        if path.is_file() || entries.any(|entry| entry.file_name() != LOCK) {
+        // A process that was killed before it wrote the record may have left these.
+        let is_left = |name: &OsStr| name == LOCK || files::is_leftover(name);
+        if path.is_file() || entries.any(|entry| !is_left(&entry.file_name())) {
             return Err(Error::new(format!("{} already exists and is not empty", path.display()))
                 .fix("choose another folder with --out"));
         }
@@ -212,19 +254,24 @@ impl RunFolder {
     /// # Errors
     /// If it holds no run, or one that cannot be understood.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
-        let run = Self::at(path);
-        let record_path = run.record_path();
+        let record_path = absolute(path).join(RECORD);
         if !record_path.is_file() {
             return Err(Error::new(format!(
                 "{} holds no run: {} is missing",
                 path.display(),
-                record_path.display()
+                shown(&record_path)
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let record = serde_json::from_slice(&files::read(&record_path)?)
-            .map_err(|why| Error::file("understand", &record_path, why))?;
-        Ok((run, record))
+        let mut record: RunRecord = files::read_sealed(&record_path).map_err(|error| {
+            error
+                .note("because", "every result of a run rests on its record")
+                .fix("restore the file from a copy, or train anew into another folder")
+        })?;
+        for (_, spec) in record.experiment.plugins_mut() {
+            spec.is_recorded = true;
+        }
+        Ok((Self::at(path), record))
     }
 
     /// Creates the folder and writes the run's record.
@@ -234,20 +281,20 @@ impl RunFolder {
     /// left behind.
     pub(crate) fn create(&mut self, record: &RunRecord) -> Result<()> {
         let existed = self.path.exists();
-        fs::create_dir_all(&self.path).map_err(|why| Error::file("create", &self.path, why))?;
-        self.lock()?;
-        Self::for_new_run(&self.path)?;
-        let written = fs::create_dir(self.checkpoints())
-            .map_err(|why| Error::file("create", &self.checkpoints(), why))
-            .and_then(|()| self.write_json(&self.record_path(), record));
-        if written.is_err() {
-            let _ = fs::remove_dir(self.checkpoints());
-            let _ = fs::remove_file(self.path.join(LOCK));
-            if !existed {
-                let _ = fs::remove_dir(&self.path);
-            }
+        files::create_folders(&self.path).map_err(|why| Error::file("create", &self.name, why))?;
+        let written = self.lock().and_then(|()| {
+            Self::for_new_run(&self.name)?;
+            write_json(&self.record_path(), record)
+        });
+        if written.is_err() && self.lock.is_some() && !self.record_path().exists() {
+            let _ = files::remove_file(&self.path.join(LOCK));
         }
-        written
+        if written.is_err() && !existed {
+            // Fails if another run began there.
+            let _ = files::remove_empty_folder(&self.path);
+        }
+        written?;
+        self.hold()
     }
 
     /// Keeps other processes from training in this folder for as long as this one lives.
@@ -256,16 +303,73 @@ impl RunFolder {
     /// If another one does already.
     pub(crate) fn lock(&mut self) -> Result<()> {
         self.lock = files::lock(&self.path.join(LOCK))?;
+        // Evaluations write here, too.
+        let eval_lock = self.path.join(EVAL_LOCK);
+        if self.lock.is_some() && (!eval_lock.exists() || files::lock(&eval_lock)?.is_some()) {
+            files::remove_leftovers(&self.path);
+        }
         if self.lock.is_none() {
-            return Err(Error::new(format!("another process is training in {}", self.path.display()))
+            return Err(Error::new(format!("another process is training in {}", self.name.display()))
                 .fix("wait for it or stop it, or choose another folder with --out"));
         }
         Ok(())
     }
 
-    /// Its path.
+    /// Notes which folder this process trains in. From here on, nothing is written into another one
+    /// at its path.
+    ///
+    /// # Errors
+    /// If the folder or its record is gone.
+    pub(crate) fn hold(&mut self) -> Result<()> {
+        let folder = File::open(&self.path).map_err(|why| Error::file("open", &self.path, why))?;
+        self.held = Some(Held { folder, record: files::read(&self.record_path())? });
+        Ok(())
+    }
+
+    /// An error if the folder that this process trains in is no longer at its path.
+    ///
+    /// # Errors
+    /// If it was moved, replaced or removed.
+    pub(crate) fn refuse_if_moved(&self) -> Result<()> {
+        if self.held.as_ref().is_none_or(|held| files::is_at(&held.folder, &self.path)) {
+            return Ok(());
+        }
+        let name = self.name.display();
+        Err(Error::new(format!("the folder {name} was moved, replaced or removed while its run was trained"))
+            .on_the_way())
+    }
+
+    /// A folder in which the state of a run can be saved whose own is no longer at its path: where it
+    /// is now, or a new one beside it if it was removed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn rescue(&self) -> Result<Self> {
+        let Some(Held { folder, record }) = &self.held else { return Ok(Self::at(&self.path)) };
+        let now = fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        if let Some(now) = now.ok().filter(|now| files::is_at(folder, now)) {
+            return Ok(Self::at(&now));
+        }
+        let numbered = (1..).map(|number| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(format!("-rescued-{number}"));
+            PathBuf::from(path)
+        });
+        let rescued = numbered.into_iter().find(|path| !path.exists()).map(|path| Self::at(&path));
+        let rescued = rescued.unwrap_or_else(|| Self::at(&self.path));
+        files::create_folders(&rescued.path).map_err(|why| Error::file("create", &rescued.path, why))?;
+        files::write_whole(&rescued.record_path(), record)?;
+        Ok(rescued)
+    }
+
+    /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path as it was given, for messages.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The folder of its checkpoints.
@@ -280,17 +384,23 @@ impl RunFolder {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.join("run.json")
+        self.path.join(RECORD)
     }
 
     /// Rewrites `metrics.jsonl`: one line per epoch.
     pub(crate) fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
-        write_lines(&self.metrics_path(), epochs)
+        self.write_lines(&self.metrics_path(), epochs)
     }
 
     /// Rewrites `trace.jsonl`: one line per point of the trace.
     pub(crate) fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
-        write_lines(&self.path.join("trace.jsonl"), points)
+        self.write_lines(&self.path.join("trace.jsonl"), points)
+    }
+
+    /// Writes a file of one JSON object a line.
+    fn write_lines<Line: Serialize>(&self, path: &Path, objects: &[Line]) -> Result<()> {
+        self.refuse_if_moved()?;
+        files::write_sealed(path, objects.iter().map(serde_json::to_string))
     }
 
     /// The lines of `metrics.jsonl`; none if there is no such file.
@@ -313,86 +423,108 @@ impl RunFolder {
         if !path.exists() {
             return Ok(Evaluations::default());
         }
-        serde_json::from_slice(&files::read(&path)?)
-            .map_err(|why| Error::file("understand", &path, why).fix("move the file away"))
+        files::read_sealed(&path).map_err(|error| {
+            let verdicts = "the verdicts of all evaluations of the run are in it";
+            error.note("because", verdicts).fix("restore the file from a copy, or move it away")
+        })
     }
 
-    /// Adds an evaluation to `eval.json`, after those already there. Returns the file's path.
-    pub(crate) fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
-        let lock_path = self.path.join(".eval.lock");
-        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
+    /// Adds an evaluation to `eval.json`, after those already there. If it was killed after it was
+    /// added, it is there already. Returns the file's path.
+    pub(crate) fn add_evaluation(&self, new: Value) -> Result<PathBuf> {
         // Several evaluations may run at the same time: each adds to the file as it is at its own
         // end.
-        lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
+        let _lock = files::wait_for_lock(&self.path.join(EVAL_LOCK))?;
         let mut evaluations = self.evaluations()?;
-        evaluations.evaluations.push(new);
         let path = self.path.join(EVALUATIONS);
-        self.write_json(&path, &evaluations)?;
-        Ok(path)
+        let is_same = |there: &Value| ["begun", "settings"].iter().all(|key| there[key] == new[key]);
+        if new["begun"].is_null() || !evaluations.evaluations.iter().any(is_same) {
+            evaluations.evaluations.push(new);
+            write_json(&path, &evaluations)?;
+        }
+        Ok(self.name.join(EVALUATIONS))
     }
 
     /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other
     /// contents stay, fields of other versions among them.
     pub(crate) fn add_arithmetic(&self, later: &LaterArithmetic) -> Result<()> {
-        let path = self.record_path();
-        let mut record: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&files::read(&path)?)
-                .map_err(|why| Error::file("understand", &path, why))?;
-        let list = record.entry("later_arithmetic").or_insert_with(|| serde_json::json!([]));
-        if let Some(list) = list.as_array_mut() {
-            list.push(serde_json::json!(later));
-        }
-        self.write_json(&path, &record)
+        self.change_record(|record| push(&mut record["later_arithmetic"], later))
     }
 
-    fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(value).map_err(|why| Error::file("write", path, why))?;
-        text.push(b'\n');
-        files::write_whole(path, &text)
+    /// Records in `run.json` that the run has more epochs. All other contents stay.
+    pub(crate) fn extend(&self, extension: &Extension) -> Result<()> {
+        self.change_record(|record| {
+            record["experiment"]["train"]["epochs"] = extension.to.into();
+            push(&mut record["extensions"], extension);
+        })
+    }
+
+    fn change_record(&self, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
+        let path = self.record_path();
+        let mut record: Value = files::read_sealed(&path)?;
+        change(&mut record);
+        write_json(&path, &record)
     }
 }
 
-/// Writes a file of one JSON object a line.
-fn write_lines<Line: Serialize>(path: &Path, objects: &[Line]) -> Result<()> {
-    let mut lines = String::new();
-    for object in objects {
-        lines += &serde_json::to_string(object).map_err(|why| Error::file("write", path, why))?;
-        lines.push('\n');
+/// Adds an item to a list, which begins empty.
+fn push(list: &mut Value, item: impl Serialize) {
+    if list.is_null() {
+        *list = json!([]);
     }
-    files::write_whole(path, lines.as_bytes())
+    if let Some(list) = list.as_array_mut() {
+        list.push(json!(item));
+    }
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    files::write_sealed(path, [serde_json::to_string_pretty(value)])
 }
 
 /// The JSON lines of a file, none if it does not exist.
 fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
-    let lines = if path.exists() { files::read(path)? } else { Vec::new() };
-    let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
-    lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
+    if path.exists() { files::read_sealed_lines(path) } else { Ok(Vec::new()) }
+}
+
+/// What was found when weights were loaded for evaluation.
+pub(crate) struct WeightsFound {
+    /// The progress at their checkpoint.
+    pub progress: Progress,
+    /// Newer checkpoints that were passed over as damaged, with the reason.
+    pub damaged: Vec<String>,
+    /// How far training is, if it is not finished.
+    pub unfinished: Option<String>,
 }
 
 /// Loads the weights for evaluation into a model: those of the run's last or best checkpoint,
-/// averaged if the run averages them. Returns the progress at that checkpoint.
+/// averaged if the run averages them.
 ///
 /// # Errors
 /// If no checkpoint is whole, or its weights are not of this model.
-pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &LoadedModel) -> Result<Progress> {
+pub(crate) fn load_weights(
+    folder: &RunFolder,
+    record: &RunRecord,
+    model: &LoadedModel,
+) -> Result<WeightsFound> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =
         checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
-            let path = folder.path().display();
+            let path = folder.name().display();
             Error::new(format!("{path} has no checkpoint yet"))
                 .fix(format!("train it with `host train --resume {path}`"))
         })?;
-    for what in &saved.damaged {
-        warn(format_args!("{what}; evaluating the checkpoint before it"));
-    }
-    let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && !is_trained(&saved.progress.epochs, all) {
-        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
-    }
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
     model.load(weights.unwrap_or(&Default::default()))?;
-    Ok(saved.progress)
+    let latest = match train.select {
+        Select::Best => checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten(),
+        Select::Last => None,
+    };
+    let epochs = latest.as_ref().map_or(&saved.progress.epochs, |latest| &latest.progress.epochs);
+    let (done, all) = (epochs.len(), train.epochs);
+    let unfinished = (!is_trained(epochs, all))
+        .then(|| format!("training is not finished: {done} of {all} epochs are done"));
+    Ok(WeightsFound { progress: saved.progress, damaged: saved.damaged, unfinished })
 }
 
 /// Handles a difference from a run's record: a warning if differences are allowed, else an error.
@@ -516,7 +648,7 @@ mod fuzz {
         let (_folder, run) = folder();
         fs::write(run.record_path(), corpus("run.json")).expect("written");
         let (run, record) = RunFolder::open(run.path()).expect("valid");
-        run.write_json(&run.record_path(), &record).expect("written");
+        write_json(&run.record_path(), &record).expect("written");
         let (_, again) = RunFolder::open(run.path()).expect("valid");
         assert_eq!(json!(again), json!(record));
         // What this version writes has all that an older one wrote.

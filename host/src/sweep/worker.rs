@@ -1,15 +1,17 @@
 //! Training and evaluation of the runs of a sweep, each in processes of its own.
 
-use super::folder::{Failure, LOCKS, SweepFolder, attacks};
+use super::folder::{Failure, SweepFolder, attacks};
 use super::summary::{Row, Status, SweepEvaluation};
 use super::{Setting, Sweep};
+use crate::error::{absolute, shown};
 use crate::run::{RunFolder, checkpoint};
 use crate::training::store;
-use crate::util::console::{say, warn};
+use crate::util::console::{self, Indicator};
 use crate::util::files;
 use crate::{Error, Result};
-use serde_json::{Value, json};
-use std::fs::{self, File};
+use serde_json::Value;
+use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -19,6 +21,12 @@ use std::time::Duration;
 
 /// The time between two checks of a child process.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The number of those checks after which the indicator is shown again: after a second.
+const LOOKS_PER_LINE: u32 = 20;
+
+/// The number of bytes of a log among which its last line is looked for.
+const LONGEST_LINE: u64 = 4096;
 
 /// The number of lines shown of a failed command's output.
 const LAST_LINES: usize = 10;
@@ -64,6 +72,8 @@ pub(crate) struct Worker<'a> {
     pub retry_failed: bool,
     /// Set when the user stops the sweep.
     pub stop: &'a AtomicBool,
+    /// Where the sweep is.
+    pub indicator: Indicator,
 }
 
 impl Worker<'_> {
@@ -82,9 +92,13 @@ impl Worker<'_> {
                     Ending::Finished => {}
                     Ending::Failed => outcome.failed += 1,
                     Ending::Damaged => outcome.damaged += 1,
-                    Ending::Busy => busy.push((number, setting)),
+                    Ending::Busy => {
+                        busy.push((number, setting));
+                        continue;
+                    }
                     Ending::Interrupted => return Ok(Outcome { interrupted: true, ..outcome }),
                 }
+                self.indicator.move_to(self.indicator.position() + 1);
             }
         }
         outcome.busy = busy.into_iter().map(|(_, setting)| setting.name.clone()).collect();
@@ -97,41 +111,39 @@ impl Worker<'_> {
         if self.stop.load(Ordering::Relaxed) {
             return Ok(Ending::Interrupted);
         }
-        let lock = self.folder.lock_file(&setting.name)?;
-        if !files::try_lock(&lock, &self.folder.file(LOCKS))? {
+        let Some(lock) = files::lock(&self.folder.lock_path(&setting.name))? else {
             return Ok(Ending::Busy);
-        }
+        };
         let Setting { name, .. } = setting;
         match self.folder.readable_row(self.sweep, setting) {
             Ok(Row { status: Status::Finished, .. }) => return Ok(Ending::Finished),
             Ok(Row { status: Status::Failed, reason, .. }) if !self.retry_failed => {
-                warn(format_args!("{name} failed before: {}", reason.unwrap_or_default()));
+                self.warn(format_args!("{name} failed before: {}", reason.unwrap_or_default()));
                 return Ok(Ending::Failed);
             }
             Ok(_) => {}
             Err(why) => {
-                warn(format_args!(
+                self.warn(format_args!(
                     "{name} is left unchanged: {why}; move that file away to repeat that part of the run"
                 ));
                 return Ok(Ending::Damaged);
             }
         }
-        say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
+        self.say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
         let ended = self.train_and_evaluate(setting, &lock)?;
         if let Ended::Badly(failure) = &ended {
-            let path = self.folder.failure_path(setting);
-            files::write_whole(&path, json!(failure).to_string().as_bytes())?;
+            self.folder.write_failure(setting, failure)?;
             let lines: String = failure.lines.iter().map(|line| format!("\n  | {line}")).collect();
             let log = self.folder.log(setting);
-            warn(format_args!(
+            self.warn(format_args!(
                 "{name} failed: {} ended with {}; the last lines of its output in {}:{lines}",
                 failure.command,
                 failure.ended,
-                log.display()
+                shown(&log)
             ));
         }
         drop(lock);
-        say(format_args!("  {}", self.folder.row(self.sweep, setting).line()));
+        self.say(format_args!("  {}", self.folder.row(self.sweep, setting).line()));
         self.folder.summarise(self.sweep)?;
         Ok(match ended {
             Ended::Well(_) => Ending::Finished,
@@ -140,13 +152,21 @@ impl Worker<'_> {
         })
     }
 
+    fn say(&self, text: impl Display) {
+        self.indicator.suspend(|| console::say(text));
+    }
+
+    fn warn(&self, text: impl Display) {
+        self.indicator.suspend(|| console::warn(text));
+    }
+
     /// Trains and evaluates a run, as far as it is not done yet.
     fn train_and_evaluate(&self, setting: &Setting, lock: &File) -> Result<Ended> {
         let (config, run) = (self.folder.config(setting), self.folder.run(setting));
-        let failed_before = fs::remove_file(self.folder.failure_path(setting)).is_ok();
+        let failed_before = files::remove_file(&self.folder.failure_path(setting)).is_ok();
         let text = toml::to_string(&setting.experiment).map_err(|why| Error::file("write", &config, why))?;
         files::write_whole(&config, text.as_bytes())?;
-        let [config, run_text] = [&config, &run].map(|path| path.display().to_string());
+        let [config, run_text] = [&config, &run].map(|path| shown(path).to_string());
         if !self.folder.is_trained(setting) {
             if failed_before || RunFolder::open(&run).is_err() {
                 forget_unless_saved(&run)?;
@@ -158,18 +178,23 @@ impl Worker<'_> {
             };
             let ended = self.host(setting, lock, command)?;
             let Ended::Well(_) = ended else { return Ok(ended) };
+            // A library may end the process with exit code 0.
+            if !self.folder.is_trained(setting) {
+                return Ok(Ended::Badly(unfinished("host train", "the run is not trained")));
+            }
         }
+        // The sweep may have been killed after an evaluation had ended: it is not repeated.
         for suite in self.folder.missing(self.sweep, setting)? {
             let attacks = attacks(suite, setting)?;
-            let mut command = vec!["eval", &run_text, "--json"];
+            let mut command = vec!["eval", &run_text, "--json", "--once"];
             command.extend(suite.iter().flat_map(|suite| ["--suite", suite]));
             let answer = match self.host(setting, lock, &command)? {
                 Ended::Well(answer) => answer,
                 ended => return Ok(ended),
             };
-            let result = serde_json::from_str(&answer).map_err(|why| {
-                Error::new(format!("cannot understand the output of host eval: {why}")).on_the_way()
-            })?;
+            let Ok(result) = serde_json::from_str(&answer) else {
+                return Ok(Ended::Badly(unfinished("host eval", "it printed no evaluation")));
+            };
             self.folder.add_evaluation(setting, SweepEvaluation { suite: suite.clone(), attacks, result })?;
         }
         Ok(Ended::Well(String::new()))
@@ -180,7 +205,7 @@ impl Worker<'_> {
     fn host(&self, setting: &Setting, lock: &File, arguments: &[&str]) -> Result<Ended> {
         let log = self.folder.log(setting);
         let run = || -> io::Result<Ended> {
-            let mut log = File::options().create(true).append(true).read(true).open(&log)?;
+            let mut log = files::open(File::options().create(true).append(true).read(true), &log)?;
             writeln!(log, "$ host {}", arguments.join(" "))?;
             let start = log.stream_position()?;
             let mut answer = tempfile::tempfile()?;
@@ -188,13 +213,13 @@ impl Worker<'_> {
             // The child gets the lock as its standard input: it is held as long as either process
             // lives.
             let streams = [lock, output, &log].map(File::try_clone);
-            let status = self.wait_for(spawn(arguments, streams)?)?;
+            let status = self.wait_for(spawn(arguments, streams)?, setting)?;
             if !status.success() && self.stop.load(Ordering::Relaxed) {
                 return Ok(Ended::Interrupted);
             }
             let printed = read_from(&mut log, start)?;
             for warning in printed.lines().filter_map(|line| line.strip_prefix("warning: ")) {
-                warn(format_args!("{}: {warning}", setting.name));
+                self.warn(format_args!("{}: {warning}", setting.name));
             }
             if status.success() {
                 return Ok(Ended::Well(read_from(&mut answer, 0)?));
@@ -210,10 +235,15 @@ impl Worker<'_> {
         run().map_err(|why| Error::new(format!("cannot run {command}: {why}")).on_the_way())
     }
 
-    /// Waits for a process. If the user stops the sweep, the process is interrupted.
-    fn wait_for(&self, mut child: Child) -> io::Result<ExitStatus> {
-        let mut interrupted = false;
+    /// Waits for a process, and shows the last line of its log meanwhile. If the user stops the
+    /// sweep, the process is interrupted.
+    fn wait_for(&self, mut child: Child, setting: &Setting) -> io::Result<ExitStatus> {
+        let (mut interrupted, mut looks, log) = (false, 0, self.folder.log(setting));
         loop {
+            if looks % LOOKS_PER_LINE == 0 {
+                let message = || format!("{}: {}", setting.name, last_line(&log).unwrap_or_default());
+                self.indicator.show(self.indicator.position(), message);
+            }
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -223,8 +253,23 @@ impl Worker<'_> {
                 interrupted = true;
             }
             std::thread::sleep(LOOK_EVERY);
+            looks += 1;
         }
     }
+}
+
+/// The failure of a command that ended with exit code 0 without its result.
+fn unfinished(command: &str, missing: &str) -> Failure {
+    let ended = format!("exit code 0, but {missing}");
+    Failure { command: command.to_owned(), ended, lines: Vec::new() }
+}
+
+/// The last line of a file.
+fn last_line(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let text = read_from(&mut file, length.saturating_sub(LONGEST_LINE))?;
+    Ok(text.lines().last().unwrap_or_default().to_owned())
 }
 
 /// Starts this program with other arguments, and these files as its standard input, output and
@@ -235,7 +280,7 @@ fn spawn(arguments: &[&str], streams: [io::Result<File>; 3]) -> io::Result<Child
     // The program's file may have been replaced in the meantime.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_default()).args(arguments);
-    command.stdin(input?).stdout(output?).stderr(errors?);
+    command.stdin(input?).stdout(output?).stderr(errors?).current_dir(absolute(Path::new("")));
     let stop_with_parent = || {
         // SAFETY: prctl is a system call and may be made between fork and exec; it reads
         // nothing but its arguments.
@@ -267,7 +312,7 @@ fn forget_unless_saved(run: &Path) -> Result<()> {
     // A run makes its record only if no particle file of its name existed: these files are its own.
     let recorded = RunFolder::open(run).ok().and_then(|(_, record)| record.experiment.train.store_file);
     for file in recorded.iter().flat_map(|file| store::files(file)).filter(|file| file.exists()) {
-        fs::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
+        files::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
     }
-    fs::remove_dir_all(run).map_err(|why| Error::file("remove", run, why))
+    files::remove_folder(run).map_err(|why| Error::file("remove", run, why))
 }

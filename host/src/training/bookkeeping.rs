@@ -60,7 +60,8 @@ impl Training {
         stopping: bool,
     ) -> Result<()> {
         let update = self.records.progress.update;
-        if update.is_multiple_of(UPDATES_PER_READ) {
+        reporter.advance(update);
+        if update.is_multiple_of(UPDATES_PER_READ) || reporter.is_line_due() {
             self.sums.finite.read()?;
             reporter.update(update, self.sums.tally.read());
         }
@@ -81,7 +82,7 @@ impl Training {
     /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is
     /// done. Returns whether there was anything to do.
     fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
-        self.validate_epoch(folder, stop)?;
+        self.validate_epoch(folder, (reporter.style(), stop))?;
         let traced = self.trace_if_due(folder, reporter, stop)?;
         if self.records.recorded_epochs == self.records.progress.epochs.len() {
             return Ok(traced);
@@ -119,7 +120,7 @@ impl Training {
     }
 
     /// Adds to the last epoch what is wrong with it, if anything, in its checkpoint too.
-    fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
+    pub(super) fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
         let over = self.is_over();
         let progress = &mut self.records.progress;
         let Some(last) = progress.epochs.last() else { return Ok(()) };
@@ -132,7 +133,7 @@ impl Training {
         let alarms = alarm::alarms_of(&progress.epochs, over, self.players.model.classes(), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
-            checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)?;
+            save_progress(folder, progress)?;
         }
         Ok(())
     }
@@ -194,7 +195,16 @@ impl Training {
         if let Some(average) = averaged(&self.players.average) {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
-        checkpoint::save(&folder.checkpoints(), progress.update, &groups, progress)?;
+        let moved = folder.refuse_if_moved().err();
+        let rescued = moved.as_ref().map(|_| folder.rescue()).transpose()?;
+        let place = rescued.as_ref().unwrap_or(folder);
+        checkpoint::save(&place.checkpoints(), progress.update, &groups, progress)?;
+        if let Some(moved) = moved {
+            let (update, place) = (progress.update, place.path().display());
+            return Err(moved
+                .note("kept", format!("the state of update {update}, in {place}"))
+                .fix(format!("go on with `host train --resume {place}`")));
+        }
         self.records.saved = Some(progress.update);
         Ok(())
     }
@@ -209,6 +219,8 @@ impl Training {
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Ok((0, Vec::new()));
         };
+        let epochs = self.plan.experiment.train.epochs;
+        saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
         let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
@@ -272,7 +284,7 @@ impl Training {
         attacks: &[Attack],
         (examples, points): (&Examples, Option<usize>),
         purpose: Purpose,
-        stop: &AtomicBool,
+        (style, stop): (Style, &AtomicBool),
     ) -> Result<Evaluation> {
         let (experiment, model) = (&self.plan.experiment, &self.players.model);
         let evaluator = Evaluator {
@@ -287,7 +299,7 @@ impl Training {
             batch: experiment.eval.batch,
             seed: experiment.train.seed,
             device: self.plan.device,
-            style: Style::Json,
+            style,
         };
         let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
         let (evaluation, failure) = match averaged(&self.players.average) {
@@ -315,8 +327,9 @@ impl Training {
         self.renew_statistics()?;
         let Some(Trace { attack, examples, points, .. }) = &self.records.trace else { return Ok(false) };
         let spec = attack.record.spec.clone();
-        let found =
-            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop);
+        let attack = std::slice::from_ref(attack);
+        let output = (reporter.style(), stop);
+        let found = self.evaluate(attack, (examples, Some(*points)), Purpose::Attack, output);
         if found.as_ref().is_err_and(Error::is_interrupted) && self.records.saved != Some(update) {
             self.save_checkpoint(folder)?;
         }
@@ -336,7 +349,7 @@ impl Training {
         self.records.progress.trace.push(point);
         self.write_trace(folder)?;
         if self.records.saved == Some(update) {
-            checkpoint::save_progress(&folder.checkpoints(), update, &self.records.progress)?;
+            save_progress(folder, &self.records.progress)?;
         }
         Ok(true)
     }
@@ -352,12 +365,12 @@ impl Training {
     /// Scores the last epoch on the validation points, if it is not scored yet, keeps its weights
     /// if they are to be selected, and ends the run if no epoch has scored better for as long as
     /// patience lasts. The score is added to its checkpoint.
-    fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<()> {
+    fn validate_epoch(&mut self, folder: &RunFolder, output: (Style, &AtomicBool)) -> Result<()> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let last = self.records.progress.epochs.last().filter(unscored);
         let (Some(held_out), Some(_)) = (&self.records.validation, last) else { return Ok(()) };
         let probe = self.records.probe.as_slice();
-        let validation = self.evaluate(probe, (held_out, None), Purpose::Probe, stop)?;
+        let validation = self.evaluate(probe, (held_out, None), Purpose::Probe, output)?;
         let progress = &mut self.records.progress;
         let Some((last, before)) = progress.epochs.split_last_mut() else { return Ok(()) };
         last.validation_accuracy = Some(validation.clean);
@@ -365,28 +378,36 @@ impl Training {
         last.probe_accuracy = probe.map(|probe| probe.robust);
         let of_probe = probe.map_or(0.0, |probe| probe.cost.passes());
         last.validation_passes = Some(validation.count as f64 / 2.0 + of_probe);
-        let Train { epochs, patience, select, .. } = self.plan.experiment.train;
+        let Train { epochs, select, .. } = self.plan.experiment.train;
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         let players = &self.players;
         if select == Select::Best && last.score() > best_before {
             let own = || named_clones(players.model.state());
             let weights = averaged(&players.average).map_or_else(own, Average::state);
             let weights = [("weights".to_owned(), weights)].into();
+            folder.refuse_if_moved()?;
             checkpoint::save(&folder.best(), progress.update, &weights, progress)?;
         }
-        let best = best_epoch(&progress.epochs).map_or(0, |best| best.epoch);
+        let is_out_of_patience = self.is_out_of_patience();
+        let progress = &mut self.records.progress;
         if let Some(last) = progress.epochs.last_mut() {
-            // An average that begins at some epoch has not been scored before that epoch.
-            let steps_of_an_epoch = (players.optimizer.steps() / last.epoch as u64).max(1);
-            let scored = players
-                .average
-                .as_ref()
-                .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
-            let without_a_better = (last.epoch - best).min(scored);
-            last.stopped_early =
-                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+            last.stopped_early = last.epoch < epochs && is_out_of_patience;
         }
-        checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
+        save_progress(folder, progress)
+    }
+
+    /// Whether no epoch has scored better for as long as patience lasts.
+    pub(super) fn is_out_of_patience(&self) -> bool {
+        let (players, epochs) = (&self.players, &self.records.progress.epochs);
+        let (Some(best), Some(last)) = (best_epoch(epochs), epochs.last()) else { return false };
+        // An average that begins at some epoch has not been scored before that epoch.
+        let steps_of_an_epoch = (players.optimizer.steps() / last.epoch as u64).max(1);
+        let scored = players
+            .average
+            .as_ref()
+            .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
+        let without_a_better = (last.epoch - best.epoch).min(scored);
+        self.plan.experiment.train.patience.is_some_and(|patience| without_a_better >= patience)
     }
 
     /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this
@@ -411,6 +432,12 @@ impl Training {
 /// The averaged weights, if any step is in them yet: they are evaluated in the weights' place.
 fn averaged(average: &Option<Average>) -> Option<&Average> {
     average.as_ref().filter(|average| average.has_begun())
+}
+
+/// Adds to what the run's last checkpoint says of its progress.
+fn save_progress(folder: &RunFolder, progress: &Progress) -> Result<()> {
+    folder.refuse_if_moved()?;
+    checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
 }
 
 fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {

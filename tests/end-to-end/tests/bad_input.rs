@@ -485,7 +485,14 @@ fn invalid_values_are_refused() {
         "train --recipe algorithm-1 --data digits --batch 0 --out run",
         &["train.batch", "at least 1", "got 0"],
     );
-    place.refuses("train --resume run --epochs 3", &["--resume", "cannot be used with"]);
+    place.refuses("train --resume run --batch 3", &["--resume", "cannot be used with --batch"]);
+    place.refuses(
+        "train --recipe algorithm-1 --data digits --norm l2 --out run",
+        &["threat.norm: l2 needs an epsilon of its own: 0.3 is a radius in linf"],
+    );
+    place
+        .refuses("train --epsilon 8:255 --out run", &["invalid value '8:255' for '--epsilon <RADIUS>'"])
+        .explains(&["a fraction such as 8/255"]);
 }
 
 #[test]

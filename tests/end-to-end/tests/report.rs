@@ -2,7 +2,7 @@
 
 use crate::data::{digits, write};
 use crate::eval::trained;
-use crate::harness::{Place, built, edit};
+use crate::harness::{Place, built, edit, write_sealed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -117,7 +117,7 @@ pub fn everything(place: &Place) -> &'static str {
         .to_string()
     };
     let trace = [line(0, 0.0, 0.1), line(2, 0.5, 0.3), line(18, 2.0, 0.6), line(54, 6.0, 0.75)];
-    fs::write(place.path("other/trace.jsonl"), trace.join("\n")).expect("written");
+    write_sealed(&place.path("other/trace.jsonl"), &trace.join("\n"));
     write_sweep(place, "grid", &["sampler.noise", "sampler.step_size"]);
     "run other grid"
 }
@@ -139,11 +139,11 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
         };
         json!({
             "run": format!("run-{number}"), "settings": settings, "caveats": [], "reason": null,
-            "status": if finished { "finished" } else { "waiting" }, "figures": figures,
+            "status": if finished { "finished" } else { "waiting" }, "figures": figures, "points": 100,
         })
     };
     let summary = json!({"groups": null, "runs": (0..1 << axes.len()).map(run).collect::<Vec<_>>()});
-    fs::write(place.path(&format!("{name}/summary.json")), summary.to_string()).expect("written");
+    write_sealed(&place.path(&format!("{name}/summary.json")), &summary.to_string());
 }
 
 #[test]
@@ -239,6 +239,10 @@ fn figures_are_made_from_the_data_of_the_runs() {
         assert!(map.contains(word), "{word}");
     }
     assert!(!place.path("report/sweep-grid-map-3.svg").exists(), "costs are no accuracies");
+    // By hand from Wilson's formula for 50 of 100: sqrt(0.0025 + 0.0000922) * 1.96 / 1.0384 = 0.0962.
+    let says = "from 50.0 (light) to 70.0 (dark); where seeds vary, their median. The 95 % interval of a value \
+                reaches at most 9.6 to either side (100 points).";
+    assert!(page.contains(says), "the caption of a heat map");
 }
 
 #[test]
@@ -256,7 +260,7 @@ fn a_sweep_over_numbers_is_a_curve_and_over_words_a_table() {
     for run in summary["runs"].as_array_mut().expect("a list") {
         run["settings"] = json!({"sampler": run["run"]});
     }
-    fs::write(place.path("noise/summary.json"), summary.to_string()).expect("written");
+    write_sealed(&place.path("noise/summary.json"), &summary.to_string());
     report(&place, "noise --force");
     assert!(
         !place.path("report/sweep-noise-curves-1.svg").exists(),
@@ -285,13 +289,13 @@ fn missing_parts_are_marked_with_the_command_that_makes_them() {
 
     // A damaged file is marked, too, and the rest is shown.
     fs::write(place.path("run/eval.json"), "{").expect("written");
-    fs::write(place.path("run/metrics.jsonl"), "{\"epoch\": 1}\n").expect("written");
+    write_sealed(&place.path("run/metrics.jsonl"), "{\"epoch\": 1}");
     fs::write(place.path("run/trace.jsonl"), "[1]\n").expect("written");
     let page = report(&place, "run --force");
     for file in ["run/eval.json", "run/metrics.jsonl", "run/trace.jsonl"] {
         assert!(page.contains(&format!("cannot understand {file}")), "{file}");
     }
-    fs::write(place.path("run/eval.json"), "{\"evaluations\": [{\"result\": 3}]}").expect("written");
+    write_sealed(&place.path("run/eval.json"), "{\"evaluations\": [{\"result\": 3}]}");
     assert!(report(&place, "run --force").contains("cannot understand run/eval.json"));
 }
 
@@ -332,7 +336,7 @@ fn a_run_without_its_plugin_data_or_examples_is_reported_with_marks() {
     let evaluations = read(&place, "run/eval.json");
     let older = evaluations.replace(&format!("\"update\": {update}"), "\"update\": 7");
     assert_ne!(older, evaluations);
-    fs::write(place.path("run/eval.json"), older).expect("written");
+    write_sealed(&place.path("run/eval.json"), &older);
     let page = report(&place, "run --force");
     assert!(page.contains("made on the weights of update 7") && page.contains("--save-examples"));
     assert!(!page.contains("id=\"run-run-examples\""));
@@ -455,7 +459,7 @@ fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
 fn edit_json(place: &Place, file: &str, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_str(&read(place, file)).expect("JSON");
     change(&mut value);
-    fs::write(place.path(file), value.to_string()).expect("written");
+    write_sealed(&place.path(file), &value.to_string());
 }
 
 /// Changes the summary of a sweep.

@@ -54,6 +54,9 @@ pub(crate) struct SavedEvaluation {
     pub versions: Versions,
     /// The file of saved examples.
     pub examples: Option<PathBuf>,
+    /// Its SHA-256; unknown if an older version saved it.
+    #[serde(default)]
+    pub examples_sha256: Option<String>,
 }
 
 impl SavedEvaluation {
@@ -73,7 +76,7 @@ impl Run {
     pub(super) fn read(folder: &RunFolder, record: RunRecord, name: String) -> Self {
         let mut run = Self {
             name,
-            path: folder.path().to_owned(),
+            path: folder.name().to_owned(),
             record,
             epochs: Vec::new(),
             trace: Vec::new(),
