@@ -171,8 +171,12 @@ impl TrainArguments {
             .note("takes", format!("{taken}, --data-folder, --plugins, --allow-changed, --json"))
             .fix("leave it out, or begin a new run without --resume"));
         }
-        let (data_folder, allow_changed) = (self.data_folder.clone(), self.allow_changed);
-        Ok(ResumeOptions { data_folder, plugins: self.plugins.clone(), allow_changed, changes })
+        Ok(ResumeOptions {
+            data_folder: self.data_folder.clone(),
+            plugins: self.plugins.clone(),
+            allow_changed: self.allow_changed,
+            changes,
+        })
     }
 
     /// The experiment of the file or recipe, with the values of the flags.
