@@ -41,6 +41,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     reporter.note(&format!("run folder {path}"));
     reporter.event(&json!({"event": "run", "run": path, "method": method, "update": training.progress().update, "updates": training.updates()}));
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
+        if folder.refuse_if_moved().is_err() {
+            return error.on_the_way();
+        }
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
     reporter.finish();
