@@ -7,9 +7,9 @@ use host::config::Algorithm;
 use host::config::Format;
 use host::config::{Experiment, Mode};
 use host::data::examples::Examples;
-use host::data::{Dataset, Split};
+use host::data::{Dataset, Origin, Split};
 use host::plugin::library::open_sampler;
-use host::plugin::{LoadedModel, PluginSpec, Sampler, parse};
+use host::plugin::{Guard, LoadedModel, PluginSpec, Sampler, parse};
 use host::torch::device::set_up;
 use host::torch::precision::Precision;
 use host::torch::random::{Draws, Purpose};
@@ -20,6 +20,7 @@ use langevin::{Langevin, Options};
 use plugin_api::tch::{Device, Kind, Tensor};
 use plugin_api::{Distribution, Random, RandomSource, Result, Sampler as _, Step, ThreatModel};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 const BATCH: i64 = 100;
 const POINTS: i64 = 1000;
@@ -56,6 +57,7 @@ fn dataset() -> Dataset {
         classes: 10,
         class_names: Vec::new(),
         checksums: BTreeMap::new(),
+        origin: Origin::Own,
     }
 }
 
@@ -180,6 +182,47 @@ fn update(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The share of an update that the guards around calls of plugins take, in every mode: the time of
+/// a guard of the model, which is lent most, for each call. Printed, since criterion prints no ratios.
+fn guards(_: &mut Criterion) {
+    const GUARDS: u32 = 20_000;
+    const UPDATES: u32 = 30;
+    let (dataset, points) = (dataset(), (0..BATCH).collect::<Vec<_>>());
+    let indices = Tensor::from_slice(&points);
+    for arch in ["A", "B"] {
+        for mode in [Mode::Faithful, Mode::Fused] {
+            let mut experiment = Experiment::default();
+            (experiment.train.mode, experiment.train.replay) = (mode, 1);
+            let build = || {
+                let spec = plugin(&format!("libcnn.so,arch={arch}"));
+                LoadedModel::build(&spec, dataset.task(), Device::Cpu, 0).expect("built")
+            };
+            let (model, images) = (build(), images(BATCH));
+            let started = Instant::now();
+            for _ in 0..GUARDS {
+                let lent = [("images", &images)].into_iter().chain(model.lent(true));
+                Guard::before(lent).and_then(|guard| guard.after("nothing")).expect("no change");
+            }
+            let guard = started.elapsed() / GUARDS;
+            let sampler = Some(Sampler::make(&plugin("liblangevin.so")).expect("built"));
+            let steps = sampler.as_ref().map_or(0, |sampler| sampler.steps) as u32;
+            // A forward and a step of the sampler for each step, and the forward of the weights.
+            let calls = if mode == Mode::Fused { 2 } else { 2 * steps + 1 };
+            let parts = (None, None);
+            let mut training = Training::new(experiment, build(), sampler, parts, &dataset, Device::Cpu)
+                .expect("enough memory");
+            training.update(&points, &indices).expect("an update");
+            let started = Instant::now();
+            (0..UPDATES).for_each(|_| training.update(&points, &indices).expect("an update"));
+            let update = started.elapsed() / UPDATES;
+            let share = 100.0 * guard.as_secs_f64() * f64::from(calls) / update.as_secs_f64();
+            println!(
+                "guards, {arch}, {mode:?}: {guard:?} for each of {calls} calls, {share:.3} % of an update of {update:?}"
+            );
+        }
+    }
+}
+
 fn all(criterion: &mut Criterion) {
     set_up();
     sampler_step(criterion, BATCH);
@@ -188,6 +231,7 @@ fn all(criterion: &mut Criterion) {
     store(criterion);
     beside_the_passes(criterion);
     update(criterion);
+    guards(criterion);
 }
 
 criterion_group!(benches, all);

@@ -111,6 +111,26 @@ mod tests {
     }
 
     #[test]
+    fn every_promise_names_a_test_that_exists() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let page = include_str!("../../docs/threat-model.md");
+        let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise"));
+        for row in rows {
+            let tests: Vec<_> = row.split('`').filter(|word| word.contains("::")).collect();
+            assert!(!tests.is_empty() || row.contains("| the same |"), "{row}");
+            for test in tests {
+                let (file, name) = test.rsplit_once("::").expect("file::test");
+                let file = file.replace("::", "/") + ".rs";
+                let folders = ["tests/end-to-end/tests", "host/src", "plugin-api/src"];
+                let texts = folders.map(|folder| repository.join(folder).join(&file));
+                let text = texts.iter().find_map(|path| fs::read_to_string(path).ok());
+                let text = text.unwrap_or_else(|| panic!("{test}: there is no {file}"));
+                assert!(text.contains(&format!("fn {name}()")), "{test}: {file} has no such test");
+            }
+        }
+    }
+
+    #[test]
     fn an_update_reaches_no_file() {
         let update = include_str!("training/update.rs");
         for name in ["run", "util", "tensors", "checkpoint", "RunFolder", "std::fs", "std::path"] {

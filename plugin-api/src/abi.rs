@@ -11,8 +11,8 @@
 use crate::contract::{self, Version};
 use crate::tensor;
 use crate::{
-    first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection, Random, RandomSource,
-    Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
+    error::in_one_line, first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection,
+    Random, RandomSource, Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
 };
 use abi_stable::abi_stability::check_layout_compatibility;
 use abi_stable::library::{lib_header_from_path, LibHeader, LibraryError, RootModule};
@@ -21,8 +21,10 @@ use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{RResult, RStr, RString, RVec};
 use abi_stable::StableAbi;
 use serde::{Deserialize, Serialize};
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
+use std::fmt::Display;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 use tch::{nn, Tensor};
@@ -342,15 +344,24 @@ thread_local! {
 fn guarded<T>(call: impl FnOnce() -> Result<T>) -> RResult<T, RString> {
     remember_panics();
     CALL_DEPTH.set(CALL_DEPTH.get() + 1);
-    let outcome = catch_unwind(AssertUnwindSafe(call));
+    let outcome = catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
+        let message = PANIC.take().unwrap_or_else(|| "panicked".to_owned());
+        discard(payload);
+        message
+    });
     CALL_DEPTH.set(CALL_DEPTH.get() - 1);
     match outcome {
         Ok(Ok(value)) => RResult::ROk(value),
         Ok(Err(error)) => RResult::RErr(error.to_string().into()),
-        Err(_) => {
-            let message = PANIC.take().unwrap_or_else(|| "panicked".to_owned());
-            RResult::RErr(message.into())
-        }
+        Err(message) => RResult::RErr(message.into()),
+    }
+}
+
+/// Drops what a panic carries. That may panic again, and would end the process here; what the
+/// second panic carries is kept.
+pub fn discard(payload: Box<dyn Any + Send>) {
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
     }
 }
 
@@ -485,8 +496,12 @@ pub fn model_table<M: Model>() -> ModelTableRef {
             let images = unsafe { images.tensor() };
             let (_, channels, height, width) = images.size4()?;
             let mut variables = nn::VarStore::new(images.device());
+            if images.kind() == tch::Kind::Double {
+                variables.set_kind(tch::Kind::Double);
+            }
             let task = Task { channels, height, width, classes };
             let model = M::new(options::parse(given.as_str())?, task, &variables.root())?;
+            // Those that the model made in f32 on its own.
             if images.kind() == tch::Kind::Double {
                 variables.double();
             }
@@ -719,7 +734,7 @@ impl VictimCalls for HostVictim {
 }
 
 fn received<T>(result: RResult<T, RString>) -> Result<T> {
-    result.into_result().map_err(Error::new)
+    result.into_result().map_err(|message| Error::new(in_one_line(&message)))
 }
 
 /// Exports a model plugin: `export_model!("name", Type);`.
@@ -861,17 +876,46 @@ fn named<Table, Plugin>(
     list.into_iter().map(|exported| plugin(exported.name.to_string(), exported.table)).collect()
 }
 
+/// The largest number of bytes of a plugin's declaration or description.
+const MOST_BYTES: usize = 1 << 20;
+
+/// The largest number of steps or replays of a visit.
+pub const MOST_STEPS: usize = 65_534;
+
+/// The largest number of state tensors of a particle.
+const MOST_STATE_TENSORS: usize = 64;
+
+/// The largest query budget.
+const MOST_QUERIES: u64 = 1_000_000_000;
+
 /// The declaration of an instance.
 fn declaration<T: serde::de::DeserializeOwned>(
     declare: extern "C" fn(Instance) -> RResult<RString, RString>,
     instance: Instance,
 ) -> Result<T> {
-    serde_json::from_str(&received(declare(instance))?)
-        .map_err(|error| Error::new(format!("its declaration cannot be read: {error}")))
+    read_json("declaration", &received(declare(instance))?)
 }
 
 fn description(text: &RString) -> Result<Description> {
-    serde_json::from_str(text).map_err(|error| Error::new(format!("its description cannot be read: {error}")))
+    read_json("description", text)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(what: &str, text: &str) -> Result<T> {
+    if text.len() > MOST_BYTES {
+        let bytes = text.len();
+        return Err(Error::new(format!("its {what} has {bytes} bytes; expected at most {MOST_BYTES}")));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        Error::new(format!("its {what} cannot be read: {}", in_one_line(&error.to_string())))
+    })
+}
+
+/// Refuses a number that a plugin declares outside the given range.
+fn check_declared<N: PartialOrd + Display>(what: &str, number: N, least: N, most: N) -> Result<()> {
+    if (&least..=&most).contains(&&number) {
+        return Ok(());
+    }
+    Err(Error::new(format!("declares {number} {what}; expected {least} to {most}")))
 }
 
 /// A model that can be built.
@@ -985,6 +1029,8 @@ impl SamplerPlugin {
             },
         };
         made.declaration = declaration(self.table.declare(), instance)?;
+        check_declared("steps", made.declaration.default_steps, 1, MOST_STEPS)?;
+        check_declared("state tensors", made.declaration.state_tensors, 0, MOST_STATE_TENSORS)?;
         made.contract = built_for(self.stated, made.declaration.ascends.is_some());
         Ok(made)
     }
@@ -1171,10 +1217,12 @@ impl AttackInstance {
     /// Its declaration.
     ///
     /// # Errors
-    /// If the instance panicked before.
+    /// If the instance panicked before, or declares more queries than any attack can make.
     pub fn declaration(&self) -> Result<AttackDeclaration> {
-        let declare = self.table.declare();
-        declare.map_or(Ok(AttackDeclaration::default()), |declare| declaration(declare, self.instance))
+        let Some(declare) = self.table.declare() else { return Ok(AttackDeclaration::default()) };
+        let declared: AttackDeclaration = declaration(declare, self.instance)?;
+        check_declared("queries", declared.query_budget.unwrap_or(0), 0, MOST_QUERIES)?;
+        Ok(declared)
     }
 
     /// Candidates for these examples. Random numbers come from `random`, logits and
@@ -1434,6 +1482,107 @@ mod tests {
                 assert!(error.contains(part), "{error}");
             }
         }
+    }
+
+    /// Declares numbers from its options.
+    struct Declares(Numbers);
+
+    #[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+    #[serde(default)]
+    struct Numbers {
+        steps: usize,
+        states: usize,
+        queries: u64,
+    }
+
+    impl Sampler for Declares {
+        type Options = Numbers;
+
+        fn new(numbers: Numbers) -> Result<Self> {
+            Ok(Self(numbers))
+        }
+
+        fn default_steps(&self) -> usize {
+            self.0.steps
+        }
+
+        fn state_tensors(&self) -> usize {
+            self.0.states
+        }
+
+        fn step(&self, step: &Step) -> Result<Next> {
+            Ok(step.particles.copy().into())
+        }
+    }
+
+    impl Attack for Declares {
+        type Options = Numbers;
+
+        fn new(numbers: Numbers) -> Result<Self> {
+            Ok(Self(numbers))
+        }
+
+        fn query_budget(&self) -> Option<u64> {
+            Some(self.0.queries)
+        }
+
+        fn run(&self, target: &Target) -> Result<Tensor> {
+            Ok(target.natural.copy())
+        }
+    }
+
+    #[test]
+    fn declared_numbers_outside_their_range_are_errors() {
+        let sampler =
+            SamplerPlugin { name: "declares".to_owned(), table: sampler_table::<Declares>(), stated: None };
+        let attack =
+            AttackPlugin { name: "declares".to_owned(), table: attack_table::<Declares>(), stated: None };
+        let samplers = |options: &str| sampler.create(options).map(drop);
+        let attacks = |options: &str| attack.create(options)?.declaration().map(drop);
+        assert_eq!(samplers(r#"{"steps": 65534, "states": 64}"#), Ok(()));
+        assert_eq!(attacks(r#"{"queries": 1000000000}"#), Ok(()));
+        for (outcome, expected) in [
+            (samplers(r#"{"steps": 0}"#), "declares 0 steps; expected 1 to 65534"),
+            (samplers(r#"{"steps": 65535}"#), "declares 65535 steps; expected 1 to 65534"),
+            (
+                samplers(r#"{"steps": 1, "states": 18446744073709551615}"#),
+                "declares 18446744073709551615 state tensors; expected 0 to 64",
+            ),
+            (attacks(r#"{"queries": 1000000001}"#), "declares 1000000001 queries; expected 0 to 1000000000"),
+        ] {
+            assert_eq!(outcome.expect_err("refused").to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn descriptions_are_limited_and_their_errors_show_no_control_character() {
+        let schema = |text: &str| description(&format!("{{\"options\": \"{text}\"}}").into());
+        assert!(schema(&"x".repeat(1000)).is_ok());
+        let error = schema(&"x".repeat(MOST_BYTES)).expect_err("refused").to_string();
+        assert_eq!(error, "its description has 1048591 bytes; expected at most 1048576");
+        let error = read_json::<Start>("declaration", "\"\\u001b[31m\"").expect_err("refused").to_string();
+        assert!(error.contains("unknown variant `\u{fffd}[31m`"), "{error}");
+    }
+
+    /// Panics when it is dropped, and so does what that panic carries.
+    struct PanicsInDrop(usize);
+
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            if self.0 > 0 {
+                std::panic::panic_any(PanicsInDrop(self.0 - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_that_panics_again_when_it_is_dropped_is_an_error_with_the_place_of_the_first() {
+        let line = line!() + 1;
+        let outcome: RResult<(), RString> = guarded(|| std::panic::panic_any(PanicsInDrop(3)));
+        let message = outcome.into_result().expect_err("an error").to_string();
+        assert_eq!(message, format!("panicked at {}:{line}: no message", file!()));
+        let next: RResult<(), RString> = guarded(|| panic!("another"));
+        assert!(next.into_result().expect_err("an error").ends_with("another"));
     }
 
     /// A victim whose calls all fail.

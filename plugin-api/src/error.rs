@@ -40,10 +40,30 @@ pub fn first_line(message: &str) -> &str {
     line.split("\\n").next().unwrap_or_default()
 }
 
+/// The largest number of characters of a message from the other side of the boundary.
+const MOST_CHARACTERS: usize = 1000;
+
+/// A message of the other side in one line: its first line, without control characters, which a
+/// terminal might obey, and cut if it is very long.
+pub(crate) fn in_one_line(message: &str) -> String {
+    let shown = |letter: char| if letter.is_control() { char::REPLACEMENT_CHARACTER } else { letter };
+    let line = first_line(message).trim_end();
+    let cut = if line.chars().nth(MOST_CHARACTERS).is_some() { " […]" } else { "" };
+    line.chars().take(MOST_CHARACTERS).map(shown).collect::<String>() + cut
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use tch::Tensor;
+
+    #[test]
+    fn a_message_of_the_other_side_is_one_line_of_limited_length_without_control_characters() {
+        assert_eq!(in_one_line("expected 3, got 4\nand more"), "expected 3, got 4");
+        assert_eq!(in_one_line("\u{1b}[31mred\u{9b}0m\u{7}"), "\u{fffd}[31mred\u{fffd}0m\u{fffd}");
+        let long = in_one_line(&"é".repeat(1_000_000));
+        assert_eq!(long, "é".repeat(MOST_CHARACTERS) + " […]");
+    }
 
     #[test]
     fn errors_and_panics_of_libtorch_are_shown_without_stack_frames() {

@@ -18,7 +18,7 @@ pub fn gradient(loss: &Tensor, input: &Tensor, keep_graph: bool) -> Result<Tenso
 }
 
 /// The gradients with respect to several inputs; undefined for an input on which the loss does not
-/// depend.
+/// depend. Sparse gradients (of embeddings) are made dense.
 ///
 /// # Errors
 /// If the loss has no graph.
@@ -29,7 +29,15 @@ pub fn gradients(loss: &Tensor, inputs: &[Tensor], keep_graph: bool) -> Result<V
             "the loss has no graph: it, or a tensor it depends on, was detached or computed without gradients",
         ));
     }
-    Ok(Tensor::f_run_backward(&[loss], inputs, keep_graph, false)?)
+    let gradients = Tensor::f_run_backward(&[loss], inputs, keep_graph, false)?;
+    let dense = |gradient: Tensor| {
+        if gradient.defined() && gradient.is_sparse() {
+            gradient.f_to_dense(None, false)
+        } else {
+            Ok(gradient)
+        }
+    };
+    Ok(gradients.into_iter().map(dense).collect::<std::result::Result<_, _>>()?)
 }
 
 /// Cross-entropy of each row: `logits` `[N, classes]` (floats), `labels` `[N]` (i64) give `[N]`.
@@ -93,6 +101,15 @@ mod tests {
         let other = Tensor::from(2.0f64).set_requires_grad(true);
         assert!(gradient(&square, &other, true).is_err());
         assert!(!gradients(&square, &[other], true).expect("a graph")[0].defined());
+    }
+
+    #[test]
+    fn a_sparse_gradient_is_made_dense() {
+        let table = Tensor::ones([3, 2], tch::kind::DOUBLE_CPU).set_requires_grad(true);
+        let rows = Tensor::embedding(&table, &Tensor::from_slice(&[2i64, 2]), -1, false, true);
+        let gradient = gradient(&rows.sum(Kind::Double), &table, false).expect("a gradient");
+        let expected = Tensor::from_slice(&[0.0f64, 0.0, 0.0, 0.0, 2.0, 2.0]).reshape([3, 2]);
+        assert_eq!(gradient, expected);
     }
 
     #[test]

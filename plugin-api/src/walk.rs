@@ -61,6 +61,20 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The tensors that the sampler is lent, with their names in [`Step`]. It must not write to them.
+    pub fn lent(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let Visit { natural, labels, ref particles, ref state, .. } = *self.visit;
+        let (loss, gradient) = (self.loss, self.gradient);
+        let named = [
+            ("natural", natural),
+            ("labels", labels),
+            ("particles", particles),
+            ("loss", loss),
+            ("gradient", gradient),
+        ];
+        named.into_iter().chain(state.iter().map(|state| ("state", state)))
+    }
+
     /// Calls the sampler with these random numbers. The result is neither checked nor projected.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! The command line.
 
-use crate::Result;
 use crate::config::{DEFAULT_RECIPE, DataFlags, Experiment, PluginFlags, ThreatFlags, TrainFlags, recipe};
 use crate::evaluation::setup::EvaluationOptions;
 use crate::sweep::Task;
+use crate::training::ResumeOptions;
 use crate::util::at_least_one;
 use crate::util::console::Style;
+use crate::{Error, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
@@ -28,8 +29,8 @@ is written FILE[,option=value]… everywhere, for example
     host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
     host inspect langevin.so
 
-The `lib` in front of a FILE may be left out. A FILE without a folder is searched in the working
-directory, next to this program, and in the folders of DRO_PLUGIN_PATH. Every sampler has an
+The `lib` in front of a FILE may be left out. A FILE without a folder is searched next to this
+program, in the folders of DRO_PLUGIN_PATH, and last in the working directory. Every sampler has an
 option `steps`, and can be used as an attack. If a library holds several plugins of a kind,
 `plugin=NAME` chooses one.
 
@@ -62,6 +63,8 @@ pub enum Command {
     Conform(ConformArguments),
     /// List the plugins in the folders that are searched, and whether this host can load them
     Plugins(PluginsArguments),
+    /// Trust libraries, so that the runs of other people may name them
+    Trust(TrustArguments),
     /// Write the crate of a new plugin, ready to build
     New(NewArguments),
     /// Fetch data sets, or list the known ones
@@ -83,7 +86,7 @@ the recipe or the file, and nothing else. Algorithm 1 of the paper is `--recipe 
 key that a file leaves out has the default of docs/training.md.
 
 Stopped with Ctrl-C, a run saves a checkpoint. --resume continues it later, bit for bit as if it
-had never been stopped."
+had never been stopped. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 do the same."
 )]
 pub struct TrainArguments {
     /// Experiment file (TOML); flags override it
@@ -95,13 +98,17 @@ pub struct TrainArguments {
     /// Folder for the run [default: runs/ and the time]
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
-    /// Continue the run in this folder from its last checkpoint
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe", "out", "PluginFlags", "DataFlags", "ThreatFlags", "TrainFlags"])]
+    /// Continue the run in this folder from its last checkpoint; with --epochs extend it, with
+    /// --threads and --device change where it runs
+    #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
-    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as
-    /// recorded]
+    /// Folder of the named data sets; with --resume also of the run's own data if they were moved
+    /// [default: DRO_DATA if set, else data; with --resume, as recorded]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// With --resume: folder of the run's plugins if they were moved [default: as recorded]
+    #[arg(long, value_name = "FOLDER", requires = "resume")]
+    pub plugins: Option<PathBuf>,
     /// With --resume: continue even if a plugin or the data differ from those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
@@ -127,7 +134,47 @@ pub struct ExperimentFlags {
     train: TrainFlags,
 }
 
+/// The options of training that a resumed run may change.
+const CHANGED_BY_RESUME: [&str; 3] = ["train.epochs", "train.threads", "train.device"];
+
+/// The flag of a key of the experiment.
+fn flag_of(key: &str) -> String {
+    let name = if key == "data.name" { "data" } else { key.rsplit('.').next().unwrap_or(key) };
+    format!("--{}", name.replace('_', "-"))
+}
+
 impl TrainArguments {
+    /// The options of `--resume`.
+    ///
+    /// # Errors
+    /// If a flag is given that a resumed run cannot take.
+    pub fn resume_options(&self) -> Result<ResumeOptions> {
+        let changes = toml::Table::try_from(&self.experiment).map_err(Error::new)?;
+        let keys = changes.iter().flat_map(|(key, value)| match value {
+            toml::Value::Table(inner) => inner.keys().map(|inner| format!("{key}.{inner}")).collect(),
+            _ => vec![key.clone()],
+        });
+        let refused = keys.filter(|key| !CHANGED_BY_RESUME.contains(&key.as_str())).map(|key| flag_of(&key));
+        let own = [
+            ("--config", self.config.is_some()),
+            ("--recipe", self.recipe.is_some()),
+            ("--out", self.out.is_some()),
+        ];
+        let own = own.into_iter().filter(|(_, is_given)| *is_given).map(|(flag, _)| flag.to_owned());
+        let refused: Vec<_> = own.chain(refused).collect();
+        if !refused.is_empty() {
+            let taken = CHANGED_BY_RESUME.map(flag_of).join(", ");
+            return Err(Error::new(format!(
+                "--resume goes on with the recorded experiment: it cannot be used with {}",
+                refused.join(", ")
+            ))
+            .note("takes", format!("{taken}, --data-folder, --plugins, --allow-changed, --json"))
+            .fix("leave it out, or begin a new run without --resume"));
+        }
+        let (data_folder, allow_changed) = (self.data_folder.clone(), self.allow_changed);
+        Ok(ResumeOptions { data_folder, plugins: self.plugins.clone(), allow_changed, changes })
+    }
+
     /// The experiment of the file or recipe, with the values of the flags.
     ///
     /// # Errors
@@ -223,9 +270,13 @@ pub struct ReportArguments {
     /// Replace an earlier report of this name
     #[arg(long)]
     pub force: bool,
-    /// Folder of the named data sets [default: as in each run]
+    /// Folder of the named data sets, or that has the runs' own data if they were moved [default: as
+    /// in each run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the runs' plugins if they were moved [default: as in each run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// Use plugins and data even if they differ from those recorded
     #[arg(long)]
     pub allow_changed: bool,
@@ -234,7 +285,7 @@ pub struct ReportArguments {
 /// `host inspect`
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// The library's file
+    /// File of the library, to show all its plugins, or FILE,plugin=NAME
     pub file: String,
     /// Print JSON, with a JSON Schema of each plugin's options
     #[arg(long)]
@@ -251,7 +302,7 @@ all passed; 1: some failed; 2: the checks could not run."
 )]
 pub struct ConformArguments {
     /// File of the library, to check all its plugins, or FILE,plugin=NAME; with options, for
-    /// example to check a large model in a small size: FILE,width=4
+    /// example of a plugin that needs a file: FILE,file=weights.bin
     pub file: String,
     /// Run only the checks whose names match; may be repeated
     #[arg(long, value_name = "GLOB")]
@@ -286,6 +337,20 @@ pub struct PluginsArguments {
     /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
+}
+
+/// `host trust`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A library is native code and runs with your rights. `host eval`, `host report` and `host train
+--resume` open a library that only the folder of a run names if it is next to this program, in a
+folder of DRO_PLUGIN_PATH, was named by you in `host train`, or was given here. It is recognised by
+its SHA-256. The list is $XDG_DATA_HOME/host/trusted, or ~/.local/share/host/trusted."
+)]
+pub struct TrustArguments {
+    /// Files of the libraries
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<String>,
 }
 
 /// `host new`
@@ -405,19 +470,73 @@ mod tests {
         values.into_iter().chain([threads]).map(|(key, flag, value)| (key, (flag, value))).collect()
     }
 
-    fn flag_of(key: &str) -> String {
-        let name = if key == "data.name" { "data" } else { key.rsplit('.').next().unwrap_or(key) };
-        format!("--{}", name.replace('_', "-"))
-    }
-
     #[test]
     fn every_flag_sets_its_key_and_no_other() {
         let base = recipe(DEFAULT_RECIPE).expect("a recipe");
         for (key, (flag, value)) in values() {
-            let arguments = train(&[&flag_of(key), flag]);
+            // Another norm needs a radius of its own.
+            let radius: &[_] = if key == "threat.norm" { &["--epsilon", "0.3"] } else { &[] };
+            let arguments = train(&[&[&*flag_of(key), flag], radius].concat());
             let changed = base.with(&arguments.experiment).expect("valid");
             assert_eq!(changed.differences(&base), [(key.to_owned(), value)], "{key}");
         }
+    }
+
+    #[test]
+    fn every_real_number_may_be_a_fraction() {
+        let base = recipe(DEFAULT_RECIPE).expect("a recipe");
+        let mut tried = 0;
+        for (key, (_, value)) in values() {
+            // A real number, or a list of them.
+            let number = value.get(0).unwrap_or(&value);
+            if !number.is_f64() {
+                continue;
+            }
+            let half = if value.is_array() { serde_json::json!([0.5]) } else { 0.5.into() };
+            let arguments = train(&[&flag_of(key), "4/8"]);
+            let changed = base.with(&arguments.experiment).expect("valid");
+            assert_eq!(changed.differences(&base), [(key.to_owned(), half.clone())], "{key}");
+            let written = if value.is_array() { "[\"4/8\"]" } else { "\"4/8\"" };
+            let (table, name) = key.split_once('.').expect("a dotted key");
+            let file: toml::Table = toml::from_str(&format!("{table}.{name} = {written}")).expect("TOML");
+            let changed = base.with(&file).expect("valid");
+            assert_eq!(changed.differences(&base), [(key.to_owned(), half)], "{key}");
+            tried += 1;
+        }
+        assert!(tried >= 12, "{tried}");
+    }
+
+    #[test]
+    fn another_norm_needs_a_radius_of_its_own() {
+        let refused = train(&["--norm", "l2"]).experiment().expect_err("refused").to_string();
+        assert!(
+            refused.starts_with("threat.norm: l2 needs an epsilon of its own: 0.3 is a radius in linf"),
+            "{refused}"
+        );
+        let l2 = train(&["--norm", "l2", "--epsilon", "3/2"]).experiment().expect("valid");
+        assert_eq!(l2.threat.epsilon, 1.5);
+        assert!(train(&["--norm", "linf"]).experiment().is_ok(), "the norm of the recipe");
+    }
+
+    #[test]
+    fn resume_takes_epochs_threads_and_device_and_names_each_flag_that_it_refuses() {
+        for (key, (flag, value)) in values() {
+            let options = train(&["--resume", "run", &flag_of(key), flag]).resume_options();
+            if CHANGED_BY_RESUME.contains(&key) {
+                let changed = Experiment::default().with(&options.expect("taken").changes).expect("valid");
+                assert!(
+                    changed.differences(&Experiment::default()).contains(&(key.to_owned(), value)),
+                    "{key}"
+                );
+            } else {
+                let message = options.expect_err("refused").to_string();
+                let expected = format!("it cannot be used with {}\n", flag_of(key));
+                assert!(message.contains(&expected), "{key}: {message}");
+            }
+        }
+        let words = ["--resume", "run", "--seed", "1", "--out", "other", "--data", "digits", "--epochs", "3"];
+        let message = train(&words).resume_options().expect_err("refused").to_string();
+        assert!(message.contains("it cannot be used with --out, --data, --seed\n"), "{message}");
     }
 
     #[test]

@@ -1,23 +1,25 @@
-use crate::command::arguments::ConformArguments;
+use crate::command::arguments::{ConformArguments, style};
 use crate::plugin::library::{self, File, Kind, Manifest};
-use crate::plugin::{PluginSpec, parse};
+use crate::plugin::{PluginSpec, check_memory, parse, running};
 use crate::torch::device;
-use crate::util::console::say;
+use crate::torch::process::ProcessState;
+use crate::util::console::{bar, say};
 use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
 use glob_match::glob_match;
+use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tch::Device;
+use tch::{Device, Tensor};
 
 /// `host conform`
 pub fn run(arguments: &ConformArguments) -> Result<u8> {
@@ -33,29 +35,35 @@ pub fn run(arguments: &ConformArguments) -> Result<u8> {
     }
     let spec = parse(&arguments.file)?;
     let (file, plugins) = chosen(&spec)?;
+    let selected = |manifest: &Manifest| {
+        all().filter(|check| check.applies_to(manifest.kind.name()) && is_selected(arguments, check)).count()
+    };
+    let bar =
+        bar(style(arguments.json), plugins.iter().map(selected).sum::<usize>() as u64, "{pos}/{len} {msg}");
     let waiting = Mutex::new(plugins.iter());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
     let total = Mutex::new(Ok(Count::default()));
+    let show = |manifest: &Manifest, check: &Check, outcome: &Outcome| {
+        if let Ok(total) = total.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            total.add(outcome);
+            bar.suspend(|| show(arguments, &spec, manifest, check, outcome));
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..arguments.jobs.min(plugins.len()) {
             scope.spawn(|| {
                 while let Some(manifest) = next() {
-                    let outcomes = check_plugin(arguments, &spec, &file, manifest);
-                    let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-                    match (total.as_mut(), outcomes) {
-                        (Ok(total), Ok(outcomes)) => {
-                            for (check, outcome) in outcomes {
-                                total.add(&outcome);
-                                show(arguments, &spec, manifest, check, &outcome);
-                            }
+                    if let Err(error) = check_plugin(arguments, &spec, &file, manifest, &bar, show) {
+                        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                        if total.is_ok() {
+                            *total = Err(error);
                         }
-                        (Ok(_), Err(error)) => *total = Err(error),
-                        (Err(_), _) => {}
                     }
                 }
             });
         }
     });
+    bar.finish_and_clear();
     let total = total.into_inner().unwrap_or_else(PoisonError::into_inner)?;
     if total == Count::default() {
         return Err(
@@ -113,21 +121,25 @@ impl Count {
     }
 }
 
-/// Runs the selected checks of one plugin, and the checks that they need. Returns the results of
-/// the selected checks. A check that was not selected is included only if it is bad, since it then
-/// blocks selected checks.
+fn is_selected(arguments: &ConformArguments, check: &Check) -> bool {
+    let matches = |patterns: &[String]| patterns.iter().any(|pattern| glob_match(pattern, check.name));
+    (arguments.include.is_empty() || matches(&arguments.include)) && !matches(&arguments.exclude)
+}
+
+/// Runs the selected checks of one plugin, and the checks that they need. Shows each result as soon
+/// as it and those of the checks before it are known. A check that was not selected is shown only
+/// if it is bad, since it then blocks selected checks.
 fn check_plugin(
     arguments: &ConformArguments,
     spec: &PluginSpec,
     file: &File,
     manifest: &Manifest,
-) -> Result<Vec<(&'static Check, Outcome)>> {
-    let selected = |check: &Check| {
-        let matches = |patterns: &[String]| patterns.iter().any(|pattern| glob_match(pattern, check.name));
-        (arguments.include.is_empty() || matches(&arguments.include)) && !matches(&arguments.exclude)
-    };
+    bar: &ProgressBar,
+    show: impl Fn(&Manifest, &Check, &Outcome),
+) -> Result<()> {
     let mut process = None;
     let mut outcomes = Outcomes::new(|check: &'static Check| {
+        bar.set_message(format!("{} {}", manifest.name, check.name));
         let mut running = match process.take() {
             Some(running) => running,
             None => Process::start(arguments, spec, file, manifest)?,
@@ -137,15 +149,24 @@ fn check_plugin(
         process = (!outcome.is_bad()).then_some(running);
         Ok::<_, Error>(outcome)
     });
-    let of_its_kind = || all().filter(|check| check.applies_to(manifest.kind.name()));
-    for check in of_its_kind().filter(|check| selected(check)) {
+    let checks: Vec<_> = all().filter(|check| check.applies_to(manifest.kind.name())).collect();
+    let mut shown = 0;
+    for (place, check) in checks.iter().enumerate().filter(|(_, check)| is_selected(arguments, check)) {
         outcomes.of(check)?;
+        bar.inc(1);
+        // A selected check may need one after it.
+        let is_last = !checks[place + 1..].iter().any(|check| is_selected(arguments, check));
+        let end = if is_last { checks.len() } else { place + 1 };
+        for check in &checks[shown..end] {
+            if let Some(outcome) = outcomes.known(check)
+                && (is_selected(arguments, check) || outcome.is_bad())
+            {
+                show(manifest, check, outcome);
+            }
+        }
+        shown = end;
     }
-    let reported = of_its_kind().filter_map(|check| {
-        let outcome = outcomes.known(check)?.clone();
-        (selected(check) || outcome.is_bad()).then_some((check, outcome))
-    });
-    Ok(reported.collect())
+    Ok(())
 }
 
 /// A line from a checking process.
@@ -325,12 +346,14 @@ fn serve(arguments: &ConformArguments, plugin: &str) -> Result<u8> {
     let manifest =
         file.manifests.iter().find(named).ok_or_else(|| refused(&format!("no plugin {plugin}")))?;
     let options = arguments.judge_options.clone();
-    let library = Checked { file: &file, manifest, options, opened: OnceCell::new() };
-
+    // The parent process reports how this one ends.
+    running::may_exit();
     // CUDA must be loaded before the first check. A check that needs it reports an error.
     let _ = device::load_cuda();
     // Checks are small, and several processes may run at the same time.
     tch::set_num_threads(1);
+    let process = ProcessState::current()?;
+    let library = Checked { file: &file, manifest, options, process, opened: OnceCell::new() };
     let actions = channel.try_clone().map_err(|why| refused(&why))?;
     conformance::listen(move |what| {
         let _ = writeln!(&actions, "{}", json!(Line::AboutTo(what.to_owned())));
@@ -351,6 +374,8 @@ struct Checked<'a> {
     manifest: &'a Manifest,
     /// The options of the plugin, as a JSON object.
     options: String,
+    /// The process before the first check.
+    process: ProcessState,
     /// The plugin, and the output while it was opened.
     opened: OnceCell<(std::result::Result<Plugin, String>, String)>,
 }
@@ -375,8 +400,7 @@ impl Checked<'_> {
                 Kind::Unknown => return Err(Error::new("this host does not support plugins of this kind")),
             })
         });
-        let plugin = |table| Plugin { table, options: self.options.clone() };
-        opened.map(plugin).map_err(|error| error.first_line().to_owned())
+        opened.map(|table| Plugin::new(table, &self.options)).map_err(|error| error.first_line().to_owned())
     }
 }
 
@@ -404,12 +428,32 @@ impl Library for Checked<'_> {
     }
 
     fn open_copy(&self) -> std::result::Result<Plugin, String> {
-        let cannot = |why: io::Error| format!("cannot copy {}: {why}", self.file.path.display());
-        let folder = tempfile::tempdir().map_err(cannot)?;
-        let copy = folder.path().join("copy.so");
-        fs::copy(&self.file.path, &copy).map_err(cannot)?;
+        let copy = || -> io::Result<fs::File> {
+            // SAFETY: the call makes a file in memory and returns its descriptor, which nothing
+            // else owns.
+            let descriptor = unsafe { libc::memfd_create(c"copy.so".as_ptr(), libc::MFD_CLOEXEC) };
+            if descriptor < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: as above.
+            let mut copy = unsafe { fs::File::from_raw_fd(descriptor) };
+            io::copy(&mut fs::File::open(&self.file.path)?, &mut copy)?;
+            Ok(copy)
+        };
+        let copy = copy().map_err(|why| format!("cannot copy {}: {why}", self.file.path.display()))?;
         // An open library does not need its file.
-        self.open(&copy.display().to_string())
+        self.open(&format!("/proc/self/fd/{}", copy.as_raw_fd()))
+    }
+
+    fn changes_of_process(&self) -> Option<String> {
+        match ProcessState::current() {
+            Ok(now) => self.process.difference(&now),
+            Err(why) => Some(why.to_string()),
+        }
+    }
+
+    fn accepts(&self, state: &[(String, Tensor)]) -> std::result::Result<(), String> {
+        check_memory(state).map_err(|error| error.first_line().to_owned())
     }
 
     fn load_cuda(&self) -> std::result::Result<(), String> {

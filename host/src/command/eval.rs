@@ -42,12 +42,13 @@ pub fn print_caveats(caveats: &[Caveat]) {
 }
 
 fn show(arguments: &EvalArguments, finished: &FinishedEvaluation, style: Style) {
-    let FinishedEvaluation { evaluation, run, .. } = finished;
+    let FinishedEvaluation { outline, evaluation, run, .. } = finished;
     let source = arguments.options.source.as_ref();
     match style {
         Style::Json => {
             let mut answer = json!(evaluation);
             answer["source"] = json!(source);
+            answer["outline"] = json!(outline);
             say(answer);
         }
         Style::Human => {

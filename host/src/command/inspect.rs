@@ -8,9 +8,20 @@ use serde_json::{Value, json};
 
 /// `host inspect`
 pub fn run(arguments: &InspectArguments) -> Result<u8> {
-    let file = library::inspect(&arguments.file)?;
-    let described: Vec<_> =
-        file.manifests.iter().map(|manifest| describe(&arguments.file, manifest)).collect();
+    let spec = parse(&arguments.file)?;
+    if spec.attack_options() != "{}" {
+        return Err(spec.error("host inspect takes FILE or FILE,plugin=NAME, and shows the other options"));
+    }
+    let mut file = library::inspect(&spec.file)?;
+    if let Some(name) = &spec.name {
+        let names: Vec<_> = file.manifests.iter().map(|manifest| manifest.name.clone()).collect();
+        file.manifests.retain(|manifest| manifest.name == *name);
+        if file.manifests.is_empty() {
+            return Err(Error::new(format!("{} has no plugin `{name}`", spec.file))
+                .fix(format!("choose one of: {}", names.join(", "))));
+        }
+    }
+    let described: Vec<_> = file.manifests.iter().map(|manifest| describe(&spec.file, manifest)).collect();
     if arguments.json {
         let plugins = file.manifests.iter().zip(described).map(|(manifest, description)| match description {
             Ok(description) => json!({"manifest": manifest, "options": description.options}),
@@ -34,17 +45,14 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
 
 fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
     let spec = parse(&format!("{file},plugin={}", manifest.name))?;
-    let described = match manifest.kind {
-        Kind::Model => library::open_model(&spec)?.plugin.describe(),
-        Kind::Sampler => library::open_sampler(&spec)?.plugin.describe(),
-        Kind::Attack => library::open_attack(&spec)?.plugin.describe(),
-        Kind::Unknown => {
-            return Err(Error::new(
-                "this host does not support plugins of this kind; use the newer host that it was built for",
-            ));
-        }
-    };
-    described.map_err(Error::new)
+    match manifest.kind {
+        Kind::Model => library::open_model(&spec)?.description,
+        Kind::Sampler => library::open_sampler(&spec)?.description,
+        Kind::Attack => library::open_attack(&spec)?.description,
+        Kind::Unknown => Err(Error::new(
+            "this host does not support plugins of this kind; use the newer host that it was built for",
+        )),
+    }
 }
 
 fn print_options(kind: Kind, schema: &Value) {

@@ -3,12 +3,14 @@ use crate::util::console::say;
 use crate::util::files;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 /// The folder of the host's sources when it was built; plugin-api is beside it.
 const HOST_SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The libtorch that this program was built with.
-const LIBTORCH_FOLDER: &str = env!("HOST_LIBTORCH");
+/// The profile that this program was built in: "debug" or "release". A plugin is built in the same
+/// one: libtorch's bindings, which take minutes, are then compiled already.
+const PROFILE: &str = env!("HOST_PROFILE");
 
 /// The versions of the host's dependencies. A plugin uses the same versions, so that compiled
 /// crates are shared.
@@ -34,14 +36,14 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
             Error::new(format!("{} already exists", folder.display())).fix("choose another name or --path")
         );
     }
-    let repository = repository()?;
+    let (repository, libtorch) = (repository()?, libtorch()?);
     // All plugins share the target folder: two crates of one name would overwrite each other's
     // library.
     if ["plugins", "examples"].iter().any(|folder| repository.join(folder).join(name).exists()) {
         return Err(Error::new(format!("there is already a plugin `{name}`")).fix("choose another name"));
     }
     let target_folder = repository.join("target");
-    let plugin = target_folder.join("debug").join(format!("lib{}.so", name.replace('-', "_")));
+    let plugin = target_folder.join(PROFILE).join(format!("lib{}.so", name.replace('-', "_")));
     let plugin = plugin.display().to_string();
     let (source, old_name, old_type) = template(*kind);
 
@@ -56,15 +58,15 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
         write("tests/conformance.rs", conformance_test(name))?;
         write("Cargo.toml", cargo_toml(name, &repository))?;
         write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
-        write(".cargo/config.toml", cargo_config(&target_folder))?;
+        write(".cargo/config.toml", cargo_config(&target_folder, &libtorch))?;
         write("README.md", readme(*kind, name, &plugin))
     })?;
 
     say(format_args!("wrote {}: a copy of {old_name}", folder.display()));
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));
-    say(format_args!("  libtorch    {LIBTORCH_FOLDER}"));
+    say(format_args!("  libtorch    {}", libtorch.display()));
     say(format_args!("  library     {plugin}"));
-    say(format_args!("  build       cd {} && cargo build", folder.display()));
+    say(format_args!("  build       cd {} && {}", folder.display(), cargo("build")));
     say(format_args!("  check       host conform {plugin}"));
     say(format_args!("  use         {}", usage(*kind, &plugin)));
     Ok(0)
@@ -84,13 +86,27 @@ fn check_name(name: &str) -> Result<()> {
     )))
 }
 
+/// The clone that this program lies in, which may have been moved or copied since it was built;
+/// otherwise the one that it was built in.
 fn repository() -> Result<PathBuf> {
-    let repository = Path::new(HOST_SOURCES).parent().unwrap_or(Path::new("/")).to_owned();
-    if repository.join("plugin-api/Cargo.toml").is_file() {
-        return Ok(repository);
-    }
-    Err(Error::new(format!("the sources of this host are no longer in {}", repository.display()))
-        .fix("run the host from the clone that it was built in"))
+    let program = env::current_exe().unwrap_or_default();
+    let built_in = Path::new(HOST_SOURCES).parent().unwrap_or(Path::new("/"));
+    let mut places = program.ancestors().skip(1).chain([built_in]);
+    places.find(|place| place.join("plugin-api/Cargo.toml").is_file()).map(Path::to_owned).ok_or_else(|| {
+        Error::new(format!("the sources of this host are no longer in {}", built_in.display()))
+            .note("nor", format!("in a folder around {}", program.display()))
+            .fix("run the host from its clone")
+    })
+}
+
+/// The folder of the libtorch that this process uses.
+fn libtorch() -> Result<PathBuf> {
+    let maps = Path::new("/proc/self/maps");
+    let text = fs::read_to_string(maps).map_err(|why| Error::file("read", maps, why))?;
+    let paths = text.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
+    let mut loaded = paths.filter(|path| path.ends_with("lib/libtorch_cpu.so"));
+    let folder = loaded.next().and_then(|library| library.ancestors().nth(2));
+    folder.map(Path::to_owned).ok_or_else(|| Error::new("libtorch is not in a folder `lib`"))
 }
 
 /// `my-idea` becomes `MyIdea`.
@@ -149,7 +165,7 @@ harness = false
     )
 }
 
-fn cargo_config(target_folder: &Path) -> String {
+fn cargo_config(target_folder: &Path, libtorch: &Path) -> String {
     format!(
         "# The libtorch and the target folder of the host, so that libtorch's bindings are compiled only once.
 
@@ -157,13 +173,19 @@ fn cargo_config(target_folder: &Path) -> String {
 target-dir = {target_folder:?}
 
 [env]
-LIBTORCH = {LIBTORCH_FOLDER:?}
+LIBTORCH = {libtorch:?}
 
 [profile.dev]
 opt-level = 1
 debug = \"line-tables-only\"
 "
     )
+}
+
+/// A command of cargo in the profile of this program.
+fn cargo(command: &str) -> String {
+    let flag = if PROFILE == "release" { " --release" } else { "" };
+    format!("cargo {command}{flag}")
 }
 
 /// The command that uses the plugin.
@@ -176,15 +198,18 @@ fn usage(kind: NewKind, plugin: &str) -> String {
 }
 
 fn readme(kind: NewKind, name: &str, plugin: &str) -> String {
-    let use_it = usage(kind, plugin);
+    let (use_it, build, test) = (usage(kind, plugin), cargo("build"), cargo("test"));
     format!(
         "# {name}
 
-    cargo build
-    cargo test --no-fail-fast
+    {build}
+    {test} --no-fail-fast
     host inspect {plugin}
     host conform {plugin}
     {use_it}
+
+The host was built in the profile `{PROFILE}`. In this profile, libtorch's bindings are compiled
+already; the first build in another one compiles them, which takes minutes.
 
 `Cargo.toml` has the path of plugin-api, `.cargo/config.toml` the paths of libtorch and of the target
 folder. Rebuild the plugin when the contract or libtorch changes; otherwise the host refuses to open

@@ -5,7 +5,7 @@ use crate::sweep::check::check;
 use crate::sweep::folder::SweepFolder;
 use crate::sweep::worker::{Outcome, Worker};
 use crate::sweep::{Setting, Sweep, axis, short};
-use crate::util::console::{say, warn};
+use crate::util::console::{Indicator, Style, say, warn};
 use crate::{INTERRUPTED, Result};
 use comfy_table::{Table, presets};
 
@@ -29,9 +29,13 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         arguments.task.map_or(String::new(), |_| format!(", {} of them in this task", mine.len()))
     ));
     let stop = stop_on_signals()?;
-    let worker = Worker { sweep: &sweep, folder: &folder, retry_failed: arguments.retry_failed, stop: &stop };
+    let indicator =
+        Indicator::new(Style::Human, mine.len() as u64, "runs", "{pos}/{len} runs [{bar:20}] {msg}");
+    let (sweep, folder, retry_failed) = (&sweep, &folder, arguments.retry_failed);
+    let worker = Worker { sweep, folder, retry_failed, stop: &stop, indicator };
     let Outcome { failed, damaged, busy, interrupted } = worker.finish_all(&mine)?;
-    let summary = folder.summarise(&sweep)?;
+    worker.indicator.finish();
+    let summary = folder.summarise(sweep)?;
     if interrupted {
         warn("stopped; the same command goes on from here");
         return Ok(INTERRUPTED);

@@ -1,10 +1,11 @@
 use super::arguments::{TrainArguments, style};
+use super::eval::print_caveats;
 use super::stop_on_signals;
 use crate::config::{DEFAULT_RECIPE, Experiment, recipe, recipes};
 use crate::run::RunFolder;
 use crate::run::progress::best_epoch;
 use crate::training::reporter::Reporter;
-use crate::training::{self, Ending, ResumeOptions};
+use crate::training::{self, Ending};
 use crate::util::console::{say, warn};
 use crate::{INTERRUPTED, Result};
 use serde_json::{Value, json};
@@ -18,15 +19,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     let mut reporter = Reporter::new(style(arguments.json));
     let (mut training, folder) = match &arguments.resume {
         Some(path) => {
-            let options = ResumeOptions {
-                data_folder: arguments.data_folder.clone(),
-                allow_changed: arguments.allow_changed,
-            };
-            let (training, folder, update) = training::resume(path, &options)?;
-            reporter.note(&match update {
-                0 => "no checkpoint yet: starting from the beginning".to_owned(),
-                _ => format!("going on from update {update}"),
-            });
+            let (training, folder, _) = training::resume(path, &arguments.resume_options()?)?;
             (training, folder)
         }
         None => {
@@ -35,11 +28,22 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
             training::begin(experiment, &out)?
         }
     };
-    let method = format!("{}; {}", training.method(), against_recipe(training.experiment())?);
-    reporter.note(&method);
-    let path = folder.name().display().to_string();
-    reporter.note(&format!("run folder {path}"));
-    reporter.event(&json!({"event": "run", "run": path, "method": method, "update": training.progress().update, "updates": training.updates()}));
+    let outline = training.outline(&against_recipe(training.experiment())?);
+    let (path, update) = (folder.name().display().to_string(), training.progress().update);
+    reporter.note(&format!("{outline}\nrun folder    {path}"));
+    if arguments.resume.is_some() {
+        reporter.note(&match update {
+            0 => "no checkpoint yet: starting from the beginning".to_owned(),
+            _ => format!("going on from update {update}"),
+        });
+    }
+    let mut event = json!(outline);
+    event["event"] = "run".into();
+    event["run"] = path.clone().into();
+    event["update"] = update.into();
+    event["updates"] = training.updates().into();
+    reporter.event(&event);
+    print_caveats(training.caveat().as_slice());
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
         if folder.refuse_if_moved().is_err() {
             return error.on_the_way();

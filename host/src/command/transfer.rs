@@ -15,7 +15,7 @@ pub fn run(arguments: &EvalArguments) -> Result<u8> {
     let (count, clean, worst_case) = (matrix.count(), matrix.clean(), matrix.worst_case());
     if arguments.json {
         say(json!({
-            "runs": names, "points": count, "clean": clean, "worst_case": worst_case,
+            "outline": matrix.outline, "runs": names, "points": count, "clean": clean, "worst_case": worst_case,
             "evaluations": matrix.evaluations, "caveats": matrix.caveats, "threat": matrix.threat,
             "seed": matrix.seed, "batch": matrix.batch, "arithmetic": matrix.arithmetic,
         }));

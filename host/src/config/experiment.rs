@@ -6,10 +6,11 @@ use crate::data;
 use crate::plugin::PluginSpec;
 use crate::torch::precision::Precision;
 use crate::torch::random::MOST_STEPS;
+use crate::util::number::Real;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use plugin_api::{Norm, ThreatModel};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Everything that determines the result of a run, except the files of plugins and data.
@@ -23,11 +24,28 @@ pub struct Experiment {
     /// The data set.
     pub data: Data,
     /// The threat model of the adversary.
+    #[serde(deserialize_with = "Threat::deserialize")]
     pub threat: ThreatModel,
     /// The training loop.
     pub train: Train,
     /// The defaults of `host eval`.
     pub eval: Eval,
+}
+
+/// A threat model in a file, where its numbers may be fractions.
+#[derive(Deserialize)]
+#[serde(remote = "ThreatModel", deny_unknown_fields, default = "ThreatModel::default")]
+struct Threat {
+    norm: Norm,
+    #[serde(deserialize_with = "Setting::read")]
+    epsilon: f64,
+    #[serde(deserialize_with = "bounds")]
+    domain: (f64, f64),
+}
+
+fn bounds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(f64, f64), D::Error> {
+    let (low, high) = <(Real, Real)>::deserialize(deserializer)?;
+    Ok((low.into(), high.into()))
 }
 
 /// A sampler, or none.
@@ -118,7 +136,7 @@ options! {
         /// How the learning rate changes
         schedule: Shape = Shape::Cosine;
         /// Shares of the run at which the step schedule falls [default: 0.5,0.75]
-        milestones (value_name = "SHARE,...", value_parser = numbers): Option<Vec<f64>> = None,
+        milestones (value_name = "SHARE,..."): Option<Vec<f64>> = None,
             |shares| rising(shares) && shares.iter().all(between_0_and_1) =>
             "shares of the run above 0 and below 1, each above the one before it";
         /// Factor by which the step schedule multiplies the learning rate there [default: 0.1]
@@ -148,7 +166,7 @@ options! {
         trace_points (value_name = "N"): Option<usize> = None, |n| *n >= 1 => "at least 1";
         /// Passes per sample after which the trace is measured [default: 1, 2, 5 times the powers
         /// of ten from one update on, and the end]
-        trace_at (value_name = "PASSES,...", value_parser = numbers): Option<Vec<f64>> = None,
+        trace_at (value_name = "PASSES,..."): Option<Vec<f64>> = None,
             |at| rising(at) => "passes per sample above 0, each above the one before it";
         /// Which weights are evaluated in the end: those of the last epoch, or those that scored
         /// best on the validation points
@@ -208,10 +226,10 @@ pub struct ThreatFlags {
     #[arg(long, value_parser = PossibleValuesParser::new(Norm::ALL.map(Norm::name)).try_map(|name| name.parse::<Norm>()))]
     #[serde(skip_serializing_if = "Option::is_none")]
     norm: Option<Norm>,
-    /// Radius of the threat model, in units of the range of pixels
+    /// Radius of the threat model, in units of the range of pixels; may be a fraction: 8/255
     #[arg(long, value_name = "RADIUS")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    epsilon: Option<f64>,
+    epsilon: Option<Real>,
 }
 
 /// What `host eval` does.

@@ -1,8 +1,10 @@
 //! Experiment files in TOML. Errors name the line.
 
 use super::Experiment;
-use super::overlay::one_line;
+use super::overlay::{norm_alone, one_line};
+use crate::util::files;
 use crate::{Error, Result};
+use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::Spanned;
@@ -15,7 +17,7 @@ impl Experiment {
     /// If it cannot be read, or has an unknown key or a value of the wrong type. The error names
     /// the line.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let text = read_text(path)?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -35,6 +37,14 @@ impl Experiment {
     /// the table, for error messages. Each plugin spec gets its line as origin.
     pub(crate) fn from_table(table: Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
         let mut experiment: Self = from_table(table.clone(), text, name)?;
+        let (norm, default) = (experiment.threat.norm, ThreatModel::default());
+        if let Some(written) = value_at(table.get_ref(), "threat.norm")
+            && norm != default.norm
+            && value_at(table.get_ref(), "threat.epsilon").is_none()
+        {
+            let place = origin(text, name, written.span().start);
+            return Err(norm_alone(&default, norm.name()).note("in", place));
+        }
         let mut attack = 0;
         for (role, spec) in experiment.plugins_mut() {
             let value = value_at(table.get_ref(), role.key());
@@ -48,6 +58,27 @@ impl Experiment {
         }
         Ok(experiment)
     }
+}
+
+/// Reads a text file that a person wrote.
+///
+/// # Errors
+/// If it cannot be read, or is not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = files::read(path)?;
+    let is_utf_16 = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+    let what = match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => return Ok(text),
+        _ if is_utf_16 => "is UTF-16".to_owned(),
+        Ok(_) => "has zero bytes, as UTF-16 or a binary file".to_owned(),
+        Err(error) => {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!("has a byte in line {line} that is not UTF-8")
+        }
+    };
+    Err(Error::new(format!("{} {what}: expected a text in UTF-8", path.display()))
+        .fix("save it as UTF-8, in the editor or with `iconv -f UTF-16 -t UTF-8`"))
 }
 
 /// The value of a dotted key.

@@ -3,38 +3,65 @@
 use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
 use crate::plugin::PluginSpec;
 use crate::torch::precision::Precision;
+use crate::util::number::{Real, Reals};
+use serde::{Deserialize, Deserializer};
 use std::path::PathBuf;
 
 /// The type of an option.
-pub trait Setting {
-    /// The type of a set value; the flag has this type too.
+pub trait Setting: Sized {
+    /// The type of a set value.
     type Value;
+    /// The type of its flag, which a file has too.
+    type Flag;
 
     /// The value, if one is set.
     fn value(&self) -> Option<&Self::Value>;
+
+    /// Reads it from a file.
+    ///
+    /// # Errors
+    /// If it is of another type.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error>;
 }
 
-impl<T> Setting for Option<T> {
+impl<T: Setting<Value = T>> Setting for Option<T>
+where
+    T::Flag: for<'de> Deserialize<'de> + Into<T>,
+{
     type Value = T;
+    type Flag = T::Flag;
 
     fn value(&self) -> Option<&T> {
         self.as_ref()
     }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Option::<T::Flag>::deserialize(deserializer)?.map(Into::into))
+    }
 }
 
 macro_rules! settings {
-    ($($type:ty),*) => {
+    ($($type:ty: $flag:ty),*) => {
         $(impl Setting for $type {
             type Value = Self;
+            type Flag = $flag;
 
             fn value(&self) -> Option<&Self> {
                 Some(self)
             }
+
+            fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <$flag>::deserialize(deserializer).map(Into::into)
+            }
         })*
+    };
+    ($($type:ty),*) => {
+        settings!($($type: $type),*);
     };
 }
 
-settings!(bool, u64, usize, f64, String, PathBuf, PluginSpec);
+settings!(f64: Real, Vec<f64>: Reals);
+settings!(bool, u64, usize, String, PathBuf, PluginSpec);
 settings!(Algorithm, Format, Mode, ModelMode, Objective, Precision, Select, Shape, Start);
 
 /// Formats a value for the error message that refuses it.
@@ -86,7 +113,11 @@ macro_rules! options {
         #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct $Table {
-            $($(#[doc = $help])* pub $name: $type,)*
+            $(
+                $(#[doc = $help])*
+                #[serde(deserialize_with = "crate::config::options::Setting::read")]
+                pub $name: $type,
+            )*
         }
 
         impl Default for $Table {
@@ -117,7 +148,7 @@ macro_rules! options {
                 $(#[doc = $help])*
                 #[arg(long $(, $($argument)*)?)]
                 #[serde(skip_serializing_if = "Option::is_none")]
-                $name: Option<<$type as $crate::config::options::Setting>::Value>,
+                $name: Option<<$type as $crate::config::options::Setting>::Flag>,
             )*
         }
     };
@@ -150,10 +181,4 @@ pub(super) fn rising(numbers: &[f64]) -> bool {
     numbers.first().is_some_and(|first| *first > 0.0)
         && numbers.is_sorted_by(|one, next| one < next)
         && numbers.iter().all(|number| number.is_finite())
-}
-
-/// Parses the value of a flag that is a list: numbers separated by commas.
-pub(super) fn numbers(written: &str) -> Result<Vec<f64>, String> {
-    let number = |part: &str| part.trim().parse().map_err(|_| format!("expected numbers, got `{part}`"));
-    written.split(',').map(number).collect()
 }

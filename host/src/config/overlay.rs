@@ -2,6 +2,7 @@
 
 use super::Experiment;
 use crate::{Error, Result};
+use plugin_api::ThreatModel;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use toml::{Table, Value};
@@ -22,6 +23,7 @@ impl Experiment {
     pub fn with(&self, keys: &impl Serialize) -> Result<Self> {
         let mut table = self.table()?;
         let keys = Table::try_from(keys).map_err(Error::new)?;
+        check_norm(&self.threat, &keys)?;
         merge(&mut table, &keys);
         let mut changed = Self::deserialize(table).map_err(|why| Error::new(one_line(&why)))?;
         for (role, spec) in changed.plugins_mut() {
@@ -37,6 +39,26 @@ impl Experiment {
         differences("", &serde_json::json!(self), &serde_json::json!(other), &mut found);
         found
     }
+}
+
+/// Refuses keys that change the norm of a threat model and keep its radius.
+///
+/// # Errors
+/// If `keys`, which are laid over an experiment with the threat model `base`, do so.
+pub(crate) fn check_norm(base: &ThreatModel, keys: &Table) -> Result<()> {
+    let threat = keys.get("threat").and_then(Value::as_table);
+    let key = |name: &str| threat.and_then(|threat| threat.get(name));
+    match key("norm").and_then(Value::as_str) {
+        Some(norm) if norm != base.norm.name() && key("epsilon").is_none() => Err(norm_alone(base, norm)),
+        _ => Ok(()),
+    }
+}
+
+/// The error of a norm that is given without a radius, where `base` has one for another norm.
+pub(super) fn norm_alone(base: &ThreatModel, norm: &str) -> Error {
+    let ThreatModel { norm: other, epsilon, .. } = base;
+    Error::new(format!("threat.norm: {norm} needs an epsilon of its own: {epsilon} is a radius in {other}"))
+        .fix("give threat.epsilon (--epsilon) too")
 }
 
 fn differences(prefix: &str, one: &Json, other: &Json, found: &mut Vec<(String, Json)>) {

@@ -5,8 +5,8 @@ use crate::evaluation::verdict::{AttackResult, Caveat, Order, Verdicts};
 use crate::plugin::{CountedVictim, LoadedModel};
 use crate::torch::arithmetic::Arithmetic;
 use crate::{Error, Result};
-use plugin_api::VictimCalls;
 use plugin_api::losses::cross_entropy;
+use plugin_api::{Norm, ThreatModel, VictimCalls};
 use tch::{Kind, Tensor};
 
 /// Logits may differ this much, relative to their size, from one pass to the next.
@@ -20,6 +20,26 @@ const MASKED_SHARE: f64 = 0.002;
 /// attack breaks 0.2 % of points by chance, it breaks one or more of 150 points in 26 % of
 /// evaluations, and two or more in 4 %.
 const MASKED_COUNT: usize = 2;
+
+/// The caveat of a ball that reaches the middle of the domain from every image of so many values.
+/// The adversary can then turn all images into the same grey one.
+pub(crate) fn of_threat(threat: &ThreatModel, values: i64) -> Option<Caveat> {
+    let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
+    let farthest = (high - low) / 2.0;
+    let (reach, of_what) = match norm {
+        Norm::Linf => (farthest, "half of the width of the domain".to_owned()),
+        Norm::L2 => {
+            let length = (values as f64).sqrt();
+            (farthest * length, format!("half of the diagonal of the domain of {values} values"))
+        }
+    };
+    let finding = || {
+        format!(
+            "epsilon {epsilon} is at least {reach}, {of_what}: the adversary can make all images equal, in {norm}"
+        )
+    };
+    (epsilon >= reach).then(|| Caveat::new("large-epsilon", finding()))
+}
 
 /// The caveats of the model itself, found on natural examples (`[N, C, H, W]`, labels `[N]`) with
 /// three forward passes and one backward pass of each.
@@ -160,6 +180,27 @@ mod tests {
         };
         let results: Vec<_> = attacks.iter().map(result).collect();
         of_results(order, &verdicts, &results).into_iter().map(|caveat| caveat.name).collect()
+    }
+
+    #[test]
+    fn a_ball_that_holds_the_middle_of_the_domain_around_every_image_is_a_caveat() {
+        let of = |norm, epsilon, domain| of_threat(&ThreatModel { norm, epsilon, domain }, 784);
+        let (unit, wide) = ((0.0, 1.0), (-1.0, 1.0));
+        for (norm, epsilon, domain, is_caveat) in [
+            (Norm::Linf, 0.49, unit, false),
+            (Norm::Linf, 0.51, unit, true),
+            (Norm::Linf, 8.0, unit, true),
+            (Norm::Linf, 0.51, wide, false),
+            (Norm::Linf, 1.1, wide, true),
+            // The corners of a cube of 784 dimensions are sqrt(784) / 2 = 14 from its middle.
+            (Norm::L2, 13.9, unit, false),
+            (Norm::L2, 14.1, unit, true),
+            (Norm::L2, 27.9, wide, false),
+            (Norm::L2, 28.1, wide, true),
+        ] {
+            let name = of(norm, epsilon, domain).map(|caveat| caveat.name);
+            assert_eq!(name.as_deref(), is_caveat.then_some("large-epsilon"), "{norm} {epsilon} {domain:?}");
+        }
     }
 
     #[test]

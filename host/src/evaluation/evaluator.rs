@@ -6,17 +6,13 @@ use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::*;
 use crate::plugin::{Attack, CountedVictim, LoadedModel};
 use crate::torch::random::{Draws, Purpose, permutation, seed_for, step_of_name};
-use crate::util::console::{Style, bar, say};
+use crate::util::console::{Indicator, Style};
 use crate::{Error, Result};
-use indicatif::ProgressBar;
 use plugin_api::ThreatModel;
 use plugin_api::losses::{correct, cross_entropy};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-
-/// Time between two lines about an attack under way, where no progress bar is visible.
-const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
 /// A classifier, the points and the settings of its evaluation.
 pub(crate) struct Evaluator<'a> {
@@ -75,7 +71,8 @@ impl Evaluator<'_> {
     /// ends the evaluation: its error is returned with the results before it.
     ///
     /// # Errors
-    /// If the model fails on natural examples.
+    /// If the model fails on natural examples, or its weights are others after the attacks. The
+    /// journal is then empty.
     pub(crate) fn run(
         &self,
         attacks: &[Attack],
@@ -83,9 +80,18 @@ impl Evaluator<'_> {
         partial: Option<PartialEvaluation>,
         journal: Option<&Journal>,
     ) -> Result<(Evaluation, Option<Error>)> {
+        let weights = self.model.digest()?;
         let mut partial = partial.map_or_else(|| self.without_attack(points, journal), Ok)?;
         let left = attacks.iter().skip(partial.results.len());
         let failure = left.into_iter().find_map(|attack| self.attack(attack, &mut partial, journal).err());
+        if self.model.digest()? != weights {
+            journal.map_or(Ok(()), Journal::forget)?;
+            let name = &self.model.record.manifest.name;
+            return Err(Error::new(format!("the weights of {name} changed while it was evaluated"))
+                .note("because", "its forward in evaluation mode, or an attack, wrote to them")
+                .fix("see which by `host conform`, checks model-modes and attack-victim")
+                .on_the_way());
+        }
         let PartialEvaluation { verdicts, results, .. } = partial;
         // The results of examples made on another model say nothing about this model's gradients.
         let caveats = if std::ptr::eq(self.model, self.source) {
@@ -117,7 +123,9 @@ impl Evaluator<'_> {
 
     fn without_attack(&self, points: Vec<i64>, journal: Option<&Journal>) -> Result<PartialEvaluation> {
         let mut partial = PartialEvaluation::default();
+        let status = self.status(points.len(), journal);
         for batch in points.chunks(self.batch) {
+            status.show(partial.verdicts.clean.len() as u64, || "clean accuracy".to_owned());
             self.refuse_if_stopped(journal)?;
             self.seed_model("", 0, batch);
             let (images, labels) = self.examples.batch(&self.on_device(batch));
@@ -125,6 +133,7 @@ impl Evaluator<'_> {
             partial.verdicts.clean.extend(bools(&correct(&logits, &labels))?);
             partial.natural_losses.extend(losses(&logits, &labels)?);
         }
+        status.finish();
         partial.verdicts.indices = points;
         Ok(partial)
     }
@@ -143,18 +152,12 @@ impl Evaluator<'_> {
         };
         let mut progress =
             partial.attack_progress.take().unwrap_or_else(|| AttackProgress::new(start.clone()));
-        let bar = bar(self.style, 0, "{msg} [{bar:30}] {pos}/{len} points {eta} left");
-        let prints_lines = journal.is_some() && self.style == Style::Human && bar.is_hidden();
-        let mut last_line = Instant::now();
+        let status = self.status(progress.standing.len(), journal);
+        status.begin_at(progress.done as u64);
         while let Some(batch) = progress.next_batch(self.batch, self.restarts) {
-            self.show(&bar, attack, &progress);
-            if prints_lines && last_line.elapsed() > BETWEEN_LINES {
-                let (done, all) = (progress.done, progress.standing.len());
-                say(format_args!("{}, {done} of {all} points", summary(attack, &progress)));
-                last_line = Instant::now();
-            }
+            status.set_length(progress.standing.len() as u64);
             self.refuse_if_stopped(journal)?;
-            let examples = self.attack_batch(attack, partial, &mut progress, &batch)?;
+            let examples = self.attack_batch(attack, partial, &mut progress, &batch, &status)?;
             if let Some(journal) = journal {
                 let number = partial.results.len();
                 journal.keep([number, progress.restart.into(), progress.done], || examples.fooled(number))?;
@@ -165,7 +168,7 @@ impl Evaluator<'_> {
                 progress.done += batch.len();
             }
         }
-        bar.finish_and_clear();
+        status.finish();
         self.refuse_if_stopped(journal)?;
         partial.attack_progress = None;
         let (rise, attacked) = progress.loss_rise;
@@ -186,6 +189,7 @@ impl Evaluator<'_> {
         partial: &PartialEvaluation,
         progress: &mut AttackProgress,
         batch: &[usize],
+        status: &Indicator,
     ) -> Result<Judged> {
         let started = Instant::now();
         let points: Vec<i64> = batch.iter().map(|position| partial.verdicts.indices[*position]).collect();
@@ -193,7 +197,16 @@ impl Evaluator<'_> {
         let (natural, labels) = self.examples.batch(&indices);
         let draws = Draws::new(self.seed, self.purpose, step_of_name(attack.key()), &points, 1);
         let draws = draws.restart(progress.restart);
-        let victim = CountedVictim::new(self.source);
+        let (done, points_of_batch) = (progress.done as u64, batch.len() as u64);
+        let summary = summary(attack, progress);
+        status.show(done, || summary.clone());
+        let most = attack.most_passes().0.map(|most| most * points_of_batch);
+        let observe = |passes: u64| {
+            // The batch is part of the way as far as its passes are of the most that it may take.
+            let within = most.map_or(0, |most| (passes * points_of_batch / most.max(1)).min(points_of_batch));
+            status.show(done + within, || format!("{summary}, {passes} forward passes of a batch"));
+        };
+        let victim = CountedVictim::observed(self.source, &observe);
         self.seed_model(attack.key(), progress.restart, &points);
         let candidates = attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
         let logits = self.model.logits(&candidates)?;
@@ -219,10 +232,16 @@ impl Evaluator<'_> {
         tch::manual_seed(seed_for(self.seed, self.purpose, step_of_name(&batch)));
     }
 
-    fn show(&self, bar: &ProgressBar, attack: &Attack, progress: &AttackProgress) {
-        bar.set_length(progress.standing.len() as u64);
-        bar.set_position(progress.done as u64);
-        bar.set_message(summary(attack, progress));
+    /// Where work on so many points is. What keeps no journal is part of a training run, which has a
+    /// bar of its own.
+    fn status(&self, points: usize, journal: Option<&Journal>) -> Indicator {
+        let (points, unit) = (points as u64, "points");
+        match journal {
+            Some(_) => {
+                Indicator::new(self.style, points, unit, "{msg} [{bar:30}] {pos}/{len} points {eta} left")
+            }
+            None => Indicator::of_part(self.style, points, unit),
+        }
     }
 
     fn on_device(&self, indices: &[i64]) -> Tensor {

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tch::{Kind, Tensor};
@@ -191,6 +192,20 @@ impl Journal {
         saved["kept"] = json!(self.kept);
         saved["findings"] = json!(partial);
         files::write_sealed(&self.folder.join(PARTIAL), [Ok(saved.to_string())])
+    }
+
+    /// Forgets what was found: it cannot be relied on.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn forget(&self) -> Result<()> {
+        let path = self.folder.join(PARTIAL);
+        match files::remove_file(&path) {
+            Err(why) if why.kind() != ErrorKind::NotFound => {
+                Err(Error::file("remove", &path, why).on_the_way())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps a batch's adversarial examples, if they were asked for. The files are ordered by the
@@ -422,5 +437,49 @@ mod tests {
         assert_eq!(processors(&journal), ["B"]);
         assert!(journal.arithmetic_used().next().is_some_and(|first| first.is_none()));
         assert_eq!(journal.recorded_settings()["arithmetic"], Value::Null);
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::evaluation::verdict::Order;
+    use crate::util::fuzz::{USUAL, corpus, withstands};
+
+    #[test]
+    fn journals_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let valid: Saved = serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = valid.findings.verdicts.indices.clone();
+        let path = folder.path().join(PARTIAL);
+        withstands(&[corpus("findings.json")], &path, USUAL, |path| {
+            let found = read(path, &valid.settings, 2, &points)?.map(|saved| saved.findings);
+            // What is accepted can be gone on with.
+            let mut found = found.ok_or_else(|| Error::new("no file"))?;
+            if let Some(progress) = &mut found.attack_progress {
+                while let Some(batch) = progress.next_batch(2, 3) {
+                    assert!(batch.iter().all(|position| *position < points.len()));
+                    progress.done += batch.len();
+                }
+            }
+            found.verdicts.broken_counts(Order::Separate);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_journal_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        let Saved { settings, findings, .. } =
+            serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = findings.verdicts.indices.clone();
+        let open = || Journal::open(&run, settings.clone(), Arithmetic::default(), 2, &points, false);
+        let (journal, found) = open().expect("a journal");
+        assert!(found.is_none());
+        journal.save(&findings).expect("saved");
+        let saved =
+            read(&journal.folder.join(PARTIAL), &settings, 2, &points).expect("valid").expect("there");
+        assert_eq!(json!(saved.findings), json!(findings));
     }
 }

@@ -1,17 +1,19 @@
 //! Sets an evaluation of a run up, carries it out and saves it.
 
 use crate::config::{Experiment, suite};
-use crate::data::{self, Dataset, examples::Examples};
+use crate::data::{Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
+use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
+use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions};
+use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
+use crate::torch::device;
 use crate::torch::random::Purpose;
-use crate::torch::{device, tensors};
 use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
@@ -62,9 +64,13 @@ pub struct EvaluationOptions {
     /// Show the result of this very evaluation if the run has it already, instead of repeating it
     #[arg(long, conflicts_with = "save_examples")]
     pub once: bool,
-    /// Folder of the named data sets [default: as in the run]
+    /// Folder of the named data sets, or that has the run's own data if they were moved [default: as
+    /// in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the run's plugins if they were moved [default: as in the run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// cpu, cuda or cuda:N [default: as in the run]
     #[arg(long)]
     pub device: Option<String>,
@@ -93,6 +99,8 @@ pub struct EvaluationSetup<'a> {
     pub(crate) options: &'a EvaluationOptions,
     pub(crate) style: Style,
     dataset: Dataset,
+    /// What is odd about the data.
+    pub(crate) caveats: Vec<Caveat>,
     examples: Examples,
     device: Device,
     arithmetic: Arithmetic,
@@ -105,14 +113,17 @@ pub struct EvaluatedRun {
     pub record: RunRecord,
     /// Its classifier, with the weights for evaluation.
     pub model: LoadedModel,
-    /// The differences from the record that `allow_changed` let pass.
-    pub changes: Vec<Caveat>,
+    /// The differences from the record that `allow_changed` let pass, and what is wrong with its
+    /// checkpoints.
+    pub caveats: Vec<Caveat>,
     /// The progress of training at the checkpoint of the weights.
     pub progress: Progress,
 }
 
 /// A finished evaluation of one run, not saved yet.
 pub struct FinishedEvaluation {
+    /// What was about to be done.
+    pub outline: Outline<ExpectedCost>,
     /// The result.
     pub evaluation: Evaluation,
     /// The error of the attack that ended the evaluation, if one failed.
@@ -146,8 +157,8 @@ impl<'a> EvaluationSetup<'a> {
         device::set_threads(options.threads.or(experiment.train.threads))?;
         let name = options.device.as_ref().unwrap_or(&experiment.train.device);
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
-        let folder = options.data_folder.as_ref().unwrap_or(&experiment.data.folder);
-        let dataset = data::load(&experiment.data.name, folder)?;
+        let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
+        let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
             return Err(Error::new(format!(
@@ -162,7 +173,7 @@ impl<'a> EvaluationSetup<'a> {
             Examples::new(test, 0, test.count() as usize, device)?
         };
         let arithmetic = Arithmetic::current(device)?;
-        Ok(Self { options, style: Style::Json, dataset, examples, device, arithmetic })
+        Ok(Self { options, style: Style::Json, dataset, caveats, examples, device, arithmetic })
     }
 
     /// Shows progress in this style. By default nothing is printed.
@@ -182,12 +193,12 @@ impl<'a> EvaluationSetup<'a> {
     /// If there is no such run, or its plugin or data have changed and `allow_changed` is not set.
     pub fn open_run(&self, path: &Path) -> Result<EvaluatedRun> {
         let (folder, record) = RunFolder::open(path)?;
-        let mut changes = Vec::new();
+        let mut caveats = Vec::new();
         let mut on_change = |change: Error| {
             if !self.options.allow_changed {
                 return Err(change.note("run", path.display()));
             }
-            changes.push(Caveat::new("changed", change.first_line()));
+            caveats.push(Caveat::new("changed", change.first_line()));
             Ok(())
         };
         run::check_data(&self.dataset, &record.data, &mut on_change)?;
@@ -199,10 +210,15 @@ impl<'a> EvaluationSetup<'a> {
             )));
         }
         let spec = &record.experiment.model;
-        let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
+        let plugins = self.options.plugins.as_deref();
+        let spec = run::recorded_plugin(spec, &record.plugins.model, plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
-        let progress = run::load_weights(&folder, &record, &model)?;
-        Ok(EvaluatedRun { folder, record, model, changes, progress })
+        let WeightsFound { progress, damaged, unfinished } = run::load_weights(&folder, &record, &model)?;
+        let passed_over =
+            |what| Caveat::new("damaged", format!("{what}; the checkpoint before it is evaluated"));
+        caveats.extend(damaged.into_iter().map(passed_over));
+        caveats.extend(unfinished.map(|what| Caveat::new("unfinished", what)));
+        Ok(EvaluatedRun { folder, record, model, caveats, progress })
     }
 
     /// Evaluates the run in this folder. An interrupted evaluation of the same settings is
@@ -218,18 +234,21 @@ impl<'a> EvaluationSetup<'a> {
         target.folder.evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
-        let mut caveats = target.changes.clone();
-        add_new(&mut caveats, source.iter().flat_map(|source| source.changes.clone()));
+        let mut caveats = self.caveats.clone();
+        caveats.extend(target.caveats.clone());
+        add_new(&mut caveats, source.iter().flat_map(|source| source.caveats.clone()));
         caveats.extend(left_out);
         let source = source.as_ref().unwrap_or(&target);
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
+        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
         if self.options.once
             && let Some(evaluation) = self.earlier(&evaluator, &target, &attacks, &points)?
         {
             let (entry, no_examples, journal) = (Value::Null, None, None);
             return Ok(FinishedEvaluation {
+                outline,
                 evaluation,
                 failure: None,
                 run: target,
@@ -238,8 +257,11 @@ impl<'a> EvaluationSetup<'a> {
                 journal,
             });
         }
-        caveats.extend(caveats_of_models(&evaluator, &points)?);
+        caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
+        if self.style == Style::Human {
+            say(&outline);
+        }
         let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
         if partial.is_some() && self.style == Style::Human {
             say("going on with this evaluation, which was interrupted");
@@ -259,8 +281,48 @@ impl<'a> EvaluationSetup<'a> {
                 let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
                 let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
                 let journal = Some(journal);
-                Ok(FinishedEvaluation { evaluation, failure, run: target, entry, no_examples, journal })
+                Ok(FinishedEvaluation {
+                    outline,
+                    evaluation,
+                    failure,
+                    run: target,
+                    entry,
+                    no_examples,
+                    journal,
+                })
             }
+        }
+    }
+
+    /// What an evaluation is about to do. `model` is a run and how many models are attacked with
+    /// examples of how many: one, or as many as a transfer matrix has fields.
+    pub(crate) fn outline(
+        &self,
+        evaluator: &Evaluator,
+        attacks: &[Attack],
+        (path, fields): (&Path, usize),
+        points: usize,
+    ) -> Outline<ExpectedCost> {
+        let order = match (fields, &self.options.suite) {
+            (1, Some(suite)) => format!("suite {suite}, each attack on the points robust so far: "),
+            (1, None) => String::new(),
+            _ => format!("transfer matrix of {fields} evaluations: "),
+        };
+        let names: Vec<_> = attacks.iter().map(|attack| attack.record.spec.as_str()).collect();
+        let restarts = evaluator.restarts;
+        let repeated = if restarts > 1 { format!("; {restarts} restarts") } else { String::new() };
+        Outline {
+            data: Points {
+                name: self.dataset.name.clone(),
+                points,
+                kind: self.options.points_name(),
+                classes: self.dataset.classes,
+                shape: self.examples.images.size()[1..].to_vec(),
+            },
+            model: format!("{} ({})", evaluator.model.record.spec, path.display()),
+            threat: evaluator.threat,
+            method: format!("{order}{}{repeated}", names.join(", ")),
+            cost: ExpectedCost::new(attacks, points, u64::from(restarts) * fields as u64),
         }
     }
 
@@ -320,7 +382,15 @@ impl<'a> EvaluationSetup<'a> {
         let specs: Vec<PluginSpec> = match &self.options.suite {
             Some(suite) => suite::attacks(suite)?,
             None if are_given => self.options.attacks.clone(),
-            None => record.experiment.eval.attacks.clone(),
+            None => {
+                let mut specs = record.experiment.eval.attacks.clone();
+                for spec in &mut specs {
+                    if let Some(path) = run::plugin_in(self.options.plugins.as_deref(), spec.file.as_ref()) {
+                        spec.file = path.display().to_string();
+                    }
+                }
+                specs
+            }
         };
         let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
         for spec in &specs {
@@ -408,9 +478,7 @@ impl<'a> EvaluationSetup<'a> {
         points: &[i64],
     ) -> Result<BTreeMap<String, Value>> {
         let weights = |model: &LoadedModel| -> Result<Value> {
-            let bytes: Result<Vec<_>> =
-                model.state().iter().map(|(_, tensor)| tensors::bytes(tensor)).collect();
-            Ok(json!([model.record.sha256, model.record.spec, files::sha256(&bytes?.concat())]))
+            Ok(json!([model.record.sha256, model.record.spec, model.digest()?]))
         };
         let attacks: Vec<_> =
             attacks.iter().map(|attack| json!([attack.key(), attack.record.sha256])).collect();
@@ -459,11 +527,14 @@ impl FinishedEvaluation {
     }
 }
 
-/// The caveats of the evaluated model, and of the model that examples are made on.
-pub(crate) fn caveats_of_models(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
+/// The caveats that are known before any attack: of the threat model, of the evaluated model, and of
+/// the model that examples are made on.
+pub(crate) fn caveats_before_attacks(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
     let checked = Tensor::from_slice(&points[..points.len().min(CHECKED)]).to_device(evaluator.device);
     let (images, labels) = evaluator.examples.batch(&checked);
-    let mut caveats = caveat::of_model(evaluator.source, &images, &labels)?;
+    let values = images.size()[1..].iter().product();
+    let mut caveats: Vec<_> = caveat::of_threat(&evaluator.threat, values).into_iter().collect();
+    caveats.extend(caveat::of_model(evaluator.source, &images, &labels)?);
     if !std::ptr::eq(evaluator.source, evaluator.model) {
         let of_target = caveat::of_model(evaluator.model, &images, &labels)?;
         // Attacks take no gradients of the evaluated model.

@@ -2,8 +2,10 @@
 
 use crate::evaluation::caveat;
 use crate::evaluation::journal::Journal;
-use crate::evaluation::setup::{EvaluatedRun, EvaluationOptions, EvaluationSetup, caveats_of_models};
+use crate::evaluation::outline::ExpectedCost;
+use crate::evaluation::setup::{EvaluatedRun, EvaluationOptions, EvaluationSetup, caveats_before_attacks};
 use crate::evaluation::verdict::{Caveat, Evaluation};
+use crate::run::outline::Outline;
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::{Style, say};
 use crate::{Error, Result};
@@ -14,6 +16,8 @@ use std::sync::atomic::AtomicBool;
 
 /// The evaluations of every run with examples made on every run.
 pub struct TransferMatrix {
+    /// What was about to be done.
+    pub outline: Outline<ExpectedCost>,
     /// For each run that examples are made on, the evaluations of all runs.
     pub evaluations: Vec<Vec<Evaluation>>,
     /// Reasons not to trust the results; each names its run.
@@ -93,9 +97,16 @@ pub(crate) fn transfer_with_style(
             )));
         }
     }
-    let (attacks, caveats) = setup.attacks(&runs[0].record)?;
+    let (attacks, left_out) = setup.attacks(&runs[0].record)?;
+    let caveats = setup.caveats.iter().cloned().chain(left_out).collect();
     let settings = setup.evaluator(experiment, &runs[0], &runs[0], stop);
+    let count = setup.choose_points(&settings, experiment)?.len();
+    let outline = setup.outline(&settings, &attacks, (first_path, runs.len() * runs.len()), count);
+    if style == Style::Human {
+        say(&outline);
+    }
     let mut matrix = TransferMatrix {
+        outline,
         evaluations: Vec::new(),
         caveats,
         attack_count: attacks.len(),
@@ -113,8 +124,8 @@ pub(crate) fn transfer_with_style(
             let points = setup.choose_points(&evaluator, experiment)?;
             let mut caveats = Vec::new();
             if std::ptr::eq(source, target) {
-                caveats.extend(target.changes.iter().cloned());
-                caveats.extend(caveats_of_models(&evaluator, &points)?);
+                caveats.extend(target.caveats.iter().cloned());
+                caveats.extend(caveats_before_attacks(&evaluator, &points)?);
             }
             let (journal, partial) = setup.journal(&evaluator, target, Some(source), &attacks, &points)?;
             if partial.is_some() && !is_continued && style == Style::Human {

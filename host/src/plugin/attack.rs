@@ -45,11 +45,11 @@ impl Attack {
                 record,
             });
         }
-        let Opened { plugin, record } = open_attack(spec)?;
+        let Opened { plugin, record, .. } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
         let create = || plugin.create(&spec.attack_options());
-        let instance = call(&name, "new", create).map_err(|error| spec.error(error))?;
-        let declaration = call(&name, "declare", || instance.declaration())?;
+        let instance = call(&name, "new", [], create).map_err(|error| spec.error(error))?;
+        let declaration = call(&name, "declare", [], || instance.declaration())?;
         let query_budget = declaration.query_budget;
         Ok(Self { kind: AttackKind::Plugin(instance), name, key, query_budget, record })
     }
@@ -60,13 +60,24 @@ impl Attack {
     /// If not: the reason.
     pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
         let supported = match &self.kind {
-            AttackKind::Plugin(instance) => call(&self.name, "supports", || {
+            AttackKind::Plugin(instance) => call(&self.name, "supports", [], || {
                 instance.supports(threat)?;
                 instance.supports_task(task)
             }),
             AttackKind::Sampler(sampler) => sampler.supports(threat),
         };
         supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
+    }
+
+    /// The most forward and backward passes of a point, where they are known.
+    pub fn most_passes(&self) -> (Option<u64>, Option<u64>) {
+        match &self.kind {
+            AttackKind::Plugin(_) => (self.query_budget, None),
+            AttackKind::Sampler(sampler) => {
+                let forward = sampler.steps + usize::from(sampler.judges_last_proposal());
+                (Some(forward as u64), Some(sampler.steps as u64))
+            }
+        }
     }
 
     /// Refuses a result that took more forward passes than the plugin declares.
@@ -105,7 +116,9 @@ impl Attack {
             AttackKind::Plugin(instance) => {
                 let classes = victim.model.classes();
                 let before = victim.forward_passes.get();
-                let candidates = call(&self.name, "run", || {
+                let lent =
+                    [("natural", natural), ("labels", labels)].into_iter().chain(victim.model.lent(false));
+                let candidates = call(&self.name, "run", lent, || {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
                 })?;
                 self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
@@ -173,6 +186,7 @@ fn on_the_way(error: plugin_api::Error) -> Error {
 /// The model under attack, in evaluation mode. Every row of every call is counted.
 pub struct CountedVictim<'a> {
     model: &'a LoadedModel,
+    observer: &'a dyn Fn(u64),
     /// Forward passes of single examples so far.
     pub forward_passes: Cell<u64>,
     /// Backward passes of single examples so far.
@@ -182,7 +196,18 @@ pub struct CountedVictim<'a> {
 impl<'a> CountedVictim<'a> {
     /// A victim whose counters are at zero.
     pub fn new(model: &'a LoadedModel) -> Self {
-        Self { model, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+        Self::observed(model, &|_| {})
+    }
+
+    /// The same, and `observer` is given the number of forward passes after each call. It must not
+    /// wait for the device.
+    pub fn observed(model: &'a LoadedModel, observer: &'a dyn Fn(u64)) -> Self {
+        Self { model, observer, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+    }
+
+    fn count_forward(&self, images: &Tensor) {
+        count(&self.forward_passes, images);
+        (self.observer)(self.forward_passes.get());
     }
 }
 
@@ -192,14 +217,15 @@ fn count(counter: &Cell<u64>, rows: &Tensor) {
 
 impl VictimCalls for CountedVictim<'_> {
     fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
-        count(&self.forward_passes, images);
-        self.model.logits(images).map_err(plugin_api::Error::new)
+        let logits = self.model.logits(images).map_err(plugin_api::Error::new)?;
+        self.count_forward(images);
+        Ok(logits)
     }
 
     fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {
         let leaf = images.detach().set_requires_grad(true);
         let logits = self.model.forward(&leaf, false).map_err(plugin_api::Error::new)?;
-        count(&self.forward_passes, images);
+        self.count_forward(images);
         Ok((logits, leaf))
     }
 

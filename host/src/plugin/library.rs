@@ -1,6 +1,7 @@
 //! Finding, checking and opening plugin libraries.
 
-use super::PluginSpec;
+use super::{Guard, PluginSpec, call, running, trust};
+use crate::util::console::warn;
 use crate::util::files;
 use crate::{Error, Result};
 use object::{Object, ObjectSection};
@@ -8,8 +9,15 @@ use plugin_api::manifest::{CONTRACT, SECTION};
 use plugin_api::{LIBTORCH, abi};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::env;
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::{Mutex, PoisonError};
+use std::{env, fs};
 
 /// A plugin's manifest, part of its library's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +124,16 @@ pub struct Opened<Plugin> {
     pub plugin: Plugin,
     /// Its record.
     pub record: Record,
+    /// Its description. A plugin with an invalid one opens, so that the conformance checks can
+    /// report it.
+    pub description: Result<abi::Description>,
 }
+
+/// The largest number of bytes of the manifests of a library.
+const MOST_BYTES: usize = 1 << 20;
+
+/// The largest number of bytes of a name or version in a manifest.
+const MOST_BYTES_OF_A_NAME: usize = 200;
 
 /// Reads a library's manifests without opening it.
 ///
@@ -135,12 +152,28 @@ pub(crate) fn inspect(file: &str) -> Result<File> {
         .section_by_name(SECTION)
         .ok_or_else(|| not_a_plugin("is a shared library without a plugin's manifest"))?;
     let text = section.data().map_err(|_| not_a_plugin("has a manifest that cannot be read"))?;
+    if text.len() > MOST_BYTES {
+        return Err(not_a_plugin(&format!(
+            "has a manifest of {} bytes; expected at most {MOST_BYTES}",
+            text.len()
+        )));
+    }
     let manifests = text
         .split(|byte| matches!(byte, b'\n' | 0))
         .filter(|line| !line.is_empty())
         .map(serde_json::from_slice)
         .collect::<std::result::Result<Vec<Manifest>, _>>()
         .map_err(|error| not_a_plugin(&format!("has a manifest that cannot be read: {error}")))?;
+    let is_odd = |text: &String| text.len() > MOST_BYTES_OF_A_NAME || text.contains(char::is_control);
+    if manifests
+        .iter()
+        .flat_map(|manifest| [&manifest.name, &manifest.version, &manifest.libtorch])
+        .any(is_odd)
+    {
+        return Err(not_a_plugin(&format!(
+            "has a manifest with a control character or a text of more than {MOST_BYTES_OF_A_NAME} bytes"
+        )));
+    }
     Ok(File { sha256: files::sha256(&bytes), path, manifests })
 }
 
@@ -259,20 +292,22 @@ fn open<Plugin>(
     })?;
     let refused =
         |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
-    keep_open(&file.path).map_err(|why| refused(&why))?;
-    let plugins = abi::plugins(&file.path).map_err(|why| refused(&why.to_string()))?;
+    if spec.is_recorded {
+        trust::check(&file)?;
+    }
+    let plugins = open_library(&spec.file, &file)?.map_err(|why| refused(&why))?;
     let plugin =
         of_kind(plugins).into_iter().find(|plugin| name(plugin) == manifest.name).ok_or_else(|| {
             let name = &manifest.name;
             spec.error(format!("{} names `{name}` in its manifest but does not export it", spec.file))
         })?;
-    // A plugin with an invalid description opens, so that the conformance checks can report it.
-    let schema = describe(&plugin).map(|description| description.options).unwrap_or_default();
+    let description = call(&manifest.name, "describe", [], || describe(&plugin));
+    let schema = description.as_ref().map(|description| &description.options).unwrap_or(&Value::Null);
     let given = serde_json::from_str(given_options)
         .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
-    let options = resolved_options(&schema, given);
+    let options = resolved_options(schema, given);
     let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest, options };
-    Ok(Opened { plugin, record })
+    Ok(Opened { plugin, record, description })
 }
 
 /// The value of every option: the given one, or else the default in the JSON schema of the options.
@@ -284,14 +319,93 @@ fn resolved_options(schema: &Value, given: Map<String, Value>) -> Map<String, Va
     defaults.chain(given).collect()
 }
 
+/// The plugins of a library, or why it cannot be opened. Before it is opened for the first time, a
+/// child process tries to open it. `name` is the file as the spec names it.
+///
+/// # Errors
+/// If the child process crashes or ends.
+fn open_library(name: &str, file: &File) -> Result<std::result::Result<abi::Plugins, String>> {
+    /// SHA-256 of the libraries that a child process has opened.
+    static TRIED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut tried = TRIED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !tried.contains(&file.sha256) {
+        if let Some(passed_over) = passed_over(name, &file.path) {
+            warn(format_args!(
+                "{name} is {}; the file {passed_over} in the working directory is not used: ./{passed_over} names it",
+                file.path.display()
+            ));
+        }
+        try_to_open(&file.path)?;
+        tried.insert(file.sha256.clone());
+    }
+    Ok(running::run(format!("{}: opening", file.path.display()), || keep_open(&file.path)))
+}
+
 /// Opens a library with all symbols resolved at once and private to it. It is never closed: its
 /// tensors, types and threads may outlive every instance.
-fn keep_open(path: &Path) -> std::result::Result<(), String> {
+fn keep_open(path: &Path) -> std::result::Result<abi::Plugins, String> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+    let guard = Guard::before([]).map_err(|error| error.to_string())?;
     // SAFETY: opening runs the library's initialisers. It has a plugin's manifest, and the user has
     // chosen to run it with their own rights.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-    library.map(std::mem::forget).map_err(|error| full_message(&error))
+    library.map(std::mem::forget).map_err(|error| full_message(&error))?;
+    guard.after("its initialiser").map_err(|error| error.first_line().to_owned())?;
+    abi::plugins(path).map_err(|why| why.to_string())
+}
+
+/// Opens a library in a child process: the loader crashes on some damaged files, and an initialiser
+/// may end its process.
+///
+/// # Errors
+/// If the child process crashes or ends before the library is open. Other errors are left to the
+/// caller, who opens the library next.
+fn try_to_open(path: &Path) -> Result<()> {
+    /// The exit code of a child process that survived.
+    const SURVIVED: i32 = 99;
+    /// The child is ended by SIGALRM after this time.
+    const SECONDS_TO_OPEN: u32 = 120;
+    let nowhere = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(|why| Error::file("open", Path::new("/dev/null"), why))?;
+    // SAFETY: the child has one thread, a copy of this one. It opens the library as its parent does
+    // later; the allocator and the loader of glibc are usable after a fork. It ends by `_exit`, so
+    // that it runs nothing that the parent has registered, and by a signal if its parent ends. It
+    // does not print, and leaves no core file.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+            libc::alarm(SECONDS_TO_OPEN);
+            for stream in 0..3 {
+                libc::dup2(nowhere.as_raw_fd(), stream);
+            }
+            let opened = catch_unwind(|| keep_open(path).map(drop));
+            std::mem::forget(opened);
+            libc::_exit(SURVIVED)
+        }
+    }
+    let mut status = 0;
+    // SAFETY: `status` is written to. The child is waited for once; without memory for a child
+    // (-1), there is none, and the library is opened without a trial.
+    while child > 0 && unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {
+        if io::Error::last_os_error().kind() != ErrorKind::Interrupted {
+            return Ok(());
+        }
+    }
+    let status = ExitStatus::from_raw(status);
+    match (child > 0, status.code()) {
+        (false, _) | (true, Some(SURVIVED)) => Ok(()),
+        (true, None) => {
+            let what = format!("opening {} crashes the process: {status}", path.display());
+            Err(Error::new(what).fix("the file is damaged, or its initialisers are wrong: build it again"))
+        }
+        (true, Some(_)) => {
+            let what = format!("opening {} ends the process: {status}", path.display());
+            Err(Error::new(what).fix("do not call exit while the library is opened").on_the_way())
+        }
+    }
 }
 
 /// An error with its causes, first lines only.
@@ -301,18 +415,17 @@ fn full_message(error: &dyn std::error::Error) -> String {
     lines.join(": ")
 }
 
-/// The library's path: as given if it has a folder. Otherwise the file is searched for in the
-/// working directory, next to the executable and in DRO_PLUGIN_PATH, with and without `lib` in
-/// front.
-fn find(file: &str) -> Result<PathBuf> {
+/// The library's path: as given if it has a folder. Otherwise the file is searched for, with and
+/// without `lib` in front, next to the executable, in DRO_PLUGIN_PATH, and last in the working
+/// directory: a file there does not take the place of a plugin that is installed.
+pub(crate) fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folders = match folder {
         Some(folder) => vec![folder.to_owned()],
         None => search_path(),
     };
-    let name = given.file_name().unwrap_or_default().to_string_lossy();
-    let names = [name.to_string(), format!("lib{name}")];
+    let names = names(given);
     let tried: Vec<_> =
         folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).collect();
     let found = tried.iter().find(|path| path.is_file());
@@ -324,12 +437,25 @@ fn find(file: &str) -> Result<PathBuf> {
     })
 }
 
-/// Every plugin library in the folders that are searched, in the order of the search.
-pub(crate) fn installed() -> Vec<File> {
-    let folders = search_path()
-        .into_iter()
-        .map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
-    let libraries = folders.flat_map(|folder| {
+/// The names of a library's file, with and without `lib` in front.
+fn names(file: &Path) -> [String; 2] {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    [name.to_string(), format!("lib{name}")]
+}
+
+/// The other library of this name in the working directory, if the name has no folder.
+fn passed_over(file: &str, found: &Path) -> Option<String> {
+    let is_other =
+        |name: &String| Path::new(name).canonicalize().is_ok_and(|path| path.is_file() && path != found);
+    names(Path::new(file)).into_iter().filter(|_| !file.contains('/')).find(is_other)
+}
+
+/// Every plugin library in the folders that are searched, in the order of the search, and these
+/// folders.
+pub(crate) fn installed() -> (Vec<File>, Vec<PathBuf>) {
+    let working = |folder: PathBuf| if folder.as_os_str().is_empty() { ".".into() } else { folder };
+    let folders: Vec<_> = search_path().into_iter().map(working).collect();
+    let libraries = folders.iter().flat_map(|folder| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
         paths.retain(|path| path.extension().is_some_and(|ending| ending == "so"));
@@ -342,15 +468,20 @@ pub(crate) fn installed() -> Vec<File> {
             files.push(file);
         }
     }
-    files
+    (files, folders)
 }
 
 /// The folders that are searched for a plugin named without a folder.
 fn search_path() -> Vec<PathBuf> {
+    searched_folders().into_iter().chain([PathBuf::new()]).collect()
+}
+
+/// The folders whose libraries the user has chosen: that of the executable, and DRO_PLUGIN_PATH.
+pub(super) fn searched_folders() -> Vec<PathBuf> {
     let beside_executable = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();
-    let listed: Vec<_> = env::split_paths(&listed).filter(|folder| !folder.as_os_str().is_empty()).collect();
-    [PathBuf::new()].into_iter().chain(beside_executable).chain(listed).collect()
+    let listed = env::split_paths(&listed).filter(|folder| !folder.as_os_str().is_empty());
+    beside_executable.into_iter().chain(listed).collect()
 }
 
 #[cfg(test)]
@@ -383,5 +514,17 @@ mod tests {
         assert_eq!(record.options, Map::new());
         record.set_steps(7);
         assert_eq!(json!(record)["options"], json!({"steps": 7}));
+    }
+
+    #[test]
+    fn fuzz_libraries_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.so");
+        let read = |path: &Path| inspect(path.to_str().expect("UTF-8"));
+        withstands(&[corpus("plugin.so")], &path, USUAL, read);
+        std::fs::write(&path, corpus("plugin.so")).expect("written");
+        let kinds: Vec<_> = read(&path).expect("valid").manifests.iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, [Kind::Sampler, Kind::Attack]);
     }
 }

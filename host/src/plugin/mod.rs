@@ -1,34 +1,26 @@
 //! Plugins: their specs, finding and opening them, and calls with the checks of the host.
 
 mod attack;
+mod guard;
 pub mod library;
 mod model;
+pub mod running;
 mod sampler;
 pub(crate) mod spec;
+pub(crate) mod trust;
 
 pub use attack::{Attack, CountedVictim};
+pub use guard::Guard;
+use guard::call;
 pub use library::Record;
 pub use model::LoadedModel;
+pub(crate) use model::check_memory;
 pub use plugin_api::walk::Visit;
 pub use sampler::{Sampler, fresh_start};
 pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};
-use plugin_api::first_line;
 use tch::Tensor;
-
-/// Calls a method of a plugin. Errors name the plugin and the method. The number of threads is
-/// restored after the call. (The caller restores the gradient mode.)
-fn call<T>(plugin: &str, method: &str, call: impl FnOnce() -> plugin_api::Result<T>) -> Result<T> {
-    let threads = tch::get_num_threads();
-    let outcome = call();
-    if tch::get_num_threads() != threads {
-        tch::set_num_threads(threads);
-    }
-    outcome.map_err(|error| {
-        Error::new(format!("{plugin}: {method}: {}", first_line(&error.to_string()))).on_the_way()
-    })
-}
 
 /// Refuses a returned tensor that does not have this shape, or the dtype and device of `like`.
 fn check_like(plugin: &str, method: &str, got: &Tensor, shape: &[i64], like: &Tensor) -> Result<()> {

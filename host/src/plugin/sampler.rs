@@ -38,7 +38,7 @@ impl Sampler {
     /// # Errors
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
-        let Opened { plugin, record } = open_sampler(spec)?;
+        let Opened { plugin, record, .. } = open_sampler(spec)?;
         Self::of_plugin(&plugin, record, spec)
     }
 
@@ -56,12 +56,9 @@ impl Sampler {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();
-            call(&name, "new", || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
+            call(&name, "new", [], || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
         };
         let steps = spec.steps().unwrap_or(instance.declaration().default_steps);
-        if steps == 0 {
-            return Err(spec.error(format!("{name}: declares 0 steps; expected at least 1")));
-        }
         record.set_steps(steps);
         Ok(Self { instance, name, steps, record })
     }
@@ -98,7 +95,7 @@ impl Sampler {
     /// If the plugin fails or its result does not pass the checks.
     pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut FiniteCheck) -> Result<Next> {
         let draws = draws.step(due.number + 1);
-        let next = call(&self.name, due.method.name(), || due.make(&draws))?;
+        let next = call(&self.name, due.method.name(), due.lent(), || due.make(&draws))?;
         let Visit { threat, natural, ref particles, .. } = *due.visit;
         self.check(due.method, &next, particles)?;
         watch.finite(&self.name, &next.particles);

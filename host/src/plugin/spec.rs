@@ -1,4 +1,5 @@
 use crate::torch::random::MOST_STEPS;
+use crate::util::number::fraction;
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -22,6 +23,8 @@ pub struct PluginSpec {
     written: String,
     /// Its place in a file, if it was read from one: "demo.toml, line 3".
     pub origin: Option<String>,
+    /// Whether the record of a run names it, and not the user: such a library must be trusted.
+    pub is_recorded: bool,
 }
 
 impl PluginSpec {
@@ -44,8 +47,8 @@ impl PluginSpec {
         self.steps
     }
 
-    /// Makes the path of the file absolute if it contains a folder. A bare file name stays, since
-    /// plugins are searched by name.
+    /// Makes the path of the file absolute if it contains a folder and a spec can hold the absolute
+    /// path. A bare file name stays, since plugins are searched by name.
     pub fn make_absolute(&mut self) {
         let path = Path::new(&self.file);
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
@@ -84,6 +87,7 @@ impl FromStr for PluginSpec {
             options: Map::new(),
             written: written.to_owned(),
             origin: None,
+            is_recorded: false,
         };
         for part in options {
             let (key, value) = part
@@ -141,18 +145,27 @@ pub(crate) fn quoted_if_necessary(file: &str) -> String {
     }
 }
 
-/// A value as JSON: true, false, a number, a list of values, or otherwise text.
+/// A value as JSON: true, false, a number (a fraction such as 8/255 too), a list of values, or
+/// otherwise text.
 fn typed(value: &str) -> Value {
     match serde_json::from_str(value) {
         Ok(Value::Bool(value)) => value.into(),
         Ok(Value::Number(value)) => value.into(),
         Ok(Value::Array(values)) => values.into(),
-        _ => match value.parse::<f64>().map(serde_json::Number::from_f64) {
-            // Numbers that are not valid JSON: ".5", "+1".
-            Ok(Some(number)) => number.into(),
-            _ => value.into(),
-        },
+        _ => number(value).or_else(|| numbers(value)).unwrap_or_else(|| value.into()),
     }
+}
+
+/// A number that JSON does not know: ".5", "+1", "8/255".
+fn number(value: &str) -> Option<Value> {
+    let number = value.trim().parse().ok().or_else(|| fraction(value))?;
+    serde_json::Number::from_f64(number).map(Value::Number)
+}
+
+/// A list of such numbers.
+fn numbers(value: &str) -> Option<Value> {
+    let items = value.strip_prefix('[')?.strip_suffix(']')?;
+    items.split(',').map(number).collect()
 }
 
 impl fmt::Display for PluginSpec {
@@ -196,7 +209,21 @@ mod tests {
     }
 
     #[test]
+    fn a_number_may_be_a_fraction_and_a_path_is_none() {
+        let spec = parse("a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        let expected = serde_json::json!(
+            {"step_size": 2.0 / 255.0, "file": "a/b", "half": "1/0", "date": "1/2/3"}
+        );
+        assert_eq!(options, expected);
+        assert_eq!(spec.to_string(), "a.so,step_size=2/255,file=a/b,half=1/0,date=1/2/3");
+    }
+
+    #[test]
     fn a_value_may_be_a_list() {
+        let spec = parse("a.so,mean=[63.75/255, .5],std=[1/2]").expect("valid");
+        let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
+        assert_eq!(options, serde_json::json!({"mean": [0.25, 0.5], "std": [0.5]}));
         let spec = parse("a.so,mean=[0.5, 1],std=[],x=1").expect("valid");
         let options: Value = serde_json::from_str(&spec.options()).expect("JSON");
         assert_eq!(options, serde_json::json!({"mean": [0.5, 1], "std": [], "x": 1}));
@@ -242,5 +269,29 @@ mod tests {
         assert!(refusal(",x=1").contains("expected FILE"));
         assert!(refusal("\"a.so,x=1").contains("expected \"FILE\""));
         assert!(refusal("\"a\".so").contains("expected \"FILE\""));
+    }
+
+    #[test]
+    fn fuzz_specs_come_back_as_they_were_written() {
+        use crate::util::fuzz::for_cases;
+        use proptest::prelude::*;
+        let written = prop_oneof![
+            any::<String>(),
+            "[a-z./\\[\\],= é]{0,24}",
+            "[a-z]{1,4}\\.so(,[a-z]{1,3}=(-?[0-9]{1,3}|[0-9]\\.[0-9]e[0-9]|\\[[0-9],[0-9]\\]|[a-z,\\[\\]]{0,4})){0,3}",
+        ];
+        for_cases(&written, |written| {
+            let Ok(spec) = written.parse::<PluginSpec>() else { return Ok(()) };
+            prop_assert_eq!(spec.to_string(), written);
+            let json = serde_json::to_string(&spec).expect("JSON");
+            let mut read: PluginSpec = serde_json::from_str(&json).expect("valid");
+            prop_assert_eq!(read.attack_options(), spec.attack_options());
+            // A spec with an absolute path names the same options, wherever it is read.
+            read.make_absolute();
+            let again: PluginSpec = read.to_string().parse().map_err(TestCaseError::fail)?;
+            prop_assert_eq!((again.file, again.name, again.steps), (read.file, spec.name, spec.steps));
+            prop_assert_eq!(again.options, spec.options);
+            Ok(())
+        });
     }
 }

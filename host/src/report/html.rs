@@ -79,17 +79,15 @@ pub(super) fn page(document: &Document, folder: &str) -> String {
 }
 
 fn traces(document: &Document, folder: &str) -> Markup {
-    let gaps = document.runs.iter().flat_map(|section| section.run.gaps_of(Part::Trace));
+    let none = Gap {
+        part: Part::Trace,
+        what: "no run measured its error while it trained".to_owned(),
+        fix: "host train --trace fgsm.so (it cannot be measured afterwards)".to_owned(),
+    };
+    let of_runs = document.runs.iter().flat_map(|section| section.run.gaps_of(Part::Trace));
     html! {
         div.figures { @for one in &document.traces { (figure(one, folder)) } }
-        @for one in gaps { (gap(one)) }
-        @if document.traces.is_empty() {
-            (gap(&Gap {
-                part: Part::Trace,
-                what: "no run measured its error while it trained".to_owned(),
-                fix: "host train --trace fgsm.so (it cannot be measured afterwards)".to_owned(),
-            }))
-        }
+        (missing(of_runs.chain(document.traces.is_empty().then_some(&none))))
     }
 }
 
@@ -100,7 +98,7 @@ fn sweep(section: &SweepSection, folder: &str) -> Markup {
             div.figures { @for one in &section.figures { (figure(one, folder)) } }
             @for why in &section.not_drawn { p { (why) } }
             @for one in &section.tables { (table(one, folder)) }
-            @for one in &section.sweep.gaps { (gap(one)) }
+            (missing(&section.sweep.gaps))
         }
     }
 }
@@ -120,14 +118,25 @@ fn run(section: &RunSection, folder: &str) -> Markup {
                     ", accuracy on the training examples " (format!("{:.2}", 100.0 * only.train_accuracy)) " %."
                 }
             }
-            @for one in run.gaps.iter().filter(|gap| gap.part != Part::Trace) { (gap(one)) }
+            (missing(run.gaps.iter().filter(|gap| gap.part != Part::Trace)))
         }
     }
 }
 
-fn gap(gap: &Gap) -> Markup {
+/// What is missing in a part of the page, each gap with the command that fills it, in one line.
+fn missing<'a>(gaps: impl IntoIterator<Item = &'a Gap>) -> Markup {
+    let mut gaps = gaps.into_iter().peekable();
     html! {
-        p.gap { strong { "Missing: " } (gap.what) "." br; "To fill the gap: " code { (gap.fix) } }
+        @if gaps.peek().is_some() {
+            p.gap {
+                strong { "Missing: " }
+                @for (number, gap) in gaps.enumerate() {
+                    @if number > 0 { "; " }
+                    (gap.what) " (" code { (gap.fix) } ")"
+                }
+                "."
+            }
+        }
     }
 }
 
@@ -211,6 +220,24 @@ fn percent_encoded(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_one_line() {
+        let gap = |what: &str| Gap { part: Part::Trace, what: what.to_owned(), fix: format!("host {what}") };
+        assert_eq!(missing(&[]).into_string(), "");
+        let line = missing(&[gap("one"), gap("two")]).into_string();
+        let expected = "<p class=\"gap\"><strong>Missing: </strong>one (<code>host one</code>); \
+                        two (<code>host two</code>).</p>";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn the_first_column_of_a_table_is_fixed_on_the_screen_and_not_on_paper() {
+        let style = include_str!("style.css");
+        let (screen, paper) = style.split_once("@media print").expect("rules for paper");
+        assert!(screen.contains("th:first-child { position: sticky; left: 0;"));
+        assert!(paper.contains("th:first-child { position: static; }"));
+    }
 
     #[test]
     fn folders_of_any_name_can_be_linked_to() {

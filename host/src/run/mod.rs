@@ -1,13 +1,14 @@
 //! The folder of a run: its record, its measurements and its checkpoints.
 
 pub(crate) mod checkpoint;
+pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
-use crate::config::{Experiment, Role, Select};
-use crate::data::Dataset;
+use crate::config::{self, Experiment, Role, Select};
+use crate::data::{self, Dataset};
 use crate::error::{absolute, shown};
-use crate::plugin::{LoadedModel, PluginSpec, Record};
+use crate::plugin::{LoadedModel, PluginSpec, Record, library};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
@@ -46,6 +47,22 @@ pub struct RunRecord {
     /// The arithmetic it went on with, each time that it was resumed with another one than before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_arithmetic: Vec<LaterArithmetic>,
+    /// Each time that it was given more epochs. `experiment` has the latest number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extensions: Vec<Extension>,
+}
+
+/// More epochs for a run that was begun with fewer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Extension {
+    /// The update of the checkpoint that it went on from.
+    pub update: u64,
+    /// The number of epochs before.
+    pub from: usize,
+    /// The number of epochs since.
+    pub to: usize,
+    /// The command that extended it.
+    pub command: Vec<String>,
 }
 
 /// Another arithmetic that a run went on with.
@@ -104,6 +121,13 @@ pub struct DataRecord {
     pub name: String,
     /// MD5 of each file, or of each split of a tree of images.
     pub checksums: BTreeMap<String, String>,
+    /// Whether these are the published files of a known data set; unknown in the record of an older
+    /// version.
+    #[serde(default)]
+    pub published: Option<bool>,
+    /// What a reader of the run's results should know about its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -114,6 +138,13 @@ pub struct DataRecord {
     pub train_points: usize,
     /// Points held out of training.
     pub validation_points: usize,
+}
+
+impl DataRecord {
+    /// Whether the run may be compared with others on the known data set of its name.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published.unwrap_or_else(|| data::has_published_checksums(&self.name, &self.checksums))
+    }
 }
 
 /// The software of a run.
@@ -232,11 +263,14 @@ impl RunFolder {
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let record = files::read_sealed(&record_path).map_err(|error| {
+        let mut record: RunRecord = files::read_sealed(&record_path).map_err(|error| {
             error
                 .note("because", "every result of a run rests on its record")
                 .fix("restore the file from a copy, or train anew into another folder")
         })?;
+        for (_, spec) in record.experiment.plugins_mut() {
+            spec.is_recorded = true;
+        }
         Ok((Self::at(path), record))
     }
 
@@ -414,13 +448,32 @@ impl RunFolder {
     /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other
     /// contents stay, fields of other versions among them.
     pub(crate) fn add_arithmetic(&self, later: &LaterArithmetic) -> Result<()> {
+        self.change_record(|record| push(&mut record["later_arithmetic"], later))
+    }
+
+    /// Records in `run.json` that the run has more epochs. All other contents stay.
+    pub(crate) fn extend(&self, extension: &Extension) -> Result<()> {
+        self.change_record(|record| {
+            record["experiment"]["train"]["epochs"] = extension.to.into();
+            push(&mut record["extensions"], extension);
+        })
+    }
+
+    fn change_record(&self, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
         let path = self.record_path();
-        let mut record: serde_json::Map<String, Value> = files::read_sealed(&path)?;
-        let list = record.entry("later_arithmetic").or_insert_with(|| json!([]));
-        if let Some(list) = list.as_array_mut() {
-            list.push(json!(later));
-        }
+        let mut record: Value = files::read_sealed(&path)?;
+        change(&mut record);
         write_json(&path, &record)
+    }
+}
+
+/// Adds an item to a list, which begins empty.
+fn push(list: &mut Value, item: impl Serialize) {
+    if list.is_null() {
+        *list = json!([]);
+    }
+    if let Some(list) = list.as_array_mut() {
+        list.push(json!(item));
     }
 }
 
@@ -433,12 +486,26 @@ fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
     if path.exists() { files::read_sealed_lines(path) } else { Ok(Vec::new()) }
 }
 
+/// What was found when weights were loaded for evaluation.
+pub(crate) struct WeightsFound {
+    /// The progress at their checkpoint.
+    pub progress: Progress,
+    /// Newer checkpoints that were passed over as damaged, with the reason.
+    pub damaged: Vec<String>,
+    /// How far training is, if it is not finished.
+    pub unfinished: Option<String>,
+}
+
 /// Loads the weights for evaluation into a model: those of the run's last or best checkpoint,
-/// averaged if the run averages them. Returns the progress at that checkpoint.
+/// averaged if the run averages them.
 ///
 /// # Errors
 /// If no checkpoint is whole, or its weights are not of this model.
-pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &LoadedModel) -> Result<Progress> {
+pub(crate) fn load_weights(
+    folder: &RunFolder,
+    record: &RunRecord,
+    model: &LoadedModel,
+) -> Result<WeightsFound> {
     let train = &record.experiment.train;
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =
@@ -447,16 +514,17 @@ pub(crate) fn load_weights(folder: &RunFolder, record: &RunRecord, model: &Loade
             Error::new(format!("{path} has no checkpoint yet"))
                 .fix(format!("train it with `host train --resume {path}`"))
         })?;
-    for what in &saved.damaged {
-        warn(format_args!("{what}; evaluating the checkpoint before it"));
-    }
-    let (done, all) = (saved.progress.epochs.len(), train.epochs);
-    if train.select == Select::Last && !is_trained(&saved.progress.epochs, all) {
-        warn(format_args!("training is not finished: {done} of {all} epochs are done"));
-    }
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
     model.load(weights.unwrap_or(&Default::default()))?;
-    Ok(saved.progress)
+    let latest = match train.select {
+        Select::Best => checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten(),
+        Select::Last => None,
+    };
+    let epochs = latest.as_ref().map_or(&saved.progress.epochs, |latest| &latest.progress.epochs);
+    let (done, all) = (epochs.len(), train.epochs);
+    let unfinished = (!is_trained(epochs, all))
+        .then(|| format!("training is not finished: {done} of {all} epochs are done"));
+    Ok(WeightsFound { progress: saved.progress, damaged: saved.damaged, unfinished })
 }
 
 /// Handles a difference from a run's record: a warning if differences are allowed, else an error.
@@ -470,25 +538,61 @@ pub(crate) fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
     }
 }
 
-/// The spec of a recorded plugin, with the path that it was loaded from if that file still exists.
+/// The spec of a recorded plugin, with the path of its file: in `folder`, in the place that it was
+/// loaded from, or found by the spec.
 ///
 /// # Errors
-/// If the file is not the recorded one and `on_change` returns an error.
+/// If there is no such file, or it is not the recorded one and `on_change` returns an error.
 pub(crate) fn recorded_plugin(
-    spec: &PluginSpec,
+    given: &PluginSpec,
     record: &Record,
+    folder: Option<&Path>,
     on_change: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<PluginSpec> {
-    let mut spec = spec.clone();
-    if record.path.is_file() {
-        spec.file = record.path.display().to_string();
-    }
-    let found = crate::plugin::library::inspect(&spec.file)?;
+    let where_it_was = || record.path.is_file().then(|| record.path.clone());
+    let path = plugin_in(folder, &record.path).or_else(where_it_was);
+    let path = path.map_or_else(|| library::find(&given.file), Ok).map_err(|_| {
+        let name = record.path.file_name().unwrap_or_default().display();
+        Error::new(format!("the run's plugin {} is missing", record.path.display()))
+            .fix(format!("give the folder that has {name} now with --plugins FOLDER"))
+    })?;
+    let mut spec = given.clone();
+    (spec.file, spec.is_recorded) = (path.display().to_string(), true);
+    let found = library::inspect(&spec.file)?;
     if record.sha256 != found.sha256 {
         let what = format!("{} has changed since the run began", found.path.display());
         on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
     }
     Ok(spec)
+}
+
+/// The data of a run. Named data lie in `folder`, or where they were recorded. The user's own data
+/// lie in the folder of their name in `folder`, where they were recorded, or in `folder` itself.
+///
+/// # Errors
+/// If they are in none of these places, or cannot be read.
+pub(crate) fn recorded_data(recorded: &config::Data, folder: Option<&Path>) -> Result<Dataset> {
+    if data::NAMES.contains(&recorded.name.as_str()) {
+        return data::load(&recorded.name, folder.unwrap_or(&recorded.folder));
+    }
+    let path = Path::new(&recorded.name);
+    let name = path.file_name().unwrap_or_default();
+    let below = folder.map(|folder| folder.join(name));
+    let mut places = below.into_iter().chain([path.to_owned()]).chain(folder.map(Path::to_owned));
+    let found = places.find(|place| place.is_dir()).ok_or_else(|| {
+        Error::new(format!("the run's data {} are missing", path.display())).fix(format!(
+            "give the folder that has them now with --data-folder FOLDER: {} itself, or the folder around it",
+            name.display()
+        ))
+    })?;
+    // A relative path may look like the name of a known data set.
+    let found = std::path::absolute(&found).map_err(|why| Error::file("find", &found, why))?;
+    data::load(&found.to_string_lossy(), &recorded.folder)
+}
+
+/// The plugin library in `folder` with the name of this one, if there is one.
+pub(crate) fn plugin_in(folder: Option<&Path>, library: &Path) -> Option<PathBuf> {
+    library::find(&folder?.join(library.file_name()?).to_string_lossy()).ok()
 }
 
 /// Compares a data set's files with the recorded ones.
@@ -515,4 +619,101 @@ fn change(what: String, recorded: &str, found: &str) -> Error {
         .note("recorded", recorded)
         .note("found", found)
         .fix("restore the recorded file, or pass --allow-changed to use the new one")
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::progress::{EpochMetrics, TracePoint};
+    use super::*;
+    use crate::util::fuzz::{USUAL, corpus, for_cases, withstands};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn folder() -> (tempfile::TempDir, RunFolder) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        (folder, run)
+    }
+
+    #[test]
+    fn records_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("run.json")], &run.record_path(), USUAL, |path| {
+            RunFolder::open(path.parent().expect("a folder"))
+        });
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        fs::write(run.record_path(), corpus("run.json")).expect("written");
+        let (run, record) = RunFolder::open(run.path()).expect("valid");
+        write_json(&run.record_path(), &record).expect("written");
+        let (_, again) = RunFolder::open(run.path()).expect("valid");
+        assert_eq!(json!(again), json!(record));
+        // What this version writes has all that an older one wrote.
+        let written: Value = serde_json::from_slice(&corpus("run.json")).expect("JSON");
+        assert_eq!(json!(record)["plugins"], written["plugins"]);
+        assert_eq!(json!(record)["experiment"], written["experiment"]);
+    }
+
+    #[test]
+    fn measurements_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("metrics.jsonl")], &run.metrics_path(), USUAL, |_| run.metrics::<EpochMetrics>());
+        let trace = run.path().join("trace.jsonl");
+        withstands(&[corpus("trace.jsonl")], &trace, USUAL, |_| run.trace::<TracePoint>());
+    }
+
+    #[test]
+    fn measurements_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        let number = || prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO;
+        let epoch = (number(), number(), proptest::option::of(number()), any::<u64>(), any::<Vec<String>>());
+        for_cases(&proptest::collection::vec(epoch, 0..4), |epochs| {
+            let metrics = |(number, (loss, seconds, accuracy, updates, alarms)): (usize, _)| EpochMetrics {
+                epoch: number,
+                updates,
+                learning_rate: seconds,
+                train_loss: loss,
+                train_accuracy: loss,
+                validation_accuracy: accuracy,
+                probe_accuracy: None,
+                validation_passes: accuracy,
+                statistics_passes: None,
+                alarms,
+                stopped_early: number == 2,
+                passes_per_sample: updates,
+                seconds,
+            };
+            let epochs: Vec<_> = epochs.into_iter().enumerate().map(metrics).collect();
+            run.write_metrics(&epochs).expect("written");
+            let read = run.metrics::<EpochMetrics>().expect("valid");
+            prop_assert_eq!(json!(read), json!(epochs));
+            let bits = |epochs: &[EpochMetrics]| {
+                epochs.iter().map(|epoch| epoch.seconds.to_bits()).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(bits(&read), bits(&epochs));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn checkpoints_may_be_damaged() {
+        let (_folder, run) = folder();
+        let checkpoint = run.checkpoints().join("000000004");
+        fs::create_dir_all(&checkpoint).expect("a folder");
+        fs::write(checkpoint.join("weights.safetensors"), corpus("weights.safetensors")).expect("written");
+        let load = |_: &Path| match checkpoint::load::<Progress>(&run.checkpoints(), &["weights"]) {
+            Ok(found) => found.ok_or_else(|| Error::new("no checkpoint")),
+            // The damage may be in the digest of the file.
+            Err(why) if why.to_string().contains("weights.safetensors is damaged") => {
+                Err(why.note("digest", "progress.json"))
+            }
+            Err(why) => Err(why),
+        };
+        withstands(&[corpus("progress.json")], &checkpoint.join("progress.json"), USUAL, load);
+        fs::write(checkpoint.join("progress.json"), corpus("progress.json")).expect("written");
+        withstands(&[corpus("weights.safetensors")], &checkpoint.join("weights.safetensors"), USUAL, load);
+    }
 }

@@ -1,5 +1,6 @@
 //! The axes of a sweep: keys of an experiment, each with a list or a range of values.
 
+use crate::util::number::fraction;
 use crate::{Error, Result};
 use serde::Deserialize;
 use toml::Value;
@@ -117,7 +118,8 @@ impl Axis {
         let values = match written.get_ref() {
             DeValue::Array(list) => Values::Listed(listed(list, origin).map_err(refused)?),
             DeValue::Table(_) => {
-                let range = Range::deserialize(ValueDeserializer::from(written.clone()))
+                let range = Value::deserialize(ValueDeserializer::from(written.clone()))
+                    .and_then(|range| Range::deserialize(with_numbers(range)))
                     .map_err(|why| refused(why.message().to_owned()))?;
                 match range.numbers().map_err(refused)? {
                     None => Values::Drawn(range),
@@ -171,6 +173,7 @@ fn listed(list: &DeArray, origin: &dyn Fn(usize) -> String) -> std::result::Resu
     let mut choices: Vec<Choice> = Vec::new();
     for item in list {
         let value = Value::deserialize(ValueDeserializer::from(item.clone()))
+            .map(with_numbers)
             .map_err(|why| why.message().to_owned())?;
         if choices.iter().any(|choice| text(&choice.value) == text(&value)) {
             return Err(format!("{} is listed twice", text(&value)));
@@ -178,6 +181,18 @@ fn listed(list: &DeArray, origin: &dyn Fn(usize) -> String) -> std::result::Resu
         choices.push(Choice { value, origin: origin(item.span().start) });
     }
     Ok(choices)
+}
+
+/// A value with numbers in place of fractions such as "8/255", so that names and tables have them.
+fn with_numbers(value: Value) -> Value {
+    match value {
+        Value::String(text) => fraction(&text).map_or(Value::String(text), Value::Float),
+        Value::Array(list) => Value::Array(list.into_iter().map(with_numbers).collect()),
+        Value::Table(table) => {
+            Value::Table(table.into_iter().map(|(key, value)| (key, with_numbers(value))).collect())
+        }
+        other => other,
+    }
 }
 
 impl Range {
@@ -345,6 +360,17 @@ mod tests {
             ("train.epochs", "line 4"),
         ];
         assert_eq!(keys, expected);
+    }
+
+    #[test]
+    fn numbers_may_be_fractions() {
+        assert_eq!(values("[\"1/4\", 0.5, \"a/b\"]")[..2], floats(&[0.25, 0.5]));
+        assert_eq!(values("[\"1/4\", \"a/b\"]")[1], Value::from("a/b"));
+        let range = "{ from = \"1/4\", to = \"3/4\", step = \"1/4\" }";
+        assert_eq!(values(range), floats(&[0.25, 0.5, 0.75]));
+        let table = &values("[{ epsilon = \"1/4\" }]")[0];
+        assert_eq!(text(table), "epsilon=0.25");
+        assert!(refusal("[\"1/4\", 0.25]").contains("0.25 is listed twice"));
     }
 
     #[test]

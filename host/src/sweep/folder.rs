@@ -262,6 +262,17 @@ impl SweepFolder {
     /// # Errors
     /// If one of its files is damaged.
     pub(super) fn readable_row(&self, sweep: &Sweep, setting: &Setting) -> Result<Row> {
+        let wanted = setting.experiment.train.epochs;
+        if let Ok((_, record)) = RunFolder::open(&self.run(setting))
+            && record.experiment.train.epochs != wanted
+        {
+            let path = self.run(setting);
+            return Err(Error::new(format!(
+                "{} has {} epochs, the sweep asks for {wanted}: it was extended",
+                path.display(),
+                record.experiment.train.epochs
+            )));
+        }
         let best_epoch = match setting.experiment.train.select {
             Select::Best => true,
             Select::Last => false,
@@ -385,5 +396,23 @@ mod tests {
         fs::write(folder.failure_path(setting), "{").expect("written");
         let row = folder.row(&sweep, setting);
         assert!(row.reason.is_some_and(|reason| reason.starts_with("cannot understand")));
+    }
+
+    #[test]
+    fn fuzz_the_files_of_a_sweep_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let (_place, folder, sweep) = trained();
+        let setting = &sweep.settings[0];
+        let row = |_: &Path| folder.readable_row(&sweep, setting);
+        withstands(&[corpus("sweep.json")], &folder.evaluations_path(setting), USUAL, row);
+        fs::write(folder.evaluations_path(setting), corpus("sweep.json")).expect("written");
+        let failure =
+            Failure { command: "train".into(), ended: "exit code 1".into(), lines: vec!["error: x".into()] };
+        let failure = json!(failure).to_string().into_bytes();
+        withstands(&[failure], &folder.failure_path(setting), USUAL, row);
+        withstands(&[corpus("summary.json")], &folder.summary_path(), USUAL, |_| folder.saved_summary());
+        let mut files = crate::util::fuzz::toml_files("examples/sweeps");
+        files.push(corpus("sweep.toml"));
+        withstands(&files, &folder.file("mine.toml"), 100 * USUAL, Sweep::read);
     }
 }

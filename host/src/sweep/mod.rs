@@ -9,7 +9,9 @@ pub(crate) mod folder;
 pub(crate) mod summary;
 pub(crate) mod worker;
 
-use crate::config::{self, Experiment, Role, from_table, one_line, origin, parse_toml};
+use crate::config::{
+    self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml, read_text,
+};
 use crate::plugin::spec;
 use crate::torch::random::{Purpose, step_of_name, uniform};
 use crate::util::files;
@@ -115,7 +117,7 @@ impl Sweep {
     /// # Errors
     /// If a run has an unknown key or an invalid value. The error names the line or the run.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let text = read_text(path)?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -323,10 +325,12 @@ impl Template {
         let with_name = |error: Error| error.note("run", &name);
         let (options, keys): (Vec<_>, Vec<_>) =
             axes.iter().zip(choices).partition(|(axis, _)| option_of(&axis.key).is_some());
-        let mut table = self.table.clone();
+        let (mut table, mut placed) = (self.table.clone(), Table::new());
         for (axis, choice) in &keys {
             place(&mut table, &axis.key, &choice.value);
+            place(&mut placed, &axis.key, &choice.value);
         }
+        check_norm(&self.experiment.threat, &placed).map_err(with_name)?;
         for (axis, choice) in &options {
             let (plugin, option) = option_of(&axis.key).unwrap_or_default();
             let with_option = with_option(&table, plugin, option, &text(&choice.value))
@@ -542,6 +546,25 @@ mod tests {
         );
         refuses("[sweep.axes]\nexperiment = [{ epoch = 1 }]\n", &["s.toml, line 2", "unknown field `epoch`"]);
         refuses("[sweep.axes]\nexperiment = [3]\n", &["s.toml, line 2", "unknown field `experiment`"]);
+    }
+
+    #[test]
+    fn fractions_are_numbers_in_settings_and_their_names() {
+        let text = "[sweep.axes]\nthreat.epsilon = [\"1/4\", 0.5]\nsampler.noise = [\"1/8\"]\n";
+        let settings = sweep(text).expect("a sweep").settings;
+        let epsilons = settings.iter().map(|setting| setting.experiment.threat.epsilon);
+        assert!(epsilons.eq([0.25, 0.5]));
+        assert_eq!(settings[0].name, "sampler.noise=0.125,threat.epsilon=0.25");
+    }
+
+    #[test]
+    fn an_axis_gives_another_norm_a_radius_of_its_own() {
+        let alone = "[sweep.axes]\nthreat.norm = [\"linf\", \"l2\"]\n";
+        refuses(alone, &["threat.norm: l2 needs an epsilon of its own", "threat.norm=l2"]);
+        let whole = "[sweep.axes]\nexperiment = [{ threat = { norm = \"l2\" } }]\n";
+        refuses(whole, &["threat.norm: l2 needs an epsilon of its own"]);
+        let both = "[sweep.axes]\nthreat = [{ norm = \"linf\" }, { norm = \"l2\", epsilon = 2 }]\n";
+        assert_eq!(sweep(both).expect("a sweep").settings.len(), 2);
     }
 
     #[test]

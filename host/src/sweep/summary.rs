@@ -72,6 +72,9 @@ pub(crate) struct Row {
     /// The alarms of its last epoch.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// The smallest number of points of its evaluations. Older hosts do not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub points: Option<usize>,
     /// Its measured values.
     pub figures: Figures,
 }
@@ -88,7 +91,9 @@ impl Row {
     ) -> Self {
         let caveats = evaluations.iter().flat_map(SweepEvaluation::caveats).collect();
         let alarms = epochs.last().map(|last| last.alarms.clone()).unwrap_or_default();
-        Self { status, reason, caveats, alarms, figures: figures(epochs, best_epoch, evaluations) }
+        let points = |evaluation: &SweepEvaluation| evaluation.result["points"].as_u64();
+        let points = evaluations.iter().filter_map(points).min().map(|points| points as usize);
+        Self { status, reason, caveats, alarms, points, figures: figures(epochs, best_epoch, evaluations) }
     }
 
     /// The row in one line, for people.
@@ -518,6 +523,7 @@ mod tests {
             experiment: Default::default(),
         });
         let rows = runs.iter().map(|(_, _, status, accuracy, seconds)| Row {
+            points: None,
             status: *status,
             reason: None,
             figures: Figures(vec![("train_accuracy".to_owned(), *accuracy), (SECONDS.to_owned(), *seconds)]),

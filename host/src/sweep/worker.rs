@@ -6,10 +6,11 @@ use super::{Setting, Sweep};
 use crate::error::{absolute, shown};
 use crate::run::{RunFolder, checkpoint};
 use crate::training::store;
-use crate::util::console::{say, warn};
+use crate::util::console::{self, Indicator};
 use crate::util::files;
 use crate::{Error, Result};
 use serde_json::Value;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
@@ -20,6 +21,12 @@ use std::time::Duration;
 
 /// The time between two checks of a child process.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The number of those checks after which the indicator is shown again: after a second.
+const LOOKS_PER_LINE: u32 = 20;
+
+/// The number of bytes of a log among which its last line is looked for.
+const LONGEST_LINE: u64 = 4096;
 
 /// The number of lines shown of a failed command's output.
 const LAST_LINES: usize = 10;
@@ -65,6 +72,8 @@ pub(crate) struct Worker<'a> {
     pub retry_failed: bool,
     /// Set when the user stops the sweep.
     pub stop: &'a AtomicBool,
+    /// Where the sweep is.
+    pub indicator: Indicator,
 }
 
 impl Worker<'_> {
@@ -83,9 +92,13 @@ impl Worker<'_> {
                     Ending::Finished => {}
                     Ending::Failed => outcome.failed += 1,
                     Ending::Damaged => outcome.damaged += 1,
-                    Ending::Busy => busy.push((number, setting)),
+                    Ending::Busy => {
+                        busy.push((number, setting));
+                        continue;
+                    }
                     Ending::Interrupted => return Ok(Outcome { interrupted: true, ..outcome }),
                 }
+                self.indicator.move_to(self.indicator.position() + 1);
             }
         }
         outcome.busy = busy.into_iter().map(|(_, setting)| setting.name.clone()).collect();
@@ -105,24 +118,24 @@ impl Worker<'_> {
         match self.folder.readable_row(self.sweep, setting) {
             Ok(Row { status: Status::Finished, .. }) => return Ok(Ending::Finished),
             Ok(Row { status: Status::Failed, reason, .. }) if !self.retry_failed => {
-                warn(format_args!("{name} failed before: {}", reason.unwrap_or_default()));
+                self.warn(format_args!("{name} failed before: {}", reason.unwrap_or_default()));
                 return Ok(Ending::Failed);
             }
             Ok(_) => {}
             Err(why) => {
-                warn(format_args!(
+                self.warn(format_args!(
                     "{name} is left unchanged: {why}; move that file away to repeat that part of the run"
                 ));
                 return Ok(Ending::Damaged);
             }
         }
-        say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
+        self.say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
         let ended = self.train_and_evaluate(setting, &lock)?;
         if let Ended::Badly(failure) = &ended {
             self.folder.write_failure(setting, failure)?;
             let lines: String = failure.lines.iter().map(|line| format!("\n  | {line}")).collect();
             let log = self.folder.log(setting);
-            warn(format_args!(
+            self.warn(format_args!(
                 "{name} failed: {} ended with {}; the last lines of its output in {}:{lines}",
                 failure.command,
                 failure.ended,
@@ -130,13 +143,21 @@ impl Worker<'_> {
             ));
         }
         drop(lock);
-        say(format_args!("  {}", self.folder.row(self.sweep, setting).line()));
+        self.say(format_args!("  {}", self.folder.row(self.sweep, setting).line()));
         self.folder.summarise(self.sweep)?;
         Ok(match ended {
             Ended::Well(_) => Ending::Finished,
             Ended::Badly(_) => Ending::Failed,
             Ended::Interrupted => Ending::Interrupted,
         })
+    }
+
+    fn say(&self, text: impl Display) {
+        self.indicator.suspend(|| console::say(text));
+    }
+
+    fn warn(&self, text: impl Display) {
+        self.indicator.suspend(|| console::warn(text));
     }
 
     /// Trains and evaluates a run, as far as it is not done yet.
@@ -157,6 +178,10 @@ impl Worker<'_> {
             };
             let ended = self.host(setting, lock, command)?;
             let Ended::Well(_) = ended else { return Ok(ended) };
+            // A library may end the process with exit code 0.
+            if !self.folder.is_trained(setting) {
+                return Ok(Ended::Badly(unfinished("host train", "the run is not trained")));
+            }
         }
         // The sweep may have been killed after an evaluation had ended: it is not repeated.
         for suite in self.folder.missing(self.sweep, setting)? {
@@ -167,9 +192,9 @@ impl Worker<'_> {
                 Ended::Well(answer) => answer,
                 ended => return Ok(ended),
             };
-            let result = serde_json::from_str(&answer).map_err(|why| {
-                Error::new(format!("cannot understand the output of host eval: {why}")).on_the_way()
-            })?;
+            let Ok(result) = serde_json::from_str(&answer) else {
+                return Ok(Ended::Badly(unfinished("host eval", "it printed no evaluation")));
+            };
             self.folder.add_evaluation(setting, SweepEvaluation { suite: suite.clone(), attacks, result })?;
         }
         Ok(Ended::Well(String::new()))
@@ -188,13 +213,13 @@ impl Worker<'_> {
             // The child gets the lock as its standard input: it is held as long as either process
             // lives.
             let streams = [lock, output, &log].map(File::try_clone);
-            let status = self.wait_for(spawn(arguments, streams)?)?;
+            let status = self.wait_for(spawn(arguments, streams)?, setting)?;
             if !status.success() && self.stop.load(Ordering::Relaxed) {
                 return Ok(Ended::Interrupted);
             }
             let printed = read_from(&mut log, start)?;
             for warning in printed.lines().filter_map(|line| line.strip_prefix("warning: ")) {
-                warn(format_args!("{}: {warning}", setting.name));
+                self.warn(format_args!("{}: {warning}", setting.name));
             }
             if status.success() {
                 return Ok(Ended::Well(read_from(&mut answer, 0)?));
@@ -210,10 +235,15 @@ impl Worker<'_> {
         run().map_err(|why| Error::new(format!("cannot run {command}: {why}")).on_the_way())
     }
 
-    /// Waits for a process. If the user stops the sweep, the process is interrupted.
-    fn wait_for(&self, mut child: Child) -> io::Result<ExitStatus> {
-        let mut interrupted = false;
+    /// Waits for a process, and shows the last line of its log meanwhile. If the user stops the
+    /// sweep, the process is interrupted.
+    fn wait_for(&self, mut child: Child, setting: &Setting) -> io::Result<ExitStatus> {
+        let (mut interrupted, mut looks, log) = (false, 0, self.folder.log(setting));
         loop {
+            if looks % LOOKS_PER_LINE == 0 {
+                let message = || format!("{}: {}", setting.name, last_line(&log).unwrap_or_default());
+                self.indicator.show(self.indicator.position(), message);
+            }
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
@@ -223,8 +253,23 @@ impl Worker<'_> {
                 interrupted = true;
             }
             std::thread::sleep(LOOK_EVERY);
+            looks += 1;
         }
     }
+}
+
+/// The failure of a command that ended with exit code 0 without its result.
+fn unfinished(command: &str, missing: &str) -> Failure {
+    let ended = format!("exit code 0, but {missing}");
+    Failure { command: command.to_owned(), ended, lines: Vec::new() }
+}
+
+/// The last line of a file.
+fn last_line(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let text = read_from(&mut file, length.saturating_sub(LONGEST_LINE))?;
+    Ok(text.lines().last().unwrap_or_default().to_owned())
 }
 
 /// Starts this program with other arguments, and these files as its standard input, output and

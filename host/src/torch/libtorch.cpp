@@ -11,10 +11,16 @@
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+#include <cfenv>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <iterator>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -124,6 +130,64 @@ extern "C" const char* host_arithmetic(HostArithmetic* found) {
             /*cudnn_benchmark=*/context.benchmarkCuDNN(),
             /*deterministic_algorithms=*/context.deterministicAlgorithms(),
         };
+    });
+}
+
+// Mirrors `Identity` in identity.rs.
+struct HostIdentity {
+    const void* tensor;
+    const void* data;
+    int64_t version;
+    uint64_t storage_users;
+    bool requires_grad;
+};
+
+// Which tensor this is, and what a write to it changes.
+extern "C" const char* host_identity(const at::Tensor* tensor, HostIdentity* found) {
+    return attempt([&] {
+        *found = HostIdentity{};
+        if (!tensor->defined()) return;
+        found->tensor = tensor->unsafeGetTensorImpl();
+        if (tensor->has_storage()) {
+            found->data = tensor->const_data_ptr();
+            found->storage_users = tensor->storage().use_count();
+        }
+        found->version = tensor->is_inference() ? 0 : static_cast<int64_t>(tensor->_version());
+        found->requires_grad = tensor->requires_grad();
+    });
+}
+
+// Settings of libtorch and of the processor that change results, in the order of `SETTINGS` in
+// process.rs.
+extern "C" const char* host_settings(int64_t* values, size_t count) {
+    return attempt([&] {
+        const auto& context = at::globalContext();
+        // Half of the smallest normal number is zero if such numbers are flushed.
+        volatile float tiny = 1.17549435e-38f;
+        const int64_t found[] = {
+            context.userEnabledMkldnn(),
+            context.userEnabledNNPACK(),
+            context.userEnabledCuDNN(),
+            context.deterministicAlgorithms(),
+            context.deterministicAlgorithmsWarnOnly(),
+            context.deterministicFillUninitializedMemory(),
+            context.deterministicCuDNN(),
+            context.benchmarkCuDNN(),
+            context.deterministicMkldnn(),
+            static_cast<int64_t>(context.float32MatmulPrecision()),
+            context.allowTF32CuDNN(),
+            context.allowTF32CuBLAS(),
+            context.allowTF32OneDNN(),
+            context.allowFP16ReductionCPU(),
+            static_cast<int64_t>(c10::typeMetaToScalarType(c10::get_default_dtype())),
+            at::autocast::is_autocast_enabled(at::kCPU),
+            at::autocast::is_autocast_enabled(at::kCUDA),
+            c10::InferenceMode::is_enabled(),
+            tiny * 0.5f == 0.0f,
+            std::fegetround(),
+        };
+        if (count != sizeof found / sizeof *found) throw std::logic_error("another number of settings");
+        std::copy(std::begin(found), std::end(found), values);
     });
 }
 

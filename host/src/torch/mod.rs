@@ -1,9 +1,12 @@
-//! What the binding to libtorch lacks: devices, precisions, a record of the arithmetic, keyed
-//! random numbers, a check for NaN that does not wait for the device, and tensors in files.
+//! What the binding to libtorch lacks: devices, precisions, a record of the arithmetic, the settings
+//! of the process, keyed random numbers, the identity of tensors, a check for NaN that does not wait
+//! for the device, and tensors in files.
 
 pub mod arithmetic;
 pub mod device;
 pub(crate) mod finite;
+pub(crate) mod identity;
 pub mod precision;
+pub(crate) mod process;
 pub mod random;
 pub(crate) mod tensors;

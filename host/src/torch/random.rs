@@ -46,8 +46,9 @@ pub(crate) fn seed_for(seed: u64, purpose: Purpose, step: u64) -> i64 {
     generator(seed, purpose, step, 0, 0, 0).next_u64() as i64
 }
 
-/// The largest number of steps or replays of a visit: its forward passes are numbered in 16 bits.
-pub(crate) const MOST_STEPS: usize = 65_534;
+pub(crate) use plugin_api::abi::MOST_STEPS;
+
+const _: () = assert!(MOST_STEPS + 1 < 1 << 16, "the forward passes of a visit are numbered in 16 bits");
 
 /// The forward passes of an update in which a model draws random numbers of its own.
 pub(crate) enum Forward {

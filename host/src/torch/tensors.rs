@@ -190,4 +190,19 @@ mod tests {
             assert!(refused.to_string().contains("cannot understand"), "{refused}");
         }
     }
+
+    #[test]
+    fn fuzz_files_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        withstands(
+            &[corpus("weights.safetensors")],
+            &folder.path().join("mine.safetensors"),
+            USUAL,
+            |path| {
+                // Every number can be read.
+                read(path)?.values().try_for_each(|tensor| bytes(tensor).map(drop))
+            },
+        );
+    }
 }

@@ -62,7 +62,8 @@ impl Training {
         stopping: bool,
     ) -> Result<()> {
         let update = self.records.progress.update;
-        if update.is_multiple_of(UPDATES_PER_READ) {
+        reporter.advance(update);
+        if update.is_multiple_of(UPDATES_PER_READ) || reporter.is_line_due() {
             self.sums.finite.read()?;
             reporter.update(update, self.sums.tally.read());
         }
@@ -83,7 +84,7 @@ impl Training {
     /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is
     /// done. Returns whether there was anything to do.
     fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
-        self.validate_epoch(folder, stop)?;
+        self.validate_epoch(folder, (reporter.style(), stop))?;
         let traced = self.trace_if_due(folder, reporter, stop)?;
         if self.records.recorded_epochs == self.records.progress.epochs.len() {
             return Ok(traced);
@@ -121,7 +122,7 @@ impl Training {
     }
 
     /// Adds to the last epoch what is wrong with it, if anything, in its checkpoint too.
-    fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
+    pub(super) fn raise_alarms(&mut self, folder: &RunFolder) -> Result<()> {
         let over = self.is_over();
         let progress = &mut self.records.progress;
         let Some(last) = progress.epochs.last() else { return Ok(()) };
@@ -301,7 +302,7 @@ impl Training {
         attacks: &[Attack],
         (examples, points): (&Examples, Option<usize>),
         purpose: Purpose,
-        stop: &AtomicBool,
+        (style, stop): (Style, &AtomicBool),
     ) -> Result<Evaluation> {
         let (experiment, model) = (&self.plan.experiment, &self.players.model);
         let evaluator = Evaluator {
@@ -316,7 +317,7 @@ impl Training {
             batch: experiment.eval.batch,
             seed: experiment.train.seed,
             device: self.plan.device,
-            style: Style::Json,
+            style,
         };
         let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
         let (evaluation, failure) = match averaged(&self.players.average) {
@@ -344,8 +345,9 @@ impl Training {
         self.renew_statistics()?;
         let Some(Trace { attack, examples, points, .. }) = &self.records.trace else { return Ok(false) };
         let spec = attack.record.spec.clone();
-        let found =
-            self.evaluate(std::slice::from_ref(attack), (examples, Some(*points)), Purpose::Attack, stop);
+        let attack = std::slice::from_ref(attack);
+        let output = (reporter.style(), stop);
+        let found = self.evaluate(attack, (examples, Some(*points)), Purpose::Attack, output);
         if found.as_ref().is_err_and(Error::is_interrupted) && self.records.saved != Some(update) {
             self.save_checkpoint(folder)?;
         }
@@ -381,12 +383,12 @@ impl Training {
     /// Scores the last epoch on the validation points, if it is not scored yet, keeps its weights
     /// if they are to be selected, and ends the run if no epoch has scored better for as long as
     /// patience lasts. The score is added to its checkpoint.
-    fn validate_epoch(&mut self, folder: &RunFolder, stop: &AtomicBool) -> Result<()> {
+    fn validate_epoch(&mut self, folder: &RunFolder, output: (Style, &AtomicBool)) -> Result<()> {
         let unscored = |epoch: &&EpochMetrics| epoch.validation_accuracy.is_none();
         let last = self.records.progress.epochs.last().filter(unscored);
         let (Some(held_out), Some(_)) = (&self.records.validation, last) else { return Ok(()) };
         let probe = self.records.probe.as_slice();
-        let validation = self.evaluate(probe, (held_out, None), Purpose::Probe, stop)?;
+        let validation = self.evaluate(probe, (held_out, None), Purpose::Probe, output)?;
         let progress = &mut self.records.progress;
         let Some((last, before)) = progress.epochs.split_last_mut() else { return Ok(()) };
         last.validation_accuracy = Some(validation.clean);
@@ -394,7 +396,7 @@ impl Training {
         last.probe_accuracy = probe.map(|probe| probe.robust);
         let of_probe = probe.map_or(0.0, |probe| probe.cost.passes());
         last.validation_passes = Some(validation.count as f64 / 2.0 + of_probe);
-        let Train { epochs, patience, select, .. } = self.plan.experiment.train;
+        let Train { epochs, select, .. } = self.plan.experiment.train;
         let best_before = before.iter().map(EpochMetrics::score).fold(f64::NEG_INFINITY, f64::max);
         let players = &self.players;
         if select == Select::Best && last.score() > best_before {
@@ -404,19 +406,26 @@ impl Training {
             folder.refuse_if_moved()?;
             checkpoint::save(&folder.best(), progress.update, &weights, progress)?;
         }
-        let best = best_epoch(&progress.epochs).map_or(0, |best| best.epoch);
+        let is_out_of_patience = self.is_out_of_patience();
+        let progress = &mut self.records.progress;
         if let Some(last) = progress.epochs.last_mut() {
-            // An average that begins at some epoch has not been scored before that epoch.
-            let steps_of_an_epoch = (players.optimizer.steps() / last.epoch as u64).max(1);
-            let scored = players
-                .average
-                .as_ref()
-                .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
-            let without_a_better = (last.epoch - best).min(scored);
-            last.stopped_early =
-                last.epoch < epochs && patience.is_some_and(|patience| without_a_better >= patience);
+            last.stopped_early = last.epoch < epochs && is_out_of_patience;
         }
         save_progress(folder, progress)
+    }
+
+    /// Whether no epoch has scored better for as long as patience lasts.
+    pub(super) fn is_out_of_patience(&self) -> bool {
+        let (players, epochs) = (&self.players, &self.records.progress.epochs);
+        let (Some(best), Some(last)) = (best_epoch(epochs), epochs.last()) else { return false };
+        // An average that begins at some epoch has not been scored before that epoch.
+        let steps_of_an_epoch = (players.optimizer.steps() / last.epoch as u64).max(1);
+        let scored = players
+            .average
+            .as_ref()
+            .map_or(last.epoch, |average| average.steps_in_it().div_ceil(steps_of_an_epoch) as usize);
+        let without_a_better = (last.epoch - best.epoch).min(scored);
+        self.plan.experiment.train.patience.is_some_and(|patience| without_a_better >= patience)
     }
 
     /// Begins an event file for TensorBoard, if one is wanted, with what was measured at this

@@ -1,8 +1,12 @@
 //! The cost of training in passes. A pass is one forward and one backward of one sample; a forward
 //! alone counts as a whole pass, so that no method looks cheaper than it is.
 
+use super::Training;
 use super::update::Players;
 use crate::config::{Mode, Objective, Train};
+use indicatif::HumanCount;
+use serde::Serialize;
+use std::fmt;
 
 /// Passes of each training point in an epoch. For each of its K particles: in mode faithful T for
 /// the steps of the particle, one for the weights and one if the sampler judges its last proposal;
@@ -35,9 +39,41 @@ pub(super) fn statistics_passes(train: &Train, points: usize, batches: usize) ->
     forwards as f64 / 2.0
 }
 
+/// What a run is expected to cost, if patience does not end it. Probes and traces are not counted.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExpectedCost {
+    /// Passes of each training point.
+    pub passes_per_sample: u64,
+    /// Passes of all training points.
+    pub passes: u64,
+    /// Minibatches, however often each is replayed.
+    pub updates: u64,
+    points: u64,
+}
+
+impl fmt::Display for ExpectedCost {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { passes_per_sample, passes, updates, points } = *self;
+        let [each, points, passes, updates] = [passes_per_sample, points, passes, updates].map(HumanCount);
+        write!(
+            formatter,
+            "{each} passes per sample x {points} points = {passes} passes, in {updates} updates"
+        )
+    }
+}
+
+impl Training {
+    /// What the whole run is expected to cost.
+    pub(super) fn expected_cost(&self) -> ExpectedCost {
+        let passes_per_sample = self.plan.experiment.train.epochs as u64 * self.plan.passes_per_epoch;
+        let points = self.plan.examples.len() as u64;
+        let (passes, updates) = (passes_per_sample * points, self.updates());
+        ExpectedCost { passes_per_sample, passes, updates, points }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::Training;
     use super::*;
     use crate::config::{Experiment, ModelMode, SamplerChoice};
     use crate::plugin::{LoadedModel, Sampler};

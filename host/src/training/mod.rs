@@ -9,6 +9,7 @@ mod augmentation;
 mod average;
 mod bookkeeping;
 mod cost;
+mod extension;
 #[cfg(test)]
 mod fixtures;
 mod objective;
@@ -27,6 +28,8 @@ pub(crate) use trace::Trace;
 use crate::Result;
 use crate::config::Experiment;
 use crate::data::examples::Examples;
+use crate::evaluation::caveat;
+use crate::evaluation::verdict::Caveat;
 use crate::plugin::Attack;
 use crate::run::RunFolder;
 use crate::run::progress::Progress;
@@ -147,6 +150,14 @@ impl Training {
     /// The experiment.
     pub fn experiment(&self) -> &Experiment {
         &self.plan.experiment
+    }
+
+    /// The caveat of its threat model, which every evaluation of the run will have.
+    pub fn caveat(&self) -> Option<Caveat> {
+        caveat::of_threat(
+            &self.plan.experiment.threat,
+            self.plan.examples.images.size()[1..].iter().product(),
+        )
     }
 
     /// How far the run is.

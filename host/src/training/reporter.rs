@@ -1,14 +1,16 @@
 //! The progress output of a training run.
 
 use crate::run::progress::{EpochMetrics, Progress, TracePoint};
-use crate::util::console::{Style, bar, say, warn};
-use indicatif::ProgressBar;
+use crate::util::console::{Indicator, Style, say, warn};
 use std::time::Instant;
+
+/// What a progress bar counts.
+const UNIT: &str = "updates";
 
 /// Prints the progress of a training run.
 pub struct Reporter {
     style: Style,
-    bar: ProgressBar,
+    status: Indicator,
     started: Instant,
     first_update: u64,
     first_seconds: f64,
@@ -21,7 +23,7 @@ impl Reporter {
     pub fn new(style: Style) -> Self {
         Self {
             style,
-            bar: ProgressBar::hidden(),
+            status: Indicator::of_part(style, 0, UNIT),
             started: Instant::now(),
             first_update: 0,
             first_seconds: 0.0,
@@ -37,21 +39,36 @@ impl Reporter {
         self.first_seconds = progress.seconds;
         self.updates_per_epoch = updates_per_epoch;
         self.points = points;
-        self.bar = bar(self.style, updates, "{msg} [{bar:30}] {percent}% {eta} left");
-        self.bar.set_position(progress.update);
-        self.bar.reset_eta();
+        self.status = Indicator::new(self.style, updates, UNIT, "{msg} [{bar:30}] {percent}% {eta} left");
+        self.status.begin_at(progress.update);
+    }
+
+    /// An update is done.
+    pub fn advance(&self, update: u64) {
+        self.status.move_to(update);
+    }
+
+    /// Whether it is time to say where the run is, where there is no bar.
+    pub fn is_line_due(&self) -> bool {
+        self.status.is_due()
+    }
+
+    /// The style of the output.
+    pub fn style(&self) -> Style {
+        self.style
     }
 
     /// An update is done; `(loss, correct, particles)` are the sums of the epoch so far.
-    pub fn update(&mut self, update: u64, (loss, correct, particles): (f64, f64, f64)) {
+    pub fn update(&self, update: u64, (loss, correct, particles): (f64, f64, f64)) {
         let epoch = (update - 1) / self.updates_per_epoch + 1;
-        self.bar.set_position(update);
-        self.bar.set_message(format!(
-            "epoch {epoch} loss {:.3} accuracy {:.1} % {:.0} images/s",
-            loss / particles,
-            100.0 * correct / particles,
-            self.images(update) / self.started.elapsed().as_secs_f64()
-        ));
+        self.status.show(update, || {
+            format!(
+                "epoch {epoch} loss {:.3} accuracy {:.1} % {:.0} images/s",
+                loss / particles,
+                100.0 * correct / particles,
+                self.images(update) / self.started.elapsed().as_secs_f64()
+            )
+        });
     }
 
     /// Number of training images used in this session; each epoch uses every image once.
@@ -87,7 +104,7 @@ impl Reporter {
             metrics.passes_per_sample,
             metrics.seconds,
         );
-        self.bar.suspend(|| say(&line));
+        self.status.suspend(|| say(&line));
     }
 
     /// Prints a point of the trace.
@@ -107,7 +124,7 @@ impl Reporter {
                     100.0 * point.attack_accuracy,
                     point.seconds
                 );
-                self.bar.suspend(|| say(&line));
+                self.status.suspend(|| say(&line));
             }
         }
     }
@@ -116,7 +133,7 @@ impl Reporter {
     pub fn alarm(&self, finding: &str) {
         match self.style {
             Style::Json => say(serde_json::json!({"event": "alarm", "finding": finding})),
-            Style::Human => self.bar.suspend(|| warn(finding)),
+            Style::Human => self.status.suspend(|| warn(finding)),
         }
     }
 
@@ -130,12 +147,12 @@ impl Reporter {
     /// Prints a note in human style only.
     pub fn note(&self, text: &str) {
         if self.style == Style::Human {
-            self.bar.suspend(|| say(text));
+            self.status.suspend(|| say(text));
         }
     }
 
     /// Removes the progress bar.
     pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.status.finish();
     }
 }

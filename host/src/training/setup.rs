@@ -1,7 +1,7 @@
 //! Assembles a run from an experiment, or from the folder of one that was stopped.
 
 use super::average::{Average, Averaging};
-use super::cost::passes_per_epoch;
+use super::cost::{ExpectedCost, passes_per_epoch};
 use super::optimizer::{Optimizer, Settings};
 use super::schedule::Schedule;
 use super::store::{self, ParticleStore};
@@ -11,10 +11,11 @@ use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
 use crate::config::{Experiment, Mode, Start as StartChoice, Train};
 use crate::data::examples::Examples;
-use crate::data::{self, Dataset};
-use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler};
+use crate::data::{self, Dataset, Origin};
+use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
+use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, DataRecord, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
+use crate::run::{self, DataRecord, Extension, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
@@ -29,10 +30,14 @@ use tch::Device;
 /// How a run is resumed.
 #[derive(Debug, Default)]
 pub struct ResumeOptions {
-    /// Where named data sets lie, if not where the run recorded.
+    /// Where the data lie now, if not where the run recorded.
     pub data_folder: Option<PathBuf>,
+    /// Where the plugins lie now, if not where the run recorded.
+    pub plugins: Option<PathBuf>,
     /// Whether plugins and data may differ from those recorded.
     pub allow_changed: bool,
+    /// Keys of the experiment with other values than recorded: epochs, threads or device.
+    pub changes: toml::Table,
 }
 
 /// Begins a run in a folder: everything that can be known to be wrong is refused before anything is
@@ -70,12 +75,21 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
+    let mut findings = dataset.findings()?;
+    findings.extend(dataset.findings_of_parts(train_points, validation_points)?);
+    findings.iter().for_each(warn);
     // Other names until there is a record: a process that is killed before leaves these names free.
     let mut beginning = experiment.clone();
     beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
     let (mut training, plugins) = assemble(&beginning, &dataset)?;
     training.plan.experiment = experiment.clone();
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
+    for (_, spec) in experiment.plugins() {
+        trust::add_named(&spec.file).unwrap_or_else(|why| {
+            let why = why.first_line();
+            warn(format_args!("{} cannot be listed as trusted, as a resumed run needs it: {why}", spec.file));
+        });
+    }
     folder.create(&RunRecord {
         command: std::env::args().collect(),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -83,6 +97,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         data: DataRecord {
             name: dataset.name,
             checksums: dataset.checksums,
+            published: Some(dataset.origin == Origin::Published),
+            findings,
             class_names: dataset.class_names,
             test_points,
             train_points,
@@ -91,39 +107,49 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         versions: Versions::current(),
         arithmetic,
         later_arithmetic: Vec::new(),
+        extensions: Vec::new(),
         experiment,
     })?;
     Ok(training)
 }
 
 /// Continues a run that was stopped: the same experiment, plugins and data, from its last
-/// checkpoint. Also returns the update of that checkpoint, 0 if there is none.
+/// checkpoint, or extends it to more epochs. Also returns the update of that checkpoint, 0 if there is none.
 ///
 /// # Errors
-/// If the folder holds no run, another process trains in it, or plugins or data differ from those
-/// recorded.
+/// If the folder holds no run, another process trains in it, plugins or data differ from those
+/// recorded, or the run cannot be extended.
 pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFolder, u64)> {
     let mut on_change = run::unless(options.allow_changed);
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
-    let mut experiment = record.experiment.clone();
+    let mut experiment = record.experiment.with(&options.changes)?;
     experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
-    if let Some(data_folder) = &options.data_folder {
-        experiment.data.folder.clone_from(data_folder);
-    }
     device::set_threads(experiment.train.threads)?;
     for (role, spec) in experiment.plugins_mut() {
         if let Some(recorded) = record.plugins.of(role) {
-            *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
+            *spec = run::recorded_plugin(spec, recorded, options.plugins.as_deref(), &mut on_change)?;
         }
     }
     experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
-    let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
+    let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
+    dataset.findings()?.iter().for_each(warn);
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.load_checkpoint(&folder)?;
     for what in damaged {
         warn(format_args!("{what}; going back to the checkpoint before it"));
+    }
+    let before = record.experiment.train.epochs;
+    if training.experiment().train.epochs != before {
+        training.check_extension(before)?;
+        folder.extend(&Extension {
+            update,
+            from: before,
+            to: training.experiment().train.epochs,
+            command: std::env::args().collect(),
+        })?;
+        training.end_is_later(&folder)?;
     }
     if !training.is_over() {
         note_arithmetic(&folder, &record, update, training.plan.device)?;
@@ -227,8 +253,27 @@ impl Training {
         })
     }
 
-    /// What is done, for people: "mode fused, replay 5; epochs 2, 10 passes per sample".
-    pub fn method(&self) -> String {
+    /// What is about to be done. `origin` says where its options are from, for people.
+    pub fn outline(&self, origin: &str) -> Outline<ExpectedCost> {
+        let (plan, model) = (&self.plan, &self.players.model);
+        let Experiment { data, threat, .. } = &plan.experiment;
+        Outline {
+            data: Points {
+                name: data.name.clone(),
+                points: plan.examples.len(),
+                kind: "training points",
+                classes: model.classes(),
+                shape: plan.examples.images.size()[1..].to_vec(),
+            },
+            model: model.record.spec.clone(),
+            threat: *threat,
+            method: format!("{}; {origin}", self.method()),
+            cost: self.expected_cost(),
+        }
+    }
+
+    /// What is done, for people: "mode fused, replay 5; epochs 2".
+    fn method(&self) -> String {
         let train = &self.plan.experiment.train;
         let steps = self.players.sampler.as_ref().map(|sampler| sampler.steps);
         let mode = match (train.mode, steps) {
@@ -237,8 +282,7 @@ impl Training {
             (Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
             (Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
         };
-        let passes = train.epochs as u64 * self.plan.passes_per_epoch;
-        format!("{mode}; epochs {}, {passes} passes per sample", train.epochs)
+        format!("{mode}; epochs {}", train.epochs)
     }
 }
 
@@ -261,7 +305,7 @@ fn planned(mut trace: Trace, plan: &Plan) -> Result<Trace> {
 }
 
 /// How the weights of a run of so many updates are averaged, if at all.
-fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
+pub(super) fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
     let Train { average, swa_from, replay, .. } = *train;
     let first = |share: f64| ((share * updates as f64).round() as u64).min(updates - 1);
     let equal = swa_from.map(|share| Averaging::EqualFrom(first(share) * replay as u64));

@@ -1,9 +1,15 @@
 //! Output of the host: a progress bar on a terminal, plain lines elsewhere, JSON lines for
 //! programs.
 
+use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::borrow::Cow;
 use std::fmt::Display;
-use std::io::{IsTerminal, Write, stderr};
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// The style of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,23 +22,217 @@ pub enum Style {
 
 /// A progress bar; hidden in JSON style or if standard error is not a terminal.
 pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
-    if style == Style::Json || !stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(length);
+    let is_hidden = style == Style::Json || !stderr().is_terminal();
+    let bar = if is_hidden { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    bar.set_length(length);
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
 }
 
-/// Prints a line on standard output. Errors are ignored, so that a closed pipe does not stop the
-/// work.
+/// Standard output as the process was given it.
+static OUTPUT: OnceLock<File> = OnceLock::new();
+
+/// Keeps standard output for the host's own lines. What a plugin or a library prints from now on
+/// goes to standard error, so that it cannot mix with JSON.
+pub fn keep_output() {
+    let Ok(output) = stdout().as_fd().try_clone_to_owned() else { return };
+    // SAFETY: dup2 replaces a standard stream, which no object in this process owns.
+    if unsafe { libc::dup2(libc::STDERR_FILENO, libc::STDOUT_FILENO) } >= 0 {
+        let _ = OUTPUT.set(File::from(output));
+    }
+}
+
+fn output_is_terminal() -> bool {
+    OUTPUT.get().map_or_else(|| stdout().is_terminal(), IsTerminal::is_terminal)
+}
+
+/// Why standard output could not be written to, since the first time.
+static FAILURE: OnceLock<String> = OnceLock::new();
+
+/// Prints a line on standard output. An error does not stop the work: [`check_output`] reports it
+/// at the end.
 pub fn say(text: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let line = format!("{}\n", harmless(&text.to_string()));
+    let written = match OUTPUT.get() {
+        Some(mut output) => output.write_all(line.as_bytes()),
+        None => stdout().write_all(line.as_bytes()),
+    };
+    if let Err(why) = written {
+        // The reader of a closed pipe wants no more.
+        if why.kind() != ErrorKind::BrokenPipe {
+            FAILURE.get_or_init(|| why.to_string());
+        }
+    }
+    note_line();
 }
 
 /// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
-    let _ = writeln!(stderr(), "warning: {text}");
+    let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
+}
+
+/// Prints an error on standard error. Errors are ignored.
+pub fn report(error: impl Display) {
+    let _ = writeln!(stderr(), "error: {}", harmless(&error.to_string()));
+}
+
+/// # Errors
+/// If a line of standard output was lost.
+pub fn check_output() -> Result<()> {
+    match FAILURE.get() {
+        None => Ok(()),
+        Some(why) => {
+            Err(Error::new(format!("cannot write to standard output: {why}; lines of it are lost"))
+                .on_the_way())
+        }
+    }
+}
+
+/// A text without characters that a terminal obeys. Texts of plugins and of files of other people
+/// may contain them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    // Besides control characters, those that reverse the direction of a text.
+    let obeyed = |letter: char| {
+        (letter.is_control() && letter != '\n' && letter != '\t')
+            || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(obeyed) { text.replace(obeyed, "\u{fffd}").into() } else { text.into() }
+}
+
+/// The longest time between two lines of progress. A step may take a while before the next line can
+/// be printed: this is below the 30 seconds that are promised.
+const BETWEEN_LINES: Duration = Duration::from_secs(20);
+
+/// The variable of the environment that changes that time: a number of seconds.
+const SECONDS: &str = "DRO_PROGRESS_SECONDS";
+
+/// When the last line was printed, or first asked for.
+static LAST_LINE: Mutex<Option<Instant>> = Mutex::new(None);
+
+fn note_line() {
+    if let Ok(mut last) = LAST_LINE.lock() {
+        *last = Some(Instant::now());
+    }
+}
+
+fn since_last_line() -> Duration {
+    LAST_LINE.lock().map_or(Duration::ZERO, |mut last| last.get_or_insert_with(Instant::now).elapsed())
+}
+
+/// Where long work is: a progress bar if standard error is a terminal, and lines where standard
+/// output is none. In JSON style, there is no bar, and lines go to standard error.
+pub struct Indicator {
+    style: Style,
+    bar: ProgressBar,
+    prints_lines: bool,
+    between: Duration,
+    /// What is counted: "points".
+    unit: &'static str,
+}
+
+impl Indicator {
+    /// The status of work on so many items.
+    pub fn new(style: Style, length: u64, unit: &'static str, template: &str) -> Self {
+        Self { bar: bar(style, length, template), ..Self::of_part(style, length, unit) }
+    }
+
+    /// The status of a part of such work: lines alone, since the whole may have a bar.
+    pub fn of_part(style: Style, length: u64, unit: &'static str) -> Self {
+        let is_terminal = match style {
+            Style::Human => output_is_terminal(),
+            Style::Json => stderr().is_terminal(),
+        };
+        let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
+        let bar = ProgressBar::hidden();
+        bar.set_length(length);
+        Self {
+            style,
+            bar,
+            prints_lines: !is_terminal,
+            between: given.map_or(BETWEEN_LINES, Duration::from_secs),
+            unit,
+        }
+    }
+
+    /// Changes the number of items.
+    pub fn set_length(&self, length: u64) {
+        self.bar.set_length(length);
+    }
+
+    /// Counts the items before this position as past ones, for the time that is left.
+    pub fn begin_at(&self, position: u64) {
+        self.bar.set_position(position);
+        self.bar.reset_eta();
+    }
+
+    /// Where the work is.
+    pub fn position(&self) -> u64 {
+        self.bar.position()
+    }
+
+    /// Moves the bar alone.
+    pub fn move_to(&self, position: u64) {
+        self.bar.set_position(position);
+    }
+
+    /// Whether it is time for a line.
+    pub fn is_due(&self) -> bool {
+        self.prints_lines && since_last_line() >= self.between
+    }
+
+    /// The work is at this position. The message is made only if it is shown.
+    pub fn show(&self, position: u64, message: impl FnOnce() -> String) {
+        self.bar.set_position(position);
+        let is_due = self.is_due();
+        if self.bar.is_hidden() && !is_due {
+            return;
+        }
+        let message = harmless(&message()).into_owned();
+        if is_due {
+            note_line();
+            let length = self.bar.length().unwrap_or_default();
+            let line = format!("{message}, {position} of {length} {}", self.unit);
+            self.bar.suspend(|| match self.style {
+                Style::Human => say(line),
+                Style::Json => drop(writeln!(stderr(), "progress: {line}")),
+            });
+        }
+        self.bar.set_message(message);
+    }
+
+    /// Prints something while the bar is out of the way.
+    pub fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_once_the_time_between_lines_is_over_where_output_is_no_terminal() {
+        assert!(BETWEEN_LINES < Duration::from_secs(30));
+        let status = |prints_lines, between| Indicator {
+            prints_lines,
+            between,
+            ..Indicator::of_part(Style::Human, 9, "points")
+        };
+        assert!(status(true, Duration::ZERO).is_due());
+        assert!(!status(true, Duration::MAX).is_due());
+        assert!(!status(false, Duration::ZERO).is_due());
+    }
+
+    #[test]
+    fn texts_are_printed_without_characters_that_a_terminal_obeys() {
+        assert_eq!(harmless("a\tb\nc é"), "a\tb\nc é");
+        assert_eq!(harmless("\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}"), "�]0;title���2J�");
+    }
 }

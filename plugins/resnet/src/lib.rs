@@ -21,6 +21,7 @@ pub struct ResNet {
 
 /// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-conform" = {"width": 4}))]
 pub struct Options {
     /// Number of layers: 18 or 34 (basic blocks), or 50 (bottlenecks).
     pub depth: i64,

@@ -1,3 +1,3 @@
 //! The checks that every plugin must pass, on a narrow network.
 
-conformance::conformance_tests!(resnet, r#"{"width": 4}"#);
+conformance::conformance_tests!(resnet);

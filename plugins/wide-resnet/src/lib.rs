@@ -22,6 +22,7 @@ pub struct WideResNet {
 
 /// The options.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-conform" = {"depth": 10, "width": 1}))]
 pub struct Options {
     /// Number of layers: 6 n + 4 with n blocks in each of the three stages (28, 34, ...).
     #[schemars(range(min = 10, max = 1000))]

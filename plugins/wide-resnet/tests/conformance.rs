@@ -1,3 +1,3 @@
 //! The checks that every plugin must pass, on the smallest network.
 
-conformance::conformance_tests!(wide_resnet, r#"{"depth": 10, "width": 1}"#);
+conformance::conformance_tests!(wide_resnet);

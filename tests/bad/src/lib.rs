@@ -2,5 +2,6 @@
 //! simple good ones.
 
 mod attacks;
+mod misbehaves;
 mod models;
 mod samplers;

@@ -8,7 +8,7 @@ use std::cell::Cell;
 export_model!("linear", Linear);
 
 /// Good: one linear layer on the pixels.
-struct Linear {
+pub struct Linear {
     layer: nn::Linear,
 }
 

@@ -29,7 +29,7 @@ pub fn check_linked(options: &str) -> ! {
     let trials = models
         .chain(samplers)
         .chain(attacks)
-        .flat_map(|(kind, name, table)| trials(kind, &name, Plugin { table, options: options.to_owned() }));
+        .flat_map(|(kind, name, table)| trials(kind, &name, Plugin::new(table, options)));
     libtest_mimic::run(&arguments, trials.collect()).exit()
 }
 

@@ -1,6 +1,6 @@
 //! Checks that wrong inputs and errors of the host give an error with a message.
 
-use crate::hygiene::held;
+use crate::hygiene::{demand_nothing_left, settled};
 use crate::tensors::{act, no_result};
 use crate::toy::{Batch, Inputs, Instance, Problem};
 use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
@@ -126,14 +126,9 @@ fn dropped(plugin: &Plugin, seed: u64) -> Verdict {
         Ok(())
     };
     fail()?;
-    let before = held();
+    let before = settled();
     for _ in 0..FAILURES {
         fail()?;
     }
-    let after = held();
-    Ok(Outcome::demand(
-        after == before,
-        format!("{before:?}"),
-        format!("{after:?} after {FAILURES} failures"),
-    ))
+    Ok(demand_nothing_left(before, &format!(" after {FAILURES} failures")))
 }

@@ -3,15 +3,23 @@
 use crate::errors::unusable;
 use crate::tensors::{act, no_result, results};
 use crate::toy::{Instance, Problem};
-use crate::{Check, Outcome, Plugin, Table, Verdict};
+use crate::{Check, Library, Outcome, Plugin, Table, Verdict};
 use plugin_api::tch::{self, Cuda, Device, Kind, Tensor};
 use std::fs;
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
 
-pub const CHECKS: [Check; 5] = [
+pub const CHECKS: [Check; 6] = [
     Check::new("hygiene-grad-mode", "gradient tracking does not change", grad_mode).after(&["errors-drop"]),
     Check::new("hygiene-precision", "the precision of arithmetic does not change", precision)
         .after(&["errors-drop"]),
+    Check::of_library(
+        "hygiene-process",
+        "settings of libtorch, signals, standard streams, working directory and environment do not change",
+        process,
+    )
+    .after(&["errors-drop"]),
     Check::new("hygiene-threads", "libtorch's number of threads does not change", threads)
         .after(&["errors-drop"]),
     Check::new("hygiene-leftovers", "a call leaves no open file and no thread", leftovers),
@@ -107,6 +115,18 @@ fn precision(plugin: &Plugin, seed: u64) -> Verdict {
     Ok(Outcome::Passed)
 }
 
+fn process(library: &dyn Library, seed: u64) -> Verdict {
+    let plugin = library.plugin().map_err(|why| Outcome::failed("a library that can be opened", why))?;
+    let changes = after_calls(plugin, seed, || library.changes_of_process())?;
+    let changed = changes.into_iter().find_map(|(call, change)| Some((call, change?)));
+    Ok(changed.map_or(Outcome::Passed, |(call, change)| {
+        Outcome::failed(
+            "the process as it was before the first call",
+            format!("after {call}, changed: {change}"),
+        )
+    }))
+}
+
 fn threads(plugin: &Plugin, seed: u64) -> Verdict {
     let before = tch::get_num_threads();
     let changed =
@@ -117,43 +137,87 @@ fn threads(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 /// Open files and threads of this process.
-pub fn held() -> [(&'static str, usize); 2] {
+type Held = [(&'static str, usize); 2];
+
+fn held() -> Held {
     let count = |folder: &str| fs::read_dir(folder).map(Iterator::count).unwrap_or_default();
     [("open files", count("/proc/self/fd")), ("threads", count("/proc/self/task"))]
+}
+
+/// How often, and how long apart, open files and threads are counted. A thread that a call has
+/// waited for may still be ending: its thread-local values are dropped after its result is there.
+const COUNTS: (usize, Duration) = (100, Duration::from_millis(10));
+
+/// What this process holds when nothing is ending any more: the smallest of several counts.
+pub fn settled() -> Held {
+    let mut least = held();
+    for _ in 0..COUNTS.0 / 4 {
+        sleep(COUNTS.1);
+        least = smaller(least, held());
+    }
+    least
+}
+
+/// What this process holds now: no more than `before`, unless something is left behind.
+fn held_after(before: Held) -> Held {
+    let mut least = held();
+    for _ in 0..COUNTS.0 {
+        if smaller(least, before) == least {
+            break;
+        }
+        sleep(COUNTS.1);
+        least = smaller(least, held());
+    }
+    least
+}
+
+fn smaller(one: Held, other: Held) -> Held {
+    std::array::from_fn(|index| (one[index].0, one[index].1.min(other[index].1)))
+}
+
+/// Passes if nothing is left behind since `before`.
+pub fn demand_nothing_left(before: Held, when: &str) -> Outcome {
+    let after = held_after(before);
+    Outcome::demand(smaller(after, before) == after, format!("{before:?}"), format!("{after:?}{when}"))
 }
 
 fn leftovers(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = || Problem::new(seed).batch(0..4);
     // The first call may start libtorch's own threads.
     results(plugin, &batch())?;
-    let before = held();
+    let before = settled();
     results(plugin, &batch())?;
-    let after = held();
-    Ok(Outcome::demand(after == before, format!("{before:?}"), format!("{after:?}")))
+    Ok(demand_nothing_left(before, ""))
 }
 
-/// Resident memory varies by up to this without a leak. A leak of one result per call is several
-/// times as large.
+/// Resident memory varies by up to this without a leak. A leak of one result of a sampler or attack
+/// per call is several times as large.
 const RESIDENT_SLACK: u64 = 8 << 20;
 
-/// The number of allocated bytes is exact; libtorch's own caches grow by less than this.
+/// The number of allocated bytes is exact; libtorch's own caches grow by less than this. A leak of
+/// one result of a model per call is several times as large.
 const HEAP_SLACK: u64 = 128 << 10;
 
 fn memory(plugin: &Plugin, seed: u64) -> Verdict {
-    let batch = Problem::new(seed).batch(0..64);
+    let (points, calls) = match plugin.table {
+        Table::Model(_) => (16, 1000),
+        Table::Sampler(_) => (64, 1000),
+        // A call of an attack takes many passes.
+        Table::Attack(_) => (64, 40),
+    };
+    let batch = Problem::new(seed).batch(0..points);
     let instance = Instance::new(plugin, &batch)?;
-    // A call of an attack takes many passes.
-    let calls = if matches!(plugin.table, Table::Attack(_)) { 40 } else { 1000 };
-    for _ in 0..calls / 4 {
-        act(&instance, &batch)?;
-    }
-    let (resident, heap) = (resident_bytes(), heap_bytes());
-    for _ in 0..calls {
-        act(&instance, &batch)?;
-    }
+    let used_after = |calls: usize| {
+        (0..calls).try_for_each(|_| act(&instance, &batch).map(drop))?;
+        // Threads that are still ending hold memory.
+        settled();
+        Ok::<_, Outcome>((resident_bytes(), heap_bytes()))
+    };
+    let (resident, heap) = used_after(calls / 4)?;
+    let (resident_then, heap_then) = used_after(calls)?;
     let grown = [
-        ("resident", resident_bytes().saturating_sub(resident), RESIDENT_SLACK),
-        ("allocated", heap_bytes().saturating_sub(heap), HEAP_SLACK),
+        ("resident", resident_then.saturating_sub(resident), RESIDENT_SLACK),
+        ("allocated", heap_then.saturating_sub(heap), HEAP_SLACK),
     ];
     let leak = grown.into_iter().find(|(_, grown, slack)| grown > slack);
     Ok(leak.map_or(Outcome::Passed, |(what, grown, slack)| {

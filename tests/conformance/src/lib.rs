@@ -31,9 +31,26 @@ use std::collections::BTreeMap;
 pub struct Plugin {
     /// Its exported table.
     pub table: Table,
-    /// The options (a JSON object) of its instances, except in checks of other options. `{}` stands
-    /// for the defaults.
-    pub options: String,
+    /// The options (a JSON object) that the user gave; the others have their defaults.
+    given: String,
+    /// The options of the instances that are checked: those given, and those that the plugin asks
+    /// to be checked with.
+    options: String,
+}
+
+impl Plugin {
+    /// A plugin with the options (a JSON object) that the user gave. The plugin may ask to be
+    /// checked with others than its defaults, which the JSON Schema of its options then names as
+    /// `x-conform`: a large network asks for a small size.
+    pub fn new(table: Table, given: &str) -> Self {
+        let mut plugin = Self { table, given: given.to_owned(), options: given.to_owned() };
+        if let Some(asked) =
+            options::schema(&plugin).ok().and_then(|schema| schema["x-conform"].as_object().cloned())
+        {
+            plugin.options = options::with(asked, given);
+        }
+        plugin
+    }
 }
 
 /// A plugin of one kind.
@@ -244,9 +261,10 @@ fn about_to(what: &str) {
 /// Makes a test program that checks the plugins of the author's own crate through their exported
 /// tables. The file `tests/conformance.rs` has the single line
 /// `conformance::conformance_tests!(my_idea);`, and `Cargo.toml` has
-/// `[[test]] name = "conformance"` and `harness = false`. A model that is large with its default
-/// options can be checked in a small size:
-/// `conformance::conformance_tests!(my_idea, r#"{"width": 4}"#);`.
+/// `[[test]] name = "conformance"` and `harness = false`. A plugin that needs options is checked with
+/// them: `conformance::conformance_tests!(my_idea, r#"{"file": "weights.bin"}"#);`. A large model
+/// asks to be checked in a small size, with `#[schemars(extend("x-conform" = {"width": 4}))]` on its
+/// options.
 #[macro_export]
 macro_rules! conformance_tests {
     ($plugin_crate:ident) => {

@@ -47,6 +47,20 @@ pub trait Library {
         Err("there is no library".to_owned())
     }
 
+    /// What differs from the process before the first check: settings of libtorch, signal handlers,
+    /// standard streams, the working directory, the environment. None if nothing does.
+    fn changes_of_process(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether the host can use a model with these parameters and buffers, by name.
+    ///
+    /// # Errors
+    /// If not: the reason.
+    fn accepts(&self, _state: &[(String, Tensor)]) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Loads the CUDA part of libtorch.
     ///
     /// # Errors

@@ -3,12 +3,12 @@
 use crate::lifecycle::{named, state};
 use crate::tensors::{demand_same, no_result};
 use crate::toy::{Batch, Instance, Problem, mix};
-use crate::{Check, Outcome, Plugin, Verdict};
+use crate::{Check, Library, Outcome, Plugin, Verdict};
 use plugin_api::abi::ModelInstance;
 use plugin_api::losses::{self, cross_entropy};
 use plugin_api::tch::{self, Kind, Tensor};
 
-pub const CHECKS: [Check; 5] = [
+pub const CHECKS: [Check; 6] = [
     Check::new("model-logits", "outputs are logits, not probabilities", logits).of(&["model"]),
     Check::new("model-gradients", "gradients reach the images and every parameter", gradients).of(&["model"]),
     Check::new("model-derivative", "gradients agree with finite differences in f64", derivative)
@@ -18,6 +18,12 @@ pub const CHECKS: [Check; 5] = [
         "model-parameters",
         "parameters have different names, and the network uses the listed tensors",
         parameters,
+    )
+    .of(&["model"]),
+    Check::of_library(
+        "model-memory",
+        "listed parameters and buffers share no memory, except a tied tensor under several names",
+        memory,
     )
     .of(&["model"]),
     Check::new(
@@ -88,7 +94,9 @@ fn largest_gradients(
             "logits without a graph (detached, or computed without gradient tracking)",
         ));
     }
-    let trainable = named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad());
+    // A parameter without elements has no gradient that could be missing.
+    let trainable =
+        named(model)?.into_iter().filter(|(_, tensor)| tensor.requires_grad() && tensor.numel() > 0);
     let (names, inputs): (Vec<_>, Vec<_>) =
         std::iter::once(("the images".to_owned(), images)).chain(trainable).unzip();
     let gradients = losses::gradients(&loss, &inputs, false)
@@ -159,6 +167,15 @@ fn parameters(plugin: &Plugin, seed: u64) -> Verdict {
         "other logits after the listed parameters are overwritten",
         "the same logits",
     ))
+}
+
+fn memory(library: &dyn Library, seed: u64) -> Verdict {
+    let plugin = library.plugin().map_err(|why| Outcome::failed("a library that can be opened", why))?;
+    let model = built(plugin, &Problem::new(seed).batch(0..2))?;
+    match library.accepts(&named(&model)?) {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(why) => Ok(Outcome::failed("a different memory for every listed tensor", why)),
+    }
 }
 
 fn modes(plugin: &Plugin, seed: u64) -> Verdict {

@@ -5,7 +5,7 @@ use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
 use serde_json::{Map, Value, json};
 
 pub const CHECKS: [Check; 4] = [
-    Check::new("options-defaults", "an instance can be made without any option", defaults)
+    Check::new("options-defaults", "an instance can be made without any option but those given", defaults)
         .after(&["load-cold"]),
     Check::new("options-documented", "every option has a type and a help text", documented)
         .after(&["load-cold"]),
@@ -30,8 +30,14 @@ fn declared(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema["properties"].as_object().into_iter().flatten()
 }
 
+/// Some options with others (a JSON object) laid over them, as a JSON object.
+pub fn with(mut options: Map<String, Value>, others: &str) -> String {
+    options.extend(serde_json::from_str::<Map<String, Value>>(others).unwrap_or_default());
+    Value::Object(options).to_string()
+}
+
 fn defaults(plugin: &Plugin, seed: u64) -> Verdict {
-    match Instance::with_options(plugin, "{}", &Problem::new(seed).batch(0..4)) {
+    match Instance::with_options(plugin, &plugin.given, &Problem::new(seed).batch(0..4)) {
         Ok(_) => Ok(Outcome::Passed),
         Err(error) => Ok(Outcome::failed("an instance with default options", error)),
     }
@@ -54,7 +60,8 @@ fn documented(plugin: &Plugin, _: u64) -> Verdict {
 
 fn unknown(plugin: &Plugin, seed: u64) -> Verdict {
     let batch = Problem::new(seed).batch(0..4);
-    match Instance::with_options(plugin, r#"{"no-such-option": 1}"#, &batch) {
+    let options = with(Map::from_iter([("no-such-option".to_owned(), json!(1))]), &plugin.options);
+    match Instance::with_options(plugin, &options, &batch) {
         Err(error) if error.to_string().contains("no-such-option") => Ok(Outcome::Passed),
         Err(error) => Ok(Outcome::failed("a refusal that names `no-such-option`", error)),
         Ok(_) => Ok(Outcome::failed("a refusal of the option `no-such-option`", "an instance")),
@@ -70,9 +77,9 @@ const RANDOM_SETS: u64 = 12;
 fn fuzz(plugin: &Plugin, seed: u64) -> Verdict {
     let schema = schema(plugin)?;
     let batch = Problem::new(seed).batch(0..1);
-    let given: Map<String, Value> = serde_json::from_str(&plugin.options).unwrap_or_default();
+    let base: Map<String, Value> = serde_json::from_str(&plugin.options).unwrap_or_default();
     let attempt = |tried: Map<String, Value>| {
-        let options = Value::Object(given.clone().into_iter().chain(tried).collect()).to_string();
+        let options = with(base.clone(), &Value::Object(tried).to_string());
         about_to(&format!("use the options {:.200}", options));
         if let Ok(instance) = Instance::with_options(plugin, &options, &batch) {
             // A result and an error are both allowed. The parent process detects a crash.

@@ -5,7 +5,7 @@ use crate::toy::{Batch, Instance, Problem};
 use crate::{Check, Library, Outcome, Plugin, Table, Verdict};
 use plugin_api::tch::{Device, Kind, Tensor};
 
-pub const CHECKS: [Check; 11] = [
+pub const CHECKS: [Check; 12] = [
     Check::new("tensors-result", "a call with valid inputs gives a result", result)
         .after(&["options-defaults"]),
     Check::new("tensors-shape", "results have the right shape, dtype and device", shape)
@@ -13,6 +13,7 @@ pub const CHECKS: [Check; 11] = [
     Check::new("tensors-finite", "results are finite", finite),
     Check::new("tensors-inputs", "inputs do not change", inputs),
     Check::new("tensors-memory", "results share no memory with inputs", memory),
+    Check::new("tensors-kept", "a result stays as it is when the plugin is called again", kept),
     Check::new("tensors-strides", "inputs with another memory layout give the same results", strides)
         .after(&["determinism-repeats"]),
     Check::new(
@@ -134,6 +135,19 @@ fn memory(plugin: &Plugin, seed: u64) -> Verdict {
         }
     }
     Ok(Outcome::Passed)
+}
+
+fn kept(plugin: &Plugin, seed: u64) -> Verdict {
+    let (first, second) = (batch(seed), Problem::new(seed).batch(4..8));
+    let instance = Instance::new(plugin, &first)?;
+    let results = act(&instance, &first)?;
+    let before = results.iter().map(Tensor::copy).collect::<Vec<_>>();
+    act(&instance, &second)?;
+    Ok(Outcome::demand(
+        difference(&results, &before) == 0.0,
+        "a result that belongs to the host",
+        "a result that another call overwrites",
+    ))
 }
 
 /// The tolerance for f32 if sums are computed in another order.

@@ -1,4 +1,5 @@
-//! Training on a min-max problem whose optimum is known.
+//! Linear models, for which robustness has a closed form: training on a min-max problem whose
+//! optimum is known, and AutoAttack on classifiers whose robust points are known.
 //!
 //! For a linear model of two classes, the inner problem over an linf ball has a closed form. Let w
 //! and b be the differences of the two classes' weights and biases, and y = 1 or -1 the class. Then
@@ -128,4 +129,123 @@ fn training_with_a_sampler_finds_the_smallest_worst_case_loss() {
     }
     let loss = trained("none", "none");
     assert!(loss > least + 0.1, "without a sampler: {loss}, optimum {least}");
+}
+
+// ------------------------------------------------------------------ robust accuracy of the judge
+
+/// Images of 8 x 8 pixels.
+const SIDE: usize = 8;
+
+/// Grey levels from 68 to 188: each class has a pattern of two levels, each pixel has noise.
+fn classes(count: usize, points: usize, seed: u64) -> Samples {
+    let mut noise = Noise(seed);
+    let labels: Vec<u8> = (0..points).map(|point| (point % count) as u8).collect();
+    let pixels = labels.iter().flat_map(|label| {
+        let mut pattern = Noise(1000 + u64::from(*label));
+        let pixel = |_| 128.0 + 30.0 * pattern.uniform().signum() + 30.0 * noise.uniform();
+        (0..SIDE * SIDE).map(pixel).map(|value| value as u8).collect::<Vec<_>>()
+    });
+    Samples { pixels: pixels.collect(), labels }
+}
+
+/// A linear classifier: for each class, the weights of the pixels, and a bias.
+struct Linear {
+    rows: Vec<(Vec<f64>, f64)>,
+}
+
+impl Linear {
+    fn of(run: &Run) -> Self {
+        let weights = run.weights();
+        let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+        let (matrix, biases) = (wide(&weights["linear.weight"].1), wide(&weights["linear.bias"].1));
+        Self { rows: matrix.chunks(SIDE * SIDE).map(<[f64]>::to_vec).zip(biases).collect() }
+    }
+
+    /// The distance of a point from the nearest other class; negative if the point is misclassified.
+    ///
+    /// The margin over class j falls by at most epsilon times the dual norm of w_y - w_j in a ball
+    /// of radius epsilon: the l1 norm for linf, the l2 norm for l2. In linf, the change is epsilon in
+    /// every pixel; in l2 it is along w_y - w_j. `largest` is raised to the largest change of a
+    /// pixel at that distance: as long as it stays inside the domain, the domain does not matter.
+    fn distance(&self, norm: &str, pixels: &[f64], label: usize, largest: &mut f64) -> f64 {
+        let (own, own_bias) = &self.rows[label];
+        let others = self.rows.iter().enumerate().filter(|(class, _)| *class != label);
+        let distances = others.map(|(_, (weights, bias))| {
+            let difference: Vec<f64> = own.iter().zip(weights).map(|(own, other)| own - other).collect();
+            let score: f64 = difference.iter().zip(pixels).map(|(weight, pixel)| weight * pixel).sum();
+            let dual = match norm {
+                "linf" => difference.iter().map(|weight| weight.abs()).sum::<f64>(),
+                _ => difference.iter().map(|weight| weight * weight).sum::<f64>().sqrt(),
+            };
+            let distance = (score + own_bias - bias) / dual;
+            let steepest = difference.iter().fold(0.0, |most: f64, weight| most.max(weight.abs()));
+            let change = if norm == "linf" { distance } else { distance * steepest / dual };
+            (distance, change)
+        });
+        let (distance, change) =
+            distances.min_by(|(one, _), (other, _)| one.total_cmp(other)).expect("another class");
+        *largest = largest.max(change);
+        distance
+    }
+}
+
+/// The middle of the widest gap between neighbours in the middle half of these distances, and the
+/// share of it that the gap is.
+fn undisputed_radius(mut distances: Vec<f64>) -> (f64, f64) {
+    distances.retain(|distance| *distance > 0.0);
+    distances.sort_by(f64::total_cmp);
+    let count = distances.len();
+    let gaps = distances[count / 4..3 * count / 4].windows(2);
+    let widest = gaps.max_by(|one, other| (one[1] - one[0]).total_cmp(&(other[1] - other[0])));
+    let [below, above] = widest.expect("points")[..] else { unreachable!("windows of two") };
+    ((below + above) / 2.0, (above - below) / (above + below))
+}
+
+#[test]
+fn autoattack_comes_to_the_robust_accuracy_of_linear_classifiers_on_every_point() {
+    for count in [2, 4, 10, 100] {
+        let place = Place::empty();
+        let test = classes(count, 100, 2);
+        write(&place.path("classes"), SIDE, &classes(count, 20 * count.max(20), 1), &test);
+        let train = |norm: &str, epsilon: f64, out: &str| {
+            let flags =
+                "--model bad_plugins.so,plugin=linear --sampler none --threads 1 --batch 40 --epochs 10";
+            let steps = "--optimizer adam --learning-rate 0.01";
+            let command = format!("train --recipe algorithm-1 --data classes {flags} {steps}");
+            place.host(&format!("{command} --norm {norm} --epsilon {epsilon} --out {out}")).ended_with(0);
+            Linear::of(&place.run(out))
+        };
+        let model = train("linf", 0.1, "first");
+        for norm in ["linf", "l2"] {
+            let mut largest = 0.0;
+            let images = test.pixels.chunks(SIDE * SIDE).zip(&test.labels);
+            let distances: Vec<f64> = images
+                .map(|(pixels, label)| {
+                    let pixels: Vec<f64> = pixels.iter().map(|pixel| f64::from(*pixel) / 255.0).collect();
+                    model.distance(norm, &pixels, usize::from(*label), &mut largest)
+                })
+                .collect();
+            let (epsilon, gap) = undisputed_radius(distances.clone());
+            assert!(gap > 0.002, "{count} classes, {norm}: a point lies on the sphere ({gap})");
+            assert!(largest < 67.0 / 255.0, "{count} classes, {norm}: the domain matters ({largest})");
+            let out = format!("run-{norm}");
+            train(norm, epsilon, &out);
+            let eval = format!("eval {out} --suite autoattack --threads 1 --json");
+            place.host(&eval).ended_with(0);
+            let evaluation = place.run(&out).evaluations().remove(0);
+            let last = evaluation["verdicts"]["attacks"].as_array().and_then(|attacks| attacks.last());
+            let found: Vec<bool> = last
+                .and_then(|verdicts| verdicts.as_array())
+                .expect("verdicts")
+                .iter()
+                .map(|stands| stands.as_bool().expect("a verdict"))
+                .collect();
+            let expected: Vec<bool> = distances.iter().map(|distance| *distance > epsilon).collect();
+            let differing: Vec<_> =
+                (0..expected.len()).filter(|point| found[*point] != expected[*point]).collect();
+            let robust = expected.iter().filter(|stands| **stands).count();
+            assert!((15..85).contains(&robust), "{count} classes, {norm}: {robust} of 100 are robust");
+            assert!(differing.is_empty(), "{count} classes, {norm}: points {differing:?} differ");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! `host eval`: its measurements, counts and files.
 
 use crate::data::TEST_POINTS;
-use crate::harness::Place;
+use crate::harness::{Place, edit};
 use serde_json::Value;
 use std::fs;
 
@@ -67,7 +67,10 @@ fn json_is_one_object_with_the_documented_keys() {
     let flags = attacks.map(|attack| format!("--attack {attack}")).join(" ");
     let printed = place.host(&format!("eval run --json {flags}")).succeeds().json();
 
-    assert_eq!(keys(&printed), ["attacks", "caveats", "clean", "order", "points", "source", "worst_case"]);
+    assert_eq!(
+        keys(&printed),
+        ["attacks", "caveats", "clean", "order", "outline", "points", "source", "worst_case"]
+    );
     assert_eq!(printed["points"], TEST_POINTS);
     let saved = &place.run("run").evaluations()[0];
     let clean = verdicts(&saved["verdicts"]["clean"]);
@@ -328,4 +331,20 @@ fn a_damaged_file_of_verdicts_is_refused_before_any_work() {
     let place = trained(0.06);
     std::fs::write(place.path("run/eval.json"), "{").expect("written");
     place.refuses("eval run --attack fgsm.so", &["run/eval.json"]);
+}
+
+#[test]
+fn weights_that_are_not_those_of_the_end_of_training_are_a_caveat() {
+    let place = trained(0.06);
+    let eval = "eval run --json --strict --attack fgsm.so --points 20";
+    let names = |code: i32| -> Vec<String> {
+        let printed = place.host(eval).ended_with(code).json();
+        let caveats = printed["caveats"].as_array().expect("a list");
+        caveats.iter().map(|caveat| caveat["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert!(names(0).is_empty());
+    edit(&place.run("run").newest("weights.safetensors"), |bytes| *bytes.last_mut().expect("bytes") ^= 1);
+    assert_eq!(names(1), ["damaged", "unfinished"]);
+    fs::remove_dir_all(place.run("run").newest("")).expect("removed");
+    assert_eq!(names(1), ["unfinished"]);
 }

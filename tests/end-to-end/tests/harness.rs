@@ -78,12 +78,15 @@ pub fn built(name: &str) -> PathBuf {
 /// A fresh folder in which the host is run.
 pub struct Place {
     folder: TempDir,
+    /// The folder of the user's own files.
+    home: TempDir,
 }
 
 impl Place {
     /// An empty folder.
     pub fn empty() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+        let [folder, home] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        Self { folder, home }
     }
 
     /// A folder with a data set `digits` of square images that are easy to classify.
@@ -117,8 +120,13 @@ impl Place {
     ) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        as_a_user_would(&mut command);
+        as_a_user_would(&mut command).env("XDG_DATA_HOME", self.home.path());
         command
+    }
+
+    /// The user's list of trusted libraries.
+    pub fn trusted(&self) -> PathBuf {
+        self.home.path().join("host/trusted")
     }
 
     /// Runs the host.
@@ -303,7 +311,11 @@ impl Outcome<'_> {
     #[track_caller]
     pub fn explains(self, parts: &[&str]) -> Self {
         for part in parts {
-            assert!(self.errors().contains(part), "standard error without {part:?}\n{}", self.report());
+            assert!(
+                text(&self.output.stderr).contains(part),
+                "standard error without {part:?}\n{}",
+                self.report()
+            );
         }
         self
     }
@@ -320,8 +332,14 @@ impl Outcome<'_> {
         text(&self.output.stdout)
     }
 
-    fn errors(&self) -> String {
-        text(&self.output.stderr)
+    /// Standard error, without the lines of progress that a slow command prints there.
+    pub fn errors(&self) -> String {
+        let errors = text(&self.output.stderr);
+        errors
+            .lines()
+            .filter(|line| !line.starts_with("progress: "))
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
     /// Standard output as one JSON object per line.

@@ -1,5 +1,6 @@
 //! `host report`: pages, tables and figures of complete and incomplete runs and sweeps.
 
+use crate::data::{digits, write};
 use crate::eval::trained;
 use crate::harness::{Place, built, edit, write_sealed};
 use serde_json::{Value, json};
@@ -138,7 +139,7 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
         };
         json!({
             "run": format!("run-{number}"), "settings": settings, "caveats": [], "reason": null,
-            "status": if finished { "finished" } else { "waiting" }, "figures": figures,
+            "status": if finished { "finished" } else { "waiting" }, "figures": figures, "points": 100,
         })
     };
     let summary = json!({"groups": null, "runs": (0..1 << axes.len()).map(run).collect::<Vec<_>>()});
@@ -238,6 +239,10 @@ fn figures_are_made_from_the_data_of_the_runs() {
         assert!(map.contains(word), "{word}");
     }
     assert!(!place.path("report/sweep-grid-map-3.svg").exists(), "costs are no accuracies");
+    // By hand from Wilson's formula for 50 of 100: sqrt(0.0025 + 0.0000922) * 1.96 / 1.0384 = 0.0962.
+    let says = "from 50.0 (light) to 70.0 (dark); where seeds vary, their median. The 95 % interval of a value \
+                reaches at most 9.6 to either side (100 points).";
+    assert!(page.contains(says), "the caption of a heat map");
 }
 
 #[test]
@@ -401,6 +406,42 @@ fn folders_without_a_run_are_refused() {
 }
 
 #[test]
+fn data_that_are_not_the_published_ones_are_not_beside_the_papers_figures() {
+    let place = Place::empty();
+    // As many test points as MNIST has.
+    write(&place.path("data/mnist"), 8, &digits(8, 60, 10, 1), &digits(8, 10_000, 10, 2));
+    let train =
+        "train --recipe algorithm-1 --model cnn.so,arch=B --threads 1 --epochs 1 --batch 20 --out run";
+    let finding = ["the data are not the published mnist", "expected MD5 6bbc9ace898e44ae57da46a324031adb"];
+    place
+        .host(train)
+        .succeeds_with_warning(&finding)
+        .explains(&["`host data fetch mnist --data-folder ", "--data FOLDER"]);
+    assert!(place.host("data list").succeeds().words().contains(finding[0]));
+    place.host("eval run --attack fgsm.so --points 10").succeeds_with_warning(&finding);
+    let data = place.run("run").record()["data"].clone();
+    assert_eq!(data["published"], false);
+    let recorded = data["findings"][0].as_str().expect("a finding").to_owned();
+    assert!(recorded.starts_with(finding[0]), "{recorded}");
+
+    let rows = |place: &Place| csv(place, "report/summary.csv").len();
+    let page = report(&place, "run");
+    assert_eq!(rows(&place), 1);
+    assert!(page.contains(finding[0]) && !page.contains("Table 4"));
+    // The record of an older version has the checksums only.
+    edit_json(&place, "run/run.json", |record| {
+        let data = record["data"].as_object_mut().expect("an object");
+        data.remove("published");
+        data.remove("findings");
+    });
+    report(&place, "run --force");
+    assert_eq!(rows(&place), 1);
+    edit_json(&place, "run/run.json", |record| record["data"]["published"] = true.into());
+    assert!(report(&place, "run --force").contains("Table 4"));
+    assert_eq!(rows(&place), 2);
+}
+
+#[test]
 fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     let place = Place::with_digits(8, 100);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
@@ -414,12 +455,16 @@ fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     assert!(method.ends_with("; 1 epoch of 60 points"), "{method}");
 }
 
+/// Changes a JSON file.
+fn edit_json(place: &Place, file: &str, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&read(place, file)).expect("JSON");
+    change(&mut value);
+    write_sealed(&place.path(file), &value.to_string());
+}
+
 /// Changes the summary of a sweep.
 fn edit_summary(place: &Place, sweep: &str, change: impl FnOnce(&mut Value)) {
-    let file = format!("{sweep}/summary.json");
-    let mut summary: Value = serde_json::from_str(&read(place, &file)).expect("JSON");
-    change(&mut summary);
-    write_sealed(&place.path(&file), &summary.to_string());
+    edit_json(place, &format!("{sweep}/summary.json"), change);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! `host train --resume`: a stopped and resumed run is the same, bit for bit, as one that was not
 //! stopped.
 
-use crate::data::TEST_POINTS;
-use crate::harness::{Place, Run, edit, sha256, write_sealed};
+use crate::data::{self, TEST_POINTS, write_image_tree};
+use crate::harness::{Place, Run, built, edit, sha256, write_sealed};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
+use std::process::Command;
 
 const TRAIN: &str =
     "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 --epochs 3";
@@ -229,6 +230,37 @@ fn does_not_resume_if_every_checkpoint_is_damaged() {
         .explains(&["SHA-256"]);
 }
 
+#[test]
+fn signals_of_terminals_and_job_managers_save_a_checkpoint() {
+    let place = place(8);
+    // The tests themselves may have been started with `nohup`.
+    // SAFETY: the default action of a signal is set, before the host is started.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
+        let out = format!("run-{signal}");
+        let endless = TRAIN.replace("--epochs 3", "--epochs 100000");
+        let command = format!("{endless} --sampler none --out {out}");
+        let is_begun = || place.path(&out).join("metrics.jsonl").exists();
+        place
+            .signal_when(&command, signal, is_begun)
+            .ended_with(130)
+            .explains(&["warning: stopped at update", &format!("host train --resume {out}")]);
+        assert!(place.run(&out).newest_update().is_some(), "signal {signal}");
+    }
+}
+
+#[test]
+fn a_run_that_was_started_with_nohup_ignores_the_end_of_its_terminal() {
+    let place = place(8);
+    let train = format!("{} --sampler none --out run", TRAIN.replace("--epochs 3", "--epochs 20"));
+    let script = "trap '' HUP; \"$0\" \"$@\" & while [ ! -e run/metrics.jsonl ]; do sleep 0.01; done; kill -HUP $!; wait $!";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    command.arg(built("host")).args(train.split_whitespace()).current_dir(place.path(""));
+    place.outcome(&mut command).ended_with(0);
+    assert_eq!(place.run("run").metrics().len(), 20);
+}
+
 /// A short run with one checkpoint and with copies of the plugins in the folder.
 fn finished(place: &Place) -> Run {
     place.copy_built("liblangevin.so");
@@ -298,6 +330,96 @@ fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     assert_eq!(run.record()["later_arithmetic"].as_array().map(Vec::len), Some(1));
 }
 
+// ---------------------------------------------------------------------------------- extending
+
+/// Trains two epochs, then extends the run to five: it is the run of five epochs.
+#[track_caller]
+fn extends(flags: &str) {
+    let place = place(9);
+    let train = format!("{TRAIN} {flags}");
+    place.host(&format!("{train} --epochs 5 --out whole").replace("--epochs 3", "")).ended_with(0);
+    place.host(&format!("{train} --epochs 2 --out run").replace("--epochs 3", "")).ended_with(0);
+    let (before, update) = (place.run("run").record(), place.run("run").newest_update());
+    place.host("train --resume run --epochs 5").ended_with(0);
+    place.run("run").assert_same_as(&place.run("whole"));
+    let mut after = place.run("run").record();
+    let extensions = after.as_object_mut().expect("an object").remove("extensions").expect("a list");
+    let [extension] = extensions.as_array().expect("a list").as_slice() else { panic!("{extensions}") };
+    let numbers = ["update", "from", "to"].map(|key| extension[key].as_u64());
+    assert_eq!(numbers, [update, Some(2), Some(5)]);
+    assert!(extension["command"].as_array().expect("words").contains(&"--resume".into()), "{extension}");
+    assert_eq!(after["experiment"]["train"]["epochs"], 5);
+    after["experiment"]["train"]["epochs"] = 2.into();
+    assert_eq!(after, before, "nothing else has changed");
+    // The extended run goes on by itself.
+    place.host("train --resume run").ended_with(0);
+}
+
+#[test]
+fn a_run_with_a_constant_learning_rate_is_extended() {
+    extends(
+        "--model cnn.so,arch=A --sampler langevin.so --mode fused --replay 3 --start uniform-store \
+         --schedule constant --warmup-epochs 1 --warmup-epsilon 1.5 --average 0.9 --validation-points 50 \
+         --probe fgsm.so --select best --patience 5",
+    );
+}
+
+#[test]
+fn a_run_is_extended_before_the_first_milestone() {
+    // Of two epochs, the milestone is the last update; of five, update 197.
+    extends("--model bad_plugins.so,plugin=linear --sampler langevin.so --schedule step --milestones 0.99");
+}
+
+#[test]
+fn an_extension_that_would_change_the_updates_done_is_refused() {
+    let place = place(8);
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epochs 2 \
+                 --model bad_plugins.so,plugin=linear --sampler none";
+    let refusals = [
+        ("cosine", "--schedule cosine", "the schedule cosine depends on the length of the run: update 2 had"),
+        (
+            "step",
+            "--schedule step --milestones 0.5",
+            "the schedule step depends on the length of the run: update 41",
+        ),
+        (
+            "one-cycle",
+            "--schedule one-cycle",
+            "the schedule one-cycle depends on the length of the run: update 1 had",
+        ),
+        ("swa", "--schedule constant --swa-from 0.5", "train.swa_from is a share of the run"),
+        (
+            "patience",
+            "--schedule constant --learning-rate 1e-12 --validation-points 50 --select best --patience 1",
+            "patience (train.patience) ends the run after epoch 2",
+        ),
+    ];
+    for (out, flags, why) in refusals {
+        place.host(&format!("{train} {flags} --out {out}")).ended_with(0);
+        place.refuses(&format!("train --resume {out} --epochs 4"), &["--epochs: ", why]);
+    }
+    place.refuses("train --resume swa --epochs 1", &["--epochs: expected at least 2", "got 1"]);
+    // The average has not begun in either plan.
+    place.host(&format!("{train} --schedule constant --swa-from 0.995 --out late")).ended_with(0);
+    place.refuses("train --resume late --epochs 4", &["train.swa_from"]);
+}
+
+#[test]
+fn a_resumed_run_may_have_other_threads_which_are_recorded() {
+    let place = place(8);
+    let run = stop(&place, "--model cnn.so,arch=B --sampler langevin.so", SIGKILL);
+    let update = run.newest_update().expect("a checkpoint");
+    let before = run.record();
+    place
+        .host("train --resume run --threads 2 --device cpu")
+        .ended_with(0)
+        .explains(&["the run goes on with other arithmetic", "threads 1, then 2"]);
+    let after = run.record();
+    assert_eq!(after["experiment"], before["experiment"]);
+    assert_eq!(after["later_arithmetic"][0]["update"], update);
+    assert_eq!(after["later_arithmetic"][0]["arithmetic"]["threads"], 2);
+}
+
 #[test]
 fn resuming_a_finished_run_changes_nothing() {
     let place = Place::with_digits(8, 60);
@@ -318,6 +440,74 @@ fn resumes_from_another_working_directory() {
 }
 
 #[test]
+fn own_data_and_plugins_that_were_moved_are_found() {
+    let place = Place::empty();
+    write_image_tree(&place.path("pictures"), 8, 60);
+    fs::create_dir(place.path("mine")).expect("a folder");
+    for library in ["liblangevin.so", "libcnn.so", "libfgsm.so"] {
+        fs::copy(built(library), place.path("mine").join(library)).expect("copied");
+    }
+    let train = "train --recipe algorithm-1 --data pictures --model mine/cnn.so,arch=B --sampler mine/langevin.so \
+                 --threads 1 --batch 20 --epochs 1 --out run";
+    place.host(train).succeeds();
+    place.host("eval run --attack fgsm.so --points 20 --save-examples").ended_with(0);
+    let commands = ["train --resume run", "eval run --attack fgsm.so --points 20", "report run --force"];
+    let renamed = |from: &str, to: &str| fs::rename(place.path(from), place.path(to)).expect("renamed");
+
+    fs::create_dir(place.path("store")).expect("a folder");
+    renamed("pictures", "store/pictures");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's data", "/pictures are missing"])
+            .explains(&["--data-folder FOLDER: pictures itself, or the folder around it"]);
+    }
+    place.host(commands[2]).succeeds();
+    let page = fs::read_to_string(place.path("report.html")).expect("a page");
+    assert!(page.contains("/pictures are missing") && page.contains("--data-folder FOLDER"));
+    for folder in ["store", "store/pictures"] {
+        for command in commands {
+            place.host(&format!("{command} --data-folder {folder}")).ended_with(0);
+        }
+        let page = fs::read_to_string(place.path("report.html")).expect("a page");
+        assert!(!page.contains("are missing"));
+    }
+    // Other data are not taken for them.
+    write_image_tree(&place.path("other"), 8, 40);
+    place.refuses(
+        &format!("{} --data-folder other", commands[1]),
+        &["is not the one that the run began with"],
+    );
+    renamed("store/pictures", "pictures");
+
+    renamed("mine", "theirs");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's plugin", "/mine/libcnn.so is missing"])
+            .explains(&["give the folder that has libcnn.so now with --plugins FOLDER"]);
+    }
+    for command in commands {
+        place.host(&format!("{command} --plugins theirs")).ended_with(0);
+    }
+    edit(&place.path("theirs/libcnn.so"), |contents| contents.extend(b"changed"));
+    place.refuses(
+        &format!("{} --plugins theirs", commands[0]),
+        &["libcnn.so has changed since the run began"],
+    );
+}
+
+#[test]
+fn a_run_below_a_folder_with_a_comma_can_be_resumed() {
+    let place = Place::empty();
+    let folder = place.path("a,b=c");
+    data::write_digits(&folder.join("digits"), 8, 60);
+    fs::copy(built("libcnn.so"), folder.join("libmine.so")).expect("copied");
+    let train = "train --recipe algorithm-1 --data digits --model ./mine.so,arch=B --sampler none --threads 1 --epochs 1 --out run";
+    for command in [train, "train --resume run", "eval run --attack fgsm.so"] {
+        place.outcome(place.command(command).current_dir(&folder)).succeeds();
+    }
+}
+
+#[test]
 fn a_changed_plugin_is_refused_unless_allowed() {
     let place = Place::with_digits(8, 60);
     finished(&place);
@@ -334,6 +524,7 @@ fn a_changed_plugin_is_refused_unless_allowed() {
                 &sha256(&path),
                 "--allow-changed",
             ]);
+            place.host(&format!("trust ./{library}")).succeeds();
             place
                 .host(&format!("{command} --allow-changed"))
                 .succeeds_with_warning(&[library, "has changed since the run began"]);

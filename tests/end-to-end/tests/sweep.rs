@@ -1,7 +1,7 @@
 //! `host sweep`: many runs from one file; interruptions, failures, shares and summaries.
 
 use crate::harness::{Outcome, Place, built, edit, repository, sha256};
-use libc::{SIGINT, SIGKILL, SIGTERM};
+use libc::{SIGINT, SIGKILL, SIGTERM, SIGUSR1};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -220,11 +220,11 @@ fn a_killed_sweep_continues() {
 }
 
 #[test]
-fn a_sweep_that_was_stopped_by_ctrl_c_continues() {
-    for to_all in [false, true] {
+fn a_sweep_that_was_stopped_by_a_signal_continues() {
+    for (signal, to_all) in [(SIGINT, false), (SIGINT, true), (SIGUSR1, true)] {
         let place = Place::with_digits(8, 400);
         long_sweep(&place);
-        let output = stop(&place, SIGINT, to_all);
+        let output = stop(&place, signal, to_all);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(130), "{errors}");
         assert!(errors.starts_with("warning: stopped; the same command goes on from here"), "{errors}");
@@ -234,6 +234,25 @@ fn a_sweep_that_was_stopped_by_ctrl_c_continues() {
         assert!(log.contains("warning: stopped at update"), "{log}");
         goes_on(&place);
     }
+}
+
+#[test]
+fn a_command_that_ends_with_exit_code_0_too_early_is_a_failed_run() {
+    let place = Place::with_digits(8, 60);
+    let sampler = |how: &str| format!("bad_plugins.so,plugin=misbehaves,how={how}");
+    let text = format!(
+        "{LINEAR}[data]\nname = \"digits\"\n[train]\nepochs = 1\nthreads = 1\n[eval]\nattacks = [\"{}\"]\n\
+         [sweep]\neval = true\n[sweep.axes]\nsampler = [\"{}\", \"none\"]\n",
+        sampler("step-vanishes"),
+        sampler("step-vanishes"),
+    );
+    fs::write(place.path("early.toml"), text).expect("written");
+    place.host("sweep early.toml").ended_with(1).explains(&[
+        "failed: host train ended with exit code 0, but the run is not trained",
+        "failed: host eval ended with exit code 0, but it printed no evaluation",
+        "2 of 2 runs failed",
+    ]);
+    assert_eq!(statuses(&place, "early"), ["failed"; 2]);
 }
 
 #[test]

@@ -101,6 +101,7 @@ extern "C" fn at_load() {
         Ok("prints") => println!("welcome"),
         Ok("aborts") => std::process::abort(),
         Ok("never-ends") => sleep_for_ever(),
+        Ok("exits") => std::process::exit(0),
         _ => {}
     }
 }
@@ -182,11 +183,77 @@ fn abort_if_negative(options: Fragile) -> Result<()> {
 
 sampler!("aborts-on-options", AbortsOnOptions, Fragile, abort_if_negative, ascend);
 
+/// One option that must be given.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+struct File {
+    /// A file that exists.
+    file: String,
+}
+
+fn need_a_file(options: File) -> Result<()> {
+    std::fs::File::open(&options.file).map(drop).map_err(Error::new)
+}
+
+// Good, if it is given a file.
+sampler!("needs-a-file", NeedsAFile, File, need_a_file, ascend);
+
+export_sampler!("asks-to-be-small", AsksToBeSmall);
+
+/// Good: works in a large size, too, but not in the time of the checks.
+struct AsksToBeSmall {
+    is_large: bool,
+}
+
+/// One option, and its value for the checks.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-conform" = {"large": false}))]
+struct Size {
+    /// Whether to be large.
+    large: bool,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { large: true }
+    }
+}
+
+impl Sampler for AsksToBeSmall {
+    type Options = Size;
+
+    fn new(options: Size) -> Result<Self> {
+        Ok(Self { is_large: options.large })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        if self.is_large {
+            return Err(Error::new("too large for the checks"));
+        }
+        ascend(step).map(Next::from)
+    }
+}
+
 // ----------------------------------------------------------------------------------- tensors
 
 sampler!("writes-inputs", WritesInputs, |step| {
     let _ = step.particles.shallow_clone().clamp_(0.0, 0.5);
     ascend(step)
+});
+
+sampler!("reuses-its-result", ReusesItsResult, |step| {
+    thread_local! {
+        static RESULT: Cell<Option<Tensor>> = const { Cell::new(None) };
+    }
+    let next = ascend(step)?;
+    let result = match RESULT.take().filter(|kept| (kept.size(), kept.kind()) == (next.size(), next.kind())) {
+        Some(mut kept) => {
+            kept.copy_(&next);
+            kept
+        }
+        None => next,
+    };
+    RESULT.set(Some(result.shallow_clone()));
+    Ok(result)
 });
 
 sampler!("returns-input", ReturnsInput, |step| Ok(step.particles.shallow_clone()));
@@ -267,6 +334,42 @@ sampler!("switches-cudnn-off", SwitchesCudnnOff, |step| {
     ascend(step)
 });
 
+unsafe extern "C" {
+    #[link_name = "_ZN2at13globalContextEv"]
+    fn global_context() -> *mut std::ffi::c_void;
+    #[link_name = "_ZN2at7Context20setUserEnabledMkldnnEb"]
+    fn enable_onednn(context: *mut std::ffi::c_void, on: bool);
+}
+
+sampler!("switches-onednn-off", SwitchesOnednnOff, |step| {
+    // SAFETY: these are `at::globalContext()` and `at::Context::setUserEnabledMkldnn(bool)`.
+    unsafe { enable_onednn(global_context(), false) };
+    ascend(step)
+});
+
+sampler!("changes-the-directory", ChangesTheDirectory, |step| {
+    std::env::set_current_dir("/").map_err(Error::new)?;
+    ascend(step)
+});
+
+sampler!("sets-a-variable", SetsAVariable, |step| {
+    // SAFETY: no other thread of this process reads or writes its environment.
+    unsafe { std::env::set_var("NONCONFORMING_VARIABLE", "set") };
+    ascend(step)
+});
+
+sampler!("takes-a-signal", TakesASignal, |step| {
+    // SAFETY: the signal is ignored from now on.
+    unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    ascend(step)
+});
+
+sampler!("closes-the-output", ClosesTheOutput, |step| {
+    // SAFETY: nothing in this library owns the descriptor.
+    unsafe { libc::close(1) };
+    ascend(step)
+});
+
 model!("leaves-no-grad", LeavesNoGrad, |layer, images| {
     let logits = layer.forward(&images.flatten(1, -1));
     std::mem::forget(tch::no_grad_guard());
@@ -275,6 +378,35 @@ model!("leaves-no-grad", LeavesNoGrad, |layer, images| {
 
 sampler!("leaves-files", LeavesFiles, |step| {
     std::mem::forget(std::fs::File::open("/dev/null"));
+    ascend(step)
+});
+
+/// Takes a while to be dropped.
+struct Slow;
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+// Good: waits for its thread, which drops its thread-local values after its result is there.
+sampler!("joins-threads", JoinsThreads, |step| {
+    thread_local! {
+        static SLOW: Slow = const { Slow };
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| SLOW.with(|_| ()));
+    });
+    ascend(step)
+});
+
+sampler!("leaves-threads", LeavesThreads, |step| {
+    // Too few threads for another check to notice.
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+    if LEFT.fetch_add(1, Ordering::Relaxed) < 200 {
+        std::thread::spawn(|| sleep_for_ever());
+    }
     ascend(step)
 });
 
@@ -509,6 +641,12 @@ attack!("lowers-the-loss", LowersTheLoss, |target| {
     Ok(images)
 });
 
+attack!("writes-natural", WritesNatural, |target| {
+    let mut images = target.natural.shallow_clone();
+    images += target.threat.epsilon;
+    Ok(target.threat.project(&images, target.natural))
+});
+
 attack!("detaches-logits", DetachesLogits, |target| {
     let evaluation = target.victim.forward(target.natural)?;
     evaluation.gradient(|logits| cross_entropy(&logits.detach(), target.labels)).map(|(_, gradient)| gradient)
@@ -581,6 +719,144 @@ model!("accepts-any-shape", AcceptsAnyShape, |layer, images| {
     let mean = images.flatten(1, -1).mean_dim([1i64].as_slice(), true, images.kind());
     layer.forward(&mean.expand([-1, layer.ws.size()[1]], false))
 });
+
+export_model!("reuses-its-output", ReusesItsOutput);
+
+/// Returns the same tensor in every call without gradients.
+struct ReusesItsOutput {
+    layer: nn::Linear,
+    output: Cell<Option<Tensor>>,
+}
+
+impl Model for ReusesItsOutput {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        let layer = nn::linear(path / "layer", pixels, task.classes, Default::default());
+        Ok(Self { layer, output: Cell::new(None) })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let logits = self.layer.forward(&images.flatten(1, -1));
+        if logits.requires_grad() {
+            return Ok(logits);
+        }
+        let kept =
+            self.output.take().filter(|kept| (kept.size(), kept.kind()) == (logits.size(), logits.kind()));
+        let output = match kept {
+            Some(mut kept) => {
+                kept.copy_(&logits);
+                kept
+            }
+            None => logits,
+        };
+        self.output.set(Some(output.shallow_clone()));
+        Ok(output)
+    }
+}
+
+/// A convolution and a linear layer on its features.
+struct Convolution {
+    weights: Tensor,
+    output: nn::Linear,
+}
+
+impl Convolution {
+    fn new(task: Task, path: &nn::Path) -> Self {
+        let pixels = task.height * task.width;
+        Self {
+            weights: path.kaiming_uniform("weights", &[4, task.channels, 3, 3]),
+            output: nn::linear(path / "output", 4 * pixels, task.classes, Default::default()),
+        }
+    }
+
+    fn forward(&self, weights: &Tensor, images: &Tensor) -> Result<Tensor> {
+        let features = images.f_conv2d::<Tensor>(weights, None, 1, 1, 1, 1)?.relu();
+        Ok(self.output.forward(&features.flatten(1, -1)))
+    }
+}
+
+export_model!("keeps-an-alias", KeepsAnAlias);
+
+/// Good: evaluates with a handle of its own of the weights, without their gradient.
+struct KeepsAnAlias {
+    network: Convolution,
+    weights: Tensor,
+}
+
+impl Model for KeepsAnAlias {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        Ok(Self { weights: network.weights.detach(), network })
+    }
+
+    fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let weights = if train { &self.network.weights } else { &self.weights };
+        self.network.forward(weights, images)
+    }
+}
+
+export_model!("ties-weights", TiesWeights);
+
+/// Good: one tensor under two names.
+struct TiesWeights(Convolution);
+
+impl Model for TiesWeights {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        let _ = path.add("tied", network.weights.shallow_clone(), true);
+        Ok(Self(network))
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        self.0.forward(&self.0.weights, images)
+    }
+}
+
+export_model!("once", Once);
+
+/// Good: the network of `ties-weights`, with each tensor under one name.
+struct Once(Convolution);
+
+impl Model for Once {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        Ok(Self(Convolution::new(task, path)))
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        self.0.forward(&self.0.weights, images)
+    }
+}
+
+export_model!("lists-an-alias", ListsAnAlias);
+
+/// Lists another handle of its weights as a second parameter.
+struct ListsAnAlias {
+    network: Convolution,
+    alias: Tensor,
+}
+
+impl Model for ListsAnAlias {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let network = Convolution::new(task, path);
+        let alias = path.add("alias", network.weights.detach(), true);
+        Ok(Self { network, alias })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let (one, other) = (&self.network.weights, &self.alias);
+        Ok(self.network.forward(one, images)? + self.network.forward(other, images)?)
+    }
+}
 
 export_model!("undeclared-dropout", UndeclaredDropout);
 
@@ -669,6 +945,35 @@ impl Model for AlwaysTrains {
 
     fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
         Ok(self.0.forward(images, true))
+    }
+}
+
+export_model!("unusual-parameters", UnusualParameters);
+
+/// Good: has a parameter without elements, and one whose gradients are sparse.
+struct UnusualParameters {
+    layer: nn::Linear,
+    empty: Tensor,
+    biases: nn::Embedding,
+}
+
+impl Model for UnusualParameters {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
+        let pixels = task.channels * task.height * task.width;
+        let config = nn::EmbeddingConfig { sparse: true, ..Default::default() };
+        Ok(Self {
+            layer: nn::linear(path / "layer", pixels, task.classes, Default::default()),
+            empty: path.zeros("empty", &[0, task.classes]),
+            biases: nn::embedding(path / "biases", 1, task.classes, config),
+        })
+    }
+
+    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
+        let logits = self.layer.forward(&images.flatten(1, -1));
+        let first = Tensor::zeros([1], (Kind::Int64, images.device()));
+        Ok(logits + self.biases.forward(&first) + self.empty.sum(images.kind()))
     }
 }
 

@@ -145,3 +145,18 @@ impl Run {
         self.gaps.iter().filter(move |gap| gap.part == part)
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::util::fuzz::{USUAL, corpus, withstands};
+
+    #[test]
+    fn evaluations_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        withstands(&[corpus("eval.json")], &folder.path().join("eval.json"), USUAL, |_| {
+            run.evaluations().and_then(|found| found.read::<SavedEvaluation>(&run))
+        });
+    }
+}

@@ -234,8 +234,8 @@ pub(super) fn axes<'a, 'b>(
         |axis: &Axis, range: Range<f64>| Places { ticks: axis.scale.ticks(&range), linear: range.into() };
     let mut chart = ChartBuilder::on(area)
         .margin(10)
-        .margin_right(22)
-        .set_label_area_size(LabelAreaPosition::Left, 70)
+        .margin_right(30)
+        .set_label_area_size(LabelAreaPosition::Left, 84)
         .set_label_area_size(LabelAreaPosition::Bottom, 48)
         .build_cartesian_2d(places(x, across), places(y, up))
         .map_err(defect)?;
@@ -319,6 +319,11 @@ fn wrapped(name: &str) -> Vec<String> {
         }
     }
     lines
+}
+
+/// A width that is enough for a text.
+pub(super) fn width_of(text: &str) -> i32 {
+    (text.chars().count() as i32 * TEXT * 3).div_euclid(5)
 }
 
 /// A number in few characters.

@@ -21,9 +21,9 @@ pub(in crate::report) fn strip(
     name: &str,
 ) -> Result<Figure> {
     const LEFT: usize = 100;
-    /// The width of the longest caption: the name of a class and its probability.
-    const COLUMN: usize = 114;
-    const LONGEST_NAME: usize = 11;
+    /// The width of a letter is a little more than half of the height of the text.
+    const LETTER: usize = 8;
+    const NARROWEST: usize = 114;
     const GAP: usize = 6;
     const LINES: usize = 18;
     let class = |number: i64| {
@@ -32,18 +32,11 @@ pub(in crate::report) fn strip(
             .and_then(|number| classes.get(number))
             .map_or(number.to_string(), |name| name.to_string())
     };
-    let short_class = |number: i64| match class(number) {
-        name if name.chars().count() > LONGEST_NAME => {
-            name.chars().take(LONGEST_NAME - 1).chain(['…']).collect()
-        }
-        name => name,
-    };
     let guess =
-        |(number, probability): (i64, f64)| format!("{}: {:.0} %", short_class(number), 100.0 * probability);
+        |(number, probability): (i64, f64)| format!("{}: {:.0} %", class(number), 100.0 * probability);
     let scale = perturbation_scale(&strip.examples, threat);
     let row_height = SIDE + LINES + GAP;
-    let (width, height) = (LEFT + strip.examples.len() * COLUMN, LINES + 3 * row_height);
-    let columns: Vec<_> = strip
+    let columns: Vec<(String, [(String, String); 3])> = strip
         .examples
         .iter()
         .map(|example| {
@@ -56,9 +49,16 @@ pub(in crate::report) fn strip(
                 (picture(&example.adversarial)?, guess(example.adversarial_guess)),
                 (picture(&difference)?, String::new()),
             ];
-            Ok((format!("label {}", short_class(example.label)), rows))
+            Ok((format!("label {}", class(example.label)), rows))
         })
         .collect::<Result<_>>()?;
+    // Every column has the width of the longest caption, so that none is cut.
+    let captions = columns
+        .iter()
+        .flat_map(|(label, rows)| std::iter::once(label).chain(rows.iter().map(|(_, guess)| guess)));
+    let longest = captions.map(|caption| caption.chars().count()).max().unwrap_or(0);
+    let column_width = NARROWEST.max(LETTER * (longest + 1));
+    let (width, height) = (LEFT + columns.len() * column_width, LINES + 3 * row_height);
     let size = TEXT - 3;
     let svg = html! {
         svg width=(width) height=(height) viewBox=(format!("0 0 {width} {height}"))
@@ -67,7 +67,7 @@ pub(in crate::report) fn strip(
                 text x="4" y=(LINES + row * row_height + SIDE / 2 + 4) fill=(hex(INK)) { (name) }
             }
             @for (column, (label, rows)) in (0..).zip(&columns) {
-                @let left = LEFT + column * COLUMN + (COLUMN - SIDE) / 2;
+                @let left = LEFT + column * column_width + (column_width - SIDE) / 2;
                 text x=(left + SIDE / 2) y=(LINES - 5) text-anchor="middle" fill=(hex(INK)) { (label) }
                 @for (row, (picture, guess)) in (0..).zip(rows) {
                     @let top = LINES + row * row_height;

@@ -3,10 +3,11 @@
 use super::Figure;
 use super::chart::*;
 use crate::Result;
+use crate::evaluation::verdict::confidence_interval;
 use crate::report::collect::CollectedSweep;
 use crate::report::tables::setting_text;
 use crate::sweep::short;
-use crate::sweep::summary::{COSTS, SavedSummary, Status, is_shown, title};
+use crate::sweep::summary::{COSTS, OF_TRAINING, SavedSummary, Status, is_shown, title};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::{Map, Value};
@@ -38,6 +39,7 @@ pub(in crate::report) fn sweep(sweep: &CollectedSweep, name: &str) -> Result<(Ve
             .filter_map(|key| Some(format!("{} = {}", short(key), setting_text(setting.0.get(*key)?))));
         parts.entry(texts.collect::<Vec<_>>().join(", ")).or_default().push(setting);
     }
+    let points = summary.runs.iter().filter_map(|run| run.row.points).min();
     let (mut figures, mut not_drawn) = (Vec::new(), Vec::new());
     for (part, settings) in &parts {
         let number = figures.len() + 1;
@@ -61,7 +63,8 @@ pub(in crate::report) fn sweep(sweep: &CollectedSweep, name: &str) -> Result<(Ve
                 }
                 for figure in accuracies(settings) {
                     let name = format!("{name}-map-{}", figures.len() + 1);
-                    figures.push(heat_map(settings, (across, up), &figure, &of_part, &name)?);
+                    let interval = points.and_then(|points| interval(settings, &figure, points));
+                    figures.push(heat_map(settings, (across, up), (&figure, interval), &of_part, &name)?);
                 }
             }
             _ => {}
@@ -153,59 +156,87 @@ fn sweep_curves(settings: &[&Setting], axis: &str, of_part: &str, name: &str) ->
     })
 }
 
+/// How far the values of an accuracy are certain, if it was measured by evaluations on so many points
+/// or more.
+fn interval(settings: &[&Setting], figure: &str, points: usize) -> Option<String> {
+    if OF_TRAINING.contains(&figure) {
+        return None;
+    }
+    let halves = settings.iter().filter_map(|(_, figures)| {
+        let (low, high) = confidence_interval(*figures.get(figure)?, points);
+        Some((high - low) / 2.0)
+    });
+    let widest = halves.fold(0.0, f64::max);
+    Some(format!(
+        "The 95 % interval of a value reaches at most {:.1} to either side ({points} points).",
+        100.0 * widest
+    ))
+}
+
 fn heat_map(
     settings: &[&Setting],
     (across, up): (&str, &str),
-    figure: &str,
+    (figure, interval): (&str, Option<String>),
     of_part: &str,
     name: &str,
 ) -> Result<Figure> {
-    const CELL: (i32, i32) = (64, 36);
-    const LEFT: i32 = 90;
-    const TOP: i32 = 12;
+    const HEIGHT: i32 = 36;
+    const TITLE: i32 = 36;
     let (columns, rows) = (places(settings, across), places(settings, up));
+    // No label is cut, and none reaches into another.
+    let widest =
+        |places: &[f64]| places.iter().map(|place| width_of(&short_number(*place))).max().unwrap_or(0);
+    let cell = (64.max(widest(&columns) + 8), HEIGHT);
+    let (width, height) = (columns.len() as i32 * cell.0, rows.len() as i32 * cell.1);
+    let beyond = |title: &str, side: i32| ((width_of(short(title)) - side) / 2).max(0);
+    let left = (TITLE + widest(&rows) + 8).max(beyond(across, width) + 4);
+    let (right, top) = (20.max(beyond(across, width) + 4), 12.max(beyond(up, height) + 4));
     let shares: Vec<_> = settings.iter().filter_map(|(_, figures)| figures.get(figure).copied()).collect();
     let (low, high) =
         (shares.iter().copied().fold(1.0, f64::min), shares.iter().copied().fold(0.0, f64::max));
-    let (width, height) = (columns.len() as i32 * CELL.0, rows.len() as i32 * CELL.1);
     let mut svg = String::new();
     {
-        let size = ((LEFT + width + 20).max(260) as u32, (TOP + height + 60) as u32);
+        let size = ((left + width + right).max(260) as u32, (top + height + 60.max(top)) as u32);
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let centred = |colour: RGBColor| label(colour).pos(Pos::new(HPos::Center, VPos::Center));
         for (values, figures) in settings {
             let Some(share) = figures.get(figure) else { continue };
             let column = columns.iter().position(|place| *place == value(values, across)).unwrap_or(0) as i32;
             let row = rows.iter().rev().position(|place| *place == value(values, up)).unwrap_or(0) as i32;
-            let (left, top) = (LEFT + column * CELL.0, TOP + row * CELL.1);
+            let (left, top) = (left + column * cell.0, top + row * cell.1);
             let strength = if high > low { (share - low) / (high - low) } else { 1.0 };
             let (ground, ink) = heat(strength);
-            area.draw(&Rectangle::new([(left, top), (left + CELL.0 - 2, top + CELL.1 - 2)], ground.filled()))
+            area.draw(&Rectangle::new([(left, top), (left + cell.0 - 2, top + cell.1 - 2)], ground.filled()))
                 .map_err(defect)?;
-            let middle = (left + CELL.0 / 2 - 1, top + CELL.1 / 2 - 1);
+            let middle = (left + cell.0 / 2 - 1, top + cell.1 / 2 - 1);
             area.draw(&Text::new(format!("{:.1}", 100.0 * share), middle, centred(ink))).map_err(defect)?;
         }
         for (column, place) in columns.iter().enumerate() {
-            let at = (LEFT + column as i32 * CELL.0 + CELL.0 / 2, TOP + height + 12);
+            let at = (left + column as i32 * cell.0 + cell.0 / 2, top + height + 12);
             area.draw(&Text::new(short_number(*place), at, centred(INK))).map_err(defect)?;
         }
         for (row, place) in rows.iter().rev().enumerate() {
-            let at = (LEFT - 8, TOP + row as i32 * CELL.1 + CELL.1 / 2);
+            let at = (left - 8, top + row as i32 * cell.1 + cell.1 / 2);
             let style = label(INK).pos(Pos::new(HPos::Right, VPos::Center));
             area.draw(&Text::new(short_number(*place), at, style)).map_err(defect)?;
         }
-        let below = (LEFT + width / 2, TOP + height + 38);
+        let below = (left + width / 2, top + height + 38);
         area.draw(&Text::new(short(across).to_owned(), below, centred(INK))).map_err(defect)?;
         let turned = ("sans-serif", TEXT).into_font().transform(FontTransform::Rotate270).color(&INK);
         let style = turned.pos(Pos::new(HPos::Center, VPos::Center));
-        area.draw(&Text::new(short(up).to_owned(), (18, TOP + height / 2), style)).map_err(defect)?;
+        area.draw(&Text::new(short(up).to_owned(), (18, top + height / 2), style)).map_err(defect)?;
         area.present().map_err(defect)?;
     }
     let title = format!("{} over {} and {}{of_part}", title(figure), short(across), short(up));
     Ok(Figure {
         name: name.to_owned(),
         alternative: format!("Heat map of {title}, from {:.1} to {:.1} per cent.", 100.0 * low, 100.0 * high),
-        caption: "Accuracy in per cent; where seeds vary, their median.".to_owned(),
+        caption: format!(
+            "Accuracy in per cent, from {:.1} (light) to {:.1} (dark); where seeds vary, their median.{}",
+            100.0 * low,
+            100.0 * high,
+            interval.map(|interval| format!(" {interval}")).unwrap_or_default()
+        ),
         title,
         svg,
     })
@@ -218,4 +249,50 @@ fn heat(strength: f64) -> (RGBColor, RGBColor) {
     let [red, green, blue] =
         [0, 1, 2].map(|place| (LOW[place] + strength * (HIGH[place] - LOW[place])) as u8);
     (RGBColor(red, green, blue), if strength < 0.5 { BLACK } else { WHITE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text of a figure, its place, and whether it is turned.
+    type Placed = (i32, i32, bool, String);
+
+    /// The texts of a figure, and its size.
+    fn texts(svg: &str) -> (Vec<Placed>, i32, i32) {
+        let number = |tag: &str, key: &str| -> i32 {
+            let (_, rest) = tag.split_once(&format!(" {key}=\"")).expect("an attribute");
+            rest.split('"').next().expect("a value").parse().expect("a number")
+        };
+        let tags = svg.split("<text").skip(1).map(|tag| {
+            let (tag, text) = tag.split_once('>').expect("a tag");
+            let text = text.split("</text>").next().expect("a text").trim().to_owned();
+            (number(tag, "x"), number(tag, "y"), tag.contains("rotate"), text)
+        });
+        let head = svg.split_once('>').expect("a tag").0;
+        (tags.collect(), number(head, "width"), number(head, "height"))
+    }
+
+    #[test]
+    fn titles_of_axes_are_not_cut_however_few_the_fields() {
+        let (across, up) = ("sampler.an_option_with_a_long_name", "model.another_option_with_a_long_name");
+        let setting = |place: f64| {
+            let values = [(across, 0.0313725 * place), (up, 1e-7 * place)];
+            let values = values.map(|(key, value)| (key.to_owned(), Value::from(value)));
+            (values.into_iter().collect(), [("clean".to_owned(), 0.5)].into())
+        };
+        let settings = [setting(1.0), setting(2.0)];
+        let settings: Vec<_> = settings.iter().collect();
+        let map = heat_map(&settings, (across, up), ("clean", None), "", "map").expect("a figure");
+        let (texts, width, height) = texts(&map.svg);
+        for title in [across, up] {
+            let (x, y, is_turned, _) = texts.iter().find(|(.., text)| text == title).expect("a title");
+            let half = width_of(title) / 2;
+            let (middle, room) = if *is_turned { (*y, height) } else { (*x, width) };
+            assert!(middle - half >= 0 && middle + half <= room, "{title}: {middle} of {room}");
+        }
+        // Labels of rows end before the fields, and begin after the title.
+        let (x, _, _, label) = texts.iter().find(|(.., text)| text == "1e-7").expect("a label");
+        assert!(x - width_of(label) >= 26, "{x}");
+    }
 }

@@ -4,13 +4,21 @@ use crate::config::Role;
 use crate::plugin::Record;
 use crate::report::collect::{Run, shell_words};
 use crate::report::table::{Column, Table, text};
+use crate::run::RunRecord;
+
+/// The command that began a run, and those that extended it.
+fn commands(record: &RunRecord) -> String {
+    let extensions = record.extensions.iter().map(|extension| &extension.command);
+    let commands = std::iter::once(&record.command).chain(extensions);
+    commands.map(|words| shell_words(words.iter().map(String::as_str))).collect::<Vec<_>>().join("; then ")
+}
 
 /// The command, software and data of every run.
 pub(in crate::report) fn provenance(runs: &[Run]) -> Table {
     type Of<'a> = Column<'a, &'a Run>;
     let columns = [
         Of::plain("run", |run| text(&run.name)),
-        Of::plain("command", |run| text(shell_words(run.record.command.iter().map(String::as_str)))),
+        Of::plain("command", |run| text(commands(&run.record))),
         Of::plain("started", |run| text(&run.record.started)),
         Of::plain("seed", |run| text(run.record.experiment.train.seed)),
         Of::plain("threads", |run| {
