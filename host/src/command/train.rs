@@ -45,6 +45,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     reporter.event(&event);
     print_caveats(training.caveat().as_slice());
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
+        if folder.refuse_if_moved().is_err() {
+            return error.on_the_way();
+        }
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
     reporter.finish();

@@ -9,6 +9,7 @@ use super::trace::Trace;
 use super::{Training, alarm};
 use crate::config::{Select, Train};
 use crate::data::examples::Examples;
+use crate::error::shown;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::verdict::{Evaluation, Order};
 use crate::plugin::Attack;
@@ -19,6 +20,7 @@ use crate::run::tensorboard::EventFile;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::util::console::Style;
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
@@ -176,6 +178,31 @@ impl Training {
     }
 
     fn save_checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
+        folder.refuse_if_moved()?;
+        self.save_checkpoint_in(&folder.checkpoints())
+    }
+
+    /// What follows from an error between two updates. If the run's folder is no longer at its path,
+    /// that is the error, and the state is saved where it can be.
+    pub(super) fn rescue_if_moved(&mut self, folder: &RunFolder, error: Error) -> Error {
+        let Err(moved) = folder.refuse_if_moved() else { return error };
+        let update = self.records.progress.update;
+        let rescued = folder.rescue().and_then(|place| {
+            self.save_checkpoint_in(&place.checkpoints())?;
+            Ok(place)
+        });
+        match rescued {
+            Ok(place) => {
+                let place = shown(place.path());
+                moved
+                    .note("kept", format!("the state of update {update}, in {place}"))
+                    .fix(format!("go on with `host train --resume {place}`"))
+            }
+            Err(why) => moved.note("lost", format!("the state of update {update}: {}", why.first_line())),
+        }
+    }
+
+    fn save_checkpoint_in(&mut self, checkpoints: &Path) -> Result<()> {
         // Work that the device still has to do belongs to the time of training.
         self.sums.finite.read()?;
         self.stop_clock();
@@ -195,16 +222,7 @@ impl Training {
         if let Some(average) = averaged(&self.players.average) {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
-        let moved = folder.refuse_if_moved().err();
-        let rescued = moved.as_ref().map(|_| folder.rescue()).transpose()?;
-        let place = rescued.as_ref().unwrap_or(folder);
-        checkpoint::save(&place.checkpoints(), progress.update, &groups, progress)?;
-        if let Some(moved) = moved {
-            let (update, place) = (progress.update, place.path().display());
-            return Err(moved
-                .note("kept", format!("the state of update {update}, in {place}"))
-                .fix(format!("go on with `host train --resume {place}`")));
-        }
+        checkpoint::save(checkpoints, progress.update, &groups, progress)?;
         self.records.saved = Some(progress.update);
         Ok(())
     }

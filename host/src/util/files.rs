@@ -248,8 +248,11 @@ pub fn write_sealed(
 /// If the file is not the one that was written, or it cannot be understood.
 pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = read_text(path)?;
-    let object = checked(path, &text, [text.as_str()])?.concat();
-    serde_json::from_str(&object).map_err(|why| Error::file("understand", path, why))
+    let (objects, has_digests) = checked(path, &text, [text.as_str()])?;
+    let object =
+        serde_json::from_str(&objects.concat()).map_err(|why| Error::file("understand", path, why))?;
+    warn_unless(has_digests, path);
+    Ok(object)
 }
 
 /// The same for a file of any number of lines, each of them an object.
@@ -259,18 +262,33 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
 pub fn read_sealed_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     let text = read_text(path)?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
-    let objects = checked(path, &text, lines)?.into_iter().map(|object| serde_json::from_str(&object));
-    objects.collect::<serde_json::Result<_>>().map_err(|why| Error::file("understand", path, why))
+    let (objects, has_digests) = checked(path, &text, lines)?;
+    let objects =
+        objects.iter().map(|object| serde_json::from_str(object)).collect::<serde_json::Result<_>>();
+    let objects = objects.map_err(|why| Error::file("understand", path, why))?;
+    warn_unless(has_digests, path);
+    Ok(objects)
+}
+
+/// Warns of a file without digests, once.
+fn warn_unless(has_digests: bool, path: &Path) {
+    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if !has_digests && WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
+        warn(format_args!("{} has no digest: an older version wrote it", shown(path)));
+    }
 }
 
 fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|why| Error::file("understand", path, why))
 }
 
-/// The objects of a file without their digests, which have been checked. The objects are parts of
-/// `text`, all that the file has.
-fn checked<'a>(path: &Path, text: &str, objects: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>> {
-    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+/// The objects of a file without their digests, which have been checked, and whether they have any.
+/// The objects are parts of `text`, all that the file has.
+fn checked<'a>(
+    path: &Path,
+    text: &str,
+    objects: impl IntoIterator<Item = &'a str>,
+) -> Result<(Vec<String>, bool)> {
     let (mut digest, mut digested, mut without_digest) = (Sha256::new(), 0, 0);
     let mut checked = Vec::new();
     for object in objects {
@@ -290,10 +308,7 @@ fn checked<'a>(path: &Path, text: &str, objects: impl IntoIterator<Item = &'a st
     if without_digest > 0 && without_digest < checked.len() {
         return Err(damaged(path));
     }
-    if without_digest > 0 && WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
-        warn(format_args!("{} has no digest: an older version wrote it", shown(path)));
-    }
-    Ok(checked)
+    Ok((checked, without_digest == 0))
 }
 
 /// A JSON object that ends with a digest.
