@@ -74,7 +74,7 @@ test: setup
 
 # Every reader of a file, with other damaged files each time; `make test` reads a few hundred of each.
 fuzz: setup
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test --release -p host --lib fuzz
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p host --lib fuzz
 
 # Debian: apt-get install chromium. Another browser of its family can be named by CHROMIUM.
 report-test: setup

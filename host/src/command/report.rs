@@ -14,7 +14,11 @@ use std::path::{Path, PathBuf};
 pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let place = Place::new(&arguments.out, arguments.force)?;
     set_threads(None)?;
-    let mut collector = Collector::new(arguments.data_folder.as_deref(), arguments.allow_changed);
+    let mut collector = Collector::new(
+        arguments.data_folder.as_deref(),
+        arguments.plugins.as_deref(),
+        arguments.allow_changed,
+    );
     let collection = collector.collect(&arguments.runs)?;
     let report = report::make(&collection, &place.folder_name())?;
     place.write(&report)?;

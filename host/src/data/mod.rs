@@ -112,10 +112,15 @@ pub fn load(data: &str, root: &Path) -> Result<Dataset> {
 }
 
 fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
-    let fix = format!("run `host data fetch {name}`, which downloads the original files");
+    let root = folder.parent().unwrap_or(folder).display();
+    let fetch = format!("`host data fetch {name} --data-folder {root}`");
+    let fix = format!("run {fetch}, which downloads the original files");
     if !folder.is_dir() {
         let message = format!("data set {name} is missing: there is no folder {}", folder.display());
-        return Err(Error::new(message).fix(fix));
+        return Err(Error::new(message).fix(format!(
+            "give the folder that has {name} with --data-folder FOLDER, or with the variable DRO_DATA when a run \
+             or sweep begins; or {fix}"
+        )));
     }
     let layout = if name == "cifar-10" { Layout::Cifar } else { Layout::Idx };
     let read = || -> Result<Dataset> {
@@ -124,7 +129,7 @@ fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
         let origin = fetch::verify(name, &files).map_or_else(
             |why| {
                 Origin::Altered(format!(
-                    "the data are not the published {name}: {}; `host data fetch {name}` replaces them, \
+                    "the data are not the published {name}: {}; {fetch} replaces them, \
                      --data FOLDER takes data of your own",
                     why.first_line()
                 ))
@@ -437,13 +442,18 @@ mod tests {
     #[test]
     fn a_known_data_set_is_read_from_its_folder_below_the_root() {
         let root = tempfile::tempdir().unwrap();
-        let message = first_line(load("mnist", root.path()), root.path());
+        let error = load("mnist", root.path()).unwrap_err();
+        for way in ["--data-folder FOLDER", "DRO_DATA", "run `host data fetch mnist --data-folder "] {
+            assert!(error.advice().unwrap().contains(way), "{error}");
+        }
+        let message = first_line(Err::<(), _>(error), root.path());
         assert_eq!(message, "data set mnist is missing: there is no folder DIR/mnist");
 
         fs::create_dir(root.path().join("mnist")).unwrap();
         let error = load("mnist", root.path()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("run `host data fetch mnist`"), "{error}");
+        let fetch = format!("run `host data fetch mnist --data-folder {}`", root.path().display());
+        assert!(error.to_string().contains(&fetch), "{error}");
         let message = first_line(Err::<(), _>(error), root.path());
         assert_eq!(message, "DIR/mnist has no file train-images-idx3-ubyte");
 

@@ -1,7 +1,7 @@
 //! Sets an evaluation of a run up, carries it out and saves it.
 
 use crate::config::{Experiment, suite};
-use crate::data::{self, Dataset, examples::Examples};
+use crate::data::{Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
@@ -64,9 +64,13 @@ pub struct EvaluationOptions {
     /// Show the result of this very evaluation if the run has it already, instead of repeating it
     #[arg(long, conflicts_with = "save_examples")]
     pub once: bool,
-    /// Folder of the named data sets [default: as in the run]
+    /// Folder of the named data sets, or that has the run's own data if they were moved [default: as
+    /// in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the run's plugins if they were moved [default: as in the run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// cpu, cuda or cuda:N [default: as in the run]
     #[arg(long)]
     pub device: Option<String>,
@@ -153,8 +157,7 @@ impl<'a> EvaluationSetup<'a> {
         device::set_threads(options.threads.or(experiment.train.threads))?;
         let name = options.device.as_ref().unwrap_or(&experiment.train.device);
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
-        let folder = options.data_folder.as_ref().unwrap_or(&experiment.data.folder);
-        let dataset = data::load(&experiment.data.name, folder)?;
+        let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
         let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
@@ -207,7 +210,8 @@ impl<'a> EvaluationSetup<'a> {
             )));
         }
         let spec = &record.experiment.model;
-        let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
+        let plugins = self.options.plugins.as_deref();
+        let spec = run::recorded_plugin(spec, &record.plugins.model, plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
         let WeightsFound { progress, damaged, unfinished } = run::load_weights(&folder, &record, &model)?;
         let passed_over =
@@ -378,7 +382,15 @@ impl<'a> EvaluationSetup<'a> {
         let specs: Vec<PluginSpec> = match &self.options.suite {
             Some(suite) => suite::attacks(suite)?,
             None if are_given => self.options.attacks.clone(),
-            None => record.experiment.eval.attacks.clone(),
+            None => {
+                let mut specs = record.experiment.eval.attacks.clone();
+                for spec in &mut specs {
+                    if let Some(path) = run::plugin_in(self.options.plugins.as_deref(), spec.file.as_ref()) {
+                        spec.file = path.display().to_string();
+                    }
+                }
+                specs
+            }
         };
         let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
         for spec in &specs {

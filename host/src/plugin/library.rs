@@ -418,7 +418,7 @@ fn full_message(error: &dyn std::error::Error) -> String {
 /// The library's path: as given if it has a folder. Otherwise the file is searched for, with and
 /// without `lib` in front, next to the executable, in DRO_PLUGIN_PATH, and last in the working
 /// directory: a file there does not take the place of a plugin that is installed.
-pub(super) fn find(file: &str) -> Result<PathBuf> {
+pub(crate) fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folders = match folder {

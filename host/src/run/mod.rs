@@ -5,10 +5,10 @@ pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
-use crate::config::{Experiment, Role, Select};
+use crate::config::{self, Experiment, Role, Select};
 use crate::data::{self, Dataset};
 use crate::error::{absolute, shown};
-use crate::plugin::{LoadedModel, PluginSpec, Record};
+use crate::plugin::{LoadedModel, PluginSpec, Record, library};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
@@ -538,25 +538,61 @@ pub(crate) fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
     }
 }
 
-/// The spec of a recorded plugin, with the path that it was loaded from if that file still exists.
+/// The spec of a recorded plugin, with the path of its file: in `folder`, in the place that it was
+/// loaded from, or found by the spec.
 ///
 /// # Errors
-/// If the file is not the recorded one and `on_change` returns an error.
+/// If there is no such file, or it is not the recorded one and `on_change` returns an error.
 pub(crate) fn recorded_plugin(
-    spec: &PluginSpec,
+    given: &PluginSpec,
     record: &Record,
+    folder: Option<&Path>,
     on_change: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<PluginSpec> {
-    let mut spec = spec.clone();
-    if record.path.is_file() {
-        spec.file = record.path.display().to_string();
-    }
-    let found = crate::plugin::library::inspect(&spec.file)?;
+    let where_it_was = || record.path.is_file().then(|| record.path.clone());
+    let path = plugin_in(folder, &record.path).or_else(where_it_was);
+    let path = path.map_or_else(|| library::find(&given.file), Ok).map_err(|_| {
+        let name = record.path.file_name().unwrap_or_default().display();
+        Error::new(format!("the run's plugin {} is missing", record.path.display()))
+            .fix(format!("give the folder that has {name} now with --plugins FOLDER"))
+    })?;
+    let mut spec = given.clone();
+    (spec.file, spec.is_recorded) = (path.display().to_string(), true);
+    let found = library::inspect(&spec.file)?;
     if record.sha256 != found.sha256 {
         let what = format!("{} has changed since the run began", found.path.display());
         on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
     }
     Ok(spec)
+}
+
+/// The data of a run. Named data lie in `folder`, or where they were recorded. The user's own data
+/// lie in the folder of their name in `folder`, where they were recorded, or in `folder` itself.
+///
+/// # Errors
+/// If they are in none of these places, or cannot be read.
+pub(crate) fn recorded_data(recorded: &config::Data, folder: Option<&Path>) -> Result<Dataset> {
+    if data::NAMES.contains(&recorded.name.as_str()) {
+        return data::load(&recorded.name, folder.unwrap_or(&recorded.folder));
+    }
+    let path = Path::new(&recorded.name);
+    let name = path.file_name().unwrap_or_default();
+    let below = folder.map(|folder| folder.join(name));
+    let mut places = below.into_iter().chain([path.to_owned()]).chain(folder.map(Path::to_owned));
+    let found = places.find(|place| place.is_dir()).ok_or_else(|| {
+        Error::new(format!("the run's data {} are missing", path.display())).fix(format!(
+            "give the folder that has them now with --data-folder FOLDER: {} itself, or the folder around it",
+            name.display()
+        ))
+    })?;
+    // A relative path may look like the name of a known data set.
+    let found = std::path::absolute(&found).map_err(|why| Error::file("find", &found, why))?;
+    data::load(&found.to_string_lossy(), &recorded.folder)
+}
+
+/// The plugin library in `folder` with the name of this one, if there is one.
+pub(crate) fn plugin_in(folder: Option<&Path>, library: &Path) -> Option<PathBuf> {
+    library::find(&folder?.join(library.file_name()?).to_string_lossy()).ok()
 }
 
 /// Compares a data set's files with the recorded ones.

@@ -30,8 +30,10 @@ use tch::Device;
 /// How a run is resumed.
 #[derive(Debug, Default)]
 pub struct ResumeOptions {
-    /// Where named data sets lie, if not where the run recorded.
+    /// Where the data lie now, if not where the run recorded.
     pub data_folder: Option<PathBuf>,
+    /// Where the plugins lie now, if not where the run recorded.
+    pub plugins: Option<PathBuf>,
     /// Whether plugins and data may differ from those recorded.
     pub allow_changed: bool,
     /// Keys of the experiment with other values than recorded: epochs, threads or device.
@@ -123,17 +125,14 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     folder.lock()?;
     let mut experiment = record.experiment.with(&options.changes)?;
     experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
-    if let Some(data_folder) = &options.data_folder {
-        experiment.data.folder.clone_from(data_folder);
-    }
     device::set_threads(experiment.train.threads)?;
     for (role, spec) in experiment.plugins_mut() {
         if let Some(recorded) = record.plugins.of(role) {
-            *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
+            *spec = run::recorded_plugin(spec, recorded, options.plugins.as_deref(), &mut on_change)?;
         }
     }
     experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
-    let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
+    let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
     dataset.findings()?.iter().for_each(warn);
     let (mut training, _) = assemble(&experiment, &dataset)?;

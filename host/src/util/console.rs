@@ -189,7 +189,7 @@ impl Indicator {
         if self.bar.is_hidden() && !is_due {
             return;
         }
-        let message = message();
+        let message = harmless(&message()).into_owned();
         if is_due {
             note_line();
             let length = self.bar.length().unwrap_or_default();

@@ -390,7 +390,7 @@ mod tests {
             }
         }
         let (_folder, path) = sealed(&[]);
-        assert_eq!(read_sealed_lines::<Value>(&path).expect("whole"), [json!(0); 0]);
+        assert!(read_sealed_lines::<Value>(&path).expect("whole").is_empty());
     }
 
     #[test]

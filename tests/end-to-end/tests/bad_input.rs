@@ -1,6 +1,6 @@
 //! Bad input: a clear error (the problem, both values, a remedy), and no file is lost.
 
-use crate::data::{Samples, idx, write, write_image_tree};
+use crate::data::{Samples, digits, idx, write, write_image_tree};
 use crate::harness::{Outcome, Place, built, edit, patch};
 use libc::SIGINT;
 use std::fs;
@@ -245,6 +245,22 @@ fn missing_data_are_refused() {
     let place = Place::with_digits(8, 60);
     let train = |data: &str| format!("train --recipe algorithm-1 --data {data} --out run");
     place.refuses(&train("mnist"), &["mnist", "data/mnist"]).explains(&["host data fetch mnist"]);
+    // The printed ways work.
+    fs::create_dir(place.path("elsewhere")).expect("a folder");
+    write(&place.path("data/mnist"), 8, &digits(8, 60, 10, 1), &digits(8, 60, 10, 2));
+    let command = |text: &str| {
+        let mut command = place.command(text);
+        command.current_dir(place.path("elsewhere"));
+        command
+    };
+    let train_mnist =
+        format!("train --recipe algorithm-1 --data mnist {LINEAR} --sampler none --epochs 1 --out");
+    place
+        .outcome(&mut command(&format!("{train_mnist} run")))
+        .fails(2, &["data set mnist is missing: there is no folder ", "elsewhere/data/mnist"])
+        .explains(&["--data-folder FOLDER", "DRO_DATA", "host data fetch mnist --data-folder "]);
+    place.outcome(&mut command(&format!("{train_mnist} run --data-folder ../data"))).ended_with(0);
+    place.outcome(command(&format!("{train_mnist} other")).env("DRO_DATA", place.path("data"))).ended_with(0);
     place.refuses(&train("nowhere"), &["nowhere", "no such folder"]).explains(&["mnist, fashion-mnist"]);
     fs::remove_file(place.path("digits/t10k-labels-idx1-ubyte")).expect("removed");
     place.refuses(&train("digits"), &["digits has no file t10k-labels-idx1-ubyte"]);

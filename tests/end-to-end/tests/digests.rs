@@ -7,12 +7,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epochs 2 --epsilon 0.1 \
-                     --model bad_plugins.so,plugin=linear --sampler langevin.so --checkpoint-every 3 --out run";
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 \
+                     --model bad_plugins.so,plugin=linear --sampler langevin.so --checkpoint-every 3";
 
 /// A run that was stopped at a checkpoint before its end.
 fn stopped(place: &Place) -> Run {
-    place.interrupt(&format!("{TRAIN} --epochs 200"), "run", SIGINT, |_| true).was_interrupted(&["run"]);
+    place
+        .interrupt(&format!("{TRAIN} --epochs 200 --out run"), "run", SIGINT, |_| true)
+        .was_interrupted(&["run"]);
     place.run("run")
 }
 
@@ -32,7 +34,7 @@ fn changed_progress_falls_back_to_the_checkpoint_before_it() {
     replace(&progress, &format!("\"update\": {update}"), &format!("\"update\": {}", update + 1));
     let warning = ["progress.json is damaged", "going back to the checkpoint before it"];
     place.host("train --resume run").succeeds_with_warning(&warning);
-    place.host(&format!("{TRAIN} --epochs 200 --out whole").replace("--out run ", "")).ended_with(0);
+    place.host(&format!("{TRAIN} --epochs 200 --out whole")).ended_with(0);
     run.assert_same_as(&place.run("whole"));
 }
 
@@ -77,7 +79,9 @@ fn a_changed_record_is_refused_and_an_edited_one_is_validated() {
 #[test]
 fn changed_measurements_and_verdicts_are_found() {
     let place = Place::with_digits(8, 50);
-    place.host(&format!("{TRAIN} --trace fgsm.so --trace-points 10 --trace-at 1,2")).ended_with(0);
+    place
+        .host(&format!("{TRAIN} --epochs 2 --out run --trace fgsm.so --trace-points 10 --trace-at 1,2"))
+        .ended_with(0);
     place.host("eval run --attack pgd.so,steps=5,step_size=0.1 --points 40 --save-examples").ended_with(0);
     let run = place.run("run");
     let metrics = fs::read(place.path("run/metrics.jsonl")).expect("readable");
@@ -105,7 +109,7 @@ fn changed_measurements_and_verdicts_are_found() {
 #[test]
 fn locks_follow_no_links() {
     let place = Place::with_digits(8, 50);
-    place.host(TRAIN).ended_with(0);
+    place.host(&format!("{TRAIN} --epochs 2 --out run")).ended_with(0);
     fs::write(place.path("thesis"), "years of work").expect("written");
     for (lock, command) in [(".lock", "train --resume run"), (".eval.lock", "eval run --attack fgsm.so")] {
         let lock = place.path("run").join(lock);
@@ -123,9 +127,9 @@ fn locks_follow_no_links() {
 fn a_run_whose_folder_is_moved_replaced_or_removed_ends_and_keeps_its_state() {
     for change in ["moved", "replaced", "removed"] {
         let place = Place::with_digits(8, 50);
-        place.host(&format!("{TRAIN} --epochs 200 --out whole").replace("--out run ", "")).ended_with(0);
+        place.host(&format!("{TRAIN} --epochs 200 --out whole")).ended_with(0);
         let run = place.run("run");
-        let command = format!("{TRAIN} --epochs 200");
+        let command = format!("{TRAIN} --epochs 200 --out run");
         let outcome = place.meanwhile(
             &command,
             || run.newest_update().is_some(),

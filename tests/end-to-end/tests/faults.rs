@@ -90,7 +90,7 @@ fn train(step: usize) {
 fn timeless(mut evaluation: Value) -> Value {
     evaluation["begun"] = Value::Null;
     for attack in evaluation["result"]["attacks"].as_array_mut().into_iter().flatten() {
-        attack["cost"]["seconds"] = Value::Null;
+        attack["seconds"] = Value::Null;
     }
     evaluation
 }
@@ -201,22 +201,22 @@ fn report(step: usize) {
 
 #[test]
 fn training_loses_nothing_at_some_operations() {
-    train(11);
+    train(41);
 }
 
 #[test]
 fn an_evaluation_loses_nothing_at_some_operations() {
-    evaluate(7);
+    evaluate(17);
 }
 
 #[test]
 fn a_sweep_loses_nothing_at_some_operations() {
-    sweep(17);
+    sweep(47);
 }
 
 #[test]
 fn a_report_loses_nothing_at_some_operations() {
-    report(9);
+    report(23);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn a_host_without_plugins_says_so_and_where_it_looked() {
     let place = Place::empty();
     let host = place.copy_built("host");
     let mut command = Command::new(&host);
-    let looked = [".", &place.path("").display().to_string(), "/nowhere/plugins"].map(str::to_owned);
+    let looked = [&place.path("").display().to_string(), "/nowhere/plugins", "."].map(str::to_owned);
     command.arg("plugins").current_dir(place.path("")).env("DRO_PLUGIN_PATH", "/nowhere/plugins");
     let outcome = place.outcome(&mut command).succeeds_with_warning(&["no plugin was found in: "]);
     let folders = outcome.first_line();

@@ -71,6 +71,20 @@ fn an_evaluation_begins_with_what_it_will_cost_at_most() {
     assert_eq!(square[1], (None, 0), "no plugin declares its backward passes");
 }
 
+/// An epsilon of 0 to 255 instead of 0 to 1, for example.
+#[test]
+fn a_ball_in_which_all_images_can_be_made_equal_is_a_warning_and_a_caveat() {
+    let place = Place::with_digits(8, 60);
+    let finding = ["epsilon 8 is at least 0.5, half of the width of the domain", "section large-epsilon"];
+    place.host(&format!("{TRAIN} --out run").replace("1/8", "8")).ended_with(0).explains(&finding);
+    let outcome = place.host("eval run --attack fgsm.so --json").ended_with(0).explains(&finding);
+    assert_eq!(outcome.json()["caveats"][0]["name"], "large-epsilon");
+    // Half of the diagonal of 64 values is 4.
+    let l2 = format!("{TRAIN} --norm l2 --out l2").replace("1/8", "3.9");
+    let quiet = place.host(&l2).ended_with(0).errors();
+    assert!(!quiet.contains("large-epsilon"), "{quiet}");
+}
+
 #[test]
 fn piped_output_says_where_training_and_its_probe_are() {
     let place = Place::with_digits(8, 80);

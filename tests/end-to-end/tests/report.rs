@@ -416,7 +416,7 @@ fn data_that_are_not_the_published_ones_are_not_beside_the_papers_figures() {
     place
         .host(train)
         .succeeds_with_warning(&finding)
-        .explains(&["`host data fetch mnist` replaces them", "--data FOLDER"]);
+        .explains(&["`host data fetch mnist --data-folder ", "--data FOLDER"]);
     assert!(place.host("data list").succeeds().words().contains(finding[0]));
     place.host("eval run --attack fgsm.so --points 10").succeeds_with_warning(&finding);
     let data = place.run("run").record()["data"].clone();

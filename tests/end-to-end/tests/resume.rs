@@ -1,7 +1,7 @@
 //! `host train --resume`: a stopped and resumed run is the same, bit for bit, as one that was not
 //! stopped.
 
-use crate::data::TEST_POINTS;
+use crate::data::{self, TEST_POINTS, write_image_tree};
 use crate::harness::{Place, Run, built, edit, sha256, write_sealed};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
@@ -436,6 +436,74 @@ fn resumes_from_another_working_directory() {
     fs::create_dir(place.path("elsewhere")).expect("a folder");
     for command in ["train --resume ../run", "eval ../run --attack fgsm.so"] {
         place.outcome(place.command(command).current_dir(place.path("elsewhere"))).succeeds();
+    }
+}
+
+#[test]
+fn own_data_and_plugins_that_were_moved_are_found() {
+    let place = Place::empty();
+    write_image_tree(&place.path("pictures"), 8, 60);
+    fs::create_dir(place.path("mine")).expect("a folder");
+    for library in ["liblangevin.so", "libcnn.so", "libfgsm.so"] {
+        fs::copy(built(library), place.path("mine").join(library)).expect("copied");
+    }
+    let train = "train --recipe algorithm-1 --data pictures --model mine/cnn.so,arch=B --sampler mine/langevin.so \
+                 --threads 1 --batch 20 --epochs 1 --out run";
+    place.host(train).succeeds();
+    place.host("eval run --attack fgsm.so --points 20 --save-examples").ended_with(0);
+    let commands = ["train --resume run", "eval run --attack fgsm.so --points 20", "report run --force"];
+    let renamed = |from: &str, to: &str| fs::rename(place.path(from), place.path(to)).expect("renamed");
+
+    fs::create_dir(place.path("store")).expect("a folder");
+    renamed("pictures", "store/pictures");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's data", "/pictures are missing"])
+            .explains(&["--data-folder FOLDER: pictures itself, or the folder around it"]);
+    }
+    place.host(commands[2]).succeeds();
+    let page = fs::read_to_string(place.path("report.html")).expect("a page");
+    assert!(page.contains("/pictures are missing") && page.contains("--data-folder FOLDER"));
+    for folder in ["store", "store/pictures"] {
+        for command in commands {
+            place.host(&format!("{command} --data-folder {folder}")).ended_with(0);
+        }
+        let page = fs::read_to_string(place.path("report.html")).expect("a page");
+        assert!(!page.contains("are missing"));
+    }
+    // Other data are not taken for them.
+    write_image_tree(&place.path("other"), 8, 40);
+    place.refuses(
+        &format!("{} --data-folder other", commands[1]),
+        &["is not the one that the run began with"],
+    );
+    renamed("store/pictures", "pictures");
+
+    renamed("mine", "theirs");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's plugin", "/mine/libcnn.so is missing"])
+            .explains(&["give the folder that has libcnn.so now with --plugins FOLDER"]);
+    }
+    for command in commands {
+        place.host(&format!("{command} --plugins theirs")).ended_with(0);
+    }
+    edit(&place.path("theirs/libcnn.so"), |contents| contents.extend(b"changed"));
+    place.refuses(
+        &format!("{} --plugins theirs", commands[0]),
+        &["libcnn.so has changed since the run began"],
+    );
+}
+
+#[test]
+fn a_run_below_a_folder_with_a_comma_can_be_resumed() {
+    let place = Place::empty();
+    let folder = place.path("a,b=c");
+    data::write_digits(&folder.join("digits"), 8, 60);
+    fs::copy(built("libcnn.so"), folder.join("libmine.so")).expect("copied");
+    let train = "train --recipe algorithm-1 --data digits --model ./mine.so,arch=B --sampler none --threads 1 --epochs 1 --out run";
+    for command in [train, "train --resume run", "eval run --attack fgsm.so"] {
+        place.outcome(place.command(command).current_dir(&folder)).succeeds();
     }
 }
 

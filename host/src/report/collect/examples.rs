@@ -94,8 +94,8 @@ impl Collector<'_> {
             return Err(damaged("it is not of the run's data"));
         }
         let spec = &run.record.experiment.model;
-        let spec =
-            run::recorded_plugin(spec, &run.record.plugins.model, &mut run::unless(self.allow_changed))?;
+        let mut on_change = run::unless(self.allow_changed);
+        let spec = run::recorded_plugin(spec, &run.record.plugins.model, self.plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, dataset.task(), Device::Cpu, 0)?;
         let progress = run::load_weights(folder, &run.record, &model)?.progress;
         if progress.update != evaluation.update {

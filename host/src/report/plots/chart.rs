@@ -234,8 +234,8 @@ pub(super) fn axes<'a, 'b>(
         |axis: &Axis, range: Range<f64>| Places { ticks: axis.scale.ticks(&range), linear: range.into() };
     let mut chart = ChartBuilder::on(area)
         .margin(10)
-        .margin_right(22)
-        .set_label_area_size(LabelAreaPosition::Left, 70)
+        .margin_right(30)
+        .set_label_area_size(LabelAreaPosition::Left, 84)
         .set_label_area_size(LabelAreaPosition::Bottom, 48)
         .build_cartesian_2d(places(x, across), places(y, up))
         .map_err(defect)?;

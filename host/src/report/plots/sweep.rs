@@ -255,8 +255,11 @@ fn heat(strength: f64) -> (RGBColor, RGBColor) {
 mod tests {
     use super::*;
 
-    /// The texts of a figure with their places, and the figure's size.
-    fn texts(svg: &str) -> (Vec<(i32, i32, bool, String)>, i32, i32) {
+    /// A text of a figure, its place, and whether it is turned.
+    type Placed = (i32, i32, bool, String);
+
+    /// The texts of a figure, and its size.
+    fn texts(svg: &str) -> (Vec<Placed>, i32, i32) {
         let number = |tag: &str, key: &str| -> i32 {
             let (_, rest) = tag.split_once(&format!(" {key}=\"")).expect("an attribute");
             rest.split('"').next().expect("a value").parse().expect("a number")
