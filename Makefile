@@ -6,13 +6,15 @@ host := cargo run --release --quiet -p host --
 
 python := .setup/oracle/bin/python
 
-.PHONY: help setup demo paper quick test report-test gpu-test check bench parity peers classifiers
+.PHONY: help setup demo paper quick test faults fuzz report-test gpu-test check bench parity peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
 	@echo "make paper   the paper's tables and figures in small, and a report of them"
 	@echo "make quick   unit tests and one training run: under a minute once built"
 	@echo "make test    run every test"
+	@echo "make faults  kill the host, or fill its disk, at every operation on files"
+	@echo "make fuzz    read damaged files for a minute each (FUZZ_SECONDS=600 for longer)"
 	@echo "make report-test  look at a report in Chromium, at several widths, light and dark"
 	@echo "make gpu-test     train and attack on a GPU, beside the CPU (needs a libtorch with CUDA)"
 	@echo "make check   formatting and lints"
@@ -58,6 +60,9 @@ paper: setup
 	$(host) report paper/runs/* --out paper/report.html --force
 
 # The fast tier, while working; `make check` and `make test` come before a commit.
+faults: setup
+	cargo test -p end-to-end faults:: -- --include-ignored
+
 quick: setup
 	cargo test -p plugin-api -p host --lib
 	cargo test -p end-to-end quick::
@@ -66,6 +71,10 @@ test: setup
 	cargo build --workspace
 	cargo run --quiet -p host -- data fetch mnist
 	cargo test --workspace
+
+# Every reader of a file, with other damaged files each time; `make test` reads a few hundred of each.
+fuzz: setup
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-60} cargo test -p host --lib fuzz
 
 # Debian: apt-get install chromium. Another browser of its family can be named by CHROMIUM.
 report-test: setup

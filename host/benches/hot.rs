@@ -7,7 +7,7 @@ use host::config::Algorithm;
 use host::config::Format;
 use host::config::{Experiment, Mode};
 use host::data::examples::Examples;
-use host::data::{Dataset, Split};
+use host::data::{Dataset, Origin, Split};
 use host::plugin::library::open_sampler;
 use host::plugin::{Guard, LoadedModel, PluginSpec, Sampler, parse};
 use host::torch::device::set_up;
@@ -57,6 +57,7 @@ fn dataset() -> Dataset {
         classes: 10,
         class_names: Vec::new(),
         checksums: BTreeMap::new(),
+        origin: Origin::Own,
     }
 }
 

@@ -1,5 +1,6 @@
 use std::fmt;
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
+use std::sync::LazyLock;
 
 /// An error for the user: one line with what happened, then labelled details and a fix.
 #[derive(Debug)]
@@ -10,6 +11,21 @@ struct Contents {
     message: String,
     notes: Vec<(&'static str, String)>,
     exit_code: u8,
+}
+
+/// The working directory at the beginning: a plugin may change it.
+static WORKING_FOLDER: LazyLock<PathBuf> = LazyLock::new(|| std::env::current_dir().unwrap_or_default());
+
+/// A path from the working directory at the beginning, as an absolute one.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    let path = WORKING_FOLDER.join(path);
+    path::absolute(&path).unwrap_or(path)
+}
+
+/// A path as it is shown to people: as one from the working directory, if it is inside.
+pub(crate) fn shown(path: &Path) -> path::Display<'_> {
+    let inside = path.strip_prefix(&*WORKING_FOLDER).ok().filter(|inside| !inside.as_os_str().is_empty());
+    inside.unwrap_or(path).display()
 }
 
 /// The label of the fix.
@@ -29,7 +45,7 @@ impl Error {
 
     /// An error about a file: `cannot VERB PATH: why`.
     pub fn file(verb: &str, path: &Path, why: impl fmt::Display) -> Self {
-        Self::new(format!("cannot {verb} {}: {why}", path.display()))
+        Self::new(format!("cannot {verb} {}: {why}", shown(path)))
     }
 
     /// Adds a labelled detail.

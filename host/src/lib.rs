@@ -6,7 +6,7 @@
 pub mod command;
 pub mod config;
 pub mod data;
-mod error;
+pub(crate) mod error;
 pub mod evaluation;
 pub mod plugin;
 pub(crate) mod report;
@@ -92,6 +92,42 @@ mod tests {
             }
         }
         assert!(checked > 100, "{checked} uses were found");
+    }
+
+    #[test]
+    fn only_one_module_changes_the_disk() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let calls = ["fs::write(", "fs::rename(", "fs::remove_", "fs::create_dir", "File::create", ".sync_"];
+        let changes = |path: &Path| {
+            let text = fs::read_to_string(path).expect("text");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            calls.iter().find(|call| code.contains(**call)).copied()
+        };
+        let files = root.join("util/files.rs");
+        assert!(changes(&files).is_some(), "the calls are recognised");
+        for path in sources(&root).into_iter().filter(|path| *path != files && !path.ends_with("tests.rs")) {
+            assert_eq!(changes(&path), None, "{}: use util/files.rs", path.display());
+        }
+    }
+
+    #[test]
+    fn every_promise_names_a_test_that_exists() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let page = include_str!("../../docs/threat-model.md");
+        let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| promise"));
+        for row in rows {
+            let tests: Vec<_> = row.split('`').filter(|word| word.contains("::")).collect();
+            assert!(!tests.is_empty() || row.contains("| the same |"), "{row}");
+            for test in tests {
+                let (file, name) = test.rsplit_once("::").expect("file::test");
+                let file = file.replace("::", "/") + ".rs";
+                let folders = ["tests/end-to-end/tests", "host/src", "plugin-api/src"];
+                let texts = folders.map(|folder| repository.join(folder).join(&file));
+                let text = texts.iter().find_map(|path| fs::read_to_string(path).ok());
+                let text = text.unwrap_or_else(|| panic!("{test}: there is no {file}"));
+                assert!(text.contains(&format!("fn {name}()")), "{test}: {file} has no such test");
+            }
+        }
     }
 
     #[test]

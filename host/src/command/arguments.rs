@@ -102,10 +102,13 @@ pub struct TrainArguments {
     /// --threads and --device change where it runs
     #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
-    /// Folder of the named data sets [default: DRO_DATA if set, else data; with --resume, as
-    /// recorded]
+    /// Folder of the named data sets; with --resume also of the run's own data if they were moved
+    /// [default: DRO_DATA if set, else data; with --resume, as recorded]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// With --resume: folder of the run's plugins if they were moved [default: as recorded]
+    #[arg(long, value_name = "FOLDER", requires = "resume")]
+    pub plugins: Option<PathBuf>,
     /// With --resume: continue even if a plugin or the data differ from those recorded
     #[arg(long, requires = "resume")]
     pub allow_changed: bool,
@@ -165,11 +168,15 @@ impl TrainArguments {
                 "--resume goes on with the recorded experiment: it cannot be used with {}",
                 refused.join(", ")
             ))
-            .note("takes", format!("{taken}, --data-folder, --allow-changed, --json"))
+            .note("takes", format!("{taken}, --data-folder, --plugins, --allow-changed, --json"))
             .fix("leave it out, or begin a new run without --resume"));
         }
-        let (data_folder, allow_changed) = (self.data_folder.clone(), self.allow_changed);
-        Ok(ResumeOptions { data_folder, allow_changed, changes })
+        Ok(ResumeOptions {
+            data_folder: self.data_folder.clone(),
+            plugins: self.plugins.clone(),
+            allow_changed: self.allow_changed,
+            changes,
+        })
     }
 
     /// The experiment of the file or recipe, with the values of the flags.
@@ -267,9 +274,13 @@ pub struct ReportArguments {
     /// Replace an earlier report of this name
     #[arg(long)]
     pub force: bool,
-    /// Folder of the named data sets [default: as in each run]
+    /// Folder of the named data sets, or that has the runs' own data if they were moved [default: as
+    /// in each run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the runs' plugins if they were moved [default: as in each run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// Use plugins and data even if they differ from those recorded
     #[arg(long)]
     pub allow_changed: bool,

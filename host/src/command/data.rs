@@ -12,12 +12,15 @@ pub fn run(command: &DataCommand) -> Result<u8> {
         DataCommand::List { data_folder } => {
             for name in data::NAMES {
                 let status = match data::load(name, data_folder) {
-                    Ok(dataset) => format!(
-                        "present: {} training and {} test images, {} classes",
-                        dataset.train.count(),
-                        dataset.test.count(),
-                        dataset.classes
-                    ),
+                    Ok(dataset) => {
+                        let [train, test] = [dataset.train.count(), dataset.test.count()];
+                        let findings = dataset.findings()?.into_iter().map(|finding| format!("; {finding}"));
+                        format!(
+                            "present: {train} training and {test} test images, {} classes{}",
+                            dataset.classes,
+                            findings.collect::<String>()
+                        )
+                    }
                     Err(error) if data_folder.join(name).exists() => {
                         format!("damaged: {}", error.to_string().lines().next().unwrap_or_default())
                     }

@@ -47,17 +47,20 @@ pub fn run(arguments: &NewArguments) -> Result<u8> {
     let plugin = plugin.display().to_string();
     let (source, old_name, old_type) = template(*kind);
 
-    let make = |folder: &Path| fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why));
-    make(&folder.join("src"))?;
-    make(&folder.join(".cargo"))?;
-    let write = |file: &str, text: String| files::write_whole(&folder.join(file), text.as_bytes());
-    write("src/lib.rs", renamed(source, (old_name, old_type), (name, &type_name(name))))?;
-    make(&folder.join("tests"))?;
-    write("tests/conformance.rs", conformance_test(name))?;
-    write("Cargo.toml", cargo_toml(name, &repository))?;
-    write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
-    write(".cargo/config.toml", cargo_config(&target_folder, &libtorch))?;
-    write("README.md", readme(*kind, name, &plugin))?;
+    files::write_folder(&folder, |folder| {
+        let write = |file: &str, text: String| {
+            let path = folder.join(file);
+            let above = path.parent().unwrap_or(folder);
+            files::create_folders(above).map_err(|why| Error::file("create", above, why))?;
+            files::write_whole(&path, text.as_bytes())
+        };
+        write("src/lib.rs", renamed(source, (old_name, old_type), (name, &type_name(name))))?;
+        write("tests/conformance.rs", conformance_test(name))?;
+        write("Cargo.toml", cargo_toml(name, &repository))?;
+        write("Cargo.lock", LOCKED_VERSIONS.to_owned())?;
+        write(".cargo/config.toml", cargo_config(&target_folder, &libtorch))?;
+        write("README.md", readme(*kind, name, &plugin))
+    })?;
 
     say(format_args!("wrote {}: a copy of {old_name}", folder.display()));
     say(format_args!("  plugin-api  {}", repository.join("plugin-api").display()));

@@ -1,4 +1,5 @@
 use crate::command::arguments::ReportArguments;
+use crate::error::{absolute, shown};
 use crate::report;
 use crate::report::Report;
 use crate::report::collect::Collector;
@@ -13,7 +14,11 @@ use std::path::{Path, PathBuf};
 pub fn run(arguments: &ReportArguments) -> Result<u8> {
     let place = Place::new(&arguments.out, arguments.force)?;
     set_threads(None)?;
-    let mut collector = Collector::new(arguments.data_folder.as_deref(), arguments.allow_changed);
+    let mut collector = Collector::new(
+        arguments.data_folder.as_deref(),
+        arguments.plugins.as_deref(),
+        arguments.allow_changed,
+    );
     let collection = collector.collect(&arguments.runs)?;
     let report = report::make(&collection, &place.folder_name())?;
     place.write(&report)?;
@@ -22,8 +27,8 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
         say(format_args!("{gaps} gaps are marked, each with a command or advice to fill it"));
     }
     let runs = collection.runs.len();
-    say(format_args!("report of {runs} runs: {}", place.page.display()));
-    say(format_args!("tables and figures: {}", place.folder.display()));
+    say(format_args!("report of {runs} runs: {}", shown(&place.page)));
+    say(format_args!("tables and figures: {}", shown(&place.folder)));
     Ok(0)
 }
 
@@ -42,15 +47,16 @@ impl Place {
                 page.display()
             )));
         }
-        let place = Self { page: page.to_owned(), folder: page.with_extension("") };
+        let page = absolute(page);
+        let place = Self { folder: page.with_extension(""), page };
         for path in [&place.page, &place.folder] {
             if path.exists() && !force {
-                return Err(Error::new(format!("{} already exists", path.display()))
+                return Err(Error::new(format!("{} already exists", shown(path)))
                     .fix("choose another name with --out, or replace an earlier report with --force"));
             }
         }
         if place.page.exists() && !place.page.is_file() {
-            return Err(Error::new(format!("{} is not a file", place.page.display())));
+            return Err(Error::new(format!("{} is not a file", shown(&place.page))));
         }
         if place.page.exists() && !report::is_page_of_report(&files::read(&place.page)?) {
             return Err(not_of_report(&place.page));
@@ -65,14 +71,15 @@ impl Place {
         self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The files of an earlier report in the folder.
+    /// The files of an earlier report in the folder, also of one that was killed.
     fn earlier_files(&self) -> Result<Vec<PathBuf>> {
         let entries =
             fs::read_dir(&self.folder).map_err(|why| Error::file("read", &self.folder, why))?.flatten();
         let files: Vec<_> = entries.map(|entry| entry.path()).collect();
         let is_of_report = |path: &Path| {
             let name = path.file_name().and_then(|name| name.to_str());
-            path.is_file() && name.is_some_and(report::is_file_of_report)
+            let is_leftover = path.file_name().is_some_and(files::is_leftover);
+            path.is_file() && (is_leftover || name.is_some_and(report::is_file_of_report))
         };
         match files.iter().find(|path| !is_of_report(path)) {
             None => Ok(files),
@@ -82,7 +89,7 @@ impl Place {
 
     /// Writes the files and then the page. Removes the other files of an earlier report.
     fn write(&self, report: &Report) -> Result<()> {
-        fs::create_dir_all(&self.folder)
+        files::create_folders(&self.folder)
             .map_err(|why| Error::file("create", &self.folder, why).on_the_way())?;
         for (name, contents) in &report.files {
             files::write_whole(&self.folder.join(name), contents)?;
@@ -92,13 +99,13 @@ impl Place {
             report.files.iter().any(|(name, _)| path.file_name().is_some_and(|file| file == name.as_str()))
         };
         for path in self.earlier_files()?.iter().filter(|path| !is_new(path)) {
-            fs::remove_file(path).map_err(|why| Error::file("remove", path, why).on_the_way())?;
+            files::remove_file(path).map_err(|why| Error::file("remove", path, why).on_the_way())?;
         }
         Ok(())
     }
 }
 
 fn not_of_report(path: &Path) -> Error {
-    Error::new(format!("{} was not written by `host report`", path.display()))
+    Error::new(format!("{} was not written by `host report`", shown(path)))
         .fix("move it, or choose another name with --out")
 }

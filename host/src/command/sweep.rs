@@ -1,5 +1,6 @@
 use super::stop_on_signals;
 use crate::command::arguments::SweepArguments;
+use crate::error::shown;
 use crate::sweep::check::check;
 use crate::sweep::folder::SweepFolder;
 use crate::sweep::worker::{Outcome, Worker};
@@ -23,7 +24,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     folder.create(&arguments.file)?;
     say(format_args!(
         "sweep folder {}: {} runs{}",
-        folder.path().display(),
+        shown(folder.path()),
         sweep.settings.len(),
         arguments.task.map_or(String::new(), |_| format!(", {} of them in this task", mine.len()))
     ));
@@ -43,7 +44,7 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         say(format_args!("{name}: another process is working on it"));
     }
     say(summary.tables());
-    say(format_args!("summary: {}", folder.file("summary.csv").display()));
+    say(format_args!("summary: {}", shown(&folder.file("summary.csv"))));
     if failed > 0 {
         warn(format_args!("{failed} of {} runs failed; --retry-failed tries them again", mine.len()));
     }
@@ -67,5 +68,5 @@ fn list(sweep: &Sweep, folder: &SweepFolder, mine: &[(usize, &Setting)]) {
         table.add_row([number.to_string()].into_iter().chain(values).chain([status, setting.name.clone()]));
     }
     say(table);
-    say(format_args!("{} runs, in {}", mine.len(), folder.path().display()));
+    say(format_args!("{} runs, in {}", mine.len(), shown(folder.path())));
 }

@@ -29,7 +29,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
         }
     };
     let outline = training.outline(&against_recipe(training.experiment())?);
-    let (path, update) = (folder.path().display().to_string(), training.progress().update);
+    let (path, update) = (folder.name().display().to_string(), training.progress().update);
     reporter.note(&format!("{outline}\nrun folder    {path}"));
     if arguments.resume.is_some() {
         reporter.note(&match update {
@@ -45,6 +45,9 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     reporter.event(&event);
     print_caveats(training.caveat().as_slice());
     let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
+        if folder.refuse_if_moved().is_err() {
+            return error.on_the_way();
+        }
         error.on_the_way().note("run", format!("{path} keeps its last checkpoint, if it had one"))
     });
     reporter.finish();

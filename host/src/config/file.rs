@@ -2,6 +2,7 @@
 
 use super::Experiment;
 use super::overlay::{norm_alone, one_line};
+use crate::util::files;
 use crate::{Error, Result};
 use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ impl Experiment {
     /// If it cannot be read, or has an unknown key or a value of the wrong type. The error names
     /// the line.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let text = read_text(path)?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -57,6 +58,27 @@ impl Experiment {
         }
         Ok(experiment)
     }
+}
+
+/// Reads a text file that a person wrote.
+///
+/// # Errors
+/// If it cannot be read, or is not UTF-8.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = files::read(path)?;
+    let is_utf_16 = bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]);
+    let what = match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => return Ok(text),
+        _ if is_utf_16 => "is UTF-16".to_owned(),
+        Ok(_) => "has zero bytes, as UTF-16 or a binary file".to_owned(),
+        Err(error) => {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!("has a byte in line {line} that is not UTF-8")
+        }
+    };
+    Err(Error::new(format!("{} {what}: expected a text in UTF-8", path.display()))
+        .fix("save it as UTF-8, in the editor or with `iconv -f UTF-16 -t UTF-8`"))
 }
 
 /// The value of a dotted key.

@@ -16,7 +16,7 @@ pub use experiment::{
     Data, DataFlags, Eval, Experiment, PluginFlags, SamplerChoice, ThreatFlags, Train, TrainFlags,
 };
 pub(crate) use experiment::{MILESTONES, PEAK_AT, STEP_FACTOR};
-pub(crate) use file::{from_table, from_toml, origin, parse_toml};
+pub(crate) use file::{from_table, from_toml, origin, parse_toml, read_text};
 pub(crate) use overlay::{check_norm, one_line, place};
 pub use plugins::Role;
 pub use recipe::{DEFAULT_RECIPE, recipe, recipes};

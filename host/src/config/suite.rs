@@ -1,6 +1,6 @@
 //! Suites: lists of attacks that run in order, each on the points that are still robust.
 
-use crate::config::{from_toml, origin};
+use crate::config::{from_toml, origin, read_text};
 use crate::plugin::PluginSpec;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -29,9 +29,7 @@ struct Suite {
 pub fn attacks(suite: &str) -> Result<Vec<PluginSpec>> {
     let text = match KNOWN.iter().find(|(name, _)| *name == suite) {
         Some((_, text)) => (*text).to_owned(),
-        None if Path::new(suite).is_file() => {
-            std::fs::read_to_string(suite).map_err(|why| Error::file("read", Path::new(suite), why))?
-        }
+        None if Path::new(suite).is_file() => read_text(Path::new(suite))?,
         None => {
             let known: Vec<_> = KNOWN.iter().map(|(name, _)| *name).collect();
             return Err(Error::new(format!("there is no suite `{suite}`, nor a file of that name"))

@@ -1,6 +1,8 @@
 use super::*;
 use crate::Result;
 use crate::plugin::PluginSpec;
+use crate::util::fuzz::{USUAL, for_cases, toml_files, withstands};
+use proptest::prelude::{any, prop_assert};
 use std::path::Path;
 
 fn read(text: &str) -> Result<Experiment> {
@@ -219,4 +221,72 @@ fn a_file_gives_another_norm_a_radius_of_its_own() {
     assert!(refused.contains("e.toml, line 3"), "{refused}");
     assert!(read("[threat]\nnorm = \"linf\"\n").is_ok());
     assert!(read("[threat]\nnorm = \"l2\"\nepsilon = 2\n").is_ok());
+}
+
+#[test]
+fn a_text_file_is_utf_8() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mine.toml");
+    let read = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("written");
+        Experiment::read(&path)
+    };
+    let text = "[train]\nepochs = 3\n";
+    // Some editors write a mark of the byte order in UTF-8, too.
+    for start in ["", "\u{feff}"] {
+        assert_eq!(read(format!("{start}{text}").as_bytes()).expect("valid").train.epochs, 3);
+    }
+    let marked: Vec<u16> = format!("\u{feff}{text}").encode_utf16().collect();
+    let bytes = |words: &[u16], order: fn(u16) -> [u8; 2]| words.iter().copied().flat_map(order).collect();
+    let files: [(Vec<u8>, &str); 5] = [
+        (bytes(&marked, u16::to_le_bytes), "is UTF-16"),
+        (bytes(&marked, u16::to_be_bytes), "is UTF-16"),
+        (bytes(&marked[1..], u16::to_le_bytes), "has zero bytes, as UTF-16 or a binary file"),
+        (b"[train]\n# caf\xe9\n".to_vec(), "has a byte in line 2 that is not UTF-8"),
+        (b"\x7fELF\0\xff".to_vec(), "has a byte in line 1 that is not UTF-8"),
+    ];
+    for (bytes, what) in files {
+        let error = read(&bytes).expect_err("refused");
+        assert_eq!(error.first_line(), format!("{} {what}: expected a text in UTF-8", path.display()));
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn fuzz_experiment_files_may_be_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    withstands(&toml_files("examples"), &folder.path().join("mine.toml"), USUAL, |path| {
+        Experiment::read(path)?.validate().map_err(|error| error.note("in", path.display()))
+    });
+}
+
+#[test]
+fn fuzz_suites_may_be_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = |path: &std::path::Path| suite::attacks(path.to_str().expect("UTF-8"));
+    withstands(&toml_files("host/suites"), &folder.path().join("mine.toml"), USUAL, read);
+}
+
+#[test]
+fn fuzz_experiments_come_back_as_they_were_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mine.toml");
+    let number = || 1e-12f64..1e12;
+    let values =
+        (number(), number(), any::<u32>(), any::<u16>(), proptest::option::of(1..9usize), "[ -~]{1,20}");
+    for_cases(&values, |(rate, epsilon, seed, epochs, threads, name)| {
+        let mut experiment = Experiment::default();
+        experiment.train.learning_rate = rate;
+        experiment.threat.epsilon = epsilon;
+        experiment.train.seed = seed.into();
+        experiment.train.epochs = epochs.into();
+        experiment.train.threads = threads;
+        experiment.data.name = name;
+        std::fs::write(&path, toml::to_string(&experiment).expect("TOML")).expect("written");
+        prop_assert!(Experiment::read(&path).expect("valid").differences(&experiment).is_empty());
+        let json = serde_json::to_vec(&experiment).expect("JSON");
+        let read: Experiment = serde_json::from_slice(&json).expect("valid");
+        prop_assert!(read.differences(&experiment).is_empty());
+        Ok(())
+    });
 }

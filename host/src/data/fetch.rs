@@ -4,6 +4,7 @@ use super::{DataFile, KNOWN_CLASSES, Layout, NAMES, cifar, idx, md5};
 use crate::util::files;
 use crate::{Error, Result};
 use flate2::read::GzDecoder;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
@@ -15,16 +16,16 @@ use std::time::Duration;
 struct Original {
     name: &'static str,
     layout: Layout,
-    /// Checks that these are the original files.
-    verify: fn(&[DataFile]) -> Result<()>,
+    /// The published checksums of its files; none are published of those of CIFAR-10.
+    checksums: &'static Checksums,
     /// Tried in this order.
     sources: &'static [Source],
 }
 
 /// Names of files, with the MD5 of their uncompressed contents.
-type Checksums = [(&'static str, &'static str); 4];
+type Checksums = [(&'static str, &'static str)];
 
-const MNIST: Checksums = [
+const MNIST: &Checksums = &[
     ("train-images-idx3-ubyte", "6bbc9ace898e44ae57da46a324031adb"),
     ("train-labels-idx1-ubyte", "a25bea736e30d166cdddb491f175f624"),
     ("t10k-images-idx3-ubyte", "2646ac647ad5339dbf082846283269ea"),
@@ -33,7 +34,7 @@ const MNIST: Checksums = [
 
 /// The authors publish MD5 sums of the compressed files only. These are the sums of the
 /// uncompressed contents of files that match them.
-const FASHION_MNIST: Checksums = [
+const FASHION_MNIST: &Checksums = &[
     ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
     ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
     ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
@@ -50,7 +51,7 @@ static ORIGINALS: [Original; NAMES.len()] = [
     Original {
         name: "mnist",
         layout: Layout::Idx,
-        verify: |files| verify_checksums(files, &MNIST),
+        checksums: MNIST,
         sources: &[
             Source::Mirror("https://ossci-datasets.s3.amazonaws.com/mnist"),
             Source::Mirror("https://storage.googleapis.com/cvdf-datasets/mnist"),
@@ -60,7 +61,7 @@ static ORIGINALS: [Original; NAMES.len()] = [
     Original {
         name: "fashion-mnist",
         layout: Layout::Idx,
-        verify: |files| verify_checksums(files, &FASHION_MNIST),
+        checksums: FASHION_MNIST,
         sources: &[
             Source::Mirror("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
             Source::Folder("/usr/share/datasets/fashion-mnist"),
@@ -70,7 +71,7 @@ static ORIGINALS: [Original; NAMES.len()] = [
     Original {
         name: "cifar-10",
         layout: Layout::Cifar,
-        verify: verify_cifar,
+        checksums: &[],
         sources: &[Source::CifarArchive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz")],
     },
 ];
@@ -90,7 +91,7 @@ static ORIGINALS: [Original; NAMES.len()] = [
 /// # Errors
 /// If the name is unknown, no source has the original files, or they cannot be written.
 pub fn fetch(name: &str, root: &Path, say: &dyn Fn(&str)) -> Result<PathBuf> {
-    let original = ORIGINALS.iter().find(|original| original.name == name).ok_or_else(|| {
+    let original = original(name).ok_or_else(|| {
         Error::new(format!("unknown data set {name}: cannot fetch it"))
             .fix(format!("give one of {}", NAMES.join(", ")))
     })?;
@@ -99,10 +100,40 @@ pub fn fetch(name: &str, root: &Path, say: &dyn Fn(&str)) -> Result<PathBuf> {
     Ok(folder)
 }
 
+fn original(name: &str) -> Option<&'static Original> {
+    ORIGINALS.iter().find(|original| original.name == name)
+}
+
+/// Checks that these are the published files of the data set of this name.
+pub(super) fn verify(name: &str, files: &[DataFile]) -> Result<()> {
+    match original(name) {
+        Some(original) => original.verify(files),
+        None => Err(Error::new(format!("there is no known data set {name}"))),
+    }
+}
+
+/// Whether these may be the checksums of the published files of the data set of this name: they are
+/// not if they differ from published ones.
+pub fn has_published_checksums(name: &str, checksums: &BTreeMap<String, String>) -> bool {
+    let is_published = |(file, md5): &(&str, &str)| checksums.get(*file).is_some_and(|found| found == md5);
+    original(name).is_some_and(|original| original.checksums.iter().all(is_published))
+}
+
+impl Original {
+    /// Checks that these are the published files.
+    fn verify(&self, files: &[DataFile]) -> Result<()> {
+        verify_checksums(files, self.checksums)?;
+        match self.layout {
+            Layout::Idx => Ok(()),
+            Layout::Cifar => verify_cifar(files),
+        }
+    }
+}
+
 fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Result<()> {
-    let Original { name, layout, verify, sources } = original;
+    let Original { name, layout, sources, .. } = original;
     if folder.exists() {
-        match layout.read(folder).and_then(|files| verify(&files)) {
+        match layout.read(folder).and_then(|files| original.verify(&files)) {
             Ok(()) => {
                 say(&format!("{name}: the original files are in {}", folder.display()));
                 return Ok(());
@@ -114,7 +145,7 @@ fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Res
     for source in *sources {
         say(&format!("{name}: trying {source}"));
         let delivered = source.get().and_then(|files| {
-            verify(&files)?;
+            original.verify(&files)?;
             Ok(files)
         });
         match delivered {
@@ -146,7 +177,7 @@ fn fetch_original(original: &Original, folder: &Path, say: &dyn Fn(&str)) -> Res
 }
 
 fn write(folder: &Path, files: &[DataFile]) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why).on_the_way())?;
+    files::create_folders(folder).map_err(|why| Error::file("create", folder, why).on_the_way())?;
     files.iter().try_for_each(|file| files::write_whole(&folder.join(file.name), &file.contents))
 }
 
@@ -170,9 +201,10 @@ fn verify_cifar(files: &[DataFile]) -> Result<()> {
             return Err(file.bad(format!("is not the original file: expected {expected} bytes, got {got}")));
         }
     }
-    let [train, test] = cifar::decode(files, KNOWN_CLASSES)?;
-    verify_balance(&train.labels)?;
-    verify_balance(&test.labels)
+    let labels = |file: &DataFile| file.contents.iter().step_by(cifar::RECORD).copied().collect::<Vec<_>>();
+    let [training @ .., testing] = cifar::NAMES.map(|name| DataFile::named(files, name).map(labels));
+    verify_balance(&training.into_iter().collect::<Result<Vec<_>>>()?.concat())?;
+    verify_balance(&testing?)
 }
 
 fn verify_balance(labels: &[u8]) -> Result<()> {
@@ -310,6 +342,7 @@ fn unpack(archive: &[u8]) -> io::Result<Vec<DataFile>> {
         let expected = cifar::NAMES.into_iter().find(|name| path == Path::new(cifar::FOLDER).join(name));
         if let Some(name) = expected
             && entry.header().entry_type().is_file()
+            && files.iter().all(|file: &DataFile| file.name != name)
         {
             let mut contents = Vec::new();
             entry.take((CIFAR_RECORDS * cifar::RECORD + 1) as u64).read_to_end(&mut contents)?;
@@ -373,12 +406,16 @@ mod tests {
 
     /// A data set whose original training labels are 3 and 0.
     fn original(sources: Vec<Source>) -> Original {
-        let verify = |files: &[DataFile]| match DataFile::named(files, "train-labels-idx1-ubyte") {
-            Ok(file) if file.contents.ends_with(&[3, 0]) => Ok(()),
-            Ok(file) => Err(file.bad("is not the original file")),
-            Err(error) => Err(error),
-        };
-        Original { name: "small", layout: Layout::Idx, verify, sources: sources.leak() }
+        let sum = md5(&idx::encode(&[2], &[3, 0]));
+        let checksums = vec![("train-labels-idx1-ubyte", &*sum.leak())];
+        Original { name: "small", layout: Layout::Idx, checksums: checksums.leak(), sources: sources.leak() }
+    }
+
+    /// What is said about the training labels of [`other_files`].
+    fn not_original(folder: &TempDir) -> String {
+        let [expected, got] = [[3, 0], [1, 1]].map(|labels| md5(&idx::encode(&[2], &labels)));
+        let file = folder.path().join("train-labels-idx1-ubyte");
+        format!("{} is not the original file: expected MD5 {expected}, got {got}", file.display())
     }
 
     fn source(folder: &TempDir) -> Source {
@@ -409,14 +446,13 @@ mod tests {
         let say = |line: &str| said.borrow_mut().push(line.to_owned());
 
         fetch_original(&original, &folder, &say).unwrap();
-        let labels = wrong.path().join("train-labels-idx1-ubyte");
         assert_eq!(
             said.take(),
             [
                 "small: trying /no/such/folder".to_owned(),
                 "small: /no/such/folder has no file train-images-idx3-ubyte".to_owned(),
                 format!("small: trying {}", wrong.path().display()),
-                format!("small: {} is not the original file", labels.display()),
+                format!("small: {}", not_original(&wrong)),
                 format!("small: trying {}", right.path().display()),
                 format!("small: verified 4 files and wrote them to {}", folder.display()),
             ]
@@ -436,9 +472,7 @@ mod tests {
         let folder = root.path().join("small");
         let error = fetch_original(&original(vec![source(&wrong)]), &folder, &|_| {}).unwrap_err();
         assert_eq!(error.exit_code(), 1);
-        let labels = wrong.path().join("train-labels-idx1-ubyte");
-        let expected = format!("cannot fetch small: {} is not the original file", labels.display());
-        assert_eq!(error.first_line(), expected);
+        assert_eq!(error.first_line(), format!("cannot fetch small: {}", not_original(&wrong)));
         assert_eq!(names(root.path()), [""; 0]);
 
         fs::create_dir(&folder).unwrap();
@@ -472,12 +506,29 @@ mod tests {
         let file = DataFile { name: "a", place: "FILE".to_owned(), contents: b"abc".to_vec() };
         let files = [file];
         let abc = ("a", "900150983cd24fb0d6963f7d28e17f72");
-        assert!(verify_checksums(&files, &[abc; 4]).is_ok());
-        let error = verify_checksums(&files, &[("a", "0123"); 4]).unwrap_err();
+        assert!(verify_checksums(&files, &[abc]).is_ok());
+        let error = verify_checksums(&files, &[("a", "0123")]).unwrap_err();
         assert_eq!(
             error.first_line(),
             "FILE is not the original file: expected MD5 0123, got 900150983cd24fb0d6963f7d28e17f72"
         );
+    }
+
+    #[test]
+    fn other_checksums_than_the_published_ones_are_recognised() {
+        let of = |files: &Checksums| {
+            files
+                .iter()
+                .map(|(name, md5)| ((*name).to_owned(), (*md5).to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        assert!(has_published_checksums("mnist", &of(MNIST)));
+        assert!(has_published_checksums("fashion-mnist", &of(FASHION_MNIST)));
+        assert!(!has_published_checksums("mnist", &of(FASHION_MNIST)));
+        assert!(!has_published_checksums("mnist", &of(&MNIST[1..])));
+        assert!(!has_published_checksums("mine", &of(MNIST)));
+        // No checksums of single files are published.
+        assert!(has_published_checksums("cifar-10", &of(MNIST)));
     }
 
     #[test]
@@ -569,5 +620,32 @@ mod tests {
 
         let error = read_wheel(b"\x80\x02cos\nsystem\nU\x04true\x85R.").unwrap_err();
         assert!(error.first_line().ends_with("UnpicklingError: refused os.system"), "{error}");
+    }
+
+    #[test]
+    fn fuzz_archives_may_be_damaged() {
+        use crate::util::fuzz::{Contents, changed, for_cases};
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5000);
+        archive.append_data(&mut header, "cifar-10-batches-bin/test_batch.bin", &*vec![7; 5000]).unwrap();
+        let archive = archive.into_inner().unwrap();
+        // The checksum of gzip is the last that sees a change of the archive inside.
+        for_cases(&changed(&[archive]), |Contents(archive)| {
+            let packed = gzip(&archive);
+            let memory = allocation_counter::measure(|| drop(unpack(&packed)));
+            proptest::prop_assert!(memory.bytes_max < 1 << 20, "{} bytes", memory.bytes_max);
+            Ok(())
+        });
+        let zeros = vec![0; CIFAR_RECORDS * cifar::RECORD];
+        let mut archive = tar::Builder::new(Vec::new());
+        for _ in 0..5 {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(zeros.len() as u64);
+            archive.append_data(&mut header, "cifar-10-batches-bin/test_batch.bin", &*zeros).unwrap();
+        }
+        let packed = gzip(&archive.into_inner().unwrap());
+        let memory = allocation_counter::measure(|| assert_eq!(unpack(&packed).unwrap().len(), 1));
+        assert!(memory.bytes_max < 3 * zeros.len() as u64, "{} bytes", memory.bytes_max);
     }
 }

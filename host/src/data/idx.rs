@@ -20,8 +20,11 @@ const UNSIGNED_BYTES: u32 = 0x0800;
 const LABELS: u32 = UNSIGNED_BYTES | 1;
 const IMAGES: u32 = UNSIGNED_BYTES | 3;
 
-/// Largest uncompressed size of a file, since a few kilobytes of gzip can expand to gigabytes.
+/// Largest uncompressed size of a compressed file.
 const MOST_BYTES: u64 = 4 << 30;
+
+/// Length of the header of images.
+const LONGEST_HEADER: u64 = 16;
 
 /// The path of the file with this canonical name or one of its variants.
 pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
@@ -33,10 +36,11 @@ pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// Decompresses a file that begins with the magic bytes of gzip, whatever its name; returns any
-/// other file unchanged.
+/// other file unchanged. Decompresses no more than the header of the IDX file inside announces, since
+/// a few kilobytes of gzip can expand to gigabytes.
 ///
 /// # Errors
-/// If the gzip stream is corrupt, or holds more than 4 GiB.
+/// If the gzip stream is corrupt, or holds other than the header announces, or more than 4 GiB.
 pub(super) fn uncompress(file: DataFile) -> Result<DataFile> {
     uncompress_at_most(MOST_BYTES, file)
 }
@@ -45,16 +49,48 @@ fn uncompress_at_most(most_bytes: u64, file: DataFile) -> Result<DataFile> {
     if !file.contents.starts_with(&[0x1f, 0x8b]) {
         return Ok(file);
     }
+    let mut stream = MultiGzDecoder::new(file.contents.as_slice());
     let mut contents = Vec::new();
-    MultiGzDecoder::new(file.contents.as_slice()).take(most_bytes + 1).read_to_end(&mut contents).map_err(
-        |why| file.bad(format!("is corrupt: its gzip stream fails after {} bytes ({why})", contents.len())),
-    )?;
-    if contents.len() as u64 > most_bytes {
-        return Err(
-            file.bad(format!("is too large: expected at most {most_bytes} bytes uncompressed, got more"))
-        );
+    let mut read_to = |length: u64, contents: &mut Vec<u8>| {
+        let missing = length - contents.len() as u64;
+        (&mut stream).take(missing).read_to_end(contents).map(drop).map_err(|why| {
+            file.bad(format!("is corrupt: its gzip stream fails after {} bytes ({why})", contents.len()))
+        })
+    };
+    read_to(LONGEST_HEADER, &mut contents)?;
+    // Without a valid header, the decoder refuses the file.
+    if let Some(expected) = announced_bytes(&contents) {
+        if expected > u128::from(most_bytes) {
+            return Err(file.bad(format!(
+                "is too large: its header announces {expected} bytes, expected at most {most_bytes}"
+            )));
+        }
+        let longest = (expected as u64 + 1).max(LONGEST_HEADER);
+        read_to(longest, &mut contents)?;
+        if contents.len() as u64 == longest {
+            return Err(file.bad(format!("has trailing bytes: expected {expected} uncompressed, got more")));
+        }
     }
     Ok(DataFile { contents, ..file })
+}
+
+/// The length of a whole file that begins with these bytes; none if they are no header.
+fn announced_bytes(start: &[u8]) -> Option<u128> {
+    let (words, _) = start.as_chunks::<4>();
+    let (magic, sizes) = words.split_first()?;
+    let dimensions = match u32::from_be_bytes(*magic) {
+        LABELS => 1,
+        IMAGES => 3,
+        _ => return None,
+    };
+    let sizes = sizes.get(..dimensions)?.iter().map(|size| u32::from_be_bytes(*size) as usize);
+    Some(whole_length(&sizes.collect::<Vec<_>>()))
+}
+
+/// The length of an IDX file with these sizes, in bytes.
+fn whole_length(sizes: &[usize]) -> u128 {
+    // The product of three sizes of 32 bits fits in 128 bits.
+    (4 + 4 * sizes.len()) as u128 + sizes.iter().map(|size| *size as u128).product::<u128>()
 }
 
 /// The training and the test split. Every label must be below `classes`.
@@ -103,8 +139,7 @@ fn decode_file<const DIMENSIONS: usize>(
     for (size, word) in dimensions.iter_mut().zip(words) {
         *size = word as usize;
     }
-    // The product of three sizes of 32 bits fits in 128 bits.
-    let expected_bytes = header as u128 + dimensions.iter().map(|size| *size as u128).product::<u128>();
+    let expected_bytes = whole_length(&dimensions);
     let what = sizes(&dimensions);
     if (got as u128) < expected_bytes {
         return Err(
@@ -202,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_corrupt_gzip_stream_is_refused() {
-        let whole = gzip(&[1; 1000]);
+        let whole = gzip(&encode(&[992], &[1; 992]));
         let start = whole[..whole.len() - 8].to_vec();
         let expected = "FILE is corrupt: its gzip stream fails after 1000 bytes (";
         assert!(message(uncompress(file(start))).starts_with(expected));
@@ -218,12 +253,23 @@ mod tests {
 
     #[test]
     fn a_small_file_cannot_fill_the_memory() {
-        let bomb = || file(gzip(&[0; 1000]));
-        assert!(uncompress_at_most(1000, bomb()).is_ok());
+        let zeros = vec![0; 1 << 20];
+        let bomb = |start: &[u8]| file(gzip(&[start, &zeros].concat()));
+        assert!(uncompress_at_most(1009, file(gzip(&encode(&[1001], &zeros[..1001])))).is_ok());
         assert_eq!(
-            message(uncompress_at_most(999, bomb())),
-            "FILE is too large: expected at most 999 bytes uncompressed, got more"
+            message(uncompress_at_most(1008, file(gzip(&encode(&[1001], &zeros[..1001]))))),
+            "FILE is too large: its header announces 1009 bytes, expected at most 1008"
         );
+        assert_eq!(
+            message(uncompress(bomb(&encode(&[60_000, 60_000, 60_000], &[])))),
+            "FILE is too large: its header announces 216000000000016 bytes, expected at most 4294967296"
+        );
+        assert_eq!(
+            message(uncompress(bomb(&encode(&[2, 28, 28], &[])))),
+            "FILE has trailing bytes: expected 1584 uncompressed, got more"
+        );
+        // Without a header, nothing after its place is decompressed.
+        assert_eq!(uncompress(bomb(b"no IDX")).unwrap().contents.len(), 16);
     }
 
     #[test]

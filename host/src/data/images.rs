@@ -5,9 +5,10 @@
 //! mix of all classes. All images have one size. If all images are grey they have one channel,
 //! otherwise all have three.
 
-use super::{Dataset, Split, md5};
+use super::{Dataset, Origin, Split, md5};
 use crate::util::files;
 use crate::{Error, Result};
+use image::metadata::Orientation;
 use image::{ColorType, DynamicImage, ImageDecoder, ImageReader};
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +26,9 @@ pub(super) const TEST: [&str; 2] = ["test", "val"];
 
 /// File extensions of images, in lower case.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// The first bytes of a JPEG.
+const JPEG: [u8; 2] = [0xff, 0xd8];
 
 /// Number of images that are decoded before they are copied into the tensor of the split.
 const IMAGES_AT_A_TIME: usize = 1024;
@@ -98,6 +102,7 @@ pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
         classes: classes.len() as i64,
         class_names: classes,
         checksums,
+        origin: Origin::Own,
     })
 }
 
@@ -204,8 +209,37 @@ fn digest_of_all(pictures: &[Picture], digests: &[String]) -> String {
 /// The MD5 of the file of an image, and its header.
 fn inspect(picture: &Picture) -> Result<(String, Header)> {
     let bytes = files::read(&picture.path)?;
-    let decoder = decoder(&bytes).map_err(|why| damaged(picture, why))?;
+    let mut decoder = decoder(&bytes).map_err(|why| damaged(picture, why))?;
     let (width, height) = decoder.dimensions();
+    let (claimed, most) = (u64::from(width) * u64::from(height), most_pixels(&bytes));
+    if claimed > most {
+        let length = bytes.len();
+        let why = format!(
+            "its header claims {height} x {width} pixels, but {length} bytes hold at most {most} pixels"
+        );
+        return Err(damaged(picture, why));
+    }
+    if let Some(components) = ambiguous_components(&bytes) {
+        return Err(Error::new(format!(
+            "{} has {components} and no marker of Adobe that says how they are stored: expected grey or RGB",
+            picture.path.display()
+        ))
+        .fix("convert it to RGB with the program that wrote it"));
+    }
+    match decoder.orientation().map_err(|why| damaged(picture, why))? {
+        Orientation::NoTransforms => {}
+        other => {
+            return Err(Error::new(format!(
+                "{} is stored rotated or mirrored (EXIF orientation {}): expected pixels as they are to be seen",
+                picture.path.display(),
+                other.to_exif()
+            ))
+            .fix(
+                "turn the pixels (`mogrify -auto-orient FILE`), or remove the tag if it is wrong \
+                 (`exiftool -Orientation= FILE`)",
+            ));
+        }
+    }
     let grey = match decoder.color_type() {
         ColorType::L8 | ColorType::La8 => true,
         ColorType::Rgb8 | ColorType::Rgba8 => false,
@@ -273,11 +307,62 @@ fn decoder(bytes: &[u8]) -> image::ImageResult<impl ImageDecoder + '_> {
 /// fill up the missing pixels. Markers cannot occur in the data of a scan: in a complete file, an
 /// end of image follows the last start of a scan.
 fn is_whole(bytes: &[u8]) -> bool {
-    const JPEG: [u8; 2] = [0xff, 0xd8];
     const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
     const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
     let last = |marker| bytes.windows(2).rposition(|window| window == marker);
     !bytes.starts_with(&JPEG) || last(END_OF_IMAGE) > last(START_OF_SCAN)
+}
+
+/// The most pixels that a file of these bytes can hold. A header may claim more: decoding would then
+/// fail only after memory for all of them was taken.
+fn most_pixels(bytes: &[u8]) -> u64 {
+    // Deflate, which PNG uses, compresses to 1/1032 at best. JPEG needs a bit for 64 pixels at least.
+    const PIXEL_BYTES_PER_BYTE: u64 = 1032;
+    const PNG_BIT_DEPTH: usize = 24;
+    let pixels_per_pixel_byte = match bytes.get(PNG_BIT_DEPTH) {
+        Some(depth @ (1 | 2 | 4)) if bytes.starts_with(b"\x89PNG") => u64::from(8 / depth),
+        _ => 1,
+    };
+    PIXEL_BYTES_PER_BYTE * pixels_per_pixel_byte * bytes.len() as u64
+}
+
+/// The components of a JPEG if decoders disagree about their meaning; none for other images.
+///
+/// Without a marker of Adobe, four components are ink, but whether 0 is no ink or full ink is not
+/// said. Components named R, G and B are taken for these colours by some decoders, and for YCbCr by
+/// others.
+fn ambiguous_components(bytes: &[u8]) -> Option<String> {
+    let mut rest = bytes.strip_prefix(&JPEG)?;
+    let (mut names, mut of_adobe, mut of_jfif) = (Vec::new(), false, false);
+    loop {
+        // Between segments, decoders skip anything that is not a marker.
+        rest = &rest[rest.iter().position(|byte| *byte == 0xff)?..];
+        let [_, marker, after @ ..] = rest else { return None };
+        let [high, low, ..] = after else { return None };
+        let end = usize::from(u16::from_be_bytes([*high, *low]));
+        match (marker, after.get(2..end)) {
+            (0x00 | 0x01 | 0xd0..=0xd8 | 0xff, _) => {
+                rest = &rest[1..];
+                continue;
+            }
+            // The first scan, or the end.
+            (0xd9 | 0xda, _) | (_, None) => break,
+            (
+                0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf,
+                Some([_, _, _, _, _, count, of_each @ ..]),
+            ) => names = of_each.chunks(3).take(usize::from(*count)).map(|one| one[0]).collect(),
+            (0xe0, Some(segment)) => of_jfif |= segment.starts_with(b"JFIF\0"),
+            (0xee, Some(segment)) => of_adobe |= segment.starts_with(b"Adobe"),
+            _ => {}
+        }
+        rest = &after[end..];
+    }
+    match &names[..] {
+        b"RGB" if !of_adobe && !of_jfif => Some("components named R, G and B".to_owned()),
+        [] | [_] | [_, _, _] => None,
+        [_, _, _, _] if of_adobe => None,
+        names => Some(format!("{} components", names.len())),
+    }
 }
 
 fn damaged(picture: &Picture, why: impl std::fmt::Display) -> Error {
@@ -311,7 +396,7 @@ mod tests {
     use super::*;
     use crate::data::load as load_any;
     use crate::data::tests::first_line;
-    use image::{GrayImage, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{GrayImage, ImageEncoder, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
     use tempfile::TempDir;
 
     fn put(folder: &TempDir, name: &str, image: impl Into<DynamicImage>) {
@@ -523,5 +608,199 @@ mod tests {
             refusal(&folder),
             "DIR/train has too few classes: expected a folder for each of at least 2 classes, got 1"
         );
+    }
+
+    /// A file of the end-to-end tests.
+    macro_rules! input {
+        ($name:literal) => {
+            include_bytes!(concat!("../../../tests/end-to-end/inputs/", $name)).as_slice()
+        };
+    }
+
+    /// The error of a tree in which an image has these bytes.
+    fn refusal_of(bytes: &[u8]) -> String {
+        let folder = tree();
+        fs::write(folder.path().join("train/cat/b.png"), bytes).expect("written");
+        let error = load_tree(&folder).expect_err("refused");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.advice().is_some(), "{error}");
+        first_line(Err::<(), _>(error), folder.path())
+    }
+
+    #[test]
+    fn a_header_that_claims_more_pixels_than_the_file_can_hold_is_refused() {
+        assert_eq!(
+            refusal_of(input!("header-60000x60000.png")),
+            "cannot decode DIR/train/cat/b.png: its header claims 60000 x 60000 pixels, but 69 bytes hold at \
+             most 71208 pixels"
+        );
+        assert_eq!(
+            refusal_of(input!("header-65500x65500.jpg")),
+            "cannot decode DIR/train/cat/b.png: its header claims 65500 x 65500 pixels, but 347 bytes hold at \
+             most 358104 pixels"
+        );
+    }
+
+    #[test]
+    fn images_that_are_compressed_as_far_as_possible_are_accepted() {
+        let folder = tree();
+        for (number, bits) in
+            [image::ExtendedColorType::L8, image::ExtendedColorType::Rgb8].into_iter().enumerate()
+        {
+            let side = 3000;
+            let black = vec![0; (side * side) as usize * usize::from(bits.channel_count())];
+            for ending in ["png", "jpg"] {
+                let path = folder.path().join(format!("{number}.{ending}"));
+                image::save_buffer(&path, &black, side, side, bits).expect("saved");
+                let bytes = fs::read(&path).expect("readable");
+                assert!(
+                    u64::from(side * side) <= most_pixels(&bytes),
+                    "{bits:?} {ending}: {} bytes",
+                    bytes.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn components_of_unknown_meaning_are_refused() {
+        assert_eq!(
+            refusal_of(input!("plain-cmyk-no-adobe-cyan.jpg")),
+            "DIR/train/cat/b.png has 4 components and no marker of Adobe that says how they are stored: \
+             expected grey or RGB"
+        );
+        let mut jpeg = Cursor::new(Vec::new());
+        DynamicImage::from(colour(9)).write_to(&mut jpeg, ImageFormat::Jpeg).expect("encoded");
+        let mut jpeg = jpeg.into_inner();
+        assert_eq!(ambiguous_components(&jpeg), None);
+        for start in [[0xff, 0xc0], [0xff, 0xda]] {
+            let segment = jpeg.windows(2).position(|window| window == start).expect("a segment");
+            let (first, each) = if start[1] == 0xc0 { (segment + 10, 3) } else { (segment + 5, 2) };
+            (0..3).for_each(|component| jpeg[first + each * component] = b"RGB"[component]);
+        }
+        assert_eq!(ambiguous_components(&jpeg), None, "JFIF says that they are YCbCr");
+        let name = jpeg.windows(4).position(|window| window == b"JFIF").expect("a marker");
+        jpeg[name] = b'j';
+        assert_eq!(
+            refusal_of(&jpeg),
+            "DIR/train/cat/b.png has components named R, G and B and no marker of Adobe that says how they are \
+             stored: expected grey or RGB"
+        );
+        let mut marked = input!("plain-cmyk-no-adobe-cyan.jpg").to_vec();
+        marked.splice(2..2, *b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0");
+        assert_eq!(ambiguous_components(&marked), None);
+    }
+
+    #[test]
+    fn images_that_are_stored_rotated_are_refused() {
+        let with_orientation = |orientation: u8| {
+            // A header, a directory with one entry, and no other directory.
+            let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+            exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+            let (mut png, mut jpeg) = (Vec::new(), Vec::new());
+            let mut encoder = image::codecs::png::PngEncoder::new(&mut png);
+            encoder.set_exif_metadata(exif.clone()).expect("supported");
+            let image = grey(5);
+            encoder.write_image(&image, 3, 2, image::ExtendedColorType::L8).expect("encoded");
+            let mut encoder = image::codecs::jpeg::JpegEncoder::new(&mut jpeg);
+            encoder.set_exif_metadata(exif).expect("supported");
+            encoder.write_image(&image, 3, 2, image::ExtendedColorType::L8).expect("encoded");
+            [png, jpeg]
+        };
+        for bytes in with_orientation(6) {
+            assert_eq!(
+                refusal_of(&bytes),
+                "DIR/train/cat/b.png is stored rotated or mirrored (EXIF orientation 6): expected pixels as they \
+                 are to be seen"
+            );
+        }
+        for bytes in with_orientation(1) {
+            let folder = tree();
+            fs::write(folder.path().join("train/cat/b.png"), bytes).expect("written");
+            assert!(load_tree(&folder).is_ok());
+        }
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::util::fuzz::{for_cases, repository_file, withstands};
+    use image::{ExtendedColorType, ImageFormat};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// A byte can hold 8 pixels of 1032 bytes, and each pixel has three bytes, twice.
+    const UNPACKED: usize = 8 * 1032 * 3 * 2;
+
+    fn encoded(
+        format: ImageFormat,
+        colour: ExtendedColorType,
+        [height, width]: [u32; 2],
+        pixels: &[u8],
+    ) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image::write_buffer_with_format(&mut bytes, pixels, width, height, colour, format).expect("encoded");
+        bytes.into_inner()
+    }
+
+    fn picture(path: &Path) -> Picture {
+        Picture { path: path.to_owned(), name: "a/0".to_owned(), class: 0 }
+    }
+
+    /// What [`load`] does with one image.
+    fn read(path: &Path) -> Result<Vec<u8>> {
+        let (_, Header { grey, .. }) = inspect(&picture(path))?;
+        planes(&picture(path), if grey { 1 } else { 3 })
+    }
+
+    #[test]
+    fn images_may_be_damaged() {
+        let pixels: Vec<u8> = (0..108).collect();
+        let mut valid = Vec::new();
+        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
+            valid.push(encoded(format, ExtendedColorType::Rgb8, [6, 6], &pixels));
+            valid.push(encoded(format, ExtendedColorType::L8, [9, 12], &pixels));
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        withstands(&valid, &folder.path().join("mine.png"), UNPACKED, read);
+    }
+
+    #[test]
+    fn impossible_headers_may_be_changed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.png");
+        for name in ["header-60000x60000.png", "header-65500x65500.jpg", "plain-cmyk-no-adobe-cyan.jpg"] {
+            let bytes = repository_file(&format!("tests/end-to-end/inputs/{name}"));
+            let refuse = |path: &Path| match read(path) {
+                Err(error) if fs::read(path).expect("readable") != bytes => Err(error),
+                _ => Ok(()),
+            };
+            withstands(std::slice::from_ref(&bytes), &path, UNPACKED, refuse);
+        }
+    }
+
+    #[test]
+    fn png_images_come_back_as_they_were_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.png");
+        let images = (1..9usize, 1..9usize, select_channels()).prop_flat_map(|(height, width, channels)| {
+            (Just([height, width, channels]), vec(any::<u8>(), height * width * channels))
+        });
+        for_cases(&images, |([height, width, channels], pixels)| {
+            let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+            let size = [height, width].map(|size| size as u32);
+            fs::write(&path, encoded(ImageFormat::Png, colour, size, &pixels)).expect("written");
+            let read = read(&path).expect("valid");
+            for (place, value) in pixels.iter().enumerate() {
+                let (pixel, channel) = (place / channels, place % channels);
+                prop_assert_eq!(read[channel * height * width + pixel], *value);
+            }
+            Ok(())
+        });
+    }
+
+    fn select_channels() -> impl Strategy<Value = usize> {
+        proptest::sample::select([1, 3].as_slice())
     }
 }

@@ -4,10 +4,11 @@
 mod cifar;
 pub mod examples;
 mod fetch;
+mod findings;
 mod idx;
 mod images;
 
-pub use fetch::fetch;
+pub use fetch::{fetch, has_published_checksums};
 
 use crate::util::files;
 use crate::{Error, Result};
@@ -55,6 +56,20 @@ pub struct Dataset {
     /// tree of images: one MD5 for each split, by the name of the split. It is the MD5 of the lines
     /// that `md5sum` writes for the files of the split.
     pub checksums: BTreeMap<String, String>,
+    /// Whether these are the published files of a known data set.
+    pub origin: Origin,
+}
+
+/// Where the files of a data set come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// They are the published files of the known data set of this name.
+    Published,
+    /// The data set was asked for by a known name, but its files differ from the published ones in
+    /// this way.
+    Altered(String),
+    /// They are a folder of the user's.
+    Own,
 }
 
 impl Split {
@@ -84,8 +99,8 @@ impl Dataset {
 /// * A tree of images: PNG and JPEG files in `train/CLASS/` and `test/CLASS/` (or `val/CLASS/` if
 ///   there is no `test`).
 ///
-/// The files of a known data set may differ from the original files, for example hold a subset.
-/// [`Dataset::checksums`] shows whether they do.
+/// The files of a known data set may differ from the published files, for example hold a subset.
+/// [`Dataset::findings`] says so.
 ///
 /// # Errors
 /// If the folder or a file is missing, or a file is damaged or has another format than its name.
@@ -97,16 +112,31 @@ pub fn load(data: &str, root: &Path) -> Result<Dataset> {
 }
 
 fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
-    let fix = format!("run `host data fetch {name}`, which downloads the original files");
+    let root = folder.parent().unwrap_or(folder).display();
+    let fetch = format!("`host data fetch {name} --data-folder {root}`");
+    let fix = format!("run {fetch}, which downloads the original files");
     if !folder.is_dir() {
         let message = format!("data set {name} is missing: there is no folder {}", folder.display());
-        return Err(Error::new(message).fix(fix));
+        return Err(Error::new(message).fix(format!(
+            "give the folder that has {name} with --data-folder FOLDER, or with the variable DRO_DATA when a run \
+             or sweep begins; or {fix}"
+        )));
     }
     let layout = if name == "cifar-10" { Layout::Cifar } else { Layout::Idx };
-    let read = || {
+    let read = || -> Result<Dataset> {
         let files = layout.read(folder)?;
         let [train, test] = layout.decode(&files, KNOWN_CLASSES)?;
-        dataset(name, &files, KNOWN_CLASSES, &train, &test)
+        let origin = fetch::verify(name, &files).map_or_else(
+            |why| {
+                Origin::Altered(format!(
+                    "the data are not the published {name}: {}; {fetch} replaces them, \
+                     --data FOLDER takes data of your own",
+                    why.first_line()
+                ))
+            },
+            |()| Origin::Published,
+        );
+        Ok(Dataset { origin, ..dataset(name, &files, KNOWN_CLASSES, &train, &test)? })
     };
     read().map_err(|error| error.fix(fix))
 }
@@ -122,12 +152,13 @@ fn load_folder(folder: &Path) -> Result<Dataset> {
     let path = fs::canonicalize(folder).map_err(|why| Error::file("find", folder, why))?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     let Some(layout) = Layout::detect(folder)? else { return images::load(folder, &name) };
-    let read = || {
+    let read = || -> Result<Dataset> {
         let files = layout.read(folder)?;
         let [train, test] = layout.decode(&files, MOST_CLASSES)?;
         let highest_label = train.labels.iter().chain(&test.labels).max().copied().unwrap_or(0);
         let classes = (usize::from(highest_label) + 1).max(2);
-        dataset(&name, &files, classes, &train, &test)
+        let origin = fetch::verify(&name, &files).map_or(Origin::Own, |()| Origin::Published);
+        Ok(Dataset { origin, ..dataset(&name, &files, classes, &train, &test)? })
     };
     let fix = format!("get the files from their source again: {}", layout.names().join(", "));
     read().map_err(|error| error.fix(fix))
@@ -154,11 +185,40 @@ fn dataset(
         classes: classes as i64,
         class_names: Vec::new(),
         checksums: files.iter().map(|file| (file.name.to_owned(), file.md5())).collect(),
+        origin: Origin::Own,
     })
 }
 
 /// The formats of folders, for messages.
 const LAYOUTS: &str = "IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
+
+/// Files and folders of other formats of the known data sets, what they are and what to do.
+const OTHER_FORMATS: [(&str, &str, &str); 12] = [
+    ("data_batch_1", PICKLED, GET_BINARY),
+    ("cifar-10-batches-py", PICKLED, GET_BINARY),
+    ("cifar-10-python.tar.gz", "the archive of CIFAR-10's Python version", GET_BINARY),
+    ("data_batch_1.mat", MATLAB, GET_BINARY),
+    ("cifar-10-batches-mat", MATLAB, GET_BINARY),
+    ("cifar-10-binary.tar.gz", "an archive that is still packed", "unpack it: `tar -xzf FILE`"),
+    ("cifar-100-binary", "CIFAR-100", "write its images into train/CLASS and test/CLASS"),
+    ("fine_label_names.txt", "the labels of CIFAR-100", "write its images into train/CLASS and test/CLASS"),
+    ("mnist.npz", "Keras's copy of MNIST", "fetch the IDX files: `host data fetch mnist`"),
+    ("mnist.pkl.gz", "a pickled copy of MNIST", "fetch the IDX files: `host data fetch mnist`"),
+    ("MNIST/raw", "torchvision's folder of MNIST", "give that folder itself"),
+    ("FashionMNIST/raw", "torchvision's folder of Fashion-MNIST", "give that folder itself"),
+];
+
+const PICKLED: &str = "CIFAR-10's Python version (pickled)";
+const MATLAB: &str = "CIFAR-10's MATLAB version";
+const GET_BINARY: &str = "get the binary version: `host data fetch cifar-10`, or \
+                          https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
+
+/// An error that names the other format of the data in a folder; none if there is none.
+fn other_format(folder: &Path) -> Option<Error> {
+    let (name, what, fix) = OTHER_FORMATS.into_iter().find(|(name, ..)| folder.join(name).exists())?;
+    let found = folder.join(name);
+    Some(Error::new(format!("{} is {what}: expected {LAYOUTS}", found.display())).fix(fix))
+}
 
 /// A format of data sets that consist of a few large files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +236,10 @@ impl Layout {
             (true, false, false) => return Ok(Some(Self::Idx)),
             (false, true, false) => return Ok(Some(Self::Cifar)),
             (false, false, true) => return Ok(None),
-            (false, false, false) => "no data set",
+            (false, false, false) => match other_format(folder) {
+                Some(error) => return Err(error),
+                None => "no data set",
+            },
             _ => "more than one data set",
         };
         Err(Error::new(format!("{} holds {found}: expected {LAYOUTS}", folder.display()))
@@ -197,7 +260,10 @@ impl Layout {
     /// Reads all files without decoding them.
     fn read(self, folder: &Path) -> Result<Vec<DataFile>> {
         let read = |name: &'static str| {
-            let missing = || Error::new(format!("{} has no file {name}", folder.display()));
+            let missing = || {
+                other_format(folder)
+                    .unwrap_or_else(|| Error::new(format!("{} has no file {name}", folder.display())))
+            };
             match self {
                 Self::Idx => {
                     let path = idx::find(folder, name).ok_or_else(missing)?;
@@ -333,7 +399,7 @@ mod tests {
         ]
     }
 
-    fn cifar_files() -> Vec<(&'static str, Vec<u8>)> {
+    pub(super) fn cifar_files() -> Vec<(&'static str, Vec<u8>)> {
         cifar::NAMES
             .into_iter()
             .zip(0..)
@@ -376,13 +442,18 @@ mod tests {
     #[test]
     fn a_known_data_set_is_read_from_its_folder_below_the_root() {
         let root = tempfile::tempdir().unwrap();
-        let message = first_line(load("mnist", root.path()), root.path());
+        let error = load("mnist", root.path()).unwrap_err();
+        for way in ["--data-folder FOLDER", "DRO_DATA", "run `host data fetch mnist --data-folder "] {
+            assert!(error.advice().unwrap().contains(way), "{error}");
+        }
+        let message = first_line(Err::<(), _>(error), root.path());
         assert_eq!(message, "data set mnist is missing: there is no folder DIR/mnist");
 
         fs::create_dir(root.path().join("mnist")).unwrap();
         let error = load("mnist", root.path()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("run `host data fetch mnist`"), "{error}");
+        let fetch = format!("run `host data fetch mnist --data-folder {}`", root.path().display());
+        assert!(error.to_string().contains(&fetch), "{error}");
         let message = first_line(Err::<(), _>(error), root.path());
         assert_eq!(message, "DIR/mnist has no file train-images-idx3-ubyte");
 
@@ -416,6 +487,56 @@ mod tests {
     }
 
     #[test]
+    fn other_formats_are_called_by_their_names() {
+        let expected =
+            "expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
+        for (name, what) in [
+            ("data_batch_1", "CIFAR-10's Python version (pickled)"),
+            ("cifar-10-batches-py/data_batch_1", "CIFAR-10's Python version (pickled)"),
+            ("cifar-10-batches-mat/data_batch_1.mat", "CIFAR-10's MATLAB version"),
+            ("cifar-10-binary.tar.gz", "an archive that is still packed"),
+            ("fine_label_names.txt", "the labels of CIFAR-100"),
+            ("mnist.npz", "Keras's copy of MNIST"),
+            ("MNIST/raw", "torchvision's folder of MNIST"),
+        ] {
+            let folder = folder_with(&[(name, Vec::new())]);
+            let found = name.split("/data_batch").next().unwrap();
+            let message = format!("DIR/{found} is {what}: {expected}");
+            assert_eq!(first_line(load_path(&folder), folder.path()), message);
+            let root = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink(folder.path(), root.path().join("cifar-10")).unwrap();
+            let error = load("cifar-10", root.path()).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("cifar-10/{found} is {what}: {expected}")),
+                "{error}"
+            );
+        }
+        // Such files beside the right ones do not matter.
+        let folder = folder_with(&[cifar_files(), vec![("cifar-10-python.tar.gz", Vec::new())]].concat());
+        assert!(load_path(&folder).is_ok());
+    }
+
+    #[test]
+    fn data_that_are_not_the_published_ones_are_recognised() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("mnist")).unwrap();
+        for (name, contents) in idx_files() {
+            fs::write(root.path().join("mnist").join(name), contents).unwrap();
+        }
+        let dataset = load("mnist", root.path()).unwrap();
+        let Origin::Altered(how) = &dataset.origin else { panic!("{:?}", dataset.origin) };
+        let start = format!(
+            "the data are not the published mnist: {} is not the original file: expected MD5 6bbc9ace",
+            root.path().join("mnist/train-images-idx3-ubyte").display()
+        );
+        assert!(how.starts_with(&start), "{how}");
+        assert_eq!(dataset.findings().unwrap()[0], *how);
+        // A folder of the user's may have any contents, and any name.
+        let own = load(root.path().join("mnist").to_str().unwrap(), root.path()).unwrap();
+        assert_eq!((own.name.as_str(), own.origin), ("mnist", Origin::Own));
+    }
+
+    #[test]
     fn the_error_for_an_unknown_name_lists_the_known_names() {
         let error = load("minst", Path::new("data")).unwrap_err().to_string();
         assert!(
@@ -446,5 +567,67 @@ mod tests {
         files[1].1 = idx::encode(&[2], &[0, 0]);
         files[3].1 = idx::encode(&[1], &[0]);
         assert_eq!(load_path(&folder_with(&files)).unwrap().classes, 2);
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::tests::{cifar_files, folder_with, gzip, idx_files};
+    use super::*;
+    use crate::util::fuzz::{USUAL, for_cases, withstands};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// The densest gzip stream has 1/1032 of its contents.
+    const UNPACKED: usize = 3 * 1032;
+
+    #[test]
+    fn idx_files_may_be_damaged() {
+        for (name, contents) in idx_files() {
+            let folder = folder_with(&idx_files());
+            let read = |path: &Path| load(path.parent().unwrap().to_str().unwrap(), Path::new("unused"));
+            let valid = [gzip(&contents), contents];
+            withstands(&valid, &folder.path().join(name), UNPACKED, read);
+        }
+    }
+
+    #[test]
+    fn files_of_cifar_may_be_damaged() {
+        let files = cifar_files();
+        let folder = folder_with(&files);
+        let read = |path: &Path| load(path.parent().unwrap().to_str().unwrap(), Path::new("unused"));
+        withstands(&[files[1].1.clone()], &folder.path().join(files[1].0), USUAL, read);
+    }
+
+    #[test]
+    fn idx_files_come_back_as_they_were_written() {
+        let sizes = (1..5usize, 1..6usize, 1..6usize);
+        let samples = sizes.prop_flat_map(|(count, height, width)| {
+            (Just([count, height, width]), vec(any::<u8>(), count * height * width), vec(any::<u8>(), count))
+        });
+        for_cases(&(samples, any::<bool>()), |(([count, height, width], pixels, labels), is_compressed)| {
+            let sizes = [count, height, width].map(|size| size as u32);
+            let packed = |bytes: Vec<u8>| if is_compressed { gzip(&bytes) } else { bytes };
+            let images = packed(idx::encode(&sizes, &pixels));
+            let label_file = packed(idx::encode(&sizes[..1], &labels));
+            let [train, test] = ["train", "t10k"].map(|split| {
+                [
+                    (format!("{split}-images-idx3-ubyte"), &images),
+                    (format!("{split}-labels-idx1-ubyte"), &label_file),
+                ]
+            });
+            let folder = tempfile::tempdir().unwrap();
+            for (name, contents) in train.iter().chain(&test) {
+                fs::write(folder.path().join(name), contents).unwrap();
+            }
+            let read = load(folder.path().to_str().unwrap(), Path::new("unused")).unwrap();
+            for split in [&read.train, &read.test] {
+                prop_assert_eq!(split.images.size(), [count, 1, height, width].map(|size| size as i64));
+                prop_assert_eq!(&Vec::<u8>::try_from(split.images.flatten(0, -1)).unwrap(), &pixels);
+                let expected: Vec<_> = labels.iter().map(|label| i64::from(*label)).collect();
+                prop_assert_eq!(&Vec::<i64>::try_from(&split.labels).unwrap(), &expected);
+            }
+            Ok(())
+        });
     }
 }

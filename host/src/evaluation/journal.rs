@@ -5,6 +5,7 @@
 //! arithmetic of the machine is recorded, but is no part of the digest: an evaluation may continue
 //! elsewhere.
 
+use crate::error::shown;
 use crate::evaluation::verdict::PartialEvaluation;
 use crate::run::RunFolder;
 use crate::torch::arithmetic::Arithmetic;
@@ -13,11 +14,12 @@ use crate::util::files;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use tch::{Kind, Tensor};
 
 /// The contents of `findings.json`.
@@ -26,8 +28,16 @@ struct Saved {
     settings: BTreeMap<String, Value>,
     #[serde(flatten)]
     arithmetic: ArithmeticUsed,
+    /// When the evaluation began; unknown in a journal of an older version.
+    #[serde(default)]
+    begun: Option<String>,
+    /// Size and SHA-256 of each file of kept examples; unknown in a journal of an older version.
+    #[serde(default)]
+    kept: Option<Kept>,
     findings: PartialEvaluation,
 }
+
+type Kept = BTreeMap<String, (u64, String)>;
 
 /// The arithmetic of every session of an evaluation.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -55,11 +65,13 @@ impl ArithmeticUsed {
 
 /// The folder of an evaluation under way.
 pub(crate) struct Journal {
-    id: String,
     folder: PathBuf,
     settings: BTreeMap<String, Value>,
     arithmetic: ArithmeticUsed,
+    begun: String,
     keeps_examples: bool,
+    /// The files of examples so far.
+    kept: RefCell<Kept>,
     /// Keeps other processes from the same evaluation.
     _lock: File,
 }
@@ -80,25 +92,55 @@ impl Journal {
     ) -> Result<(Self, Option<PartialEvaluation>)> {
         let digest = files::sha256(json!(settings).to_string().as_bytes());
         let id = digest[..16].to_owned();
-        let folder = run.path().join("unfinished").join(&id);
-        fs::create_dir_all(&folder).map_err(|why| Error::file("create", &folder, why))?;
+        let folder = run.path().join(UNFINISHED).join(&id);
+        remove_outdated(&run.path().join(UNFINISHED));
+        files::create_folders(&folder).map_err(|why| Error::file("create", &folder, why))?;
         let lock = files::lock(&folder.join(".lock"))?.ok_or_else(|| {
             Error::new("another process is at this very evaluation").fix("wait for it or stop it")
         })?;
         let saved = read(&folder.join(PARTIAL), &settings, attack_count, points)?;
-        let (arithmetic, partial) = match saved {
-            Some(Saved { mut arithmetic, findings, .. }) => {
+        files::remove_leftovers(&folder);
+        let is_older = saved.as_ref().is_some_and(|saved| saved.kept.is_none());
+        let now = || humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+        let (arithmetic, begun, kept, partial) = match saved {
+            Some(Saved { mut arithmetic, begun, kept, findings, .. }) => {
                 arithmetic.add(present);
-                (arithmetic, Some(findings))
+                (arithmetic, begun, kept.unwrap_or_default(), Some(findings))
             }
-            None => (ArithmeticUsed { arithmetic: Some(present), ..Default::default() }, None),
+            None => {
+                let arithmetic = ArithmeticUsed { arithmetic: Some(present), ..Default::default() };
+                (arithmetic, None, Kept::new(), None)
+            }
         };
-        let journal = Self { id, folder, settings, arithmetic, keeps_examples, _lock: lock };
-        // Damaged files are reported before any work.
-        for file in journal.example_files()? {
-            tensors::read(&file).map_err(|error| error.fix(from_the_beginning(&file)))?;
-        }
+        let begun = begun.unwrap_or_else(now);
+        let kept = RefCell::new(kept);
+        let journal = Self { folder, settings, arithmetic, begun, keeps_examples, kept, _lock: lock };
+        journal.check_examples(is_older)?;
         Ok((journal, partial))
+    }
+
+    /// Reports damaged files of examples before any work. Those of an older version have no digest
+    /// yet. Others that the saved state does not know are of a batch that will be repeated.
+    fn check_examples(&self, are_older: bool) -> Result<()> {
+        for file in self.example_files()? {
+            let damaged = |error: Error| error.fix(from_the_beginning(&file));
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if are_older {
+                tensors::read(&file).map_err(damaged)?;
+                self.kept.borrow_mut().insert(name, files::size_and_sha256(&file)?);
+            } else if !self.kept.borrow().contains_key(&name) {
+                files::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
+            }
+        }
+        for (name, recorded) in &*self.kept.borrow() {
+            let file = self.folder.join(name);
+            if files::size_and_sha256(&file).map_err(|error| error.fix(from_the_beginning(&file)))?
+                != *recorded
+            {
+                return Err(files::damaged(&file).fix(from_the_beginning(&file)));
+            }
+        }
+        Ok(())
     }
 
     /// Whether nothing has been saved yet.
@@ -137,18 +179,19 @@ impl Journal {
         std::iter::once(arithmetic.as_ref()).chain(later_arithmetic.iter().map(Some))
     }
 
-    /// The digest of the settings: the name of what this evaluation leaves behind, equal whenever
-    /// it is repeated.
-    pub(crate) fn id(&self) -> &str {
-        &self.id
+    /// When the evaluation began. With the settings, this tells it from all others.
+    pub(crate) fn begun(&self) -> &str {
+        &self.begun
     }
 
     /// Saves the state of the evaluation.
     pub(crate) fn save(&self, partial: &PartialEvaluation) -> Result<()> {
         let mut saved = json!(self.arithmetic);
         saved["settings"] = json!(self.settings);
+        saved["begun"] = json!(self.begun);
+        saved["kept"] = json!(self.kept);
         saved["findings"] = json!(partial);
-        files::write_whole(&self.folder.join(PARTIAL), saved.to_string().as_bytes())
+        files::write_sealed(&self.folder.join(PARTIAL), [Ok(saved.to_string())])
     }
 
     /// Forgets what was found: it cannot be relied on.
@@ -157,7 +200,7 @@ impl Journal {
     /// If the disk refuses.
     pub(crate) fn forget(&self) -> Result<()> {
         let path = self.folder.join(PARTIAL);
-        match fs::remove_file(&path) {
+        match files::remove_file(&path) {
             Err(why) if why.kind() != ErrorKind::NotFound => {
                 Err(Error::file("remove", &path, why).on_the_way())
             }
@@ -176,16 +219,23 @@ impl Journal {
             return Ok(());
         }
         let [attack, restart, batch] = numbers;
-        let path = self.folder.join(format!("{attack:04}-{restart:05}-{batch:09}.safetensors"));
-        write_tensors(&path, &examples()?.named())
+        let name = format!("{attack:04}-{restart:05}-{batch:09}.safetensors");
+        let path = self.folder.join(&name);
+        tensors::write(&path, &examples()?.named())?;
+        self.kept.borrow_mut().insert(name, files::size_and_sha256(&path)?);
+        Ok(())
     }
 
     /// Removes the folder.
     pub(crate) fn discard(self) -> Result<()> {
-        fs::remove_dir_all(&self.folder)
+        // Under another name first: a part of it must never look like the whole.
+        files::rename(&self.folder, &self.folder.with_extension(OUTDATED))
             .map_err(|why| Error::file("remove", &self.folder, why).on_the_way())?;
-        // Fails while another evaluation of the run is unfinished.
-        let _ = self.folder.parent().map(fs::remove_dir);
+        if let Some(unfinished) = self.folder.parent() {
+            remove_outdated(unfinished);
+            // Fails while another evaluation of the run is unfinished.
+            let _ = files::remove_empty_folder(unfinished);
+        }
         Ok(())
     }
 
@@ -198,24 +248,24 @@ impl Journal {
         Ok(files)
     }
 
-    /// Writes the kept examples into one file, after `none`, which has their names and shapes.
+    /// Writes the kept examples into one file of the run's folder, after `none`, which has their
+    /// names and shapes. Returns the file's name, which follows from its contents, and its SHA-256.
     ///
     /// # Errors
     /// If their number differs from `broken_counts` for an attack, or the disk refuses.
     pub(crate) fn collect(
         &self,
-        path: &Path,
+        run: &RunFolder,
         none: AdversarialExamples,
         broken_counts: &[usize],
-    ) -> Result<()> {
+    ) -> Result<(String, String)> {
         // Names begin with the attack's number. An attack that failed may have left files: they are
         // not used.
-        let mut files = self.example_files()?;
-        files.retain(|file| file.file_name() < Some(OsStr::new(&format!("{:04}", broken_counts.len()))));
+        let end = format!("{:04}", broken_counts.len());
         let mut columns: BTreeMap<String, Vec<Tensor>> =
             none.named().into_iter().map(|(name, tensor)| (name, vec![tensor])).collect();
-        for file in files {
-            for (name, tensor) in tensors::read(&file).map_err(Error::on_the_way)? {
+        for name in self.kept.borrow().keys().filter(|name| **name < end) {
+            for (name, tensor) in tensors::read(&self.folder.join(name)).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
             }
         }
@@ -226,27 +276,42 @@ impl Journal {
             if got != *expected as i64 {
                 return Err(Error::new(format!(
                     "{}: expected {expected} adversarial examples of attack {attack}, got {got}",
-                    self.folder.display()
+                    shown(&self.folder)
                 ))
                 .fix(from_the_beginning(&self.folder.join(PARTIAL)))
                 .on_the_way());
             }
         }
-        write_tensors(path, &Vec::from_iter(joined))
+        let collected = self.folder.join("collected.safetensors");
+        tensors::write(&collected, &Vec::from_iter(joined))?;
+        let (_, digest) = files::size_and_sha256(&collected)?;
+        let name = format!("examples-{}.safetensors", &digest[..16]);
+        let path = run.path().join(&name);
+        files::rename(&collected, &path)
+            .and_then(|()| files::sync_folder(run.path()))
+            .map_err(|why| Error::file("write", &path, why).on_the_way())?;
+        Ok((name, digest))
     }
 }
 
-/// Writes a file that is either whole or absent.
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    tensors::write(&partial, tensors)?;
-    fs::rename(&partial, path).map_err(|why| Error::file("write", path, why).on_the_way())
+/// Removes what is left of evaluations that have ended.
+fn remove_outdated(unfinished: &Path) {
+    let entries = fs::read_dir(unfinished).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in entries.filter(|path| path.extension().is_some_and(|ending| ending == OUTDATED)) {
+        let _ = files::remove_folder(&path);
+    }
 }
 
 /// The remedy for a damaged file of a journal.
 fn from_the_beginning(path: &Path) -> String {
-    format!("remove {} to evaluate from the beginning", path.parent().unwrap_or(path).display())
+    format!("remove {} to evaluate from the beginning", shown(path.parent().unwrap_or(path)))
 }
+
+/// The folder of the journals of a run.
+const UNFINISHED: &str = "unfinished";
+
+/// Ending of a journal's folder while it is being removed.
+const OUTDATED: &str = "outdated";
 
 const PARTIAL: &str = "findings.json";
 const ATTACKS: &str = "attacks";
@@ -262,14 +327,15 @@ fn read(
         return Ok(None);
     }
     let fix = || from_the_beginning(path);
-    let saved: Saved = serde_json::from_slice(&files::read(path)?)
-        .map_err(|why| Error::file("go on with", path, format!("it is damaged: {why}")).fix(fix()))?;
+    let saved: Saved = files::read_sealed(path).map_err(|error| {
+        error.note("because", "the evaluation would go on from the verdicts in it").fix(fix())
+    })?;
     let differing = settings.iter().find(|(key, value)| saved.settings.get(*key) != Some(value));
     if let Some((key, expected)) = differing {
         let got = saved.settings.get(key).map_or("nothing".to_owned(), Value::to_string);
         return Err(Error::new(format!(
             "cannot go on with {}: it is of another evaluation, whose `{key}` is {got}; expected {expected}",
-            path.display()
+            shown(path)
         ))
         .fix(fix()));
     }
@@ -339,7 +405,7 @@ mod tests {
             let (journal, _) = open(&run, processor);
             assert_eq!(processors(&journal), expected);
             journal.save(&PartialEvaluation::default()).expect("saved");
-            ids.push(journal.id().to_owned());
+            ids.push(journal.folder.clone());
         }
         assert!(ids.iter().all(|id| *id == ids[0]));
         let (journal, partial) = open(&run, "A");
@@ -371,5 +437,49 @@ mod tests {
         assert_eq!(processors(&journal), ["B"]);
         assert!(journal.arithmetic_used().next().is_some_and(|first| first.is_none()));
         assert_eq!(journal.recorded_settings()["arithmetic"], Value::Null);
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::evaluation::verdict::Order;
+    use crate::util::fuzz::{USUAL, corpus, withstands};
+
+    #[test]
+    fn journals_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let valid: Saved = serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = valid.findings.verdicts.indices.clone();
+        let path = folder.path().join(PARTIAL);
+        withstands(&[corpus("findings.json")], &path, USUAL, |path| {
+            let found = read(path, &valid.settings, 2, &points)?.map(|saved| saved.findings);
+            // What is accepted can be gone on with.
+            let mut found = found.ok_or_else(|| Error::new("no file"))?;
+            if let Some(progress) = &mut found.attack_progress {
+                while let Some(batch) = progress.next_batch(2, 3) {
+                    assert!(batch.iter().all(|position| *position < points.len()));
+                    progress.done += batch.len();
+                }
+            }
+            found.verdicts.broken_counts(Order::Separate);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_journal_comes_back_as_it_was_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        let Saved { settings, findings, .. } =
+            serde_json::from_slice(&corpus("findings.json")).expect("valid");
+        let points = findings.verdicts.indices.clone();
+        let open = || Journal::open(&run, settings.clone(), Arithmetic::default(), 2, &points, false);
+        let (journal, found) = open().expect("a journal");
+        assert!(found.is_none());
+        journal.save(&findings).expect("saved");
+        let saved =
+            read(&journal.folder.join(PARTIAL), &settings, 2, &points).expect("valid").expect("there");
+        assert_eq!(json!(saved.findings), json!(findings));
     }
 }

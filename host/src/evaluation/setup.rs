@@ -1,7 +1,7 @@
 //! Sets an evaluation of a run up, carries it out and saves it.
 
 use crate::config::{Experiment, suite};
-use crate::data::{self, Dataset, examples::Examples};
+use crate::data::{Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
@@ -10,7 +10,7 @@ use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
+use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::random::Purpose;
@@ -18,6 +18,7 @@ use crate::util::console::{Style, say};
 use crate::util::files;
 use crate::{Error, Result};
 use clap::Args;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -60,9 +61,16 @@ pub struct EvaluationOptions {
     /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
     #[arg(long)]
     pub save_examples: bool,
-    /// Folder of the named data sets [default: as in the run]
+    /// Show the result of this very evaluation if the run has it already, instead of repeating it
+    #[arg(long, conflicts_with = "save_examples")]
+    pub once: bool,
+    /// Folder of the named data sets, or that has the run's own data if they were moved [default: as
+    /// in the run]
     #[arg(long, value_name = "FOLDER")]
     pub data_folder: Option<PathBuf>,
+    /// Folder of the run's plugins if they were moved [default: as in the run]
+    #[arg(long, value_name = "FOLDER")]
+    pub plugins: Option<PathBuf>,
     /// cpu, cuda or cuda:N [default: as in the run]
     #[arg(long)]
     pub device: Option<String>,
@@ -91,6 +99,8 @@ pub struct EvaluationSetup<'a> {
     pub(crate) options: &'a EvaluationOptions,
     pub(crate) style: Style,
     dataset: Dataset,
+    /// What is odd about the data.
+    pub(crate) caveats: Vec<Caveat>,
     examples: Examples,
     device: Device,
     arithmetic: Arithmetic,
@@ -122,14 +132,10 @@ pub struct FinishedEvaluation {
     pub run: EvaluatedRun,
     /// The entry of `eval.json`.
     entry: Value,
-    examples: Option<SavedExamples>,
-    journal: Journal,
-}
-
-/// The file of adversarial examples, in the run's folder, and an empty set of its shapes.
-struct SavedExamples {
-    file: String,
-    none: AdversarialExamples,
+    /// An empty set of adversarial examples, if they are to be saved.
+    no_examples: Option<AdversarialExamples>,
+    /// None if the result was there already.
+    journal: Option<Journal>,
 }
 
 /// The files of a saved evaluation.
@@ -151,8 +157,8 @@ impl<'a> EvaluationSetup<'a> {
         device::set_threads(options.threads.or(experiment.train.threads))?;
         let name = options.device.as_ref().unwrap_or(&experiment.train.device);
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
-        let folder = options.data_folder.as_ref().unwrap_or(&experiment.data.folder);
-        let dataset = data::load(&experiment.data.name, folder)?;
+        let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
+        let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
             return Err(Error::new(format!(
@@ -167,7 +173,7 @@ impl<'a> EvaluationSetup<'a> {
             Examples::new(test, 0, test.count() as usize, device)?
         };
         let arithmetic = Arithmetic::current(device)?;
-        Ok(Self { options, style: Style::Json, dataset, examples, device, arithmetic })
+        Ok(Self { options, style: Style::Json, dataset, caveats, examples, device, arithmetic })
     }
 
     /// Shows progress in this style. By default nothing is printed.
@@ -204,7 +210,8 @@ impl<'a> EvaluationSetup<'a> {
             )));
         }
         let spec = &record.experiment.model;
-        let spec = run::recorded_plugin(spec, &record.plugins.model, &mut on_change)?;
+        let plugins = self.options.plugins.as_deref();
+        let spec = run::recorded_plugin(spec, &record.plugins.model, plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
         let WeightsFound { progress, damaged, unfinished } = run::load_weights(&folder, &record, &model)?;
         let passed_over =
@@ -227,16 +234,31 @@ impl<'a> EvaluationSetup<'a> {
         target.folder.evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
-        let mut caveats = target.caveats.clone();
+        let mut caveats = self.caveats.clone();
+        caveats.extend(target.caveats.clone());
         add_new(&mut caveats, source.iter().flat_map(|source| source.caveats.clone()));
         caveats.extend(left_out);
         let source = source.as_ref().unwrap_or(&target);
         let experiment = &target.record.experiment;
         let evaluator = self.evaluator(experiment, &target, source, stop);
         let points = self.choose_points(&evaluator, experiment)?;
+        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
+        if self.options.once
+            && let Some(evaluation) = self.earlier(&evaluator, &target, &attacks, &points)?
+        {
+            let (entry, no_examples, journal) = (Value::Null, None, None);
+            return Ok(FinishedEvaluation {
+                outline,
+                evaluation,
+                failure: None,
+                run: target,
+                entry,
+                no_examples,
+                journal,
+            });
+        }
         caveats.extend(caveats_before_attacks(&evaluator, &points)?);
 
-        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
         if self.style == Style::Human {
             say(&outline);
         }
@@ -256,12 +278,18 @@ impl<'a> EvaluationSetup<'a> {
         match failure {
             Some(error) if error.is_interrupted() || !has_result => Err(journal.abandon(error, false)),
             failure => {
-                let file = format!("examples-{}.safetensors", journal.id());
-                let none = evaluator.no_examples();
-                let examples = self.options.save_examples.then_some(SavedExamples { file, none });
-                let file = examples.as_ref().map(|examples| &*examples.file);
-                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal, file);
-                Ok(FinishedEvaluation { outline, evaluation, failure, run: target, entry, examples, journal })
+                let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
+                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
+                let journal = Some(journal);
+                Ok(FinishedEvaluation {
+                    outline,
+                    evaluation,
+                    failure,
+                    run: target,
+                    entry,
+                    no_examples,
+                    journal,
+                })
             }
         }
     }
@@ -298,6 +326,24 @@ impl<'a> EvaluationSetup<'a> {
         }
     }
 
+    /// The newest result of an evaluation with the same settings, if all of its attacks ended well.
+    fn earlier(
+        &self,
+        evaluator: &Evaluator,
+        target: &EvaluatedRun,
+        attacks: &[Attack],
+        points: &[i64],
+    ) -> Result<Option<Evaluation>> {
+        let settings = self.settings(evaluator, attacks, points)?;
+        let evaluations: Vec<Value> = target.folder.evaluations()?.read(&target.folder)?;
+        let is_same =
+            |entry: &&Value| settings.iter().all(|(key, value)| entry["settings"].get(key) == Some(value));
+        let results =
+            evaluations.iter().rev().filter(is_same).map(|entry| Evaluation::deserialize(&entry["result"]));
+        let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
+        Ok(whole.next())
+    }
+
     /// The entry of `eval.json`.
     fn entry(
         &self,
@@ -306,12 +352,12 @@ impl<'a> EvaluationSetup<'a> {
         target: &EvaluatedRun,
         attacks: &[Attack],
         journal: &Journal,
-        examples: Option<&str>,
     ) -> Value {
         let finished = &attacks[..evaluation.attacks.len()];
         let plugins: Vec<_> = finished.iter().map(|attack| &attack.record).collect();
         json!({
             "result": evaluation,
+            "begun": journal.begun(),
             "settings": journal.recorded_settings(),
             "suite": self.options.suite,
             "validation": self.options.validation,
@@ -325,7 +371,7 @@ impl<'a> EvaluationSetup<'a> {
             "versions": Versions::current(),
             "verdicts": evaluation.verdicts,
             "broken_by": evaluation.verdicts.broken_by(),
-            "examples": examples,
+            "examples": null,
         })
     }
 
@@ -336,7 +382,15 @@ impl<'a> EvaluationSetup<'a> {
         let specs: Vec<PluginSpec> = match &self.options.suite {
             Some(suite) => suite::attacks(suite)?,
             None if are_given => self.options.attacks.clone(),
-            None => record.experiment.eval.attacks.clone(),
+            None => {
+                let mut specs = record.experiment.eval.attacks.clone();
+                for spec in &mut specs {
+                    if let Some(path) = run::plugin_in(self.options.plugins.as_deref(), spec.file.as_ref()) {
+                        spec.file = path.display().to_string();
+                    }
+                }
+                specs
+            }
         };
         let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
         for spec in &specs {
@@ -454,17 +508,21 @@ impl FinishedEvaluation {
     ///
     /// # Errors
     /// If kept examples are missing, or the disk refuses.
-    pub fn save(self) -> Result<SavedEvaluation> {
+    pub fn save(mut self) -> Result<SavedEvaluation> {
         let folder = &self.run.folder;
         let mut examples = None;
-        if let Some(SavedExamples { file, none }) = self.examples {
-            let path = folder.path().join(file);
-            let verdicts = &self.evaluation.verdicts;
-            self.journal.collect(&path, none, &verdicts.broken_counts(self.evaluation.order))?;
-            examples = Some(path);
+        let Some(journal) = self.journal else {
+            return Ok(SavedEvaluation { verdicts: folder.name().join(EVALUATIONS), examples });
+        };
+        if let Some(none) = self.no_examples {
+            let counts = self.evaluation.verdicts.broken_counts(self.evaluation.order);
+            let (file, digest) = journal.collect(folder, none, &counts)?;
+            examples = Some(folder.name().join(&file));
+            self.entry["examples"] = file.into();
+            self.entry["examples_sha256"] = digest.into();
         }
         let verdicts = folder.add_evaluation(self.entry)?;
-        self.journal.discard()?;
+        journal.discard()?;
         Ok(SavedEvaluation { verdicts, examples })
     }
 }

@@ -97,7 +97,8 @@ pub(crate) fn transfer_with_style(
             )));
         }
     }
-    let (attacks, caveats) = setup.attacks(&runs[0].record)?;
+    let (attacks, left_out) = setup.attacks(&runs[0].record)?;
+    let caveats = setup.caveats.iter().cloned().chain(left_out).collect();
     let settings = setup.evaluator(experiment, &runs[0], &runs[0], stop);
     let count = setup.choose_points(&settings, experiment)?.len();
     let outline = setup.outline(&settings, &attacks, (first_path, runs.len() * runs.len()), count);

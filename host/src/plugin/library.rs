@@ -418,7 +418,7 @@ fn full_message(error: &dyn std::error::Error) -> String {
 /// The library's path: as given if it has a folder. Otherwise the file is searched for, with and
 /// without `lib` in front, next to the executable, in DRO_PLUGIN_PATH, and last in the working
 /// directory: a file there does not take the place of a plugin that is installed.
-pub(super) fn find(file: &str) -> Result<PathBuf> {
+pub(crate) fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folders = match folder {
@@ -514,5 +514,17 @@ mod tests {
         assert_eq!(record.options, Map::new());
         record.set_steps(7);
         assert_eq!(json!(record)["options"], json!({"steps": 7}));
+    }
+
+    #[test]
+    fn fuzz_libraries_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mine.so");
+        let read = |path: &Path| inspect(path.to_str().expect("UTF-8"));
+        withstands(&[corpus("plugin.so")], &path, USUAL, read);
+        std::fs::write(&path, corpus("plugin.so")).expect("written");
+        let kinds: Vec<_> = read(&path).expect("valid").manifests.iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, [Kind::Sampler, Kind::Attack]);
     }
 }

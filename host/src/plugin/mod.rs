@@ -6,7 +6,7 @@ pub mod library;
 mod model;
 pub mod running;
 mod sampler;
-mod spec;
+pub(crate) mod spec;
 pub(crate) mod trust;
 
 pub use attack::{Attack, CountedVictim};

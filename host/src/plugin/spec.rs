@@ -8,7 +8,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 /// The spec of a plugin: its file and options, written as `FILE[,option=value]…`. A value may be a
-/// list: `[1,2,3]`.
+/// list: `[1,2,3]`. A file whose name has a comma is written in quotes, as a string of JSON.
 #[derive(Debug, Clone)]
 pub struct PluginSpec {
     /// The file of the library, as written.
@@ -47,18 +47,18 @@ impl PluginSpec {
         self.steps
     }
 
-    /// Makes the path of the file absolute if it contains a folder. A bare file name stays, since
-    /// plugins are searched by name.
+    /// Makes the path of the file absolute if it contains a folder and a spec can hold the absolute
+    /// path. A bare file name stays, since plugins are searched by name.
     pub fn make_absolute(&mut self) {
         let path = Path::new(&self.file);
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {
             return;
         }
         if let Ok(absolute) = std::path::absolute(path) {
-            let options =
-                self.written.split_once(',').map_or(String::new(), |(_, options)| format!(",{options}"));
+            let options = parts(&self.written).map(|(_, options)| options).unwrap_or_default();
             self.file = absolute.display().to_string();
-            self.written = self.file.clone() + &options;
+            let file = quoted_if_necessary(&self.file);
+            self.written = std::iter::once(&*file).chain(options).collect::<Vec<_>>().join(",");
         }
     }
 
@@ -76,17 +76,12 @@ impl FromStr for PluginSpec {
     type Err = String;
 
     fn from_str(written: &str) -> std::result::Result<Self, String> {
-        let mut inside_list = false;
-        let mut parts = written.split(|letter| {
-            inside_list = letter == '[' || (inside_list && letter != ']');
-            letter == ',' && !inside_list
-        });
-        let file = parts.next().unwrap_or_default().trim();
+        let (file, options) = parts(written)?;
         if file.is_empty() {
             return Err(format!("expected FILE[,option=value]…, got `{written}`"));
         }
         let mut spec = Self {
-            file: file.to_owned(),
+            file: file.clone(),
             name: None,
             steps: None,
             options: Map::new(),
@@ -94,7 +89,7 @@ impl FromStr for PluginSpec {
             origin: None,
             is_recorded: false,
         };
-        for part in parts {
+        for part in options {
             let (key, value) = part
                 .split_once('=')
                 .ok_or_else(|| format!("expected option=value after `{file}`, got `{part}`"))?;
@@ -115,6 +110,38 @@ impl FromStr for PluginSpec {
             }
         }
         Ok(spec)
+    }
+}
+
+/// The file and the options of a spec, as they are written.
+///
+/// # Errors
+/// If a quoted file has no end.
+pub(crate) fn parts(written: &str) -> std::result::Result<(String, Vec<&str>), String> {
+    let (file, options) = if written.trim_start().starts_with('"') {
+        let mut strings = serde_json::Deserializer::from_str(written).into_iter::<String>();
+        let file = strings.next().and_then(|string| string.ok());
+        let rest = written.get(strings.byte_offset()..).unwrap_or_default().trim_start();
+        let options = if rest.is_empty() { Some(None) } else { rest.strip_prefix(',').map(Some) };
+        file.zip(options).ok_or_else(|| format!("expected \"FILE\"[,option=value]…, got `{written}`"))?
+    } else {
+        let (file, options) =
+            written.split_once(',').map_or((written, None), |(file, options)| (file, Some(options)));
+        (file.trim().to_owned(), options)
+    };
+    let mut inside_list = false;
+    let between_options = |letter| {
+        inside_list = letter == '[' || (inside_list && letter != ']');
+        letter == ',' && !inside_list
+    };
+    Ok((file, options.map(|options| options.split(between_options).collect()).unwrap_or_default()))
+}
+
+/// A file as it is written in a spec.
+pub(crate) fn quoted_if_necessary(file: &str) -> String {
+    match parts(file) {
+        Ok((read, options)) if read == file && options.is_empty() => file.to_owned(),
+        _ => Value::from(file).to_string(),
     }
 }
 
@@ -211,11 +238,60 @@ mod tests {
     }
 
     #[test]
+    fn the_options_stay_whatever_the_path_is() {
+        for folder in [
+            "a,b", "a[b", "a]b", "a[1,2]b", "a=b", "x=1,y=2", "a b ", " a", "\"a", "a\"b,", "it's", "a\\,b",
+            "ä,€",
+        ] {
+            let file = format!("/{folder}/a.so");
+            let mut spec = parse(&format!("{},mean=[0.5,1],x=b", quoted_if_necessary(&file))).expect("valid");
+            assert_eq!(spec.file, file);
+            let options = spec.options();
+            assert_eq!(options, r#"{"mean":[0.5,1],"x":"b"}"#);
+            for _ in 0..2 {
+                spec.make_absolute();
+                let again = parse(&spec.to_string()).expect("valid");
+                assert_eq!((&again.file, again.options()), (&file, options.clone()), "{spec}");
+            }
+            let alone = parse(&quoted_if_necessary(folder)).expect("valid");
+            assert_eq!((alone.file.as_str(), &*alone.options()), (folder, "{}"));
+        }
+        let spec = parse("x[y/a.so,mean=[0.5,1]").expect("valid");
+        assert_eq!((&*spec.file, &*spec.options()), ("x[y/a.so", r#"{"mean":[0.5,1]}"#));
+    }
+
+    #[test]
     fn the_error_names_the_invalid_part() {
         let refusal = |written: &str| parse(written).expect_err("refused").to_string();
         assert!(refusal("a.so,x").contains("expected option=value after `a.so`, got `x`"));
         assert!(refusal("a.so,x=1,x=2").contains("`x` of `a.so` is given twice"));
         assert!(refusal("a.so,steps=0").contains("expected 1 to 65534, got `0`"));
         assert!(refusal(",x=1").contains("expected FILE"));
+        assert!(refusal("\"a.so,x=1").contains("expected \"FILE\""));
+        assert!(refusal("\"a\".so").contains("expected \"FILE\""));
+    }
+
+    #[test]
+    fn fuzz_specs_come_back_as_they_were_written() {
+        use crate::util::fuzz::for_cases;
+        use proptest::prelude::*;
+        let written = prop_oneof![
+            any::<String>(),
+            "[a-z./\\[\\],= é]{0,24}",
+            "[a-z]{1,4}\\.so(,[a-z]{1,3}=(-?[0-9]{1,3}|[0-9]\\.[0-9]e[0-9]|\\[[0-9],[0-9]\\]|[a-z,\\[\\]]{0,4})){0,3}",
+        ];
+        for_cases(&written, |written| {
+            let Ok(spec) = written.parse::<PluginSpec>() else { return Ok(()) };
+            prop_assert_eq!(spec.to_string(), written);
+            let json = serde_json::to_string(&spec).expect("JSON");
+            let mut read: PluginSpec = serde_json::from_str(&json).expect("valid");
+            prop_assert_eq!(read.attack_options(), spec.attack_options());
+            // A spec with an absolute path names the same options, wherever it is read.
+            read.make_absolute();
+            let again: PluginSpec = read.to_string().parse().map_err(TestCaseError::fail)?;
+            prop_assert_eq!((again.file, again.name, again.steps), (read.file, spec.name, spec.steps));
+            prop_assert_eq!(again.options, spec.options);
+            Ok(())
+        });
     }
 }

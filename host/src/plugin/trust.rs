@@ -7,7 +7,6 @@
 use super::library::{self, File};
 use crate::util::files;
 use crate::{Error, Result};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The user's list: a line for each library, its SHA-256 and its name.
@@ -59,10 +58,8 @@ pub(super) fn check(file: &File) -> Result<()> {
 pub(crate) fn add(file: &File) -> Result<()> {
     let list = list()?;
     let folder = list.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder).map_err(|why| Error::file("create", folder, why))?;
-    let lock_path = folder.join(".lock");
-    let lock = fs::File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
-    lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
+    files::create_folders(folder).map_err(|why| Error::file("create", folder, why))?;
+    let _lock = files::wait_for_lock(&folder.join(".lock"))?;
     let mut lines = lines(&list)?;
     if is_listed(&lines, &file.sha256) {
         return Ok(());

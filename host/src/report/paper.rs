@@ -90,6 +90,7 @@ impl Column {
             Objective::Trades => false,
         };
         record.data.name == self.data
+            && record.data.is_published()
             && record.data.test_points.is_none_or(|points| points == TEST_POINTS)
             && has_the_papers_objective
             && *model == self.model

@@ -4,6 +4,7 @@
 //! `progress.json` with the rest and a digest of each file. It is written under another name,
 //! synced and renamed. The last two are kept, so that a damaged one does not end the run.
 
+use crate::error::shown;
 use crate::torch::tensors;
 use crate::util::files;
 use crate::{Error, Result};
@@ -22,6 +23,9 @@ const KEPT: usize = 2;
 /// Ending of a checkpoint's folder while it is being removed.
 const OUTDATED: &str = "outdated";
 
+/// Ending of a checkpoint's folder until another one of the same update stands in its place.
+const REPLACED: &str = "replaced";
+
 /// Ending of a checkpoint's folder while it is being written.
 const PARTIAL: &str = "partial";
 
@@ -32,6 +36,8 @@ pub type Groups = BTreeMap<String, Vec<(String, Tensor)>>;
 
 /// A checkpoint that was read: its progress and the tensors asked for.
 pub struct Loaded<Progress> {
+    /// The number of the update, from the checkpoint's name.
+    pub update: u64,
     /// The progress of the run.
     pub progress: Progress,
     /// Tensors by group and name, on the CPU.
@@ -43,9 +49,11 @@ pub struct Loaded<Progress> {
 #[derive(Serialize, Deserialize)]
 struct Saved<Progress> {
     progress: Progress,
-    /// Size and SHA-256 of each file.
-    files: BTreeMap<String, (u64, String)>,
+    files: Digests,
 }
+
+/// Size and SHA-256 of each file.
+type Digests = BTreeMap<String, (u64, String)>;
 
 /// Writes the checkpoint of update number `update` into `folder`, and removes those that are
 /// not needed any more.
@@ -62,30 +70,30 @@ pub fn save<Progress: Serialize>(
     let partial = finished.with_extension(PARTIAL);
     remove_leftovers(folder);
     let written = write(&partial, groups, progress).and_then(|()| {
-        let hidden = finished.with_extension(OUTDATED);
+        let replaced = finished.with_extension(REPLACED);
         let renamed = (|| {
             // One of the same update is gone only once this one stands in its place.
             let is_replaced = finished.exists();
             if is_replaced {
-                fs::rename(&finished, &hidden)?;
+                files::rename(&finished, &replaced)?;
             }
-            if let Err(why) = fs::rename(&partial, &finished) {
+            if let Err(why) = files::rename(&partial, &finished) {
                 if is_replaced {
-                    fs::rename(&hidden, &finished)?;
+                    files::rename(&replaced, &finished)?;
                 }
                 return Err(why);
             }
             files::sync_folder(folder)?;
-            let _ = fs::remove_dir_all(&hidden);
+            let _ = files::remove_folder(&replaced);
             Ok(())
         })();
         renamed.map_err(|why| Error::file("write", &finished, why))
     });
     if let Err(error) = written {
-        let _ = fs::remove_dir_all(&partial);
+        let _ = files::remove_folder(&partial);
         let before = newest_first(folder);
         let kept = match before.first() {
-            Some(path) => format!("the checkpoint before it, {}, is untouched", path.display()),
+            Some(path) => format!("the checkpoint before it, {}, is untouched", shown(path)),
             None => "there was none before it".to_owned(),
         };
         return Err(error
@@ -99,7 +107,7 @@ pub fn save<Progress: Serialize>(
     for outdated in damaged.into_iter().chain(whole.into_iter().skip(KEPT)) {
         // Under another name first: half a checkpoint must never look like one.
         let hidden = outdated.with_extension(OUTDATED);
-        let _ = fs::rename(&outdated, &hidden).and_then(|()| fs::remove_dir_all(&hidden));
+        let _ = files::rename(&outdated, &hidden).and_then(|()| files::remove_folder(&hidden));
     }
     Ok(())
 }
@@ -108,33 +116,43 @@ fn path_of(folder: &Path, update: u64) -> PathBuf {
     folder.join(format!("{update:09}"))
 }
 
+/// The update of the checkpoint at this path.
+fn update_of(path: &Path) -> u64 {
+    path.file_stem().and_then(|name| name.to_str()?.parse().ok()).unwrap_or_default()
+}
+
 /// Adds to what the checkpoint of update number `update` says of the run's progress.
 ///
 /// # Errors
 /// If there is no such checkpoint, or the disk refuses; it is then untouched.
 pub fn save_progress<Progress: Serialize>(folder: &Path, update: u64, progress: &Progress) -> Result<()> {
     let path = path_of(folder, update).join(PROGRESS);
-    let saved: Saved<serde::de::IgnoredAny> =
-        serde_json::from_slice(&files::read(&path)?).map_err(|why| Error::file("understand", &path, why))?;
-    let saved = serde_json::to_vec_pretty(&Saved { progress, files: saved.files })
-        .map_err(|why| Error::file("write", &path, why))?;
-    files::write_whole(&path, &saved)
+    let saved: Saved<serde::de::IgnoredAny> = files::read_sealed(&path)?;
+    write_progress(&path, progress, saved.files)
 }
 
-/// What a process left behind that was killed while it wrote or removed a checkpoint.
+/// Removes what a process left behind that was killed while it wrote or removed a checkpoint. One
+/// that was to be replaced goes back to its place if that is empty.
 fn remove_leftovers(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let left =
-        |path: &PathBuf| path.extension().is_some_and(|ending| ending == OUTDATED || ending == PARTIAL);
+    let left = |path: &PathBuf| {
+        [OUTDATED, PARTIAL, REPLACED].iter().any(|ending| path.extension().is_some_and(|is| is == *ending))
+    };
     for path in entries.filter(left) {
-        let _ = fs::remove_dir_all(path);
+        let place = path.with_extension("");
+        let _ = if path.extension().is_some_and(|ending| ending == REPLACED) && !place.exists() {
+            files::rename(&path, &place)
+        } else {
+            files::remove_folder(&path)
+        };
     }
 }
 
 fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progress) -> Result<()> {
-    let refused = |path: &Path, why: &dyn std::fmt::Display| Error::file("write", path, why);
-    let _ = fs::remove_dir_all(partial);
-    fs::create_dir_all(partial).map_err(|why| refused(partial, &why))?;
+    // The folders above these are not made anew: the run's folder may have been moved.
+    for folder in partial.parent().into_iter().chain([partial]) {
+        files::create_folder(folder).map_err(|why| Error::file("create", folder, why))?;
+    }
     let mut digests = BTreeMap::new();
     for (group, tensors) in groups {
         let file_name = format!("{group}.safetensors");
@@ -142,9 +160,11 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
         tensors::write(&path, tensors)?;
         digests.insert(file_name, files::size_and_sha256(&path)?);
     }
-    let saved = serde_json::to_vec_pretty(&Saved { progress, files: digests })
-        .map_err(|why| refused(partial, &why))?;
-    files::write_whole(&partial.join(PROGRESS), &saved)
+    write_progress(&partial.join(PROGRESS), progress, digests)
+}
+
+fn write_progress<Progress: Serialize>(path: &Path, progress: Progress, files: Digests) -> Result<()> {
+    files::write_sealed(path, [serde_json::to_string_pretty(&Saved { progress, files })])
 }
 
 /// Reads the newest checkpoint in `folder` whose files of the groups of tensors named are whole;
@@ -159,14 +179,16 @@ pub fn load<Progress: for<'de> Deserialize<'de>>(
     let mut damaged = Vec::new();
     for path in newest_first(folder) {
         match read(&path, groups) {
-            Ok((progress, groups)) => return Ok(Some(Loaded { progress, groups, damaged })),
+            Ok((progress, groups)) => {
+                return Ok(Some(Loaded { update: update_of(&path), progress, groups, damaged }));
+            }
             Err(error) => damaged.push(error.to_string()),
         }
     }
     if damaged.is_empty() {
         return Ok(None);
     }
-    Err(Error::new(format!("no checkpoint in {} is whole", folder.display()))
+    Err(Error::new(format!("no checkpoint in {} is whole", shown(folder)))
         .note("damaged", damaged.join("; "))
         .fix("train anew into another folder"))
 }
@@ -174,9 +196,7 @@ pub fn load<Progress: for<'de> Deserialize<'de>>(
 type ReadGroups = BTreeMap<String, BTreeMap<String, Tensor>>;
 
 fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Result<(Progress, ReadGroups)> {
-    let progress_path = path.join(PROGRESS);
-    let saved: Saved<Progress> = serde_json::from_slice(&files::read(&progress_path)?)
-        .map_err(|why| Error::file("understand", &progress_path, why))?;
+    let saved: Saved<Progress> = files::read_sealed(&path.join(PROGRESS))?;
     let mut groups = BTreeMap::new();
     for (file_name, (size, digest)) in &saved.files {
         let file = path.join(file_name);
@@ -184,13 +204,13 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
         if !wanted.contains(&group) {
             continue;
         }
-        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", file.display()));
+        let damaged = |what: String| Error::new(format!("{} is damaged: {what}", shown(&file)));
         let got = fs::metadata(&file).map_err(|why| Error::file("read", &file, why))?.len();
         if got != *size {
             return Err(damaged(format!("expected {size} bytes, got {got}")));
         }
         if files::size_and_sha256(&file)?.1 != *digest {
-            return Err(damaged("its contents are not those that were written (SHA-256)".to_owned()));
+            return Err(files::damaged(&file));
         }
         let tensors = tensors::read(&file).map_err(|why| damaged(why.to_string()))?;
         groups.insert(group.to_owned(), tensors);
@@ -202,10 +222,15 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
 fn newest_first(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let is_number = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
-    let mut paths: Vec<_> = entries
-        .filter(|entry| entry.file_name().to_str().is_some_and(is_number))
-        .map(|entry| entry.path())
-        .collect();
+    let is_checkpoint = |path: &PathBuf| {
+        let place = path.with_extension("");
+        let is_there = match path.extension() {
+            None => true,
+            Some(ending) => ending == REPLACED && !place.exists(),
+        };
+        is_there && place.file_name().and_then(|name| name.to_str()).is_some_and(is_number)
+    };
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).filter(is_checkpoint).collect();
     paths.sort_by(|one, other| other.cmp(one));
     paths
 }
@@ -271,6 +296,35 @@ mod tests {
             fs::write(path.join(PROGRESS), "{").expect("truncated");
         }
         assert!(load::<u32>(folder.path(), &["weights"]).is_err());
+    }
+
+    #[test]
+    fn a_checkpoint_is_there_while_it_is_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        save(folder.path(), 7, &groups(0.1), &42u32).expect("saved");
+        // A process that is killed between its two renames leaves this.
+        let place = path_of(folder.path(), 7);
+        fs::rename(&place, place.with_extension(REPLACED)).expect("renamed");
+        fs::create_dir(place.with_extension(PARTIAL)).expect("a folder");
+        let progress = || load::<u32>(folder.path(), &["weights"]).expect("whole").expect("present").progress;
+        assert_eq!(progress(), 42);
+        save(folder.path(), 7, &groups(0.2), &43u32).expect("saved");
+        assert_eq!(progress(), 43);
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "no leftovers");
+    }
+
+    #[test]
+    fn changed_progress_falls_back_to_the_checkpoint_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for update in 6..=7u32 {
+            save(folder.path(), update.into(), &groups(update as f32), &update).expect("saved");
+        }
+        let newest = path_of(folder.path(), 7).join(PROGRESS);
+        let text = fs::read_to_string(&newest).expect("text");
+        fs::write(&newest, text.replace(": 7", ": 8")).expect("changed");
+        let loaded: Loaded<u32> = load(folder.path(), &["weights"]).expect("falls back").expect("present");
+        assert_eq!((loaded.progress, first_weight(&loaded)), (6, 6.0));
+        assert!(loaded.damaged[0].contains("progress.json is damaged"), "{:?}", loaded.damaged);
     }
 
     #[test]

@@ -5,9 +5,10 @@ pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
-use crate::config::{Experiment, Role, Select};
-use crate::data::Dataset;
-use crate::plugin::{LoadedModel, PluginSpec, Record};
+use crate::config::{self, Experiment, Role, Select};
+use crate::data::{self, Dataset};
+use crate::error::{absolute, shown};
+use crate::plugin::{LoadedModel, PluginSpec, Record, library};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::warn;
@@ -17,8 +18,11 @@ use plugin_api::LIBTORCH;
 use plugin_api::manifest::CONTRACT;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -117,6 +121,13 @@ pub struct DataRecord {
     pub name: String,
     /// MD5 of each file, or of each split of a tree of images.
     pub checksums: BTreeMap<String, String>,
+    /// Whether these are the published files of a known data set; unknown in the record of an older
+    /// version.
+    #[serde(default)]
+    pub published: Option<bool>,
+    /// What a reader of the run's results should know about its data.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// The names of the classes, in the order of their labels, if they are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub class_names: Vec<String>,
@@ -127,6 +138,13 @@ pub struct DataRecord {
     pub train_points: usize,
     /// Points held out of training.
     pub validation_points: usize,
+}
+
+impl DataRecord {
+    /// Whether the run may be compared with others on the known data set of its name.
+    pub(crate) fn is_published(&self) -> bool {
+        self.published.unwrap_or_else(|| data::has_published_checksums(&self.name, &self.checksums))
+    }
 }
 
 /// The software of a run.
@@ -150,7 +168,7 @@ impl Versions {
 /// The contents of `eval.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Evaluations {
-    evaluations: Vec<serde_json::Value>,
+    evaluations: Vec<Value>,
 }
 
 impl Evaluations {
@@ -164,20 +182,39 @@ impl Evaluations {
 
 const LOCK: &str = ".lock";
 
-const EVALUATIONS: &str = "eval.json";
+const EVAL_LOCK: &str = ".eval.lock";
+
+const RECORD: &str = "run.json";
+
+/// The file of a run's evaluations.
+pub(crate) const EVALUATIONS: &str = "eval.json";
 
 /// A run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
+    /// Its path as it was given, for messages.
+    name: PathBuf,
+    /// Its absolute path: a plugin may change the working directory.
     path: PathBuf,
     /// Held while this process trains in the folder.
     lock: Option<File>,
+    /// What this process trains in.
+    held: Option<Held>,
+}
+
+/// A folder that a process trains in.
+#[derive(Debug)]
+struct Held {
+    /// The folder itself, wherever it is moved.
+    folder: File,
+    /// The contents of `run.json`.
+    record: Vec<u8>,
 }
 
 impl RunFolder {
     /// The folder at this path, with any contents.
     pub(crate) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), lock: None }
+        Self { name: path.to_owned(), path: absolute(path), lock: None, held: None }
     }
 
     /// A folder for a new run; nothing is written yet.
@@ -193,7 +230,9 @@ impl RunFolder {
             )));
         }
         let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
-        if path.is_file() || entries.any(|entry| entry.file_name() != LOCK) {
+        // A process that was killed before it wrote the record may have left these.
+        let is_left = |name: &OsStr| name == LOCK || files::is_leftover(name);
+        if path.is_file() || entries.any(|entry| !is_left(&entry.file_name())) {
             return Err(Error::new(format!("{} already exists and is not empty", path.display()))
                 .fix("choose another folder with --out"));
         }
@@ -215,22 +254,24 @@ impl RunFolder {
     /// # Errors
     /// If it holds no run, or one that cannot be understood.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
-        let run = Self::at(path);
-        let record_path = run.record_path();
+        let record_path = absolute(path).join(RECORD);
         if !record_path.is_file() {
             return Err(Error::new(format!(
                 "{} holds no run: {} is missing",
                 path.display(),
-                record_path.display()
+                shown(&record_path)
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let mut record: RunRecord = serde_json::from_slice(&files::read(&record_path)?)
-            .map_err(|why| Error::file("understand", &record_path, why))?;
+        let mut record: RunRecord = files::read_sealed(&record_path).map_err(|error| {
+            error
+                .note("because", "every result of a run rests on its record")
+                .fix("restore the file from a copy, or train anew into another folder")
+        })?;
         for (_, spec) in record.experiment.plugins_mut() {
             spec.is_recorded = true;
         }
-        Ok((run, record))
+        Ok((Self::at(path), record))
     }
 
     /// Creates the folder and writes the run's record.
@@ -240,20 +281,20 @@ impl RunFolder {
     /// left behind.
     pub(crate) fn create(&mut self, record: &RunRecord) -> Result<()> {
         let existed = self.path.exists();
-        fs::create_dir_all(&self.path).map_err(|why| Error::file("create", &self.path, why))?;
-        self.lock()?;
-        Self::for_new_run(&self.path)?;
-        let written = fs::create_dir(self.checkpoints())
-            .map_err(|why| Error::file("create", &self.checkpoints(), why))
-            .and_then(|()| self.write_json(&self.record_path(), record));
-        if written.is_err() {
-            let _ = fs::remove_dir(self.checkpoints());
-            let _ = fs::remove_file(self.path.join(LOCK));
-            if !existed {
-                let _ = fs::remove_dir(&self.path);
-            }
+        files::create_folders(&self.path).map_err(|why| Error::file("create", &self.name, why))?;
+        let written = self.lock().and_then(|()| {
+            Self::for_new_run(&self.name)?;
+            write_json(&self.record_path(), record)
+        });
+        if written.is_err() && self.lock.is_some() && !self.record_path().exists() {
+            let _ = files::remove_file(&self.path.join(LOCK));
         }
-        written
+        if written.is_err() && !existed {
+            // Fails if another run began there.
+            let _ = files::remove_empty_folder(&self.path);
+        }
+        written?;
+        self.hold()
     }
 
     /// Keeps other processes from training in this folder for as long as this one lives.
@@ -262,16 +303,73 @@ impl RunFolder {
     /// If another one does already.
     pub(crate) fn lock(&mut self) -> Result<()> {
         self.lock = files::lock(&self.path.join(LOCK))?;
+        // Evaluations write here, too.
+        let eval_lock = self.path.join(EVAL_LOCK);
+        if self.lock.is_some() && (!eval_lock.exists() || files::lock(&eval_lock)?.is_some()) {
+            files::remove_leftovers(&self.path);
+        }
         if self.lock.is_none() {
-            return Err(Error::new(format!("another process is training in {}", self.path.display()))
+            return Err(Error::new(format!("another process is training in {}", self.name.display()))
                 .fix("wait for it or stop it, or choose another folder with --out"));
         }
         Ok(())
     }
 
-    /// Its path.
+    /// Notes which folder this process trains in. From here on, nothing is written into another one
+    /// at its path.
+    ///
+    /// # Errors
+    /// If the folder or its record is gone.
+    pub(crate) fn hold(&mut self) -> Result<()> {
+        let folder = File::open(&self.path).map_err(|why| Error::file("open", &self.path, why))?;
+        self.held = Some(Held { folder, record: files::read(&self.record_path())? });
+        Ok(())
+    }
+
+    /// An error if the folder that this process trains in is no longer at its path.
+    ///
+    /// # Errors
+    /// If it was moved, replaced or removed.
+    pub(crate) fn refuse_if_moved(&self) -> Result<()> {
+        if self.held.as_ref().is_none_or(|held| files::is_at(&held.folder, &self.path)) {
+            return Ok(());
+        }
+        let name = self.name.display();
+        Err(Error::new(format!("the folder {name} was moved, replaced or removed while its run was trained"))
+            .on_the_way())
+    }
+
+    /// A folder in which the state of a run can be saved whose own is no longer at its path: where it
+    /// is now, or a new one beside it if it was removed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub(crate) fn rescue(&self) -> Result<Self> {
+        let Some(Held { folder, record }) = &self.held else { return Ok(Self::at(&self.path)) };
+        let now = fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+        if let Some(now) = now.ok().filter(|now| files::is_at(folder, now)) {
+            return Ok(Self::at(&now));
+        }
+        let numbered = (1..).map(|number| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(format!("-rescued-{number}"));
+            PathBuf::from(path)
+        });
+        let rescued = numbered.into_iter().find(|path| !path.exists()).map(|path| Self::at(&path));
+        let rescued = rescued.unwrap_or_else(|| Self::at(&self.path));
+        files::create_folders(&rescued.path).map_err(|why| Error::file("create", &rescued.path, why))?;
+        files::write_whole(&rescued.record_path(), record)?;
+        Ok(rescued)
+    }
+
+    /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its path as it was given, for messages.
+    pub fn name(&self) -> &Path {
+        &self.name
     }
 
     /// The folder of its checkpoints.
@@ -286,17 +384,23 @@ impl RunFolder {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.join("run.json")
+        self.path.join(RECORD)
     }
 
     /// Rewrites `metrics.jsonl`: one line per epoch.
     pub(crate) fn write_metrics<Metrics: Serialize>(&self, epochs: &[Metrics]) -> Result<()> {
-        write_lines(&self.metrics_path(), epochs)
+        self.write_lines(&self.metrics_path(), epochs)
     }
 
     /// Rewrites `trace.jsonl`: one line per point of the trace.
     pub(crate) fn write_trace<Point: Serialize>(&self, points: &[Point]) -> Result<()> {
-        write_lines(&self.path.join("trace.jsonl"), points)
+        self.write_lines(&self.path.join("trace.jsonl"), points)
+    }
+
+    /// Writes a file of one JSON object a line.
+    fn write_lines<Line: Serialize>(&self, path: &Path, objects: &[Line]) -> Result<()> {
+        self.refuse_if_moved()?;
+        files::write_sealed(path, objects.iter().map(serde_json::to_string))
     }
 
     /// The lines of `metrics.jsonl`; none if there is no such file.
@@ -319,22 +423,26 @@ impl RunFolder {
         if !path.exists() {
             return Ok(Evaluations::default());
         }
-        serde_json::from_slice(&files::read(&path)?)
-            .map_err(|why| Error::file("understand", &path, why).fix("move the file away"))
+        files::read_sealed(&path).map_err(|error| {
+            let verdicts = "the verdicts of all evaluations of the run are in it";
+            error.note("because", verdicts).fix("restore the file from a copy, or move it away")
+        })
     }
 
-    /// Adds an evaluation to `eval.json`, after those already there. Returns the file's path.
-    pub(crate) fn add_evaluation(&self, new: serde_json::Value) -> Result<PathBuf> {
-        let lock_path = self.path.join(".eval.lock");
-        let lock = File::create(&lock_path).map_err(|why| Error::file("create", &lock_path, why))?;
+    /// Adds an evaluation to `eval.json`, after those already there. If it was killed after it was
+    /// added, it is there already. Returns the file's path.
+    pub(crate) fn add_evaluation(&self, new: Value) -> Result<PathBuf> {
         // Several evaluations may run at the same time: each adds to the file as it is at its own
         // end.
-        lock.lock().map_err(|why| Error::file("lock", &lock_path, why))?;
+        let _lock = files::wait_for_lock(&self.path.join(EVAL_LOCK))?;
         let mut evaluations = self.evaluations()?;
-        evaluations.evaluations.push(new);
         let path = self.path.join(EVALUATIONS);
-        self.write_json(&path, &evaluations)?;
-        Ok(path)
+        let is_same = |there: &Value| ["begun", "settings"].iter().all(|key| there[key] == new[key]);
+        if new["begun"].is_null() || !evaluations.evaluations.iter().any(is_same) {
+            evaluations.evaluations.push(new);
+            write_json(&path, &evaluations)?;
+        }
+        Ok(self.name.join(EVALUATIONS))
     }
 
     /// Adds to `run.json` that the run went on from a checkpoint with another arithmetic. All other
@@ -353,44 +461,29 @@ impl RunFolder {
 
     fn change_record(&self, change: impl FnOnce(&mut serde_json::Value)) -> Result<()> {
         let path = self.record_path();
-        let mut record = serde_json::from_slice(&files::read(&path)?)
-            .map_err(|why| Error::file("understand", &path, why))?;
+        let mut record: Value = files::read_sealed(&path)?;
         change(&mut record);
-        self.write_json(&path, &record)
-    }
-
-    fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(value).map_err(|why| Error::file("write", path, why))?;
-        text.push(b'\n');
-        files::write_whole(path, &text)
+        write_json(&path, &record)
     }
 }
 
 /// Adds an item to a list, which begins empty.
-fn push(list: &mut serde_json::Value, item: impl Serialize) {
+fn push(list: &mut Value, item: impl Serialize) {
     if list.is_null() {
-        *list = serde_json::json!([]);
+        *list = json!([]);
     }
     if let Some(list) = list.as_array_mut() {
-        list.push(serde_json::json!(item));
+        list.push(json!(item));
     }
 }
 
-/// Writes a file of one JSON object a line.
-fn write_lines<Line: Serialize>(path: &Path, objects: &[Line]) -> Result<()> {
-    let mut lines = String::new();
-    for object in objects {
-        lines += &serde_json::to_string(object).map_err(|why| Error::file("write", path, why))?;
-        lines.push('\n');
-    }
-    files::write_whole(path, lines.as_bytes())
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    files::write_sealed(path, [serde_json::to_string_pretty(value)])
 }
 
 /// The JSON lines of a file, none if it does not exist.
 fn lines<Line: DeserializeOwned>(path: &Path) -> Result<Vec<Line>> {
-    let lines = if path.exists() { files::read(path)? } else { Vec::new() };
-    let lines = serde_json::Deserializer::from_slice(&lines).into_iter();
-    lines.collect::<std::result::Result<_, _>>().map_err(|why| Error::file("understand", path, why))
+    if path.exists() { files::read_sealed_lines(path) } else { Ok(Vec::new()) }
 }
 
 /// What was found when weights were loaded for evaluation.
@@ -417,7 +510,7 @@ pub(crate) fn load_weights(
     let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
     let saved =
         checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
-            let path = folder.path().display();
+            let path = folder.name().display();
             Error::new(format!("{path} has no checkpoint yet"))
                 .fix(format!("train it with `host train --resume {path}`"))
         })?;
@@ -445,25 +538,61 @@ pub(crate) fn unless(allowed: bool) -> impl FnMut(Error) -> Result<()> {
     }
 }
 
-/// The spec of a recorded plugin, with the path that it was loaded from if that file still exists.
+/// The spec of a recorded plugin, with the path of its file: in `folder`, in the place that it was
+/// loaded from, or found by the spec.
 ///
 /// # Errors
-/// If the file is not the recorded one and `on_change` returns an error.
+/// If there is no such file, or it is not the recorded one and `on_change` returns an error.
 pub(crate) fn recorded_plugin(
-    spec: &PluginSpec,
+    given: &PluginSpec,
     record: &Record,
+    folder: Option<&Path>,
     on_change: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<PluginSpec> {
-    let mut spec = spec.clone();
-    if record.path.is_file() {
-        spec.file = record.path.display().to_string();
-    }
-    let found = crate::plugin::library::inspect(&spec.file)?;
+    let where_it_was = || record.path.is_file().then(|| record.path.clone());
+    let path = plugin_in(folder, &record.path).or_else(where_it_was);
+    let path = path.map_or_else(|| library::find(&given.file), Ok).map_err(|_| {
+        let name = record.path.file_name().unwrap_or_default().display();
+        Error::new(format!("the run's plugin {} is missing", record.path.display()))
+            .fix(format!("give the folder that has {name} now with --plugins FOLDER"))
+    })?;
+    let mut spec = given.clone();
+    (spec.file, spec.is_recorded) = (path.display().to_string(), true);
+    let found = library::inspect(&spec.file)?;
     if record.sha256 != found.sha256 {
         let what = format!("{} has changed since the run began", found.path.display());
         on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
     }
     Ok(spec)
+}
+
+/// The data of a run. Named data lie in `folder`, or where they were recorded. The user's own data
+/// lie in the folder of their name in `folder`, where they were recorded, or in `folder` itself.
+///
+/// # Errors
+/// If they are in none of these places, or cannot be read.
+pub(crate) fn recorded_data(recorded: &config::Data, folder: Option<&Path>) -> Result<Dataset> {
+    if data::NAMES.contains(&recorded.name.as_str()) {
+        return data::load(&recorded.name, folder.unwrap_or(&recorded.folder));
+    }
+    let path = Path::new(&recorded.name);
+    let name = path.file_name().unwrap_or_default();
+    let below = folder.map(|folder| folder.join(name));
+    let mut places = below.into_iter().chain([path.to_owned()]).chain(folder.map(Path::to_owned));
+    let found = places.find(|place| place.is_dir()).ok_or_else(|| {
+        Error::new(format!("the run's data {} are missing", path.display())).fix(format!(
+            "give the folder that has them now with --data-folder FOLDER: {} itself, or the folder around it",
+            name.display()
+        ))
+    })?;
+    // A relative path may look like the name of a known data set.
+    let found = std::path::absolute(&found).map_err(|why| Error::file("find", &found, why))?;
+    data::load(&found.to_string_lossy(), &recorded.folder)
+}
+
+/// The plugin library in `folder` with the name of this one, if there is one.
+pub(crate) fn plugin_in(folder: Option<&Path>, library: &Path) -> Option<PathBuf> {
+    library::find(&folder?.join(library.file_name()?).to_string_lossy()).ok()
 }
 
 /// Compares a data set's files with the recorded ones.
@@ -490,4 +619,101 @@ fn change(what: String, recorded: &str, found: &str) -> Error {
         .note("recorded", recorded)
         .note("found", found)
         .fix("restore the recorded file, or pass --allow-changed to use the new one")
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::progress::{EpochMetrics, TracePoint};
+    use super::*;
+    use crate::util::fuzz::{USUAL, corpus, for_cases, withstands};
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn folder() -> (tempfile::TempDir, RunFolder) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        (folder, run)
+    }
+
+    #[test]
+    fn records_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("run.json")], &run.record_path(), USUAL, |path| {
+            RunFolder::open(path.parent().expect("a folder"))
+        });
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        fs::write(run.record_path(), corpus("run.json")).expect("written");
+        let (run, record) = RunFolder::open(run.path()).expect("valid");
+        write_json(&run.record_path(), &record).expect("written");
+        let (_, again) = RunFolder::open(run.path()).expect("valid");
+        assert_eq!(json!(again), json!(record));
+        // What this version writes has all that an older one wrote.
+        let written: Value = serde_json::from_slice(&corpus("run.json")).expect("JSON");
+        assert_eq!(json!(record)["plugins"], written["plugins"]);
+        assert_eq!(json!(record)["experiment"], written["experiment"]);
+    }
+
+    #[test]
+    fn measurements_may_be_damaged() {
+        let (_folder, run) = folder();
+        withstands(&[corpus("metrics.jsonl")], &run.metrics_path(), USUAL, |_| run.metrics::<EpochMetrics>());
+        let trace = run.path().join("trace.jsonl");
+        withstands(&[corpus("trace.jsonl")], &trace, USUAL, |_| run.trace::<TracePoint>());
+    }
+
+    #[test]
+    fn measurements_come_back_as_they_were_written() {
+        let (_folder, run) = folder();
+        let number = || prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO;
+        let epoch = (number(), number(), proptest::option::of(number()), any::<u64>(), any::<Vec<String>>());
+        for_cases(&proptest::collection::vec(epoch, 0..4), |epochs| {
+            let metrics = |(number, (loss, seconds, accuracy, updates, alarms)): (usize, _)| EpochMetrics {
+                epoch: number,
+                updates,
+                learning_rate: seconds,
+                train_loss: loss,
+                train_accuracy: loss,
+                validation_accuracy: accuracy,
+                probe_accuracy: None,
+                validation_passes: accuracy,
+                statistics_passes: None,
+                alarms,
+                stopped_early: number == 2,
+                passes_per_sample: updates,
+                seconds,
+            };
+            let epochs: Vec<_> = epochs.into_iter().enumerate().map(metrics).collect();
+            run.write_metrics(&epochs).expect("written");
+            let read = run.metrics::<EpochMetrics>().expect("valid");
+            prop_assert_eq!(json!(read), json!(epochs));
+            let bits = |epochs: &[EpochMetrics]| {
+                epochs.iter().map(|epoch| epoch.seconds.to_bits()).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(bits(&read), bits(&epochs));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn checkpoints_may_be_damaged() {
+        let (_folder, run) = folder();
+        let checkpoint = run.checkpoints().join("000000004");
+        fs::create_dir_all(&checkpoint).expect("a folder");
+        fs::write(checkpoint.join("weights.safetensors"), corpus("weights.safetensors")).expect("written");
+        let load = |_: &Path| match checkpoint::load::<Progress>(&run.checkpoints(), &["weights"]) {
+            Ok(found) => found.ok_or_else(|| Error::new("no checkpoint")),
+            // The damage may be in the digest of the file.
+            Err(why) if why.to_string().contains("weights.safetensors is damaged") => {
+                Err(why.note("digest", "progress.json"))
+            }
+            Err(why) => Err(why),
+        };
+        withstands(&[corpus("progress.json")], &checkpoint.join("progress.json"), USUAL, load);
+        fs::write(checkpoint.join("progress.json"), corpus("progress.json")).expect("written");
+        withstands(&[corpus("weights.safetensors")], &checkpoint.join("weights.safetensors"), USUAL, load);
+    }
 }

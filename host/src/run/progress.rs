@@ -1,5 +1,6 @@
 //! The progress of a run, and its measurements.
 
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// The progress of a run at a checkpoint.
@@ -42,6 +43,43 @@ pub struct TracePoint {
 }
 
 impl Progress {
+    /// Refuses progress that a run of so many epochs, each of so many updates, cannot have made at
+    /// this update.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub(crate) fn fits(&self, at: u64, epochs: usize, updates_per_epoch: u64) -> Result<()> {
+        let refused = |what: &str, expected: u64, got: u64| {
+            Err(Error::new(format!(
+                "the checkpoint of update {at} is not of this run: {what}: expected {expected}, got {got}"
+            ))
+            .fix("restore the run's folder from a copy, or train anew into another folder"))
+        };
+        let all = epochs as u64 * updates_per_epoch;
+        if self.update != at {
+            return refused("its number of updates", at, self.update);
+        }
+        if at > all {
+            return refused("its number of updates, at most", all, at);
+        }
+        if self.epochs.len() as u64 != at / updates_per_epoch {
+            return refused("its number of epochs", at / updates_per_epoch, self.epochs.len() as u64);
+        }
+        for (epoch, number) in self.epochs.iter().zip(1u64..) {
+            if epoch.updates != number * updates_per_epoch {
+                return refused(
+                    &format!("updates of epoch {number}"),
+                    number * updates_per_epoch,
+                    epoch.updates,
+                );
+            }
+        }
+        match self.trace.iter().find(|point| point.updates > at) {
+            Some(point) => refused("updates of a point of its trace, at most", at, point.updates),
+            None => Ok(()),
+        }
+    }
+
     /// Whether patience ended the run before its last epoch.
     pub fn stopped_early(&self) -> bool {
         self.epochs.last().is_some_and(|epoch| epoch.stopped_early)
@@ -103,5 +141,43 @@ impl EpochMetrics {
     /// probe if there is one, clean accuracy otherwise.
     pub fn score(&self) -> f64 {
         self.probe_accuracy.or(self.validation_accuracy).unwrap_or(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Progress after two epochs of three updates and one update more.
+    fn progress(change: impl FnOnce(&mut Value)) -> Progress {
+        let epoch = |epoch: u64| {
+            json!({
+                "epoch": epoch, "updates": 3 * epoch, "learning_rate": 0.1, "train_loss": 1.0,
+                "train_accuracy": 0.5, "passes_per_sample": 2, "seconds": 3.0,
+            })
+        };
+        let mut progress = json!({
+            "update": 7, "optimizer_steps": 7, "seconds": 1.0, "tally": [0.0, 0.0, 0.0],
+            "epochs": [epoch(1), epoch(2)],
+        });
+        change(&mut progress);
+        serde_json::from_value(progress).expect("progress")
+    }
+
+    #[test]
+    fn progress_that_a_run_cannot_have_made_is_refused() {
+        progress(|_| {}).fits(7, 3, 3).expect("fits");
+        let refusal = |progress: Progress, at: u64, epochs: usize, updates_per_epoch: u64| {
+            progress.fits(at, epochs, updates_per_epoch).expect_err("refused").to_string()
+        };
+        let whole = || progress(|_| {});
+        assert!(refusal(whole(), 6, 3, 3).contains("number of updates: expected 6, got 7"));
+        assert!(refusal(whole(), 7, 2, 3).contains("number of updates, at most: expected 6, got 7"));
+        assert!(refusal(whole(), 7, 3, 4).contains("number of epochs: expected 1, got 2"));
+        let one_epoch = progress(|progress| _ = progress["epochs"].as_array_mut().expect("a list").pop());
+        assert!(refusal(one_epoch, 7, 3, 3).contains("number of epochs: expected 2, got 1"));
+        let moved = progress(|progress| progress["epochs"][1]["updates"] = 5.into());
+        assert!(refusal(moved, 7, 3, 3).contains("updates of epoch 2: expected 6, got 5"));
     }
 }

@@ -1,10 +1,10 @@
 //! Event files that TensorBoard reads: records (`TFRecord`) of protocol buffers (`event.proto`).
 
 use crate::run::progress::{EpochMetrics, TracePoint};
+use crate::util::files;
 use crate::{Error, Result};
 use prost::Message;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -108,7 +108,7 @@ impl EventFile {
         let now = now()?;
         // TensorBoard reads files in the order of their names.
         let path = self.folder.join(format!("events.out.tfevents.{:020.9}", now.wall_time));
-        let mut file = File::create_new(&path).map_err(|why| Error::file("create", &path, why))?;
+        let mut file = files::create_new(&path).map_err(|why| Error::file("create", &path, why))?;
         write(&path, &mut file, &Event { file_version: Some("brain.Event:2".to_owned()), ..now.clone() })?;
         let session_log = Some(SessionLog { status: START });
         write(&path, &mut file, &Event { step: self.first_step as i64, session_log, ..now })?;
@@ -123,7 +123,7 @@ fn now() -> Result<Event> {
 }
 
 fn write(path: &Path, file: &mut File, event: &Event) -> Result<()> {
-    let written = file.write_all(&record(&event.encode_to_vec())).and_then(|()| file.sync_data());
+    let written = files::append(file, &record(&event.encode_to_vec()));
     written.map_err(|why| Error::file("write", path, why).on_the_way())
 }
 

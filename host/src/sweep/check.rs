@@ -7,6 +7,7 @@ use crate::evaluation::evaluator::check_count;
 use crate::plugin::{Attack, LoadedModel};
 use crate::training::Trace;
 use crate::training::setup::{check as check_training, make_sampler, split};
+use crate::util::console::warn;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +40,9 @@ impl Checker {
     fn check(&mut self, experiment: &Experiment, evaluations: &[Option<String>]) -> Result<()> {
         let key = (experiment.data.name.clone(), experiment.data.folder.clone());
         if !self.datasets.contains_key(&key) {
-            self.datasets.insert(key.clone(), data::load(&key.0, &key.1)?);
+            let dataset = data::load(&key.0, &key.1)?;
+            dataset.findings()?.iter().for_each(warn);
+            self.datasets.insert(key.clone(), dataset);
         }
         let dataset = &self.datasets[&key];
         split(experiment, dataset)?;

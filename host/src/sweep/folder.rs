@@ -4,21 +4,20 @@
 use super::summary::{Row, SavedSummary, Status, Summary, SweepEvaluation};
 use super::{Setting, Sweep};
 use crate::config::{Experiment, Select, suite};
+use crate::error::{absolute, shown};
 use crate::run::RunFolder;
 use crate::run::progress::{EpochMetrics, is_trained};
 use crate::util::files;
 use crate::{Error, Result};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The copy of the sweep's file. Every sweep's folder has it.
 const COPY: &str = "sweep.toml";
 
 /// The folder of the lock files.
-pub(super) const LOCKS: &str = ".locks";
+const LOCKS: &str = ".locks";
 
 /// The folder of a sweep. For each run it has the run's folder NAME, and beside it NAME.toml (the
 /// experiment), NAME.log (the output of all commands) and, if the run failed, NAME.failed. The
@@ -36,6 +35,28 @@ pub(super) struct Failure {
     pub ended: String,
     /// The last lines of its output.
     pub lines: Vec<String>,
+}
+
+/// The contents of NAME/sweep.json.
+#[derive(Serialize, Deserialize)]
+#[serde(from = "AnyEvaluations")]
+struct Evaluations {
+    evaluations: Vec<SweepEvaluation>,
+}
+
+/// Older versions wrote the list alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AnyEvaluations {
+    Object { evaluations: Vec<SweepEvaluation> },
+    List(Vec<SweepEvaluation>),
+}
+
+impl From<AnyEvaluations> for Evaluations {
+    fn from(any: AnyEvaluations) -> Self {
+        let (AnyEvaluations::Object { evaluations } | AnyEvaluations::List(evaluations)) = any;
+        Self { evaluations }
+    }
 }
 
 impl Failure {
@@ -59,7 +80,7 @@ impl SweepFolder {
         let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
         let taken = fs::read_dir(&folder.path).is_ok_and(|entries| entries.flatten().any(visible));
         if folder.path.is_file() || (taken && !folder.is_sweep()) {
-            return Err(Error::new(format!("{} already exists and holds no sweep", folder.path.display()))
+            return Err(Error::new(format!("{} already exists and holds no sweep", shown(&folder.path)))
                 .fix("choose another folder with --out"));
         }
         Ok(folder)
@@ -67,7 +88,7 @@ impl SweepFolder {
 
     /// The folder at this path, whatever its contents.
     pub(crate) fn at(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: absolute(path) }
     }
 
     /// Whether the folder is a sweep's.
@@ -101,7 +122,7 @@ impl SweepFolder {
             if let Some(((key, theirs), (_, ours))) = theirs.zip(ours).next() {
                 return Err(Error::new(format!(
                     "{} has {key} = {theirs}; the sweep's file now says {ours}",
-                    path.display()
+                    shown(&path)
                 ))
                 .fix("choose another folder with --out, or remove that file and the run beside it"));
             }
@@ -115,11 +136,11 @@ impl SweepFolder {
     /// If a file cannot be written.
     pub(crate) fn create(&self, sweep_file: &Path) -> Result<()> {
         let locks = self.file(LOCKS);
-        fs::create_dir_all(&locks).map_err(|why| Error::file("create", &locks, why))?;
+        files::create_folders(&locks).map_err(|why| Error::file("create", &locks, why))?;
         files::write_whole(&self.copy(), &files::read(sweep_file)?)
     }
 
-    /// Its path.
+    /// Its absolute path: a plugin may change the working directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -159,18 +180,29 @@ impl SweepFolder {
         self.run(setting).join("sweep.json")
     }
 
-    /// Opens a lock file. The lock is not taken yet.
-    pub(super) fn lock_file(&self, name: &str) -> Result<File> {
-        let path = self.file(LOCKS).join(name);
-        File::create(&path).map_err(|why| Error::file("create", &path, why))
+    /// The path of a lock file.
+    pub(super) fn lock_path(&self, name: &str) -> PathBuf {
+        self.file(LOCKS).join(name)
     }
 
     fn failure(&self, setting: &Setting) -> Result<Option<Failure>> {
-        read_json(&self.failure_path(setting))
+        let path = self.failure_path(setting);
+        path.is_file().then(|| files::read_sealed(&path)).transpose()
+    }
+
+    /// Records how a run failed.
+    pub(super) fn write_failure(&self, setting: &Setting, failure: &Failure) -> Result<()> {
+        files::write_sealed(&self.failure_path(setting), [serde_json::to_string(failure)])
     }
 
     fn evaluations(&self, setting: &Setting) -> Result<Vec<SweepEvaluation>> {
-        Ok(read_json(&self.evaluations_path(setting))?.unwrap_or_default())
+        let path = self.evaluations_path(setting);
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let Evaluations { evaluations } = files::read_sealed(&path)
+            .map_err(|error| error.note("because", "the sweep's summary rests on it"))?;
+        Ok(evaluations)
     }
 
     /// Adds an evaluation to those of a run. It replaces an earlier one of the same suite.
@@ -178,8 +210,8 @@ impl SweepFolder {
         let mut evaluations = self.evaluations(setting)?;
         evaluations.retain(|done| done.suite != new.suite);
         evaluations.push(new);
-        let text = format!("{:#}\n", json!(evaluations));
-        files::write_whole(&self.evaluations_path(setting), text.as_bytes())
+        let evaluations = serde_json::to_string_pretty(&Evaluations { evaluations });
+        files::write_sealed(&self.evaluations_path(setting), [evaluations])
     }
 
     /// The finished epochs of a run; none if the file is damaged. Resumed training rewrites the
@@ -258,19 +290,17 @@ impl SweepFolder {
     /// # Errors
     /// If a file cannot be written.
     pub(crate) fn summarise<'a>(&self, sweep: &'a Sweep) -> Result<Summary<'a>> {
-        let lock = self.lock_file("summary")?;
-        lock.lock().map_err(|why| Error::file("lock", &self.file(LOCKS), why))?;
+        let _lock = files::wait_for_lock(&self.lock_path("summary"))?;
         let rows = sweep.settings.iter().map(|setting| self.row(sweep, setting)).collect();
         let summary = Summary::new(sweep, rows);
-        let text = format!("{:#}\n", json!(summary.saved()));
-        files::write_whole(&self.summary_path(), text.as_bytes())?;
+        files::write_sealed(&self.summary_path(), [serde_json::to_string_pretty(&summary.saved())])?;
         files::write_whole(&self.file("summary.csv"), summary.runs_csv().as_bytes())?;
         let of_seeds = self.file("summary-seeds.csv");
         match summary.groups_csv() {
             Some(groups) => files::write_whole(&of_seeds, groups.as_bytes())?,
             // An earlier version of the sweep's file may have had several seeds.
             None if of_seeds.exists() => {
-                fs::remove_file(&of_seeds).map_err(|why| Error::file("remove", &of_seeds, why))?;
+                files::remove_file(&of_seeds).map_err(|why| Error::file("remove", &of_seeds, why))?;
             }
             None => {}
         }
@@ -286,8 +316,7 @@ impl SweepFolder {
     /// # Errors
     /// If the file is missing or damaged.
     pub(crate) fn saved_summary(&self) -> Result<SavedSummary> {
-        let path = self.summary_path();
-        serde_json::from_slice(&files::read(&path)?).map_err(|why| Error::file("understand", &path, why))
+        files::read_sealed(&self.summary_path())
     }
 }
 
@@ -300,18 +329,10 @@ pub(super) fn attacks(suite: &Option<String>, setting: &Setting) -> Result<Vec<S
     Ok(attacks.iter().map(ToString::to_string).collect())
 }
 
-/// The contents of a JSON file; none if there is no such file.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let contents = serde_json::from_slice(&files::read(path)?);
-    contents.map(Some).map_err(|why| Error::file("understand", path, why))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     /// A folder with one trained run of `[eval]`'s attack FGSM, and its sweep.
     fn trained() -> (tempfile::TempDir, SweepFolder, Sweep) {
@@ -375,5 +396,23 @@ mod tests {
         fs::write(folder.failure_path(setting), "{").expect("written");
         let row = folder.row(&sweep, setting);
         assert!(row.reason.is_some_and(|reason| reason.starts_with("cannot understand")));
+    }
+
+    #[test]
+    fn fuzz_the_files_of_a_sweep_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let (_place, folder, sweep) = trained();
+        let setting = &sweep.settings[0];
+        let row = |_: &Path| folder.readable_row(&sweep, setting);
+        withstands(&[corpus("sweep.json")], &folder.evaluations_path(setting), USUAL, row);
+        fs::write(folder.evaluations_path(setting), corpus("sweep.json")).expect("written");
+        let failure =
+            Failure { command: "train".into(), ended: "exit code 1".into(), lines: vec!["error: x".into()] };
+        let failure = json!(failure).to_string().into_bytes();
+        withstands(&[failure], &folder.failure_path(setting), USUAL, row);
+        withstands(&[corpus("summary.json")], &folder.summary_path(), USUAL, |_| folder.saved_summary());
+        let mut files = crate::util::fuzz::toml_files("examples/sweeps");
+        files.push(corpus("sweep.toml"));
+        withstands(&files, &folder.file("mine.toml"), 100 * USUAL, Sweep::read);
     }
 }

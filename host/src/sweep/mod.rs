@@ -9,7 +9,10 @@ pub(crate) mod folder;
 pub(crate) mod summary;
 pub(crate) mod worker;
 
-use crate::config::{self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml};
+use crate::config::{
+    self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml, read_text,
+};
+use crate::plugin::spec;
 use crate::torch::random::{Purpose, step_of_name, uniform};
 use crate::util::files;
 use crate::{Error, Result};
@@ -114,7 +117,7 @@ impl Sweep {
     /// # Errors
     /// If a run has an unknown key or an invalid value. The error names the line or the run.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|why| Error::file("read", path, why))?;
+        let text = read_text(path)?;
         Self::parse(&text, &path.display().to_string())
     }
 
@@ -389,9 +392,11 @@ fn with_option(
     let Some(spec) = spec.filter(|spec| *spec != "none") else {
         return Err(format!("there is no {plugin} to have an option `{option}`"));
     };
+    let (file, options) = spec::parts(spec)?;
     let is_option = |part: &&str| part.split_once('=').is_some_and(|(key, _)| key.trim() == option);
-    let kept = spec.split(',').filter(|part| !is_option(part));
-    Ok(kept.chain([format!("{option}={value}").as_str()]).collect::<Vec<_>>().join(","))
+    let (file, set) = (spec::quoted_if_necessary(&file), format!("{option}={value}"));
+    let kept = options.into_iter().filter(|part| !is_option(part));
+    Ok(std::iter::once(&*file).chain(kept).chain([&*set]).collect::<Vec<_>>().join(","))
 }
 
 /// The short form of a key for people: most keys belong to `[train]`.

@@ -1,16 +1,17 @@
 //! Training and evaluation of the runs of a sweep, each in processes of its own.
 
-use super::folder::{Failure, LOCKS, SweepFolder, attacks};
+use super::folder::{Failure, SweepFolder, attacks};
 use super::summary::{Row, Status, SweepEvaluation};
 use super::{Setting, Sweep};
+use crate::error::{absolute, shown};
 use crate::run::{RunFolder, checkpoint};
 use crate::training::store;
 use crate::util::console::{self, Indicator};
 use crate::util::files;
 use crate::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -110,10 +111,9 @@ impl Worker<'_> {
         if self.stop.load(Ordering::Relaxed) {
             return Ok(Ending::Interrupted);
         }
-        let lock = self.folder.lock_file(&setting.name)?;
-        if !files::try_lock(&lock, &self.folder.file(LOCKS))? {
+        let Some(lock) = files::lock(&self.folder.lock_path(&setting.name))? else {
             return Ok(Ending::Busy);
-        }
+        };
         let Setting { name, .. } = setting;
         match self.folder.readable_row(self.sweep, setting) {
             Ok(Row { status: Status::Finished, .. }) => return Ok(Ending::Finished),
@@ -132,15 +132,14 @@ impl Worker<'_> {
         self.say(format_args!("[{number}/{}] {name}", self.sweep.settings.len()));
         let ended = self.train_and_evaluate(setting, &lock)?;
         if let Ended::Badly(failure) = &ended {
-            let path = self.folder.failure_path(setting);
-            files::write_whole(&path, json!(failure).to_string().as_bytes())?;
+            self.folder.write_failure(setting, failure)?;
             let lines: String = failure.lines.iter().map(|line| format!("\n  | {line}")).collect();
             let log = self.folder.log(setting);
             self.warn(format_args!(
                 "{name} failed: {} ended with {}; the last lines of its output in {}:{lines}",
                 failure.command,
                 failure.ended,
-                log.display()
+                shown(&log)
             ));
         }
         drop(lock);
@@ -164,10 +163,10 @@ impl Worker<'_> {
     /// Trains and evaluates a run, as far as it is not done yet.
     fn train_and_evaluate(&self, setting: &Setting, lock: &File) -> Result<Ended> {
         let (config, run) = (self.folder.config(setting), self.folder.run(setting));
-        let failed_before = fs::remove_file(self.folder.failure_path(setting)).is_ok();
+        let failed_before = files::remove_file(&self.folder.failure_path(setting)).is_ok();
         let text = toml::to_string(&setting.experiment).map_err(|why| Error::file("write", &config, why))?;
         files::write_whole(&config, text.as_bytes())?;
-        let [config, run_text] = [&config, &run].map(|path| path.display().to_string());
+        let [config, run_text] = [&config, &run].map(|path| shown(path).to_string());
         if !self.folder.is_trained(setting) {
             if failed_before || RunFolder::open(&run).is_err() {
                 forget_unless_saved(&run)?;
@@ -184,9 +183,10 @@ impl Worker<'_> {
                 return Ok(Ended::Badly(unfinished("host train", "the run is not trained")));
             }
         }
+        // The sweep may have been killed after an evaluation had ended: it is not repeated.
         for suite in self.folder.missing(self.sweep, setting)? {
             let attacks = attacks(suite, setting)?;
-            let mut command = vec!["eval", &run_text, "--json"];
+            let mut command = vec!["eval", &run_text, "--json", "--once"];
             command.extend(suite.iter().flat_map(|suite| ["--suite", suite]));
             let answer = match self.host(setting, lock, &command)? {
                 Ended::Well(answer) => answer,
@@ -205,7 +205,7 @@ impl Worker<'_> {
     fn host(&self, setting: &Setting, lock: &File, arguments: &[&str]) -> Result<Ended> {
         let log = self.folder.log(setting);
         let run = || -> io::Result<Ended> {
-            let mut log = File::options().create(true).append(true).read(true).open(&log)?;
+            let mut log = files::open(File::options().create(true).append(true).read(true), &log)?;
             writeln!(log, "$ host {}", arguments.join(" "))?;
             let start = log.stream_position()?;
             let mut answer = tempfile::tempfile()?;
@@ -280,7 +280,7 @@ fn spawn(arguments: &[&str], streams: [io::Result<File>; 3]) -> io::Result<Child
     // The program's file may have been replaced in the meantime.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_default()).args(arguments);
-    command.stdin(input?).stdout(output?).stderr(errors?);
+    command.stdin(input?).stdout(output?).stderr(errors?).current_dir(absolute(Path::new("")));
     let stop_with_parent = || {
         // SAFETY: prctl is a system call and may be made between fork and exec; it reads
         // nothing but its arguments.
@@ -312,7 +312,7 @@ fn forget_unless_saved(run: &Path) -> Result<()> {
     // A run makes its record only if no particle file of its name existed: these files are its own.
     let recorded = RunFolder::open(run).ok().and_then(|(_, record)| record.experiment.train.store_file);
     for file in recorded.iter().flat_map(|file| store::files(file)).filter(|file| file.exists()) {
-        fs::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
+        files::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
     }
-    fs::remove_dir_all(run).map_err(|why| Error::file("remove", run, why))
+    files::remove_folder(run).map_err(|why| Error::file("remove", run, why))
 }

@@ -1,29 +1,25 @@
 //! Tensors in files: safetensors.
 
+use crate::util::files;
 use crate::{Error, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
-/// Writes named tensors into a file and syncs it.
+/// Writes named tensors into a file, which is whole or absent.
 ///
 /// # Errors
 /// If a dtype is not known to safetensors, or the disk refuses.
 pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let refused = |why: &dyn std::fmt::Display| Error::file("write", path, why).on_the_way();
     let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
     let views: Vec<_> = views.collect::<Result<_>>()?;
-    // As readable as the user's other files; safetensors would make one private to the user.
-    let permissions = File::create(path).and_then(|file| Ok(file.metadata()?.permissions()));
-    let permissions = permissions.map_err(|why| refused(&why))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|why| refused(&why))?;
-    let finish = || File::open(path).and_then(|file| file.set_permissions(permissions).and(file.sync_all()));
-    finish().map_err(|why| refused(&why))
+    let write = |file: &Path| safetensors::serialize_to_file(views, None, file).map_err(io::Error::other);
+    files::write_whole_with(path, write)
 }
 
 /// The named tensors of a file, on the CPU. They are mapped into memory: the file must not be
@@ -193,5 +189,20 @@ mod tests {
             let refused = read(&path).err().unwrap_or_else(|| panic!("{length} bytes are refused"));
             assert!(refused.to_string().contains("cannot understand"), "{refused}");
         }
+    }
+
+    #[test]
+    fn fuzz_files_may_be_damaged() {
+        use crate::util::fuzz::{USUAL, corpus, withstands};
+        let folder = tempfile::tempdir().expect("a folder");
+        withstands(
+            &[corpus("weights.safetensors")],
+            &folder.path().join("mine.safetensors"),
+            USUAL,
+            |path| {
+                // Every number can be read.
+                read(path)?.values().try_for_each(|tensor| bytes(tensor).map(drop))
+            },
+        );
     }
 }

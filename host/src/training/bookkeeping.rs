@@ -9,6 +9,7 @@ use super::trace::Trace;
 use super::{Training, alarm};
 use crate::config::{Select, Train};
 use crate::data::examples::Examples;
+use crate::error::shown;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::verdict::{Evaluation, Order};
 use crate::plugin::Attack;
@@ -19,6 +20,7 @@ use crate::run::tensorboard::EventFile;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::util::console::Style;
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tch::{Kind, Tensor, no_grad};
@@ -133,7 +135,7 @@ impl Training {
         let alarms = alarm::alarms_of(&progress.epochs, over, self.players.model.classes(), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
-            checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)?;
+            save_progress(folder, progress)?;
         }
         Ok(())
     }
@@ -176,6 +178,31 @@ impl Training {
     }
 
     fn save_checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
+        folder.refuse_if_moved()?;
+        self.save_checkpoint_in(&folder.checkpoints())
+    }
+
+    /// What follows from an error between two updates. If the run's folder is no longer at its path,
+    /// that is the error, and the state is saved where it can be.
+    pub(super) fn rescue_if_moved(&mut self, folder: &RunFolder, error: Error) -> Error {
+        let Err(moved) = folder.refuse_if_moved() else { return error };
+        let update = self.records.progress.update;
+        let rescued = folder.rescue().and_then(|place| {
+            self.save_checkpoint_in(&place.checkpoints())?;
+            Ok(place)
+        });
+        match rescued {
+            Ok(place) => {
+                let place = shown(place.path());
+                moved
+                    .note("kept", format!("the state of update {update}, in {place}"))
+                    .fix(format!("go on with `host train --resume {place}`"))
+            }
+            Err(why) => moved.note("lost", format!("the state of update {update}: {}", why.first_line())),
+        }
+    }
+
+    fn save_checkpoint_in(&mut self, checkpoints: &Path) -> Result<()> {
         // Work that the device still has to do belongs to the time of training.
         self.sums.finite.read()?;
         self.stop_clock();
@@ -195,7 +222,7 @@ impl Training {
         if let Some(average) = averaged(&self.players.average) {
             groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
         }
-        checkpoint::save(&folder.checkpoints(), progress.update, &groups, progress)?;
+        checkpoint::save(checkpoints, progress.update, &groups, progress)?;
         self.records.saved = Some(progress.update);
         Ok(())
     }
@@ -210,6 +237,8 @@ impl Training {
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Ok((0, Vec::new()));
         };
+        let epochs = self.plan.experiment.train.epochs;
+        saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
         let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
@@ -338,7 +367,7 @@ impl Training {
         self.records.progress.trace.push(point);
         self.write_trace(folder)?;
         if self.records.saved == Some(update) {
-            checkpoint::save_progress(&folder.checkpoints(), update, &self.records.progress)?;
+            save_progress(folder, &self.records.progress)?;
         }
         Ok(true)
     }
@@ -374,6 +403,7 @@ impl Training {
             let own = || named_clones(players.model.state());
             let weights = averaged(&players.average).map_or_else(own, Average::state);
             let weights = [("weights".to_owned(), weights)].into();
+            folder.refuse_if_moved()?;
             checkpoint::save(&folder.best(), progress.update, &weights, progress)?;
         }
         let is_out_of_patience = self.is_out_of_patience();
@@ -381,7 +411,7 @@ impl Training {
         if let Some(last) = progress.epochs.last_mut() {
             last.stopped_early = last.epoch < epochs && is_out_of_patience;
         }
-        checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
+        save_progress(folder, progress)
     }
 
     /// Whether no epoch has scored better for as long as patience lasts.
@@ -420,6 +450,12 @@ impl Training {
 /// The averaged weights, if any step is in them yet: they are evaluated in the weights' place.
 fn averaged(average: &Option<Average>) -> Option<&Average> {
     average.as_ref().filter(|average| average.has_begun())
+}
+
+/// Adds to what the run's last checkpoint says of its progress.
+fn save_progress(folder: &RunFolder, progress: &Progress) -> Result<()> {
+    folder.refuse_if_moved()?;
+    checkpoint::save_progress(&folder.checkpoints(), progress.update, progress)
 }
 
 fn named_clones(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {

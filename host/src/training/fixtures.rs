@@ -1,6 +1,6 @@
 //! A small data set, models and samplers for the tests of training.
 
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Origin, Split};
 use plugin_api::tch::nn::{self, Module};
 use plugin_api::{Next, NoOptions, Result, Sampler, Step, Task, export_model, export_sampler};
 use tch::{Device, Kind, Tensor};
@@ -72,6 +72,7 @@ pub fn dataset() -> Dataset {
         classes: 2,
         class_names: Vec::new(),
         checksums: Default::default(),
+        origin: Origin::Own,
     }
 }
 

@@ -118,7 +118,8 @@ impl Training {
                 self.players.update(&self.plan, update, &points, &indices, &mut self.sums)?;
                 self.records.progress.update += 1;
                 let stopping = stop.load(Ordering::Relaxed);
-                self.after_update(folder, reporter, stop, stopping)?;
+                self.after_update(folder, reporter, stop, stopping)
+                    .map_err(|error| self.rescue_if_moved(folder, error))?;
                 if stopping && !self.is_over() {
                     return Ok(Ending::Interrupted);
                 }

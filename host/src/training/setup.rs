@@ -11,7 +11,7 @@ use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
 use crate::config::{Experiment, Mode, Start as StartChoice, Train};
 use crate::data::examples::Examples;
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Origin};
 use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
@@ -23,7 +23,6 @@ use crate::torch::random::{Purpose, seed_for};
 use crate::util::console::warn;
 use crate::{Error, Result};
 use plugin_api::Start;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tch::Device;
@@ -31,8 +30,10 @@ use tch::Device;
 /// How a run is resumed.
 #[derive(Debug, Default)]
 pub struct ResumeOptions {
-    /// Where named data sets lie, if not where the run recorded.
+    /// Where the data lie now, if not where the run recorded.
     pub data_folder: Option<PathBuf>,
+    /// Where the plugins lie now, if not where the run recorded.
+    pub plugins: Option<PathBuf>,
     /// Whether plugins and data may differ from those recorded.
     pub allow_changed: bool,
     /// Keys of the experiment with other values than recorded: epochs, threads or device.
@@ -55,20 +56,17 @@ pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFol
             .fix("give --store-file a name that is free, or remove the file"));
     }
     let store_file = experiment.train.store_file.clone();
-    let out = std::path::absolute(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
-    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(&out)) {
+    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(folder.path())) {
         return Err(Error::new(format!(
             "train.store_file: expected a file outside the run's folder, got {}",
             file.display()
         ))
         .fix("give --store-file another folder: the run's folder is made after its particles have room"));
     }
-    let training = begin_in(&mut folder, experiment).inspect_err(|_| {
-        // They were free above: whatever is there now was made for this run.
-        for file in store_file.iter().flat_map(|file| store::files(file)) {
-            let _ = fs::remove_file(file);
-        }
-    })?;
+    let forget = || store_file.iter().for_each(|file| store::remove_unused(&store::begun(file)));
+    forget();
+    let training = begin_in(&mut folder, experiment).inspect_err(|_| forget())?;
+    store_file.as_deref().map_or(Ok(()), store::name_files)?;
     Ok((training, folder))
 }
 
@@ -77,7 +75,14 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
-    let (training, plugins) = assemble(&experiment, &dataset)?;
+    let mut findings = dataset.findings()?;
+    findings.extend(dataset.findings_of_parts(train_points, validation_points)?);
+    findings.iter().for_each(warn);
+    // Other names until there is a record: a process that is killed before leaves these names free.
+    let mut beginning = experiment.clone();
+    beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
+    let (mut training, plugins) = assemble(&beginning, &dataset)?;
+    training.plan.experiment = experiment.clone();
     let arithmetic = Some(Arithmetic::current(training.plan.device)?);
     for (_, spec) in experiment.plugins() {
         trust::add_named(&spec.file).unwrap_or_else(|why| {
@@ -92,6 +97,8 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         data: DataRecord {
             name: dataset.name,
             checksums: dataset.checksums,
+            published: Some(dataset.origin == Origin::Published),
+            findings,
             class_names: dataset.class_names,
             test_points,
             train_points,
@@ -117,20 +124,17 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
     let mut experiment = record.experiment.with(&options.changes)?;
-    if !options.changes.is_empty() {
-        experiment.validate()?;
-    }
-    if let Some(data_folder) = &options.data_folder {
-        experiment.data.folder.clone_from(data_folder);
-    }
+    experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
     device::set_threads(experiment.train.threads)?;
     for (role, spec) in experiment.plugins_mut() {
         if let Some(recorded) = record.plugins.of(role) {
-            *spec = run::recorded_plugin(spec, recorded, &mut on_change)?;
+            *spec = run::recorded_plugin(spec, recorded, options.plugins.as_deref(), &mut on_change)?;
         }
     }
-    let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
+    experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
+    let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
     run::check_data(&dataset, &record.data, &mut on_change)?;
+    dataset.findings()?.iter().for_each(warn);
     let (mut training, _) = assemble(&experiment, &dataset)?;
     let (update, damaged) = training.load_checkpoint(&folder)?;
     for what in damaged {
@@ -150,6 +154,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     if !training.is_over() {
         note_arithmetic(&folder, &record, update, training.plan.device)?;
     }
+    folder.hold()?;
     Ok((training, folder, update))
 }
 

@@ -181,6 +181,39 @@ impl ParticleStore {
     }
 }
 
+/// Ending of the name of a particle file until its run has a record.
+const BEGUN: &str = ".begun";
+
+/// The particle files of a run that begins: with this name, files are nobody's if that run is killed
+/// before it has a record.
+pub fn begun(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(BEGUN);
+    path.into()
+}
+
+/// Removes the files of a store that no process uses.
+pub fn remove_unused(file: &Path) {
+    for path in files(file) {
+        let is_unused = |file: File| files::try_lock(&file, &path).unwrap_or(false);
+        if File::open(&path).is_ok_and(is_unused) {
+            let _ = files::remove_file(&path);
+        }
+    }
+}
+
+/// Gives the particle files of a run that has begun their names.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn name_files(file: &Path) -> Result<()> {
+    for (from, to) in files(&begun(file)).zip(files(file)).filter(|(from, to)| from.exists() && !to.exists())
+    {
+        files::rename(&from, &to).map_err(|why| Error::file("write", &to, why))?;
+    }
+    Ok(())
+}
+
 /// The files of a store in `file`: first the particles, then the state tensors.
 pub fn files(file: &Path) -> impl Iterator<Item = PathBuf> {
     /// More than the number of state tensors of any sampler.
@@ -199,8 +232,9 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind) -> Result<(Tensor, File)> {
     let numbers: i64 = shape.iter().product();
     let bytes = numbers as u64 * kind.elt_size_in_bytes() as u64;
     let refused = |why: &dyn std::fmt::Display| Error::file("store particles in", path, why);
-    let options = File::options().read(true).write(true).create(true).truncate(false).open(path);
-    let file = options.map_err(|why| refused(&why))?;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    let file = files::open(&options, path).map_err(|why| refused(&why))?;
     if !files::try_lock(&file, path)? {
         return Err(refused(&"another run uses this file"));
     }
@@ -368,5 +402,27 @@ mod tests {
         let nowhere = folder.path().join("nowhere/particles");
         let refused = ParticleStore::new(&examples(), 1, 0, THREAT, Format::F32, Some(&nowhere));
         assert!(refused.is_err_and(|why| why.to_string().contains("cannot store particles in")));
+    }
+
+    #[test]
+    fn files_of_a_run_that_was_killed_at_its_beginning_are_in_nobodys_way() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("particles");
+        let begun = begun(&path);
+        let held = store(2, Format::U8, Some(&begun));
+        remove_unused(&begun);
+        assert!(begun.exists(), "another run begins there");
+        drop(held);
+        remove_unused(&begun);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+        drop(store(2, Format::U8, Some(&begun)));
+        name_files(&path).expect("renamed");
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .expect("a folder")
+            .flatten()
+            .map(|file| file.file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["particles", "particles.state-1"]);
     }
 }

@@ -1,11 +1,24 @@
-//! Reading, locking and atomic writing of files.
+//! Reading, locking and writing of files.
+//!
+//! Whatever this program makes, changes or removes on a disk goes through this module, so that tests
+//! can kill the process, or fill the disk, at every place (`fault.rs`).
 
+use super::console::warn;
+use super::fault::{before_removing, before_writing};
+use crate::error::shown;
 use crate::{Error, Result};
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// The start of the name of a file that is being written.
+const UNFINISHED: &str = ".unfinished-";
 
 /// Writes a file atomically: under a temporary name in the same folder, then synced and renamed. A
 /// reader of `path` gets either the old or the new contents, never a part of a file.
@@ -13,29 +26,181 @@ use std::path::Path;
 /// # Errors
 /// If the file cannot be written; the old file is then unchanged.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
+    write_whole_with(path, |file| OpenOptions::new().write(true).open(file)?.write_all(contents))
+}
+
+/// The same, if `write` puts the contents into the file of the temporary name, or puts another file
+/// in its place.
+///
+/// # Errors
+/// As for [`write_whole`].
+pub fn write_whole_with(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let write = || -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("."));
+        before_writing()?;
         // Temporary files are private to the user by default. This file gets the usual permissions.
         let permissions = fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(folder)?;
-        file.write_all(contents)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
+        let mut temporary = tempfile::Builder::new();
+        let temporary = temporary.prefix(UNFINISHED).permissions(permissions).tempfile_in(folder)?;
+        let permissions = temporary.as_file().metadata()?.permissions();
+        before_writing()?;
+        write(temporary.path())?;
+        let written = File::open(temporary.path())?;
+        written.set_permissions(permissions)?;
+        before_writing()?;
+        written.sync_all()?;
+        before_removing();
+        temporary.into_temp_path().persist(path)?;
         sync_folder(folder)
     };
     write().map_err(|why| Error::file("write", path, why).on_the_way())
 }
 
+/// Makes a folder, which is whole or absent: `write` puts the contents into one of a temporary name.
+///
+/// # Errors
+/// If `write` fails, or the disk refuses.
+pub fn write_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let refused = |why| Error::file("create", path, why);
+    let above = path.parent().unwrap_or(Path::new("."));
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    create_folders(above).and_then(|()| before_writing()).map_err(refused)?;
+    let mut temporary = tempfile::Builder::new();
+    let temporary = temporary.prefix(UNFINISHED).permissions(fs::Permissions::from_mode(0o777));
+    let temporary = temporary.tempdir_in(above).map_err(refused)?;
+    write(temporary.path())?;
+    rename(temporary.path(), path).map_err(refused)?;
+    let _ = temporary.keep();
+    sync_folder(above).map_err(refused)
+}
+
+/// Whether a process that was killed while it wrote a file may have left this one.
+pub fn is_leftover(name: &OsStr) -> bool {
+    name.to_string_lossy().starts_with(UNFINISHED)
+}
+
+/// Removes such files from a folder in which no process writes.
+pub fn remove_leftovers(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_leftover(&entry.file_name()) {
+            let _ = remove_file(&entry.path());
+        }
+    }
+}
+
 /// Syncs a folder to the disk, so that new and renamed files survive a crash of the machine.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    before_writing()?;
     File::open(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })?.sync_all()
 }
 
-/// Creates and locks a file. The lock lasts as long as the returned handle. None if another process
-/// holds the lock.
+/// Creates a folder and those above it, as far as they do not exist.
+pub fn create_folders(path: &Path) -> io::Result<()> {
+    before_writing()?;
+    fs::create_dir_all(path)
+}
+
+/// Creates a folder, unless it exists, in one that exists.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    before_writing()?;
+    fs::create_dir(path)
+}
+
+/// Creates a file that does not exist.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    before_writing()?;
+    File::create_new(path)
+}
+
+/// Opens a file with options that may create it.
+pub fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    before_writing()?;
+    options.open(path)
+}
+
+/// Appends to an open file, and syncs it.
+pub fn append(file: &mut File, contents: &[u8]) -> io::Result<()> {
+    before_writing()?;
+    file.write_all(contents)?;
+    file.sync_data()
+}
+
+/// Renames a file or a folder.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    before_removing();
+    fs::rename(from, to)
+}
+
+/// Removes a file.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    before_removing();
+    fs::remove_file(path)
+}
+
+/// Removes an empty folder.
+pub fn remove_empty_folder(path: &Path) -> io::Result<()> {
+    before_removing();
+    fs::remove_dir(path)
+}
+
+/// Removes a folder with its contents. A process that is killed meanwhile leaves a part of them, so
+/// a folder of which a part could be taken for the whole is renamed first.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    before_removing();
+    fs::remove_dir_all(path)
+}
+
+/// Locks the file at this path, which is created if necessary and otherwise unchanged. The lock
+/// lasts as long as the returned handle. None if another process holds the lock.
+///
+/// # Errors
+/// If the path is a symbolic link, or the disk refuses.
 pub fn lock(path: &Path) -> Result<Option<File>> {
-    let file = File::create(path).map_err(|why| Error::file("create", path, why))?;
-    Ok(try_lock(&file, path)?.then_some(file))
+    loop {
+        let file = open_lock(path)?;
+        if !try_lock(&file, path)? {
+            return Ok(None);
+        }
+        if is_at(&file, path) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// The same, but waits while another process holds the lock.
+///
+/// # Errors
+/// As for [`lock`].
+pub fn wait_for_lock(path: &Path) -> Result<File> {
+    loop {
+        let file = open_lock(path)?;
+        file.lock().map_err(|why| Error::file("lock", path, why))?;
+        if is_at(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+    open(&options, path).map_err(|why| {
+        if path.is_symlink() {
+            Error::file("lock", path, "it is a symbolic link").fix("remove the link")
+        } else {
+            Error::file("create", path, why)
+        }
+    })
+}
+
+/// Whether an open file or folder is the one at this path. It may have been renamed or removed since.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let there = fs::metadata(path).map(identity);
+    file.metadata().map(identity).is_ok_and(|mine| there.is_ok_and(|there| there == mine))
 }
 
 /// Locks an open file; `path` is for the error message. False if another process holds the lock.
@@ -45,6 +210,135 @@ pub fn try_lock(file: &File, path: &Path) -> Result<bool> {
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(why)) => Err(Error::file("lock", path, why)),
     }
+}
+
+/// The last key of a JSON object that has a digest.
+const DIGEST: &str = "\"sha256\"";
+
+/// Writes JSON objects, each with a digest as its last key: the SHA-256 of all bytes of the file
+/// before the digest. The objects are the lines of a file of JSON lines, or the only object of a
+/// JSON file.
+///
+/// # Errors
+/// If an object could not be serialised, or the disk refuses.
+pub fn write_sealed(
+    path: &Path,
+    objects: impl IntoIterator<Item = serde_json::Result<String>>,
+) -> Result<()> {
+    let (mut text, mut digest) = (String::new(), Sha256::new());
+    for object in objects {
+        let object = object.map_err(|why| Error::file("write", path, why))?;
+        let fields = object.strip_suffix('}').unwrap_or(&object).trim_end();
+        let [before, after_key, end] =
+            if object.contains('\n') { ["\n  ", " ", "\n}\n"] } else { ["", "", "}\n"] };
+        let comma = if fields.ends_with('{') { "" } else { "," };
+        let part = [fields, comma, before, DIGEST, ":", after_key].concat();
+        digest.update(&part);
+        let value = format!("\"{}\"{end}", hexadecimal(&digest.clone().finalize()));
+        digest.update(&value);
+        text.extend([part, value]);
+    }
+    write_whole(path, text.as_bytes())
+}
+
+/// Reads the only object of a file that [`write_sealed`] wrote. One without a digest was written by
+/// an older version: it is read with a warning.
+///
+/// # Errors
+/// If the file is not the one that was written, or it cannot be understood.
+pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read_text(path)?;
+    let (objects, has_digests) = checked(path, &text, [text.as_str()])?;
+    let object =
+        serde_json::from_str(&objects.concat()).map_err(|why| Error::file("understand", path, why))?;
+    warn_unless(has_digests, path);
+    Ok(object)
+}
+
+/// The same for a file of any number of lines, each of them an object.
+///
+/// # Errors
+/// As for [`read_sealed`].
+pub fn read_sealed_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = read_text(path)?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let (objects, has_digests) = checked(path, &text, lines)?;
+    let objects =
+        objects.iter().map(|object| serde_json::from_str(object)).collect::<serde_json::Result<_>>();
+    let objects = objects.map_err(|why| Error::file("understand", path, why))?;
+    warn_unless(has_digests, path);
+    Ok(objects)
+}
+
+/// Warns of a file without digests, once.
+fn warn_unless(has_digests: bool, path: &Path) {
+    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if !has_digests && WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
+        warn(format_args!("{} has no digest: an older version wrote it", shown(path)));
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|why| Error::file("understand", path, why))
+}
+
+/// The objects of a file without their digests, which have been checked, and whether they have any.
+/// The objects are parts of `text`, all that the file has.
+fn checked<'a>(
+    path: &Path,
+    text: &str,
+    objects: impl IntoIterator<Item = &'a str>,
+) -> Result<(Vec<String>, bool)> {
+    let (mut digest, mut digested, mut without_digest) = (Sha256::new(), 0, 0);
+    let mut checked = Vec::new();
+    for object in objects {
+        let Some(Sealed { fields, before_digest, value }) = Sealed::split(object) else {
+            without_digest += 1;
+            checked.push(object.to_owned());
+            continue;
+        };
+        let end = before_digest.as_ptr() as usize + before_digest.len() - text.as_ptr() as usize;
+        digest.update(&text[digested..end]);
+        digested = end;
+        if hexadecimal(&digest.clone().finalize()) != value {
+            return Err(damaged(path));
+        }
+        checked.push(format!("{fields}}}"));
+    }
+    if without_digest > 0 && without_digest < checked.len() {
+        return Err(damaged(path));
+    }
+    Ok((checked, without_digest == 0))
+}
+
+/// A JSON object that ends with a digest.
+struct Sealed<'a> {
+    /// The object's other keys, with the brace before them.
+    fields: &'a str,
+    before_digest: &'a str,
+    value: &'a str,
+}
+
+impl<'a> Sealed<'a> {
+    /// None if the object does not end with a digest. With a key or a value that a single damaged
+    /// byte has changed it does.
+    fn split(object: &'a str) -> Option<Self> {
+        let rest = object.trim_end().strip_suffix('}')?.trim_end().strip_suffix('"')?;
+        let (before_digest, value) = rest.rsplit_once('"')?;
+        let fields = before_digest.trim_end().strip_suffix(':')?.trim_end().strip_suffix(DIGEST);
+        let looks_like_one = value.len() == 64 && value.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if fields.is_none() && !looks_like_one {
+            return None;
+        }
+        let fields = fields.unwrap_or_default().trim_end();
+        Some(Self { fields: fields.strip_suffix(',').unwrap_or(fields), before_digest, value })
+    }
+}
+
+/// The error of a file whose contents are not those that its digest was computed of.
+pub fn damaged(path: &Path) -> Error {
+    let path = shown(path);
+    Error::new(format!("{path} is damaged: its contents are not those that were written (SHA-256)"))
 }
 
 /// Reads a whole file.
@@ -82,4 +376,122 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// Bytes as lower-case hexadecimal digits.
 pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, Value, json};
+
+    type Object = Map<String, Value>;
+
+    fn sealed(objects: &[Value]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file.json");
+        write_sealed(&path, objects.iter().map(serde_json::to_string)).expect("written");
+        (folder, path)
+    }
+
+    #[test]
+    fn objects_come_back_without_their_digests() {
+        let objects =
+            [json!({"a": {"b": [1.5, "}"]}}), json!({}), json!({"sha256": 3, "x": "\"sha256\":\""})];
+        let (_folder, path) = sealed(&objects);
+        assert_eq!(read_sealed_lines::<Value>(&path).expect("whole"), objects);
+        for object in &objects {
+            for written in [serde_json::to_string(object), serde_json::to_string_pretty(object)] {
+                write_sealed(&path, [written]).expect("written");
+                assert_eq!(read_sealed::<Value>(&path).expect("whole"), *object);
+            }
+        }
+        let (_folder, path) = sealed(&[]);
+        assert!(read_sealed_lines::<Value>(&path).expect("whole").is_empty());
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_bytes_before_it() {
+        let (_folder, path) = sealed(&[json!({"a": 1})]);
+        let digest = sha256(b"{\"a\":1,\"sha256\":");
+        assert_eq!(fs::read_to_string(path).expect("text"), format!("{{\"a\":1,\"sha256\":\"{digest}\"}}\n"));
+    }
+
+    #[test]
+    fn whatever_byte_is_changed_the_file_is_refused() {
+        let (_folder, path) = sealed(&[json!({"update": 6}), json!({"update": 7})]);
+        let whole = fs::read(&path).expect("readable");
+        for place in 0..whole.len() {
+            for bit in 0..8 {
+                let mut flipped = whole.clone();
+                flipped[place] ^= 1 << bit;
+                fs::write(&path, &flipped).expect("written");
+                // White space at the end of an object or of the file says nothing.
+                let found = read_sealed_lines::<Object>(&path);
+                assert!(
+                    found.is_err() || whole[place].is_ascii_whitespace(),
+                    "{}",
+                    String::from_utf8_lossy(&flipped)
+                );
+                if let Ok(found) = found {
+                    assert_eq!(json!(found), json!([{"update": 6}, {"update": 7}]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_removed_inserted_or_moved_is_found() {
+        let (_folder, path) = sealed(&[json!({"epoch": 1}), json!({"epoch": 2}), json!({"epoch": 3})]);
+        let whole = fs::read_to_string(&path).expect("text");
+        let lines: Vec<_> = whole.lines().collect();
+        let older = "{\"epoch\":4}";
+        for changed in [
+            vec![lines[1], lines[2]],
+            vec![lines[0], lines[2]],
+            vec![lines[0], lines[2], lines[1]],
+            vec![lines[0], lines[0], lines[1], lines[2]],
+            vec![lines[0], lines[1], lines[2], older],
+            vec![older, lines[0]],
+        ] {
+            fs::write(&path, changed.join("\n")).expect("written");
+            let refused = read_sealed_lines::<Object>(&path).expect_err("refused").to_string();
+            assert!(refused.contains("file.json is damaged"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn files_of_an_older_version_are_read() {
+        let (_folder, path) = sealed(&[]);
+        fs::write(&path, "{\"epoch\": 1}\n\n{\"epoch\": 2}").expect("written");
+        assert_eq!(
+            read_sealed_lines::<Value>(&path).expect("older"),
+            [json!({"epoch": 1}), json!({"epoch": 2})]
+        );
+        fs::write(&path, "{\n  \"digest\": \"abc\"\n}\n").expect("written");
+        assert_eq!(read_sealed::<Value>(&path).expect("older"), json!({"digest": "abc"}));
+    }
+
+    #[test]
+    fn a_lock_changes_no_file_and_follows_no_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, "precious").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        for refused in [lock(&link).map(drop), wait_for_lock(&link).map(drop)] {
+            assert!(refused.expect_err("refused").to_string().contains("it is a symbolic link"));
+        }
+        assert!(lock(&file).expect("allowed").is_some());
+        assert_eq!(fs::read_to_string(&file).expect("text"), "precious");
+    }
+
+    #[test]
+    fn an_open_file_is_at_its_path_until_that_is_renamed_or_removed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [file, other] = ["file", "other"].map(|name| folder.path().join(name));
+        let open = File::create(&file).expect("created");
+        assert!(is_at(&open, &file));
+        fs::rename(&file, &other).expect("renamed");
+        assert!(!is_at(&open, &file) && is_at(&open, &other));
+        fs::write(&file, "").expect("another");
+        assert!(!is_at(&open, &file));
+    }
 }

@@ -1,7 +1,10 @@
 //! Common functions for files, output and values of options.
 
 pub(crate) mod console;
+mod fault;
 pub(crate) mod files;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod number;
 
 /// A whole number of at least 1, as the value of an option.

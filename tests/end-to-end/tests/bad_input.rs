@@ -1,6 +1,6 @@
 //! Bad input: a clear error (the problem, both values, a remedy), and no file is lost.
 
-use crate::data::{Samples, idx, write, write_image_tree};
+use crate::data::{Samples, digits, idx, write, write_image_tree};
 use crate::harness::{Outcome, Place, built, edit, patch};
 use libc::SIGINT;
 use std::fs;
@@ -245,6 +245,22 @@ fn missing_data_are_refused() {
     let place = Place::with_digits(8, 60);
     let train = |data: &str| format!("train --recipe algorithm-1 --data {data} --out run");
     place.refuses(&train("mnist"), &["mnist", "data/mnist"]).explains(&["host data fetch mnist"]);
+    // The printed ways work.
+    fs::create_dir(place.path("elsewhere")).expect("a folder");
+    write(&place.path("data/mnist"), 8, &digits(8, 60, 10, 1), &digits(8, 60, 10, 2));
+    let command = |text: &str| {
+        let mut command = place.command(text);
+        command.current_dir(place.path("elsewhere"));
+        command
+    };
+    let train_mnist =
+        format!("train --recipe algorithm-1 --data mnist {LINEAR} --sampler none --epochs 1 --out");
+    place
+        .outcome(&mut command(&format!("{train_mnist} run")))
+        .fails(2, &["data set mnist is missing: there is no folder ", "elsewhere/data/mnist"])
+        .explains(&["--data-folder FOLDER", "DRO_DATA", "host data fetch mnist --data-folder "]);
+    place.outcome(&mut command(&format!("{train_mnist} run --data-folder ../data"))).ended_with(0);
+    place.outcome(command(&format!("{train_mnist} other")).env("DRO_DATA", place.path("data"))).ended_with(0);
     place.refuses(&train("nowhere"), &["nowhere", "no such folder"]).explains(&["mnist, fashion-mnist"]);
     fs::remove_file(place.path("digits/t10k-labels-idx1-ubyte")).expect("removed");
     place.refuses(&train("digits"), &["digits has no file t10k-labels-idx1-ubyte"]);
@@ -261,7 +277,13 @@ fn a_cifar_file_of_a_wrong_size_is_refused() {
         fs::write(folder.join(format!("{batch}.bin")), [1; 3073]).expect("written");
     }
     let train = format!("train --recipe algorithm-1 --data pictures --threads 1 {LINEAR} --epochs 1 --out");
-    place.host(&format!("{train} good")).succeeds();
+    let equal = ["all images have the label 1: there is nothing to distinguish"];
+    place.host(&format!("{train} good")).succeeds_with_warning(&equal).explains(&[
+        "warning: all 5 training images are equal",
+        "warning: the highest value in the training images is 1: expected pixels from 0 to 255",
+    ]);
+    let findings = place.run("good").record()["data"]["findings"].clone();
+    assert_eq!(findings.as_array().map(Vec::len), Some(3), "{findings}");
     edit(&folder.join("data_batch_3.bin"), |contents| contents.truncate(3000));
     place.refuses(&format!("{train} run"), &["data_batch_3.bin", "multiple of 3073 bytes", "got 3000"]);
 }
@@ -312,6 +334,79 @@ fn damaged_folders_of_images_are_refused() {
     fs::create_dir(place.path("pictures/train")).expect("made");
     fs::create_dir(place.path("pictures/test")).expect("made");
     place.refuses(&train, &["pictures/train has too few classes", "got 0"]);
+}
+
+#[test]
+fn images_whose_header_or_colours_cannot_be_trusted_are_refused() {
+    let place = Place::empty();
+    let train = format!("train --recipe algorithm-1 --data pictures {LINEAR} --epochs 1 --out run");
+    let inputs = Path::new(env!("CARGO_MANIFEST_DIR")).join("inputs");
+    for (input, parts) in [
+        ("header-60000x60000.png", ["claims 60000 x 60000 pixels", "69 bytes"]),
+        ("header-65500x65500.jpg", ["claims 65500 x 65500 pixels", "347 bytes"]),
+        ("plain-cmyk-no-adobe-cyan.jpg", ["has 4 components", "expected grey or RGB"]),
+    ] {
+        let ending = input.rsplit('.').next().expect("an ending");
+        let _ = fs::remove_dir_all(place.path("pictures"));
+        for class in ["train/a", "train/b", "test/a", "test/b"] {
+            let folder = place.path("pictures").join(class);
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::copy(inputs.join(input), folder.join(format!("0.{ending}"))).expect("copied");
+        }
+        place.refuses(&train, &parts).explains(&["pictures/train/", &format!("/0.{ending}"), "fix"]);
+    }
+}
+
+#[test]
+fn a_gzip_file_that_expands_to_more_than_its_header_announces_is_refused() {
+    let place = Place::with_digits(8, 60);
+    fs::remove_file(place.path("digits/train-images-idx3-ubyte")).expect("removed");
+    let file = place.path("digits/train-images-idx3-ubyte.gz");
+    // What `head -c 1000000000 /dev/zero | gzip` would give, in small.
+    let bomb = |header: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, header).expect("compressed");
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), 50_000_000), &mut encoder)
+            .expect("compressed");
+        encoder.finish().expect("compressed")
+    };
+    fs::write(&file, bomb(&idx(&[60, 8, 8], &[]))).expect("written");
+    train_refuses(&place, LINEAR, &["train-images-idx3-ubyte.gz has trailing bytes", "expected 3856"]);
+    fs::write(&file, bomb(&idx(&[60_000, 60_000, 60_000], &[]))).expect("written");
+    train_refuses(
+        &place,
+        LINEAR,
+        &["train-images-idx3-ubyte.gz is too large", "announces 216000000000016 bytes"],
+    );
+}
+
+#[test]
+fn data_in_another_format_are_called_by_its_name() {
+    let place = Place::empty();
+    fs::create_dir_all(place.path("data/cifar-10/cifar-10-batches-py")).expect("a folder");
+    fs::write(place.path("data/cifar-10/cifar-10-batches-py/data_batch_1"), b"\x80\x02}q\x01")
+        .expect("written");
+    let train = |data: &str| format!("train --recipe algorithm-1 --data {data} --out run");
+    for data in ["cifar-10", "data/cifar-10", "data/cifar-10/cifar-10-batches-py"] {
+        place
+            .refuses(
+                &train(data),
+                &["data/cifar-10/cifar-10-batches-py", "is CIFAR-10's Python version (pickled)"],
+            )
+            .explains(&["cifar-10-binary.tar.gz"]);
+    }
+}
+
+#[test]
+fn text_files_that_are_not_utf_8_are_refused() {
+    let place = Place::with_digits(8, 60);
+    place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
+    let words = "\u{feff}[train]\r\nepochs = 3\r\n".encode_utf16();
+    fs::write(place.path("mine.toml"), words.flat_map(u16::to_le_bytes).collect::<Vec<_>>())
+        .expect("written");
+    for command in ["train --config mine.toml --out other", "sweep mine.toml", "eval run --suite mine.toml"] {
+        place.refuses(command, &["mine.toml is UTF-16: expected a text in UTF-8"]).explains(&["iconv"]);
+    }
 }
 
 #[test]

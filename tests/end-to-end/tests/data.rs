@@ -105,7 +105,8 @@ pub fn write_colour_batches(folder: &Path, points_per_batch: usize) {
     }
 }
 
-fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {
+/// The images of [`write_digits`].
+pub fn digits(side: usize, points: usize, classes: usize, seed: u64) -> Samples {
     rectangles([side, side], points, classes, seed)
 }
 

@@ -83,7 +83,11 @@ fn cargo_test_of_a_new_plugin_runs_the_conformance_checks() {
 fn a_new_plugin_builds_conforms_and_trains() {
     let place = Place::with_digits(8, 200);
     for (kind, name) in [("sampler", "new-sampler"), ("model", "new-model"), ("attack", "new-attack")] {
-        place.host(&format!("new {kind} {name}")).succeeds();
+        let words = place.host(&format!("new {kind} {name}")).succeeds().words();
+        // The plugin is built in the host's profile, in which its dependencies are compiled already.
+        assert_eq!(words.contains("cargo build --release\n"), built("").ends_with("release"), "{words}");
+        let library = built(&format!("lib{}.so", name.replace('-', "_"))).display().to_string();
+        assert!(words.contains(&library), "{words}");
         place.refuses(&format!("new {kind} {name}"), &["already exists"]);
         build_beside_host(&place.path(name), []);
         let library = format!("lib{}.so", name.replace('-', "_"));

@@ -166,6 +166,21 @@ impl Place {
 
     /// Starts the host and sends it a signal as soon as `ready` is true.
     pub fn signal_when(&self, arguments: &str, signal: i32, ready: impl Fn() -> bool) -> Outcome<'_> {
+        // SAFETY: this sends a signal to a child process that was not waited for yet.
+        self.when(arguments, ready, |host| _ = unsafe { libc::kill(host.id() as i32, signal) })
+    }
+
+    /// Starts the host and does something as soon as `ready` is true, while the host runs.
+    pub fn meanwhile(&self, arguments: &str, ready: impl Fn() -> bool, act: impl FnOnce()) -> Outcome<'_> {
+        self.when(arguments, ready, |_| act())
+    }
+
+    fn when(
+        &self,
+        arguments: &str,
+        ready: impl Fn() -> bool,
+        act: impl FnOnce(&std::process::Child),
+    ) -> Outcome<'_> {
         let mut command = self.command(arguments);
         let mut host =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
@@ -178,8 +193,7 @@ impl Place {
             thread::sleep(Duration::from_millis(1));
         }
         if host.try_wait().expect("a child").is_none() {
-            // SAFETY: this sends a signal to a child process that was not waited for yet.
-            unsafe { libc::kill(host.id() as i32, signal) };
+            act(&host);
         }
         let output = host.wait_with_output().expect("the host ends");
         Outcome { place: self, command: written(&command), output }
@@ -271,6 +285,11 @@ impl Outcome<'_> {
     #[track_caller]
     fn ends_with(&self, code: i32) {
         assert_eq!(self.output.status.code(), Some(code), "exit code\n{}", self.report());
+    }
+
+    /// Its exit code; none if it was killed.
+    pub fn code(&self) -> Option<i32> {
+        self.output.status.code()
     }
 
     /// The first line of standard error.
@@ -396,7 +415,7 @@ impl Run {
 
     fn json_lines(&self, file: &str) -> Option<Vec<Value>> {
         let lines = fs::read_to_string(self.folder.join(file)).ok()?;
-        Some(lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect())
+        Some(lines.lines().map(|line| without_digest(serde_json::from_str(line).expect("JSON"))).collect())
     }
 
     /// Folders of the checkpoints, by the number of their update.
@@ -476,9 +495,30 @@ pub fn read_tensors(path: &Path) -> Tensors {
     tensors.collect()
 }
 
-fn json_file(path: &Path) -> Value {
+/// The object in a file of the host, without its digest.
+pub fn json_file(path: &Path) -> Value {
     let bytes = fs::read(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-    serde_json::from_slice(&bytes).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+    let value = serde_json::from_slice(&bytes).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    without_digest(value)
+}
+
+fn without_digest(mut value: Value) -> Value {
+    value.as_object_mut().map(|object| object.remove("sha256"));
+    value
+}
+
+/// Writes a file of JSON objects as the host would: each ends with a digest of all bytes of the file
+/// before that digest (docs/architecture.md).
+pub fn write_sealed(path: &Path, objects: &str) {
+    let mut text = String::new();
+    for object in serde_json::Deserializer::from_str(objects).into_iter::<Value>() {
+        let object = without_digest(object.expect("JSON")).to_string();
+        let fields = object.strip_suffix('}').expect("an object");
+        text += fields;
+        text += if fields == "{" { "\"sha256\":" } else { ",\"sha256\":" };
+        text += &format!("\"{}\"}}\n", hexadecimal(&Sha256::digest(&text)));
+    }
+    fs::write(path, text).expect("writable");
 }
 
 /// The SHA-256 of a file, in hexadecimal.

@@ -110,7 +110,7 @@ fn a_manifest_with_control_characters_is_refused() {
 #[test]
 fn a_library_that_crashes_the_loader_is_an_error() {
     let place = Place::with_digits(8, 60);
-    edit(&place.copy_built("liblangevin.so"), break_dynamic_section);
+    edit(&place.copy_built("liblangevin.so"), |library| break_dynamic_section(library));
     place.refuses(
         &format!("{TRAIN} --sampler ./langevin.so"),
         &["liblangevin.so crashes the process: signal: 11 (SIGSEGV)"],
@@ -120,7 +120,7 @@ fn a_library_that_crashes_the_loader_is_an_error() {
 }
 
 /// Moves the table of symbols of a library to an address that does not exist.
-fn break_dynamic_section(library: &mut Vec<u8>) {
+fn break_dynamic_section(library: &mut [u8]) {
     let number = |library: &[u8], at: usize| {
         u64::from_le_bytes(library[at..at + 8].try_into().expect("eight bytes")) as usize
     };

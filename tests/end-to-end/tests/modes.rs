@@ -2,7 +2,7 @@
 //! averaging and warnings.
 
 use crate::data::write_digits;
-use crate::harness::{Place, Tensors, read_tensors};
+use crate::harness::{Place, Tensors, json_file, read_tensors, write_sealed};
 use std::fs;
 
 const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epsilon 0.1";
@@ -255,10 +255,9 @@ fn an_average_of_the_weights_is_evaluated_instead_of_the_weights() {
     };
     let expected = loss_rise(&place);
     let progress = run.newest("progress.json");
-    let text = fs::read_to_string(&progress).expect("readable");
-    let mut saved: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut saved = json_file(&progress);
     saved["files"].as_object_mut().expect("files").remove("average.safetensors");
-    fs::write(&progress, saved.to_string()).expect("written");
+    write_sealed(&progress, &saved.to_string());
     assert_ne!(loss_rise(&place), expected);
 }
 

@@ -1,7 +1,8 @@
 //! `host report`: pages, tables and figures of complete and incomplete runs and sweeps.
 
+use crate::data::{digits, write};
 use crate::eval::trained;
-use crate::harness::{Place, built, edit};
+use crate::harness::{Place, built, edit, write_sealed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -116,7 +117,7 @@ pub fn everything(place: &Place) -> &'static str {
         .to_string()
     };
     let trace = [line(0, 0.0, 0.1), line(2, 0.5, 0.3), line(18, 2.0, 0.6), line(54, 6.0, 0.75)];
-    fs::write(place.path("other/trace.jsonl"), trace.join("\n")).expect("written");
+    write_sealed(&place.path("other/trace.jsonl"), &trace.join("\n"));
     write_sweep(place, "grid", &["sampler.noise", "sampler.step_size"]);
     "run other grid"
 }
@@ -142,7 +143,7 @@ fn write_sweep(place: &Place, name: &str, axes: &[&str]) {
         })
     };
     let summary = json!({"groups": null, "runs": (0..1 << axes.len()).map(run).collect::<Vec<_>>()});
-    fs::write(place.path(&format!("{name}/summary.json")), summary.to_string()).expect("written");
+    write_sealed(&place.path(&format!("{name}/summary.json")), &summary.to_string());
 }
 
 #[test]
@@ -259,7 +260,7 @@ fn a_sweep_over_numbers_is_a_curve_and_over_words_a_table() {
     for run in summary["runs"].as_array_mut().expect("a list") {
         run["settings"] = json!({"sampler": run["run"]});
     }
-    fs::write(place.path("noise/summary.json"), summary.to_string()).expect("written");
+    write_sealed(&place.path("noise/summary.json"), &summary.to_string());
     report(&place, "noise --force");
     assert!(
         !place.path("report/sweep-noise-curves-1.svg").exists(),
@@ -288,13 +289,13 @@ fn missing_parts_are_marked_with_the_command_that_makes_them() {
 
     // A damaged file is marked, too, and the rest is shown.
     fs::write(place.path("run/eval.json"), "{").expect("written");
-    fs::write(place.path("run/metrics.jsonl"), "{\"epoch\": 1}\n").expect("written");
+    write_sealed(&place.path("run/metrics.jsonl"), "{\"epoch\": 1}");
     fs::write(place.path("run/trace.jsonl"), "[1]\n").expect("written");
     let page = report(&place, "run --force");
     for file in ["run/eval.json", "run/metrics.jsonl", "run/trace.jsonl"] {
         assert!(page.contains(&format!("cannot understand {file}")), "{file}");
     }
-    fs::write(place.path("run/eval.json"), "{\"evaluations\": [{\"result\": 3}]}").expect("written");
+    write_sealed(&place.path("run/eval.json"), "{\"evaluations\": [{\"result\": 3}]}");
     assert!(report(&place, "run --force").contains("cannot understand run/eval.json"));
 }
 
@@ -335,7 +336,7 @@ fn a_run_without_its_plugin_data_or_examples_is_reported_with_marks() {
     let evaluations = read(&place, "run/eval.json");
     let older = evaluations.replace(&format!("\"update\": {update}"), "\"update\": 7");
     assert_ne!(older, evaluations);
-    fs::write(place.path("run/eval.json"), older).expect("written");
+    write_sealed(&place.path("run/eval.json"), &older);
     let page = report(&place, "run --force");
     assert!(page.contains("made on the weights of update 7") && page.contains("--save-examples"));
     assert!(!page.contains("id=\"run-run-examples\""));
@@ -405,6 +406,42 @@ fn folders_without_a_run_are_refused() {
 }
 
 #[test]
+fn data_that_are_not_the_published_ones_are_not_beside_the_papers_figures() {
+    let place = Place::empty();
+    // As many test points as MNIST has.
+    write(&place.path("data/mnist"), 8, &digits(8, 60, 10, 1), &digits(8, 10_000, 10, 2));
+    let train =
+        "train --recipe algorithm-1 --model cnn.so,arch=B --threads 1 --epochs 1 --batch 20 --out run";
+    let finding = ["the data are not the published mnist", "expected MD5 6bbc9ace898e44ae57da46a324031adb"];
+    place
+        .host(train)
+        .succeeds_with_warning(&finding)
+        .explains(&["`host data fetch mnist --data-folder ", "--data FOLDER"]);
+    assert!(place.host("data list").succeeds().words().contains(finding[0]));
+    place.host("eval run --attack fgsm.so --points 10").succeeds_with_warning(&finding);
+    let data = place.run("run").record()["data"].clone();
+    assert_eq!(data["published"], false);
+    let recorded = data["findings"][0].as_str().expect("a finding").to_owned();
+    assert!(recorded.starts_with(finding[0]), "{recorded}");
+
+    let rows = |place: &Place| csv(place, "report/summary.csv").len();
+    let page = report(&place, "run");
+    assert_eq!(rows(&place), 1);
+    assert!(page.contains(finding[0]) && !page.contains("Table 4"));
+    // The record of an older version has the checksums only.
+    edit_json(&place, "run/run.json", |record| {
+        let data = record["data"].as_object_mut().expect("an object");
+        data.remove("published");
+        data.remove("findings");
+    });
+    report(&place, "run --force");
+    assert_eq!(rows(&place), 1);
+    edit_json(&place, "run/run.json", |record| record["data"]["published"] = true.into());
+    assert!(report(&place, "run --force").contains("Table 4"));
+    assert_eq!(rows(&place), 2);
+}
+
+#[test]
 fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     let place = Place::with_digits(8, 100);
     let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1 --batch 20 --train-points 60 --trace fgsm.so --out run";
@@ -418,12 +455,16 @@ fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     assert!(method.ends_with("; 1 epoch of 60 points"), "{method}");
 }
 
+/// Changes a JSON file.
+fn edit_json(place: &Place, file: &str, change: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_str(&read(place, file)).expect("JSON");
+    change(&mut value);
+    write_sealed(&place.path(file), &value.to_string());
+}
+
 /// Changes the summary of a sweep.
 fn edit_summary(place: &Place, sweep: &str, change: impl FnOnce(&mut Value)) {
-    let file = format!("{sweep}/summary.json");
-    let mut summary: Value = serde_json::from_str(&read(place, &file)).expect("JSON");
-    change(&mut summary);
-    fs::write(place.path(&file), summary.to_string()).expect("written");
+    edit_json(place, &format!("{sweep}/summary.json"), change);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `host train --resume`: a stopped and resumed run is the same, bit for bit, as one that was not
 //! stopped.
 
-use crate::data::TEST_POINTS;
-use crate::harness::{Place, Run, built, edit, sha256};
+use crate::data::{self, TEST_POINTS, write_image_tree};
+use crate::harness::{Place, Run, built, edit, sha256, write_sealed};
 use libc::{SIGINT, SIGKILL};
 use std::fs;
 use std::process::Command;
@@ -233,12 +233,18 @@ fn does_not_resume_if_every_checkpoint_is_damaged() {
 #[test]
 fn signals_of_terminals_and_job_managers_save_a_checkpoint() {
     let place = place(8);
+    // The tests themselves may have been started with `nohup`.
+    // SAFETY: the default action of a signal is set, before the host is started.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2] {
         let out = format!("run-{signal}");
         let endless = TRAIN.replace("--epochs 3", "--epochs 100000");
         let command = format!("{endless} --sampler none --out {out}");
         let is_begun = || place.path(&out).join("metrics.jsonl").exists();
-        place.signal_when(&command, signal, is_begun).was_interrupted(&[out.as_str()]);
+        place
+            .signal_when(&command, signal, is_begun)
+            .ended_with(130)
+            .explains(&["warning: stopped at update", &format!("host train --resume {out}")]);
         assert!(place.run(&out).newest_update().is_some(), "signal {signal}");
     }
 }
@@ -251,7 +257,7 @@ fn a_run_that_was_started_with_nohup_ignores_the_end_of_its_terminal() {
     let mut command = Command::new("sh");
     command.args(["-c", script]);
     command.arg(built("host")).args(train.split_whitespace()).current_dir(place.path(""));
-    place.outcome(&mut command).succeeds();
+    place.outcome(&mut command).ended_with(0);
     assert_eq!(place.run("run").metrics().len(), 20);
 }
 
@@ -309,7 +315,7 @@ fn resuming_with_other_arithmetic_gives_a_warning_and_is_recorded() {
     before["arithmetic"]["processor"] = "other".into();
     // A file of a later version.
     before["unknown"] = serde_json::json!({"of": 0.1});
-    fs::write(place.path("run/run.json"), before.to_string()).expect("written");
+    write_sealed(&place.path("run/run.json"), &before.to_string());
     let update = run.newest_update().expect("a checkpoint");
     let warning = ["goes on with other arithmetic: processor `other`, then `"];
     place.host("train --resume run").succeeds_with_warning(&warning);
@@ -434,6 +440,74 @@ fn resumes_from_another_working_directory() {
 }
 
 #[test]
+fn own_data_and_plugins_that_were_moved_are_found() {
+    let place = Place::empty();
+    write_image_tree(&place.path("pictures"), 8, 60);
+    fs::create_dir(place.path("mine")).expect("a folder");
+    for library in ["liblangevin.so", "libcnn.so", "libfgsm.so"] {
+        fs::copy(built(library), place.path("mine").join(library)).expect("copied");
+    }
+    let train = "train --recipe algorithm-1 --data pictures --model mine/cnn.so,arch=B --sampler mine/langevin.so \
+                 --threads 1 --batch 20 --epochs 1 --out run";
+    place.host(train).succeeds();
+    place.host("eval run --attack fgsm.so --points 20 --save-examples").ended_with(0);
+    let commands = ["train --resume run", "eval run --attack fgsm.so --points 20", "report run --force"];
+    let renamed = |from: &str, to: &str| fs::rename(place.path(from), place.path(to)).expect("renamed");
+
+    fs::create_dir(place.path("store")).expect("a folder");
+    renamed("pictures", "store/pictures");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's data", "/pictures are missing"])
+            .explains(&["--data-folder FOLDER: pictures itself, or the folder around it"]);
+    }
+    place.host(commands[2]).succeeds();
+    let page = fs::read_to_string(place.path("report.html")).expect("a page");
+    assert!(page.contains("/pictures are missing") && page.contains("--data-folder FOLDER"));
+    for folder in ["store", "store/pictures"] {
+        for command in commands {
+            place.host(&format!("{command} --data-folder {folder}")).ended_with(0);
+        }
+        let page = fs::read_to_string(place.path("report.html")).expect("a page");
+        assert!(!page.contains("are missing"));
+    }
+    // Other data are not taken for them.
+    write_image_tree(&place.path("other"), 8, 40);
+    place.refuses(
+        &format!("{} --data-folder other", commands[1]),
+        &["is not the one that the run began with"],
+    );
+    renamed("store/pictures", "pictures");
+
+    renamed("mine", "theirs");
+    for command in &commands[..2] {
+        place
+            .refuses(command, &["the run's plugin", "/mine/libcnn.so is missing"])
+            .explains(&["give the folder that has libcnn.so now with --plugins FOLDER"]);
+    }
+    for command in commands {
+        place.host(&format!("{command} --plugins theirs")).ended_with(0);
+    }
+    edit(&place.path("theirs/libcnn.so"), |contents| contents.extend(b"changed"));
+    place.refuses(
+        &format!("{} --plugins theirs", commands[0]),
+        &["libcnn.so has changed since the run began"],
+    );
+}
+
+#[test]
+fn a_run_below_a_folder_with_a_comma_can_be_resumed() {
+    let place = Place::empty();
+    let folder = place.path("a,b=c");
+    data::write_digits(&folder.join("digits"), 8, 60);
+    fs::copy(built("libcnn.so"), folder.join("libmine.so")).expect("copied");
+    let train = "train --recipe algorithm-1 --data digits --model ./mine.so,arch=B --sampler none --threads 1 --epochs 1 --out run";
+    for command in [train, "train --resume run", "eval run --attack fgsm.so"] {
+        place.outcome(place.command(command).current_dir(&folder)).succeeds();
+    }
+}
+
+#[test]
 fn a_changed_plugin_is_refused_unless_allowed() {
     let place = Place::with_digits(8, 60);
     finished(&place);
@@ -450,6 +524,7 @@ fn a_changed_plugin_is_refused_unless_allowed() {
                 &sha256(&path),
                 "--allow-changed",
             ]);
+            place.host(&format!("trust ./{library}")).succeeds();
             place
                 .host(&format!("{command} --allow-changed"))
                 .succeeds_with_warning(&[library, "has changed since the run began"]);

@@ -2,7 +2,7 @@
 
 use crate::data::{TEST_POINTS, write_colour_batches, write_wide_digits};
 use crate::eval::{numbers, passes, share, trained, trained_with, verdicts};
-use crate::harness::{Place, edit};
+use crate::harness::{Place, edit, json_file, write_sealed};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
@@ -153,9 +153,9 @@ fn killed_in_the_second_attack(place: &Place) -> &'static str {
 /// Changes the state of the only unfinished evaluation.
 fn edit_state(place: &Place, change: impl FnOnce(&mut Value)) {
     let path = findings(place).expect("unfinished");
-    let mut state = serde_json::from_str(&fs::read_to_string(&path).expect("readable")).expect("JSON");
+    let mut state = json_file(&path);
     change(&mut state);
-    fs::write(&path, state.to_string()).expect("written");
+    write_sealed(&path, &state.to_string());
 }
 
 #[test]
@@ -227,19 +227,23 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
     let whole = fs::read_to_string(&path).expect("readable");
     fs::write(&path, &whole[..whole.len() / 2]).expect("written");
     place
-        .refuses(command, &["cannot go on with run/unfinished/", "it is damaged"])
+        .refuses(command, &["cannot understand run/unfinished/", "findings.json"])
         .explains(&["remove run/unfinished/"]);
     let unfit = whole.replace("\"done\":", "\"done\":9999");
     assert_ne!(unfit, whole);
-    fs::write(&path, unfit).expect("written");
+    fs::write(&path, &unfit).expect("written");
+    place
+        .refuses(command, &["run/unfinished/", "findings.json is damaged", "SHA-256"])
+        .explains(&["remove run/unfinished/"]);
+    write_sealed(&path, &unfit);
     place.refuses(command, &["cannot go on with run/unfinished/", "do not fit one another"]);
     let elsewhere = whole.replace("\"indices\":[0,", "\"indices\":[99999,");
     assert_ne!(elsewhere, whole);
-    fs::write(&path, elsewhere).expect("written");
+    write_sealed(&path, &elsewhere);
     place.refuses(command, &["cannot go on with run/unfinished/", "do not fit one another"]);
     let foreign = whole.replace("\"seed\":0", "\"seed\":7");
     assert_ne!(foreign, whole);
-    fs::write(&path, foreign).expect("written");
+    write_sealed(&path, &foreign);
     place.refuses(command, &["it is of another evaluation, whose `seed` is 7; expected 0"]);
     // An evaluation with other settings still works.
     place.host("eval run --attack fgsm.so --seed 3").succeeds();
@@ -247,7 +251,7 @@ fn findings_that_are_damaged_or_foreign_are_refused_and_kept() {
 }
 
 #[test]
-fn examples_that_were_removed_during_an_evaluation_are_an_error() {
+fn examples_that_were_removed_or_changed_during_an_evaluation_are_an_error() {
     let place = trained(0.06);
     suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.001"]);
     let command = "eval run --suite mine.toml --batch 8 --save-examples";
@@ -257,12 +261,26 @@ fn examples_that_were_removed_during_an_evaluation_are_an_error() {
     };
     place.signal_when(command, libc::SIGKILL, first_attack_is_over).was_killed(libc::SIGKILL);
     let folder = unfinished_folder(&place);
-    fs::remove_file(folder.join("0000-00000-000000000.safetensors")).expect("of the first batch");
+    let first = folder.join("0000-00000-000000000.safetensors");
+    let whole = fs::read(&first).expect("of the first batch");
+    edit(&first, |bytes| *bytes.last_mut().expect("a byte") ^= 1);
+    place
+        .refuses(command, &["run/unfinished/", "0000-00000-000000000.safetensors is damaged", "SHA-256"])
+        .explains(&["remove run/unfinished/", "to evaluate from the beginning"]);
+    fs::remove_file(&first).expect("removed");
+    place
+        .refuses(command, &["cannot read run/unfinished/", "0000-00000-000000000.safetensors"])
+        .explains(&["remove run/unfinished/", "to evaluate from the beginning"]);
+    assert!(!place.path("run/eval.json").exists());
+    // What the file of an older version, which has no digests, lacks is found at the end.
+    edit_state(&place, |state| _ = state.as_object_mut().map(|state| state.remove("kept")));
     place
         .host(command)
         .fails(1, &["run/unfinished/", "adversarial examples of attack 0, got"])
         .explains(&["remove run/unfinished/", "to evaluate from the beginning"]);
-    assert!(!place.path("run/eval.json").exists());
+    edit_state(&place, |state| _ = state.as_object_mut().map(|state| state.remove("kept")));
+    fs::write(&first, whole).expect("written");
+    place.host(command).succeeds();
 }
 
 #[test]
@@ -284,7 +302,7 @@ fn an_unfinished_suite_has_no_verdict_and_is_kept() {
     let part = part.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
     edit(&part.expect("examples of the first attack"), |bytes| bytes.truncate(50));
     place
-        .refuses(command, &["cannot understand", "unfinished/"])
+        .refuses(command, &["is damaged", "unfinished/"])
         .explains(&["remove ", "to evaluate from the beginning"]);
 
     // With --attack, the result of each attack counts on its own.

@@ -224,6 +224,34 @@ fn flags_override_the_default_recipe_and_a_run_names_the_differences() {
 }
 
 #[test]
+fn what_is_odd_about_the_data_is_said_and_recorded() {
+    let place = Place::with_digits(8, 60);
+    let train = format!("{TRAIN} --model cnn.so,arch=B --sampler none --epochs 1");
+    place.host(&format!("{train} --out usual")).succeeds();
+    assert_eq!(place.run("usual").record()["data"]["findings"], json!(null));
+
+    // Labels from 1 to 10, and no test image of class 7.
+    edit(&place.path("digits/train-labels-idx1-ubyte"), |file| {
+        file[8..].iter_mut().for_each(|label| *label += 1)
+    });
+    edit(&place.path("digits/t10k-labels-idx1-ubyte"), |file| {
+        file[8..].iter_mut().for_each(|label| *label = 1 + *label % 6);
+    });
+    let first = ["no image of class 0: the model has outputs that it never needs"];
+    let second = "no test image of classes 7, 8, 9, 10, of which there are training images";
+    place
+        .host(&format!("{train} --train-points 5 --out odd"))
+        .succeeds_with_warning(&first)
+        .explains(&[second, "none of the 5 training points is of classes 6, 7, 8, 9, 10"]);
+    let findings = place.run("odd").record()["data"]["findings"].clone();
+    assert_eq!(findings[0], first[0]);
+    assert_eq!(findings[1], second);
+    assert_eq!(findings.as_array().map(Vec::len), Some(3), "{findings}");
+    place.host("eval odd --attack fgsm.so").succeeds_with_warning(&first).explains(&[second]);
+    place.host("train --resume odd").succeeds_with_warning(&first);
+}
+
+#[test]
 fn all_options_except_the_sampler_have_defaults() {
     let data = repository().join("data");
     assert!(data.join("mnist").is_dir(), "get MNIST first: cargo run -p host -- data fetch mnist");

@@ -1,6 +1,6 @@
 //! Libraries that only the folder of a run names, and the order in which libraries are searched.
 
-use crate::harness::{Outcome, Place, built, sha256};
+use crate::harness::{Outcome, Place, built, repository, sha256};
 use std::fs;
 
 const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 20 --epochs 1";
@@ -32,18 +32,18 @@ fn a_library_that_only_a_run_names_is_not_opened_until_it_is_trusted() {
         ["eval run --attack fgsm.so", "eval run --attack fgsm.so --allow-changed", "train --resume run"]
     {
         let refused = as_another(&place, arguments).fails(2, &refusal);
-        assert_eq!(refused.words(), "", "it was opened");
+        assert!(!refused.errors().contains("welcome"), "it was opened");
         refused.explains(&[&format!("host trust {library}")]);
     }
     let page = || fs::read_to_string(place.path("report.html")).expect("a page");
-    let words = as_another(&place, "report run").ended_with(0).words();
-    assert!(!words.contains("welcome"), "it was opened: {words}");
+    let errors = as_another(&place, "report run").ended_with(0).errors();
+    assert!(!errors.contains("welcome"), "it was opened: {errors}");
     assert!(page().contains("which is not trusted here"));
 
     let words = as_another(&place, &format!("trust {library}")).succeeds().words();
     assert!(words.starts_with(&format!("trusted: {library}")), "{words}");
-    let words = as_another(&place, "eval run --attack fgsm.so").ended_with(0).words();
-    assert!(words.starts_with("welcome\n"), "{words}");
+    let errors = as_another(&place, "eval run --attack fgsm.so").ended_with(0).errors();
+    assert!(errors.starts_with("welcome\n"), "{errors}");
     as_another(&place, "report run --force").ended_with(0);
     assert!(!page().contains("which is not trusted here"));
     // Another file of that name is another library.
@@ -99,4 +99,18 @@ fn plugins_that_are_made_for_tests_are_not_listed() {
     let words = Place::empty().host("plugins").succeeds().words();
     assert!(words.contains("langevin") && words.contains("wide-resnet"), "{words}");
     assert!(!words.contains("bad_plugins") && !words.contains("nonconforming"), "{words}");
+}
+
+#[test]
+fn the_default_build_leaves_the_plugins_of_the_tests_out() {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    let output =
+        cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(repository());
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.output().expect("cargo starts").stdout).expect("JSON");
+    let members = metadata["workspace_default_members"].as_array().expect("a list");
+    let has =
+        |folder: &str| members.iter().any(|member| member.as_str().is_some_and(|id| id.contains(folder)));
+    assert!(has("/host") && has("/plugins/langevin"), "{members:?}");
+    assert!(!has("/tests/"), "{members:?}");
 }

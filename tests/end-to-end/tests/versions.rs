@@ -1,7 +1,7 @@
 //! Plugins of older and newer contracts: additions to the contract are compatible, other changes
 //! are refused.
 
-use crate::harness::{Place, build_beside_host, built, edit, patch, repository};
+use crate::harness::{Place, build_beside_host, built, patch, repository, write_sealed};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -116,11 +116,9 @@ fn plugins_of_a_kind_that_this_host_does_not_support_are_ignored() {
 fn weights_of_another_model_are_refused() {
     let place = Place::with_digits(9, 60);
     place.host(&format!("{TRAIN} --model cnn.so,arch=B --sampler none --out run")).ended_with(0);
-    edit(&place.path("run/run.json"), |contents| {
-        let text = String::from_utf8(contents.clone()).expect("text");
-        assert!(text.contains("cnn.so,arch=B"));
-        *contents = text.replace("cnn.so,arch=B", "cnn.so,arch=A").into_bytes();
-    });
+    let text = place.run("run").record().to_string();
+    assert!(text.contains("cnn.so,arch=B"));
+    write_sealed(&place.path("run/run.json"), &text.replace("cnn.so,arch=B", "cnn.so,arch=A"));
     let before: Value = place.run("run").record();
     place
         .host("eval run --attack fgsm.so")

@@ -2,13 +2,14 @@
 
 use super::Run;
 use crate::config::Select;
+use crate::error::shown;
 use crate::run::RunFolder;
 use crate::sweep::folder::SweepFolder;
 
 /// Continues a sweep, and rewrites its summary.
 pub(super) fn sweep_command(folder: &SweepFolder) -> String {
-    let (file, path) = (folder.copy(), folder.path().to_string_lossy());
-    shell_words(["host", "sweep", &file.to_string_lossy(), "--out", &path])
+    let [file, path] = [&folder.copy(), folder.path()].map(|path| shown(path).to_string());
+    shell_words(["host", "sweep", &file, "--out", &path])
 }
 
 impl Run {

@@ -5,6 +5,7 @@ use crate::data::examples::Examples;
 use crate::plugin::LoadedModel;
 use crate::run::{self, RunFolder};
 use crate::torch::tensors;
+use crate::util::files;
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -64,6 +65,10 @@ impl Collector<'_> {
         let recorded = evaluation.examples.as_ref().and_then(|path| path.file_name()).unwrap_or_default();
         // The folder may have been moved since.
         let file = run.path.join(recorded);
+        let found = files::size_and_sha256(&file)?.1;
+        if evaluation.examples_sha256.as_ref().is_some_and(|recorded| *recorded != found) {
+            return Err(files::damaged(&file));
+        }
         let saved = tensors::read(&file)?;
         let damaged = |what: &str| Error::file("understand", &file, what);
         let tensor =
@@ -89,8 +94,8 @@ impl Collector<'_> {
             return Err(damaged("it is not of the run's data"));
         }
         let spec = &run.record.experiment.model;
-        let spec =
-            run::recorded_plugin(spec, &run.record.plugins.model, &mut run::unless(self.allow_changed))?;
+        let mut on_change = run::unless(self.allow_changed);
+        let spec = run::recorded_plugin(spec, &run.record.plugins.model, self.plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, dataset.task(), Device::Cpu, 0)?;
         let progress = run::load_weights(folder, &run.record, &model)?.progress;
         if progress.update != evaluation.update {

@@ -12,7 +12,7 @@ pub(super) use examples::{Example, Strip};
 pub(super) use run::{Run, SavedEvaluation};
 pub(super) use sweep::CollectedSweep;
 
-use crate::data::{self, Dataset};
+use crate::data::Dataset;
 use crate::run::{self as run_folder, RunFolder, RunRecord};
 use crate::sweep::folder::SweepFolder;
 use crate::{Error, Result};
@@ -67,16 +67,18 @@ const RUN_FILE: &str = "run.json";
 
 /// Reads runs and sweeps.
 pub(crate) struct Collector<'a> {
-    /// The folder of named data sets; none for the one that each run recorded.
+    /// Where data lie now; none for the place that each run recorded.
     data_folder: Option<&'a Path>,
+    /// Where plugins lie now; none for the place that each run recorded.
+    plugins: Option<&'a Path>,
     /// Whether plugins and data that have changed since the run are loaded.
     allow_changed: bool,
     datasets: BTreeMap<(String, PathBuf), Rc<Dataset>>,
 }
 
 impl<'a> Collector<'a> {
-    pub(crate) fn new(data_folder: Option<&'a Path>, allow_changed: bool) -> Self {
-        Self { data_folder, allow_changed, datasets: BTreeMap::new() }
+    pub(crate) fn new(data_folder: Option<&'a Path>, plugins: Option<&'a Path>, allow_changed: bool) -> Self {
+        Self { data_folder, plugins, allow_changed, datasets: BTreeMap::new() }
     }
 
     /// Reads the folders of runs and sweeps, each run once.
@@ -129,11 +131,10 @@ impl<'a> Collector<'a> {
     /// The data of a run. Data sets of several runs are read once.
     fn dataset(&mut self, record: &RunRecord) -> Result<Rc<Dataset>> {
         let data = &record.experiment.data;
-        let folder = self.data_folder.unwrap_or(&data.folder).to_owned();
-        let key = (data.name.clone(), folder);
+        let key = (data.name.clone(), data.folder.clone());
         let dataset = match self.datasets.get(&key) {
             Some(dataset) => Rc::clone(dataset),
-            None => Rc::new(data::load(&key.0, &key.1)?),
+            None => Rc::new(run_folder::recorded_data(data, self.data_folder)?),
         };
         self.datasets.insert(key, Rc::clone(&dataset));
         run_folder::check_data(&dataset, &record.data, &mut run_folder::unless(self.allow_changed))?;

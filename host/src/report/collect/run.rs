@@ -54,6 +54,9 @@ pub(crate) struct SavedEvaluation {
     pub versions: Versions,
     /// The file of saved examples.
     pub examples: Option<PathBuf>,
+    /// Its SHA-256; unknown if an older version saved it.
+    #[serde(default)]
+    pub examples_sha256: Option<String>,
 }
 
 impl SavedEvaluation {
@@ -73,7 +76,7 @@ impl Run {
     pub(super) fn read(folder: &RunFolder, record: RunRecord, name: String) -> Self {
         let mut run = Self {
             name,
-            path: folder.path().to_owned(),
+            path: folder.name().to_owned(),
             record,
             epochs: Vec::new(),
             trace: Vec::new(),
@@ -140,5 +143,20 @@ impl Run {
     /// The gaps of one part.
     pub(in crate::report) fn gaps_of(&self, part: Part) -> impl Iterator<Item = &Gap> {
         self.gaps.iter().filter(move |gap| gap.part == part)
+    }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use super::*;
+    use crate::util::fuzz::{USUAL, corpus, withstands};
+
+    #[test]
+    fn evaluations_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(folder.path());
+        withstands(&[corpus("eval.json")], &folder.path().join("eval.json"), USUAL, |_| {
+            run.evaluations().and_then(|found| found.read::<SavedEvaluation>(&run))
+        });
     }
 }

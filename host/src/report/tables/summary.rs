@@ -114,13 +114,17 @@ fn columns<'a>(measures: &'a [Measure]) -> Vec<Column<'a, &'a Subject<'a>>> {
     columns
 }
 
-/// The name of a run, with its gaps that the page marks in other places.
+/// The name of a run, with its gaps that the page marks in other places, and with what is to be known
+/// about its data.
 fn name(notes: &mut Notes, run: &Run) -> Cell {
     let mut name = text(&run.name);
     for gap in &run.gaps {
         if matches!(gap.part, Part::Curves | Part::Evaluations) {
             name.notes.push(notes.number(&format!("{}: {}", run.name, gap.what)));
         }
+    }
+    for finding in &run.record.data.findings {
+        name.notes.push(notes.number(&format!("{}: {finding}", run.name)));
     }
     name
 }

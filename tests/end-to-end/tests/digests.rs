@@ -1,0 +1,154 @@
+//! Files that were changed after they were written are found; so are folders that were moved while a
+//! run is trained.
+
+use crate::harness::{Place, Run, edit, json_file, write_sealed};
+use libc::SIGINT;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 \
+                     --model bad_plugins.so,plugin=linear --sampler langevin.so --checkpoint-every 3";
+
+/// A run that was stopped at a checkpoint before its end.
+fn stopped(place: &Place) -> Run {
+    place
+        .interrupt(&format!("{TRAIN} --epochs 200 --out run"), "run", SIGINT, |_| true)
+        .was_interrupted(&["run"]);
+    place.run("run")
+}
+
+fn replace(path: &Path, old: &str, new: &str) {
+    edit(path, |bytes| {
+        let text = String::from_utf8(bytes.clone()).expect("text");
+        assert!(text.contains(old), "{text}");
+        *bytes = text.replacen(old, new, 1).into_bytes();
+    });
+}
+
+#[test]
+fn changed_progress_falls_back_to_the_checkpoint_before_it() {
+    let place = Place::with_digits(8, 50);
+    let run = stopped(&place);
+    let (progress, update) = (run.newest("progress.json"), run.newest_update().expect("a checkpoint"));
+    replace(&progress, &format!("\"update\": {update}"), &format!("\"update\": {}", update + 1));
+    let warning = ["progress.json is damaged", "going back to the checkpoint before it"];
+    place.host("train --resume run").succeeds_with_warning(&warning);
+    place.host(&format!("{TRAIN} --epochs 200 --out whole")).ended_with(0);
+    run.assert_same_as(&place.run("whole"));
+}
+
+#[test]
+fn progress_that_does_not_fit_the_run_is_refused() {
+    let place = Place::with_digits(8, 50);
+    let run = stopped(&place);
+    let path = run.newest("progress.json");
+    let progress = json_file(&path);
+    for (key, value) in [("update", 1_000_000.into()), ("epochs", serde_json::json!([]))] {
+        let mut changed = progress.clone();
+        changed["progress"][key] = value;
+        if changed == progress {
+            continue;
+        }
+        write_sealed(&path, &changed.to_string());
+        place.refuses("train --resume run", &["the checkpoint of update", "is not of this run"]);
+    }
+}
+
+#[test]
+fn a_changed_record_is_refused_and_an_edited_one_is_validated() {
+    let place = Place::with_digits(8, 50);
+    let run = stopped(&place);
+    let path = place.path("run/run.json");
+    let (record, whole) = (run.record(), fs::read(&path).expect("readable"));
+    replace(&path, "\"batch\": 10", "\"batch\": 20");
+    for command in ["train --resume run", "eval run --attack fgsm.so"] {
+        place.refuses(command, &["run/run.json is damaged", "SHA-256"]).explains(&["every result", "fix"]);
+    }
+    let mut edited = record.clone();
+    edited["experiment"]["train"]["batch"] = 0.into();
+    write_sealed(&path, &edited.to_string());
+    place.refuses("train --resume run", &["train.batch: expected", "got 0"]).explains(&["run/run.json"]);
+    // Older versions wrote no digests.
+    fs::write(&path, record.to_string()).expect("written");
+    place.host("train --resume run").succeeds_with_warning(&["run/run.json has no digest"]);
+    fs::write(&path, whole).expect("written");
+    place.host("train --resume run").ended_with(0);
+}
+
+#[test]
+fn changed_measurements_and_verdicts_are_found() {
+    let place = Place::with_digits(8, 50);
+    place
+        .host(&format!("{TRAIN} --epochs 2 --out run --trace fgsm.so --trace-points 10 --trace-at 1,2"))
+        .ended_with(0);
+    place.host("eval run --attack pgd.so,steps=5,step_size=0.1 --points 40 --save-examples").ended_with(0);
+    let run = place.run("run");
+    let metrics = fs::read(place.path("run/metrics.jsonl")).expect("readable");
+    replace(&place.path("run/metrics.jsonl"), "\"epoch\":2", "\"epoch\":3");
+    replace(&place.path("run/trace.jsonl"), "\"points\":10", "\"points\":11");
+    let examples = place.path("run").join(run.evaluations()[0]["examples"].as_str().expect("a name"));
+    edit(&examples, |bytes| *bytes.last_mut().expect("a byte") ^= 1);
+    let page = |place: &Place| {
+        place.host("report run --force").ended_with(0);
+        fs::read_to_string(place.path("report.html")).expect("a page")
+    };
+    let found = page(&place);
+    let name = examples.file_name().expect("a name").to_string_lossy();
+    for file in ["metrics.jsonl", "trace.jsonl", &name] {
+        assert!(found.contains(&format!("run/{file} is damaged")), "{file}: {found}");
+    }
+    replace(&place.path("run/eval.json"), "\"clean\": ", "\"clean\": 0");
+    place.refuses("eval run --attack fgsm.so", &["run/eval.json is damaged"]).explains(&["verdicts"]);
+    assert!(page(&place).contains("run/eval.json is damaged"));
+    // Training rewrites its measurements.
+    place.host("train --resume run").ended_with(0);
+    assert!(fs::read(place.path("run/metrics.jsonl")).expect("readable") == metrics);
+}
+
+#[test]
+fn locks_follow_no_links() {
+    let place = Place::with_digits(8, 50);
+    place.host(&format!("{TRAIN} --epochs 2 --out run")).ended_with(0);
+    fs::write(place.path("thesis"), "years of work").expect("written");
+    for (lock, command) in [(".lock", "train --resume run"), (".eval.lock", "eval run --attack fgsm.so")] {
+        let lock = place.path("run").join(lock);
+        let _ = fs::remove_file(&lock);
+        symlink(place.path("thesis"), &lock).expect("linked");
+        let outcome = place.host(command);
+        assert!(outcome.first_line().contains("it is a symbolic link"), "{}", outcome.report());
+        assert_ne!(outcome.code(), Some(0));
+        fs::remove_file(&lock).expect("removed");
+        assert_eq!(fs::read_to_string(place.path("thesis")).expect("text"), "years of work");
+    }
+}
+
+#[test]
+fn a_run_whose_folder_is_moved_replaced_or_removed_ends_and_keeps_its_state() {
+    for change in ["moved", "replaced", "removed"] {
+        let place = Place::with_digits(8, 50);
+        place.host(&format!("{TRAIN} --epochs 30 --out whole")).ended_with(0);
+        let run = place.run("run");
+        let command = format!("{TRAIN} --epochs 30 --out run");
+        let outcome = place.meanwhile(
+            &command,
+            || run.newest_update().is_some(),
+            || match change {
+                "moved" => fs::rename(place.path("run"), place.path("elsewhere")).expect("renamed"),
+                "replaced" => {
+                    fs::rename(place.path("run"), place.path("elsewhere")).expect("renamed");
+                    fs::create_dir_all(place.path("run/checkpoints")).expect("a folder");
+                }
+                _ => while fs::remove_dir_all(place.path("run")).is_err() {},
+            },
+        );
+        let outcome = outcome.fails(1, &["run was moved, replaced or removed"]);
+        let kept = if change == "removed" { "run-rescued-1" } else { "elsewhere" };
+        let outcome = outcome.explains(&["kept", kept, "--resume"]);
+        let there: Vec<_> =
+            place.contents().into_keys().filter(|path| path.starts_with(place.path("run"))).collect();
+        assert_eq!(there.len(), if change == "replaced" { 2 } else { 0 }, "{}", outcome.report());
+        place.host(&format!("train --resume {kept}")).ended_with(0);
+        place.run(kept).assert_same_as(&place.run("whole"));
+    }
+}
