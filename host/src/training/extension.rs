@@ -17,11 +17,6 @@ impl Training {
     pub(super) fn check_extension(&self, before: usize) -> Result<()> {
         let (train, plan, progress) = (&self.plan.experiment.train, &self.plan, &self.records.progress);
         let Train { epochs, schedule, .. } = *train;
-        if epochs < before {
-            return Err(refused(format_args!(
-                "expected at least {before}, the epochs of the run, got {epochs}"
-            )));
-        }
         // The warm-up of the learning rate and the epsilon ramp are given in epochs: they do not
         // depend on the end of the run.
         let shorter = Train { epochs: before, ..train.clone() };
@@ -63,6 +58,17 @@ impl Training {
             Ok(())
         }
     }
+}
+
+/// Refuses fewer epochs than a run has so far.
+///
+/// # Errors
+/// Both numbers.
+pub(super) fn check_epochs(before: usize, epochs: usize) -> Result<()> {
+    if epochs < before {
+        return Err(refused(format_args!("expected at least {before}, the epochs of the run, got {epochs}")));
+    }
+    Ok(())
 }
 
 fn refused(why: impl std::fmt::Display) -> Error {

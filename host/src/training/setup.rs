@@ -2,6 +2,7 @@
 
 use super::average::{Average, Averaging};
 use super::cost::{ExpectedCost, passes_per_epoch};
+use super::extension::check_epochs;
 use super::optimizer::{Optimizer, Settings};
 use super::schedule::Schedule;
 use super::store::{self, ParticleStore};
@@ -125,6 +126,8 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     folder.lock()?;
     let mut experiment = record.experiment.with(&options.changes)?;
     experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
+    let before = record.experiment.train.epochs;
+    check_epochs(before, experiment.train.epochs)?;
     device::set_threads(experiment.train.threads)?;
     for (role, spec) in experiment.plugins_mut() {
         if let Some(recorded) = record.plugins.of(role) {
@@ -140,7 +143,6 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     for what in damaged {
         warn(format_args!("{what}; going back to the checkpoint before it"));
     }
-    let before = record.experiment.train.epochs;
     if training.experiment().train.epochs != before {
         training.check_extension(before)?;
         folder.extend(&Extension {

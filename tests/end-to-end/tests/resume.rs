@@ -399,7 +399,7 @@ fn an_extension_that_would_change_the_updates_done_is_refused() {
         place.refuses(&format!("train --resume {out} --epochs 4"), &["--epochs: ", why]);
     }
     place.refuses("train --resume swa --epochs 1", &["--epochs: expected at least 2", "got 1"]);
-    // The average has not begun in either plan.
+    // The average begins at the last update of two epochs.
     place.host(&format!("{train} --schedule constant --swa-from 0.995 --out late")).ended_with(0);
     place.refuses("train --resume late --epochs 4", &["train.swa_from"]);
 }
