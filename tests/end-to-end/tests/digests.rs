@@ -164,7 +164,8 @@ fn runs_in_folders_with_commas_and_brackets_are_resumed_and_evaluated() {
     let host = |arguments: &str| place.outcome(place.command(arguments).current_dir(&folder));
     let train =
         TRAIN.replace(" bad_plugins", " ./bad_plugins").replace(" langevin.so", " ./langevin.so,noise=0.02");
-    let train = train.replace("--data digits", "--data ../digits");
+    let data = format!("--data {}", place.path("digits").display());
+    let train = train.replace("--data digits", &data);
     host(&format!("{train} --epochs 2 --probe ./pgd.so,steps=2 --validation-points 10 --out run"))
         .ended_with(0);
     let name = "seed=1,rate=[0.1 \"x/run";
