@@ -47,8 +47,8 @@ impl PluginSpec {
         self.steps
     }
 
-    /// Makes the path of the file absolute if it contains a folder and a spec can hold the absolute
-    /// path. A bare file name stays, since plugins are searched by name.
+    /// Makes the path of the file absolute if it contains a folder. A bare file name stays, since
+    /// plugins are searched by name.
     pub fn make_absolute(&mut self) {
         let path = Path::new(&self.file);
         if path.parent().is_none_or(|folder| folder.as_os_str().is_empty()) {

@@ -124,7 +124,8 @@ impl Worker<'_> {
             Ok(_) => {}
             Err(why) => {
                 self.warn(format_args!(
-                    "{name} is left unchanged: {why}; move that file away to repeat that part of the run"
+                    "{name} is left unchanged: {}; move that file away to repeat that part of the run",
+                    why.first_line()
                 ));
                 return Ok(Ending::Damaged);
             }

@@ -152,3 +152,32 @@ fn a_run_whose_folder_is_moved_replaced_or_removed_ends_and_keeps_its_state() {
         place.run(kept).assert_same_as(&place.run("whole"));
     }
 }
+
+#[test]
+fn runs_in_folders_with_commas_and_brackets_are_resumed_and_evaluated() {
+    let place = Place::with_digits(8, 50);
+    let folder = place.path("seed=1,rate=[0.1 \"x");
+    fs::create_dir(&folder).expect("a folder");
+    for library in ["libbad_plugins.so", "liblangevin.so", "libpgd.so"] {
+        fs::rename(place.copy_built(library), folder.join(library)).expect("moved");
+    }
+    let host = |arguments: &str| place.outcome(place.command(arguments).current_dir(&folder));
+    let train =
+        TRAIN.replace(" bad_plugins", " ./bad_plugins").replace(" langevin.so", " ./langevin.so,noise=0.02");
+    let data = format!("--data {}", place.path("digits").display());
+    let train = train.replace("--data digits", &data);
+    host(&format!("{train} --epochs 2 --probe ./pgd.so,steps=2 --validation-points 10 --out run"))
+        .ended_with(0);
+    let name = "seed=1,rate=[0.1 \"x/run";
+    let before = place.run(name).record();
+    host("train --resume run").ended_with(0);
+    host("eval run --attack ./pgd.so,steps=2 --points 20").ended_with(0);
+    let record = place.run(name).record();
+    assert_eq!(record, before);
+    assert_eq!(record["plugins"]["sampler"]["options"]["noise"], 0.02);
+    // The record can be read without the recorded paths.
+    let elsewhere = place.path("elsewhere");
+    fs::rename(&folder, &elsewhere).expect("renamed");
+    let moved = place.outcome(place.command("train --resume run --plugins .").current_dir(&elsewhere));
+    moved.ended_with(0);
+}

@@ -48,7 +48,7 @@ fn number(value: &Value) -> f64 {
 fn timeless(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
-            fields.remove("seconds");
+            ["seconds", "begun"].iter().for_each(|key| _ = fields.remove(*key));
             fields.values_mut().for_each(|field| *field = timeless(field.take()));
         }
         Value::Array(list) => list.iter_mut().for_each(|item| *item = timeless(item.take())),

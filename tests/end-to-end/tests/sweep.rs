@@ -167,7 +167,7 @@ fn a_sweep_can_grow_and_be_evaluated_later() {
     for name in SMALL_RUNS {
         let run = format!("sweeps/small/{name}");
         assert_eq!(commands(&place, &run).len(), 2, "trained once, evaluated once");
-        assert_eq!(commands(&place, &run)[1], format!("eval {run} --json --suite mine.toml"));
+        assert_eq!(commands(&place, &run)[1], format!("eval {run} --json --once --suite mine.toml"));
     }
     assert_eq!(place.run(&format!("sweeps/small/{}", SMALL_RUNS[0])).metrics(), metrics);
     assert_eq!(statuses(&place, "small"), ["finished"; 6]);

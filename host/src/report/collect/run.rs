@@ -3,8 +3,9 @@
 use super::{Distances, Gap, Part, Strip};
 use crate::evaluation::verdict::{Caveat, Evaluation};
 use crate::plugin::Record;
-use crate::run::progress::{EpochMetrics, TracePoint, is_trained};
-use crate::run::{RunFolder, RunRecord, Versions};
+use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
+use crate::run::{RunFolder, RunRecord, Versions, checkpoint};
+use crate::{Error, Result};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -71,6 +72,17 @@ impl SavedEvaluation {
     }
 }
 
+/// Refuses a trace that lacks points of the newest checkpoint: digests do not find lines that were
+/// removed from the end of the file.
+fn whole_trace(folder: &RunFolder, trace: Vec<TracePoint>) -> Result<Vec<TracePoint>> {
+    let newest = checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten();
+    let expected = newest.map_or(0, |newest| newest.progress.trace.len());
+    if !trace.is_empty() && trace.len() < expected {
+        return Err(Error::new(format!("trace.jsonl: expected {expected} points, got {}", trace.len())));
+    }
+    Ok(trace)
+}
+
 impl Run {
     /// Reads the metrics, the trace and the evaluations of a run. Damaged files are gaps.
     pub(super) fn read(folder: &RunFolder, record: RunRecord, name: String) -> Self {
@@ -111,7 +123,7 @@ impl Run {
     }
 
     fn read_trace(&mut self, folder: &RunFolder) {
-        match folder.trace() {
+        match folder.trace().and_then(|trace| whole_trace(folder, trace)) {
             Ok(trace) => self.trace = trace,
             Err(why) => self.gaps.push(Gap {
                 part: Part::Trace,
