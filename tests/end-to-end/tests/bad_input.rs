@@ -115,7 +115,7 @@ fn a_missing_plugin_is_refused_with_the_paths_that_were_tried() {
 #[test]
 fn a_library_of_several_plugins_needs_a_name() {
     let place = Place::with_digits(8, 60);
-    train_refuses(&place, "--sampler bad_plugins.so", &["bad_plugins.so has 9 plugins", "a sampler"])
+    train_refuses(&place, "--sampler bad_plugins.so", &["bad_plugins.so has 10 plugins", "a sampler"])
         .explains(&["plugin=NAME", "momentum", "wrong-shape"]);
     train_refuses(&place, "--sampler bad_plugins.so,plugin=x", &["bad_plugins.so", "`x`", "a sampler"])
         .explains(&["plugin=NAME", "momentum", "wrong-shape"]);
