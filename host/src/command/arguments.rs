@@ -555,7 +555,8 @@ mod tests {
         // Every flag of `host train` belongs to the experiment or to the command.
         let command = Arguments::command();
         let train = command.find_subcommand("train").expect("a command");
-        let own = ["config", "recipe", "out", "resume", "data-folder", "allow-changed", "json", "help"];
+        let own =
+            ["config", "recipe", "out", "resume", "data-folder", "plugins", "allow-changed", "json", "help"];
         for flag in train.get_arguments().filter_map(|argument| argument.get_long()) {
             let of_experiment = known.keys().any(|key| flag_of(key) == format!("--{flag}"));
             assert!(of_experiment || own.contains(&flag), "--{flag}");
