@@ -435,6 +435,10 @@ impl RunFolder {
         // Several evaluations may run at the same time: each adds to the file as it is at its own
         // end.
         let _lock = files::wait_for_lock(&self.path.join(EVAL_LOCK))?;
+        // What an evaluation left that was killed while it added to the file; training writes here, too.
+        if files::has_leftovers(&self.path) && files::lock(&self.path.join(LOCK))?.is_some() {
+            files::remove_leftovers(&self.path);
+        }
         let mut evaluations = self.evaluations()?;
         let path = self.path.join(EVALUATIONS);
         let is_same = |there: &Value| ["begun", "settings"].iter().all(|key| there[key] == new[key]);

@@ -79,6 +79,11 @@ pub fn is_leftover(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with(UNFINISHED)
 }
 
+/// Whether there are such files in a folder.
+pub fn has_leftovers(folder: &Path) -> bool {
+    fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| is_leftover(&entry.file_name()))
+}
+
 /// Removes such files from a folder in which no process writes.
 pub fn remove_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
