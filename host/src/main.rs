@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         command::report(format_args!("{message}\n  at       {place}{plugin}"));
     }));
     running::must_not_exit();
+    running::name_crashes();
     let code = match catch_unwind(|| command::run(&arguments.command)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

@@ -3,7 +3,7 @@ use crate::plugin::library::{self, File, Kind, Manifest};
 use crate::plugin::{PluginSpec, check_memory, parse, running};
 use crate::torch::device;
 use crate::torch::process::ProcessState;
-use crate::util::console::{bar, say};
+use crate::util::console::{bar, quoted, say};
 use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
 use glob_match::glob_match;
@@ -320,12 +320,6 @@ fn show(
             check.name
         ));
     }
-}
-
-/// Quotes a word for a shell.
-fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:,=".contains(letter);
-    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 // --------------------------------------------------------------- inside a checking process

@@ -3,6 +3,7 @@ use crate::error::{absolute, shown};
 use crate::report;
 use crate::report::Report;
 use crate::report::collect::Collector;
+use crate::run::RunFolder;
 use crate::torch::device::set_threads;
 use crate::util::console::say;
 use crate::util::files;
@@ -49,6 +50,14 @@ impl Place {
         }
         let page = absolute(page);
         let place = Self { folder: page.with_extension(""), page };
+        if RunFolder::open(&place.folder).is_ok() {
+            return Err(Error::new(format!(
+                "{} holds a run: the tables and figures of {} would go into that folder",
+                shown(&place.folder),
+                shown(&place.page)
+            ))
+            .fix("choose another name with --out"));
+        }
         for path in [&place.page, &place.folder] {
             if path.exists() && !force {
                 return Err(Error::new(format!("{} already exists", shown(path)))

@@ -6,7 +6,7 @@ use crate::run::RunFolder;
 use crate::run::progress::best_epoch;
 use crate::training::reporter::Reporter;
 use crate::training::{self, Ending};
-use crate::util::console::{say, warn};
+use crate::util::console::{quoted, say, warn};
 use crate::{INTERRUPTED, Result};
 use serde_json::{Value, json};
 
@@ -73,13 +73,15 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
                 ));
             }
             reporter.note(&format!(
-                "trained: {passes} passes per sample in {seconds:.1} s; evaluate with `host eval {path}`"
+                "trained: {passes} passes per sample in {seconds:.1} s; evaluate with `host eval {}`",
+                quoted(&path)
             ));
             Ok(0)
         }
         Ending::Interrupted => {
             warn(format_args!(
-                "stopped at update {update}, after {passes:.2} passes per sample; go on with `host train --resume {path}`"
+                "stopped at update {update}, after {passes:.2} passes per sample; go on with `host train --resume {}`",
+                quoted(&path)
             ));
             Ok(INTERRUPTED)
         }

@@ -46,6 +46,9 @@ impl fmt::Display for ExpectedCost {
         let of = |passes: fn(&ExpectedAttack) -> Option<u64>| {
             let known = HumanCount(attacks.iter().filter_map(passes).sum());
             let unknown = attacks.iter().filter(|attack| passes(attack).is_none()).count();
+            if unknown == attacks.len() {
+                return "an unknown number of".to_owned();
+            }
             let but = |unknown| format!(" (not known for {unknown} of the attacks)");
             format!("{known}{}", if unknown > 0 { but(unknown) } else { String::new() })
         };

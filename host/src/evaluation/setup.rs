@@ -194,6 +194,13 @@ impl<'a> EvaluationSetup<'a> {
     pub fn open_run(&self, path: &Path) -> Result<EvaluatedRun> {
         let (folder, record) = RunFolder::open(path)?;
         let mut caveats = Vec::new();
+        if !record.is_sealed {
+            let what = format!(
+                "run.json of {} has no digest: an older version wrote it, or it was edited",
+                path.display()
+            );
+            caveats.push(Caveat::new("changed", what));
+        }
         let mut on_change = |change: Error| {
             if !self.options.allow_changed {
                 return Err(change.note("run", path.display()));
@@ -230,8 +237,9 @@ impl<'a> EvaluationSetup<'a> {
     pub fn evaluate(&self, path: &Path, stop: &AtomicBool) -> Result<FinishedEvaluation> {
         let target = self.open_run(path)?;
         let source = self.options.source.as_ref().map(|path| self.open_run(path)).transpose()?;
-        // A damaged file is reported before any work.
+        // A file that is damaged, or cannot be written to, is reported before any work.
         target.folder.evaluations()?;
+        target.folder.lock_evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
         let mut caveats = self.caveats.clone();

@@ -1,5 +1,5 @@
 use super::library::{self, Kind, Opened, open_attack};
-use super::{LoadedModel, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
+use super::{LoadedModel, Owned, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::{Error, Result};
@@ -21,7 +21,7 @@ pub struct Attack {
 }
 
 enum AttackKind {
-    Plugin(AttackInstance),
+    Plugin(Owned<AttackInstance>),
     Sampler(Box<Sampler>),
 }
 
@@ -51,7 +51,7 @@ impl Attack {
         let instance = call(&name, "new", [], create).map_err(|error| spec.error(error))?;
         let declaration = call(&name, "declare", [], || instance.declaration())?;
         let query_budget = declaration.query_budget;
-        Ok(Self { kind: AttackKind::Plugin(instance), name, key, query_budget, record })
+        Ok(Self { kind: AttackKind::Plugin(Owned::new(&name, instance)), name, key, query_budget, record })
     }
 
     /// Whether it supports this threat model and can attack models of this task.

@@ -4,6 +4,7 @@ use super::running;
 use crate::torch::identity::Identity;
 use crate::torch::process::ProcessState;
 use crate::{Error, Result};
+use std::ops::Deref;
 use tch::Tensor;
 
 /// What the host sees of itself before a call: the settings of the process, and the tensors that the
@@ -45,6 +46,33 @@ impl<'a> Guard<'a> {
                 .fix("restore it before the call returns (conformance check hygiene-process)")
                 .on_the_way()),
         }
+    }
+}
+
+/// An instance of a plugin. While it is dropped, code of the plugin runs, too.
+pub(super) struct Owned<T> {
+    plugin: String,
+    instance: Option<T>,
+}
+
+impl<T> Owned<T> {
+    /// An instance of the plugin of this name.
+    pub fn new(plugin: &str, instance: T) -> Self {
+        Self { plugin: plugin.to_owned(), instance: Some(instance) }
+    }
+}
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.instance.as_ref().expect("an instance, until it is dropped")
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        running::run(format!("{}: drop", self.plugin), || drop(self.instance.take()));
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) mod trust;
 
 pub use attack::{Attack, CountedVictim};
 pub use guard::Guard;
-use guard::call;
+use guard::{Owned, call};
 pub use library::Record;
 pub use model::LoadedModel;
 pub(crate) use model::check_memory;

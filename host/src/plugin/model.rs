@@ -1,5 +1,5 @@
 use super::library::{Opened, open_model};
-use super::{PluginSpec, Record, call, check_like};
+use super::{Owned, PluginSpec, Record, call, check_like};
 use crate::torch::identity::{self, Identity};
 use crate::torch::precision::Precision;
 use crate::torch::tensors;
@@ -15,7 +15,7 @@ use tch::{Device, Kind, Tensor};
 
 /// A model that was built by a plugin.
 pub struct LoadedModel {
-    instance: ModelInstance,
+    instance: Owned<ModelInstance>,
     name: String,
     classes: i64,
     state: Vec<(String, Tensor)>,
@@ -129,6 +129,7 @@ impl LoadedModel {
         let declaration = call(&name, "declare", [], || instance.declaration())?;
         let train_differs = declaration.train_differs.unwrap_or(true);
         let (forwards, backwards) = (Cell::new(0), Cell::new(0));
+        let instance = Owned::new(&name, instance);
         let model = Self { instance, name, classes, state, train_differs, record, forwards, backwards };
         if model.trainable().is_empty() {
             return Err(spec.error(format!("{}: the model has no trainable parameter", model.name)));

@@ -1,14 +1,15 @@
 //! Which plugin is running. A plugin that ends the process, crashes or fails in a way that only the
 //! whole program can notice is then named.
 
+use std::ffi::{CString, c_char};
 use std::io::{Write, stderr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// The calls of plugins.
 struct Calls {
     /// Those under way: a call of an attack contains calls of a model.
-    under_way: Vec<String>,
+    under_way: Vec<CString>,
     /// The last one that has ended.
     last: String,
 }
@@ -19,18 +20,32 @@ fn calls() -> MutexGuard<'static, Calls> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The name of the call that is under way, for a handler of signals; null for none. The text lives
+/// as long as the call.
+static RUNNING: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
+
+fn top(under_way: &[CString]) -> *mut c_char {
+    under_way.last().map_or(std::ptr::null_mut(), |call| call.as_ptr().cast_mut())
+}
+
 /// Runs code of a plugin; `what` names the plugin and what is run.
 pub(super) fn run<T>(what: String, code: impl FnOnce() -> T) -> T {
     struct UnderWay;
     impl Drop for UnderWay {
         fn drop(&mut self) {
             let mut calls = calls();
-            if let Some(ended) = calls.under_way.pop() {
-                calls.last = ended;
+            let ended = calls.under_way.pop();
+            RUNNING.store(top(&calls.under_way), Ordering::SeqCst);
+            if let Some(ended) = ended {
+                calls.last = ended.to_string_lossy().into_owned();
             }
         }
     }
-    calls().under_way.push(what);
+    {
+        let mut calls = calls();
+        calls.under_way.push(CString::new(what).unwrap_or_default());
+        RUNNING.store(top(&calls.under_way), Ordering::SeqCst);
+    }
     let _under_way = UnderWay;
     code()
 }
@@ -40,9 +55,50 @@ pub fn running() -> Option<String> {
     // A panic may have occurred, or the process may be ending, while another thread changes the
     // calls.
     match CALLS.try_lock() {
-        Ok(calls) => calls.under_way.last().cloned(),
-        Err(TryLockError::Poisoned(calls)) => calls.into_inner().under_way.last().cloned(),
+        Ok(calls) => calls.under_way.last().map(|call| call.to_string_lossy().into_owned()),
+        Err(TryLockError::Poisoned(calls)) => {
+            calls.into_inner().under_way.last().map(|call| call.to_string_lossy().into_owned())
+        }
         Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// From now on, a crash of the process while a plugin is running names the plugin on standard error.
+/// The process still ends by the signal.
+pub fn name_crashes() {
+    for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
+        // SAFETY: zeros are valid for each field. The handler calls only functions that a handler
+        // may call, on the stack for signals. After it, the default handling is back, and the
+        // signal comes again: `abort` raises it, and the instruction that crashed is repeated.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let handler: extern "C" fn(i32) = at_crash;
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn at_crash(signal: i32) {
+    let running = RUNNING.load(Ordering::SeqCst);
+    if running.is_null() {
+        return;
+    }
+    let how: &[u8] = match signal {
+        libc::SIGABRT => b": the plugin aborted the process (SIGABRT)\n",
+        libc::SIGFPE => b": the plugin crashed the process (SIGFPE)\n",
+        libc::SIGILL => b": the plugin crashed the process (SIGILL)\n",
+        libc::SIGBUS => b": the plugin crashed the process (SIGBUS)\n",
+        _ => b": the plugin crashed the process (SIGSEGV)\n",
+    };
+    // SAFETY: the text lives as long as the call that is under way. `strlen` and `write` may be
+    // called in a handler.
+    unsafe {
+        let name = std::slice::from_raw_parts(running.cast::<u8>(), libc::strlen(running));
+        for part in [b"error: ".as_slice(), name, how] {
+            libc::write(2, part.as_ptr().cast(), part.len());
+        }
     }
 }
 

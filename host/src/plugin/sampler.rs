@@ -1,5 +1,5 @@
 use super::library::{Opened, open_sampler};
-use super::{PluginSpec, Record, call, check_like};
+use super::{Owned, PluginSpec, Record, call, check_like};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ use tch::Tensor;
 
 /// An instance of a sampler plugin, on the host's side.
 pub struct Sampler {
-    instance: SamplerInstance,
+    instance: Owned<SamplerInstance>,
     name: String,
     /// Number of steps of a visit.
     pub steps: usize,
@@ -60,7 +60,7 @@ impl Sampler {
         };
         let steps = spec.steps().unwrap_or(instance.declaration().default_steps);
         record.set_steps(steps);
-        Ok(Self { instance, name, steps, record })
+        Ok(Self { instance: Owned::new(&name, instance), name, steps, record })
     }
 
     /// Its declaration.

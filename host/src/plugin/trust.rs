@@ -5,6 +5,7 @@
 //! the user's list: the folder of a run, and the libraries beside it, may come from someone else.
 
 use super::library::{self, File};
+use crate::util::console::quoted;
 use crate::util::files;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub(super) fn check(file: &File) -> Result<()> {
     let path = file.path.display();
     Err(Error::new(format!("the run names the library {path}, which is not trusted here"))
         .note("SHA-256", &file.sha256)
-        .fix(format!("if you know what it does: host trust {path}")))
+        .fix(format!("if you know what it does: host trust {}", quoted(path))))
 }
 
 /// Adds a library to the user's list.

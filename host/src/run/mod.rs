@@ -11,7 +11,7 @@ use crate::error::{absolute, shown};
 use crate::plugin::{LoadedModel, PluginSpec, Record, library};
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
-use crate::util::console::warn;
+use crate::util::console::{quoted, warn};
 use crate::util::files;
 use crate::{Error, Result};
 use plugin_api::LIBTORCH;
@@ -44,6 +44,10 @@ pub struct RunRecord {
     /// The arithmetic it began with; unknown in the record of an older version.
     #[serde(default)]
     pub arithmetic: Option<Arithmetic>,
+    /// Whether the file that it was read from has a digest. One without was written by an older
+    /// version, or edited.
+    #[serde(skip)]
+    pub is_sealed: bool,
     /// The arithmetic it went on with, each time that it was resumed with another one than before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_arithmetic: Vec<LaterArithmetic>,
@@ -226,7 +230,7 @@ impl RunFolder {
         if run.record_path().exists() {
             return Err(Error::new(format!("{} already holds a run", path.display())).fix(format!(
                 "choose another folder with --out, or go on with --resume {}",
-                path.display()
+                quoted(path.display())
             )));
         }
         let mut entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -252,7 +256,7 @@ impl RunFolder {
     /// The folder of a run that exists, and its record.
     ///
     /// # Errors
-    /// If it holds no run, or one that cannot be understood.
+    /// If it holds no run, or one that cannot be understood or is not valid.
     pub fn open(path: &Path) -> Result<(Self, RunRecord)> {
         let record_path = absolute(path).join(RECORD);
         if !record_path.is_file() {
@@ -268,6 +272,8 @@ impl RunFolder {
                 .note("because", "every result of a run rests on its record")
                 .fix("restore the file from a copy, or train anew into another folder")
         })?;
+        record.experiment.validate().map_err(|error| error.note("in", shown(&record_path)))?;
+        record.is_sealed = files::is_sealed(&record_path)?;
         for (_, spec) in record.experiment.plugins_mut() {
             spec.is_recorded = true;
         }
@@ -429,6 +435,15 @@ impl RunFolder {
         })
     }
 
+    /// Fails if the lock of `eval.json` cannot be taken, for which an evaluation would have to wait
+    /// at its end.
+    ///
+    /// # Errors
+    /// If it is a symbolic link, or the disk refuses.
+    pub(crate) fn lock_evaluations(&self) -> Result<()> {
+        files::wait_for_lock(&self.path.join(EVAL_LOCK)).map(drop)
+    }
+
     /// Adds an evaluation to `eval.json`, after those already there. If it was killed after it was
     /// added, it is there already. Returns the file's path.
     pub(crate) fn add_evaluation(&self, new: Value) -> Result<PathBuf> {
@@ -516,7 +531,7 @@ pub(crate) fn load_weights(
         checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
             let path = folder.name().display();
             Error::new(format!("{path} has no checkpoint yet"))
-                .fix(format!("train it with `host train --resume {path}`"))
+                .fix(format!("train it with `host train --resume {}`", quoted(path)))
         })?;
     let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
     model.load(weights.unwrap_or(&Default::default()))?;

@@ -63,6 +63,7 @@ type FileIdentity = Option<(libc::dev_t, libc::ino_t)>;
 pub(crate) struct ProcessState {
     settings: [i64; SETTINGS.len()],
     signals: [usize; SIGNALS.len()],
+    blocked: [bool; SIGNALS.len()],
     streams: [FileIdentity; STREAMS.len()],
     working_folder: FileIdentity,
     /// The addresses of the environment's strings: a change of a variable changes an address.
@@ -89,6 +90,7 @@ impl ProcessState {
         Ok(Self {
             settings,
             signals: SIGNALS.map(|(signal, _)| handler(signal)),
+            blocked: blocked(),
             streams: STREAMS.map(|(descriptor, _)| stream(descriptor)),
             working_folder: working_folder(),
             environment: addresses_of_environment(),
@@ -107,6 +109,9 @@ impl ProcessState {
         let signals = SIGNALS.iter().zip(self.signals.iter().zip(&later.signals));
         let differing = signals.filter(|(_, (before, after))| before != after);
         found.extend(differing.map(|((_, name), _)| format!("the handler of {name}")));
+        let blocked = SIGNALS.iter().zip(self.blocked.iter().zip(&later.blocked));
+        let differing = blocked.filter(|(_, (before, after))| before != after);
+        found.extend(differing.map(|((_, name), _)| format!("whether {name} is blocked")));
         let streams = STREAMS.iter().zip(self.streams.iter().zip(&later.streams));
         let differing = streams.filter(|(_, (before, after))| before != after);
         found.extend(differing.map(|((_, name), _)| format!("where {name} leads")));
@@ -129,6 +134,15 @@ fn handler(signal: i32) -> usize {
     // SAFETY: the value was zeroed, which is valid for each of its fields, and may have been written.
     let action = unsafe { action.assume_init() };
     if asked == 0 { action.sa_sigaction } else { usize::MAX }
+}
+
+/// Which signals this thread does not receive.
+fn blocked() -> [bool; SIGNALS.len()] {
+    let mut mask = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: without a new mask, the call only writes the present one.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), mask.as_mut_ptr()) };
+    // SAFETY: zeros are a valid mask, and the call may have written another one.
+    SIGNALS.map(|(signal, _)| unsafe { libc::sigismember(mask.as_ptr(), signal) } == 1)
 }
 
 fn stream(descriptor: i32) -> FileIdentity {
@@ -202,6 +216,7 @@ mod tests {
         };
         assert_eq!(named(&|after| after.settings[0] = 7 - after.settings[0]), "oneDNN (1, then 6)");
         assert_eq!(named(&|after| after.signals[1] = 7), "the handler of SIGTERM");
+        assert_eq!(named(&|after| after.blocked[1] = true), "whether SIGTERM is blocked");
         assert_eq!(named(&|after| after.streams[1] = None), "where standard output leads");
         assert!(named(&|after| after.working_folder = None).starts_with("the working directory (now /"));
     }

@@ -18,7 +18,7 @@ use crate::run::checkpoint::{self, Groups};
 use crate::run::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
 use crate::run::tensorboard::EventFile;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
-use crate::util::console::Style;
+use crate::util::console::{Style, quoted};
 use crate::{Error, Result};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -141,9 +141,13 @@ impl Training {
     }
 
     fn report_epoch(&mut self, reporter: &mut Reporter) -> Result<()> {
-        let Some(metrics) = self.records.progress.epochs.last() else { return Ok(()) };
+        let Some((metrics, before)) = self.records.progress.epochs.split_last() else { return Ok(()) };
         reporter.epoch(metrics);
-        metrics.alarms.iter().for_each(|finding| reporter.alarm(finding));
+        // What was said after the epoch before is not said again.
+        let name = |alarm: &String| alarm.split(':').next().map(str::to_owned);
+        let said = before.last().map(|epoch| epoch.alarms.iter().map(name).collect::<Vec<_>>());
+        let is_new = |alarm: &&String| said.as_ref().is_none_or(|said| !said.contains(&name(alarm)));
+        metrics.alarms.iter().filter(is_new).for_each(|finding| reporter.alarm(finding));
         self.records.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))
     }
 
@@ -196,7 +200,7 @@ impl Training {
                 let place = shown(place.path());
                 moved
                     .note("kept", format!("the state of update {update}, in {place}"))
-                    .fix(format!("go on with `host train --resume {place}`"))
+                    .fix(format!("go on with `host train --resume {}`", quoted(&place)))
             }
             Err(why) => moved.note("lost", format!("the state of update {update}: {}", why.first_line())),
         }

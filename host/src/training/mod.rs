@@ -109,7 +109,7 @@ impl Training {
     }
 
     fn train(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
-        self.begin(folder, reporter, stop)?;
+        self.begin(folder, reporter, stop).map_err(|error| self.rescue_if_moved(folder, error))?;
         while !self.is_over() {
             let (epoch, done) = self.plan.epoch_of(self.records.progress.update);
             for (points, indices) in self.plan.minibatches(epoch)?.into_iter().skip(done as usize) {

@@ -92,7 +92,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         });
     }
     folder.create(&RunRecord {
-        command: std::env::args().collect(),
+        command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         plugins,
         data: DataRecord {
@@ -107,6 +107,7 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
         },
         versions: Versions::current(),
         arithmetic,
+        is_sealed: true,
         later_arithmetic: Vec::new(),
         extensions: Vec::new(),
         experiment,
@@ -125,7 +126,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
     let (mut folder, record) = RunFolder::open(path)?;
     folder.lock()?;
     let mut experiment = record.experiment.with(&options.changes)?;
-    experiment.validate().map_err(|error| error.note("in", path.join("run.json").display()))?;
+    experiment.validate()?;
     let before = record.experiment.train.epochs;
     check_epochs(before, experiment.train.epochs)?;
     device::set_threads(experiment.train.threads)?;
@@ -149,7 +150,7 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
             update,
             from: before,
             to: training.experiment().train.epochs,
-            command: std::env::args().collect(),
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         })?;
         training.end_is_later(&folder)?;
     }

@@ -68,6 +68,14 @@ pub fn say(text: impl Display) {
     note_line();
 }
 
+/// A word or a path as it is pasted into a shell.
+pub fn quoted(word: impl Display) -> String {
+    let word = word.to_string();
+    let plain = |letter: char| letter.is_alphanumeric() || "/._-+~@:,=".contains(letter);
+    let is_plain = !word.is_empty() && word.chars().all(plain);
+    if is_plain { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
 /// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
     let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
@@ -232,5 +240,13 @@ mod tests {
     fn texts_are_printed_without_characters_that_a_terminal_obeys() {
         assert_eq!(harmless("a\tb\nc é"), "a\tb\nc é");
         assert_eq!(harmless("\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}"), "�]0;title���2J�");
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell_where_they_must_be() {
+        assert_eq!(quoted("runs/a,b=1"), "runs/a,b=1");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's [x"), r"'it'\''s [x'");
+        assert_eq!(quoted(""), "''");
     }
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static WANTED: LazyLock<Option<(bool, u64)>> = LazyLock::new(|| {
     let wanted = std::env::var("DRO_FAULT").ok()?;
     let [fault, command, number] = wanted.split(':').collect::<Vec<_>>().try_into().ok()?;
-    let is_here = std::env::args().nth(1).is_some_and(|mine| mine == command);
+    let is_here = std::env::args_os().nth(1).is_some_and(|mine| mine.to_str() == Some(command));
     Some((fault == "kill", number.parse().ok()?)).filter(|_| is_here)
 });
 

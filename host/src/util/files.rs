@@ -340,6 +340,14 @@ impl<'a> Sealed<'a> {
     }
 }
 
+/// Whether a JSON file ends with a digest.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn is_sealed(path: &Path) -> Result<bool> {
+    Ok(Sealed::split(&read_text(path)?).is_some())
+}
+
 /// The error of a file whose contents are not those that its digest was computed of.
 pub fn damaged(path: &Path) -> Error {
     let path = shown(path);

@@ -3,6 +3,7 @@
 
 use crate::harness::{Place, Run, edit, json_file, write_sealed};
 use libc::SIGINT;
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -69,8 +70,22 @@ fn a_changed_record_is_refused_and_an_edited_one_is_validated() {
     edited["experiment"]["train"]["batch"] = 0.into();
     write_sealed(&path, &edited.to_string());
     place.refuses("train --resume run", &["train.batch: expected", "got 0"]).explains(&["run/run.json"]);
-    // Older versions wrote no digests.
+    // Whoever reads it validates it: the plugins are not to blame.
+    edited = record.clone();
+    edited["experiment"]["threat"]["epsilon"] = (-1).into();
+    write_sealed(&path, &edited.to_string());
+    place
+        .refuses("eval run --attack fgsm.so", &["threat.epsilon: expected", "got -1"])
+        .explains(&["run.json"]);
+    // A flag is not blamed on the record.
+    write_sealed(&path, &record.to_string());
+    let refused =
+        place.refuses("train --resume run --threads 0", &["train.threads: expected at least 1, got 0"]);
+    assert!(!refused.errors().contains("run.json"), "{}", refused.errors());
+    // Older versions wrote no digests. Nobody can tell such a file from an edited one.
     fs::write(&path, record.to_string()).expect("written");
+    let printed = place.host("eval run --attack fgsm.so --strict --json").ended_with(1).json();
+    assert_eq!(printed["caveats"][0]["name"], "changed", "{printed}");
     place.host("train --resume run").succeeds_with_warning(&["run/run.json has no digest"]);
     fs::write(&path, whole).expect("written");
     place.host("train --resume run").ended_with(0);
@@ -180,4 +195,31 @@ fn runs_in_folders_with_commas_and_brackets_are_resumed_and_evaluated() {
     fs::rename(&folder, &elsewhere).expect("renamed");
     let moved = place.outcome(place.command("train --resume run --plugins .").current_dir(&elsewhere));
     moved.ended_with(0);
+}
+
+#[test]
+fn accuracies_that_are_not_those_of_the_verdicts_are_not_reported() {
+    let place = Place::with_digits(8, 50);
+    place.host(&format!("{TRAIN} --epochs 1 --out run")).ended_with(0);
+    place.host("eval run --attack fgsm.so --points 20").ended_with(0);
+    let path = place.path("run/eval.json");
+    let mut file: Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
+    file["evaluations"][0]["result"]["attacks"][0]["robust"] = 0.987.into();
+    write_sealed(&path, &file.to_string());
+    place.host("report run").ended_with(0);
+    let page = fs::read_to_string(place.path("report.html")).expect("a page");
+    assert!(page.contains("the accuracies of entry 1 of eval.json are not those of its verdicts"));
+    assert!(!page.contains("98.7"));
+}
+
+#[test]
+fn a_folder_may_have_any_name_that_the_system_allows() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::with_digits(8, 50);
+    let name = OsStr::from_bytes(b"not-\xff-utf-8");
+    let train = format!("{TRAIN} --epochs 1 --out");
+    let mut command = place.command(&train);
+    place.outcome(command.arg(name)).ended_with(0);
+    assert!(place.path("").join(name).join("run.json").is_file());
 }

@@ -21,7 +21,7 @@ fn a_plugin_that_ends_the_process_is_an_error_that_names_it() {
     for (plugin, how, parts) in [
         ("misbehaves", "new-exits", ["misbehaves: new", "the plugin ended the process"]),
         ("misbehaves", "step-exits", ["misbehaves: step", "the plugin ended the process"]),
-        ("misbehaves", "drop-exits", ["a plugin ended the process, after the call", ""]),
+        ("misbehaves", "drop-exits", ["misbehaves: drop", "the plugin ended the process"]),
         ("misbehaving-model", "new-exits", ["misbehaving-model: new", "the plugin ended the process"]),
         (
             "misbehaving-model",
@@ -40,6 +40,17 @@ fn a_plugin_that_ends_the_process_is_an_error_that_names_it() {
     let mut command = place.command(&format!("{TRAIN} --sampler nonconforming.so,plugin=explores"));
     command.env("NONCONFORMING_AT_LOAD", "exits");
     place.outcome(&mut command).fails(1, &["libnonconforming.so ends the process: exit status: 0"]);
+}
+
+#[test]
+fn a_plugin_that_aborts_the_process_is_named() {
+    use std::os::unix::process::ExitStatusExt;
+    let place = Place::with_digits(8, 60);
+    let train = format!("{TRAIN} --sampler nonconforming.so,plugin=aborts");
+    let output = place.command(&train).output().expect("the host starts");
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("error: aborts: step: the plugin aborted the process (SIGABRT)"), "{errors}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The measurements of a run: its epochs, its trace and its evaluations.
 
 use super::{Distances, Gap, Part, Strip};
-use crate::evaluation::verdict::{Caveat, Evaluation};
+use crate::evaluation::verdict::{Caveat, Evaluation, Verdicts, share};
 use crate::plugin::Record;
 use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
 use crate::run::{RunFolder, RunRecord, Versions, checkpoint};
@@ -55,12 +55,33 @@ pub(crate) struct SavedEvaluation {
     pub versions: Versions,
     /// The file of saved examples.
     pub examples: Option<PathBuf>,
+    /// The verdict on every point; an older version did not save them.
+    verdicts: Option<Verdicts>,
     /// Its SHA-256; unknown if an older version saved it.
     #[serde(default)]
     pub examples_sha256: Option<String>,
 }
 
 impl SavedEvaluation {
+    /// Whether its accuracies are those of the verdicts beside them.
+    fn agrees_with_its_verdicts(&self) -> bool {
+        let Some(verdicts) = &self.verdicts else { return true };
+        let Evaluation { count, clean, worst_case, ref attacks, .. } = self.result;
+        let whole = |list: &Vec<bool>| list.len() == count;
+        if !whole(&verdicts.clean) || !verdicts.attacks.iter().all(whole) || verdicts.indices.len() != count {
+            return false;
+        }
+        // Numbers that were written and read may differ in the last bit.
+        let same = |one: f64, other: f64| (one - other).abs() < 1e-9;
+        attacks.len() == verdicts.attacks.len()
+            && same(clean, share(&verdicts.clean))
+            && same(worst_case, share(&verdicts.worst_case()))
+            && attacks
+                .iter()
+                .zip(&verdicts.attacks)
+                .all(|(attack, robust)| same(attack.robust, share(robust)))
+    }
+
     /// The number of its points.
     pub(in crate::report) fn points(&self) -> usize {
         self.result.count
@@ -134,7 +155,16 @@ impl Run {
     }
 
     fn read_evaluations(&mut self, folder: &RunFolder) {
-        let (what, fix) = match folder.evaluations().and_then(|found| found.read(folder)) {
+        let read = folder.evaluations().and_then(|found| found.read::<SavedEvaluation>(folder));
+        let consistent =
+            read.and_then(|found| match found.iter().position(|one| !one.agrees_with_its_verdicts()) {
+                None => Ok(found),
+                Some(number) => Err(Error::new(format!(
+                    "the accuracies of entry {} of eval.json are not those of its verdicts",
+                    number + 1
+                ))),
+            });
+        let (what, fix) = match consistent {
             Ok(evaluations) => {
                 self.evaluations = evaluations;
                 // Validation points select runs. An accuracy on them is not a result.
