@@ -239,7 +239,7 @@ impl<'a> EvaluationSetup<'a> {
         let source = self.options.source.as_ref().map(|path| self.open_run(path)).transpose()?;
         // A file that is damaged, or cannot be written to, is reported before any work.
         target.folder.evaluations()?;
-        target.folder.lock_evaluations()?;
+        target.folder.check_lock_of_evaluations()?;
 
         let (attacks, left_out) = self.attacks(&target.record)?;
         let mut caveats = self.caveats.clone();

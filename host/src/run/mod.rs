@@ -435,13 +435,16 @@ impl RunFolder {
         })
     }
 
-    /// Fails if the lock of `eval.json` cannot be taken, for which an evaluation would have to wait
-    /// at its end.
+    /// Fails if there is a lock of `eval.json` that cannot be taken at the end of an evaluation.
     ///
     /// # Errors
-    /// If it is a symbolic link, or the disk refuses.
-    pub(crate) fn lock_evaluations(&self) -> Result<()> {
-        files::wait_for_lock(&self.path.join(EVAL_LOCK)).map(drop)
+    /// If it is a symbolic link or a folder, or the disk refuses.
+    pub(crate) fn check_lock_of_evaluations(&self) -> Result<()> {
+        let path = self.path.join(EVAL_LOCK);
+        match path.symlink_metadata() {
+            Ok(_) => files::wait_for_lock(&path).map(drop),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Adds an evaluation to `eval.json`, after those already there. If it was killed after it was
