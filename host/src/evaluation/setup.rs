@@ -302,8 +302,8 @@ impl<'a> EvaluationSetup<'a> {
         }
     }
 
-    /// What an evaluation is about to do. `model` is a run and how many models are attacked with
-    /// examples of how many: one, or as many as a transfer matrix has fields.
+    /// What an evaluation of the run at `path` is about to do. `fields` is the number of evaluations:
+    /// one, or as many as a transfer matrix has fields.
     pub(crate) fn outline(
         &self,
         evaluator: &Evaluator,

@@ -11,10 +11,10 @@ struct Calls {
     /// Those under way: a call of an attack contains calls of a model.
     under_way: Vec<CString>,
     /// The last one that has ended.
-    last: String,
+    last: Option<CString>,
 }
 
-static CALLS: Mutex<Calls> = Mutex::new(Calls { under_way: Vec::new(), last: String::new() });
+static CALLS: Mutex<Calls> = Mutex::new(Calls { under_way: Vec::new(), last: None });
 
 fn calls() -> MutexGuard<'static, Calls> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
@@ -36,9 +36,7 @@ pub(super) fn run<T>(what: String, code: impl FnOnce() -> T) -> T {
             let mut calls = calls();
             let ended = calls.under_way.pop();
             RUNNING.store(top(&calls.under_way), Ordering::SeqCst);
-            if let Some(ended) = ended {
-                calls.last = ended.to_string_lossy().into_owned();
-            }
+            calls.last = ended.or_else(|| calls.last.take());
         }
     }
     {
@@ -54,13 +52,12 @@ pub(super) fn run<T>(what: String, code: impl FnOnce() -> T) -> T {
 pub fn running() -> Option<String> {
     // A panic may have occurred, or the process may be ending, while another thread changes the
     // calls.
-    match CALLS.try_lock() {
-        Ok(calls) => calls.under_way.last().map(|call| call.to_string_lossy().into_owned()),
-        Err(TryLockError::Poisoned(calls)) => {
-            calls.into_inner().under_way.last().map(|call| call.to_string_lossy().into_owned())
-        }
-        Err(TryLockError::WouldBlock) => None,
-    }
+    let calls = match CALLS.try_lock() {
+        Ok(calls) => calls,
+        Err(TryLockError::Poisoned(calls)) => calls.into_inner(),
+        Err(TryLockError::WouldBlock) => return None,
+    };
+    calls.under_way.last().map(|call| call.to_string_lossy().into_owned())
 }
 
 /// From now on, a crash of the process while a plugin is running names the plugin on standard error.
@@ -124,12 +121,13 @@ extern "C" fn at_exit() {
     if WATCHED.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
-    let what = match (running(), CALLS.try_lock()) {
+    let last = || CALLS.try_lock().ok().and_then(|calls| calls.last.clone());
+    let what = match (running(), last()) {
         (Some(what), _) => format!("{what}: the plugin ended the process"),
-        (None, Ok(calls)) if !calls.last.is_empty() => {
-            format!("a plugin ended the process, after the call {}", calls.last)
+        (None, Some(last)) => {
+            format!("a plugin ended the process, after the call {}", last.to_string_lossy())
         }
-        (None, _) => "the process was ended by a library".to_owned(),
+        (None, None) => "the process was ended by a library".to_owned(),
     };
     // Standard error may be closed.
     let _ = writeln!(stderr(), "error: {what}\n  fix      return an error instead of calling exit");

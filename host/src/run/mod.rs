@@ -267,13 +267,14 @@ impl RunFolder {
             ))
             .fix("give the folder that `host train` wrote (its --out)"));
         }
-        let mut record: RunRecord = files::read_sealed(&record_path).map_err(|error| {
-            error
-                .note("because", "every result of a run rests on its record")
-                .fix("restore the file from a copy, or train anew into another folder")
-        })?;
+        let (mut record, is_sealed): (RunRecord, _) =
+            files::read_and_check(&record_path).map_err(|error| {
+                error
+                    .note("because", "every result of a run rests on its record")
+                    .fix("restore the file from a copy, or train anew into another folder")
+            })?;
         record.experiment.validate().map_err(|error| error.note("in", shown(&record_path)))?;
-        record.is_sealed = files::is_sealed(&record_path)?;
+        record.is_sealed = is_sealed;
         for (_, spec) in record.experiment.plugins_mut() {
             spec.is_recorded = true;
         }

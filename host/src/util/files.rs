@@ -252,12 +252,20 @@ pub fn write_sealed(
 /// # Errors
 /// If the file is not the one that was written, or it cannot be understood.
 pub fn read_sealed<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    read_and_check(path).map(|(object, _)| object)
+}
+
+/// The same, and whether the object has a digest.
+///
+/// # Errors
+/// As for [`read_sealed`].
+pub fn read_and_check<T: DeserializeOwned>(path: &Path) -> Result<(T, bool)> {
     let text = read_text(path)?;
     let (objects, has_digests) = checked(path, &text, [text.as_str()])?;
     let object =
         serde_json::from_str(&objects.concat()).map_err(|why| Error::file("understand", path, why))?;
     warn_unless(has_digests, path);
-    Ok(object)
+    Ok((object, has_digests))
 }
 
 /// The same for a file of any number of lines, each of them an object.
@@ -338,14 +346,6 @@ impl<'a> Sealed<'a> {
         let fields = fields.unwrap_or_default().trim_end();
         Some(Self { fields: fields.strip_suffix(',').unwrap_or(fields), before_digest, value })
     }
-}
-
-/// Whether a JSON file ends with a digest.
-///
-/// # Errors
-/// If it cannot be read.
-pub fn is_sealed(path: &Path) -> Result<bool> {
-    Ok(Sealed::split(&read_text(path)?).is_some())
 }
 
 /// The error of a file whose contents are not those that its digest was computed of.
