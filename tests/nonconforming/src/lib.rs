@@ -799,35 +799,21 @@ impl Model for KeepsAnAlias {
     }
 }
 
-export_model!("ties-weights", TiesWeights);
+export_model!("once", Network<false>);
+export_model!("ties-weights", Network<true>);
 
-/// Good: one tensor under two names.
-struct TiesWeights(Convolution);
+/// Good: lists each tensor under one name, or with `TIED` its weights under two.
+struct Network<const TIED: bool>(Convolution);
 
-impl Model for TiesWeights {
+impl<const TIED: bool> Model for Network<TIED> {
     type Options = NoOptions;
 
     fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
         let network = Convolution::new(task, path);
-        let _ = path.add("tied", network.weights.shallow_clone(), true);
+        if TIED {
+            let _ = path.add("tied", network.weights.shallow_clone(), true);
+        }
         Ok(Self(network))
-    }
-
-    fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
-        self.0.forward(&self.0.weights, images)
-    }
-}
-
-export_model!("once", Once);
-
-/// Good: the network of `ties-weights`, with each tensor under one name.
-struct Once(Convolution);
-
-impl Model for Once {
-    type Options = NoOptions;
-
-    fn new(_: NoOptions, task: Task, path: &nn::Path) -> Result<Self> {
-        Ok(Self(Convolution::new(task, path)))
     }
 
     fn forward(&self, images: &Tensor, _train: bool) -> Result<Tensor> {
