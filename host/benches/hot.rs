@@ -1,12 +1,13 @@
 //! Benchmarks of the hot code: a sampler step (called directly and through the plugin boundary),
-//! projection, the particle store, other work of an update outside its passes, and an update in
-//! every mode and precision.
+//! projection, the particle store, other work of an update outside its passes, an update in every
+//! mode and precision, the comparison of all pairs of training points, and the way into Python.
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use host::config::Algorithm;
 use host::config::Format;
 use host::config::{Experiment, Mode};
 use host::data::examples::Examples;
+use host::data::pairs::Points;
 use host::data::{Dataset, Origin, Split};
 use host::plugin::library::open_sampler;
 use host::plugin::{Guard, LoadedModel, PluginSpec, Sampler, parse};
@@ -15,10 +16,10 @@ use host::torch::precision::Precision;
 use host::torch::random::{Draws, Purpose};
 use host::training::Training;
 use host::training::optimizer::{Optimizer, Settings};
-use host::training::store::ParticleStore;
+use host::training::store::{ParticleStore, Place};
 use langevin::{Langevin, Options};
 use plugin_api::tch::{Device, Kind, Tensor};
-use plugin_api::{Distribution, Random, RandomSource, Result, Sampler as _, Step, ThreatModel};
+use plugin_api::{Distribution, Norm, Random, RandomSource, Result, Sampler as _, Step, ThreatModel};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -46,8 +47,13 @@ fn plugin(name: &str) -> PluginSpec {
 }
 
 fn dataset() -> Dataset {
+    dataset_of([1, 28, 28])
+}
+
+/// Noise in images of these channels, rows and columns.
+fn dataset_of([channels, rows, columns]: [i64; 3]) -> Dataset {
     let split = || Split {
-        images: (images(POINTS) * 255.0).to_kind(Kind::Uint8),
+        images: Tensor::randint(256, [POINTS, channels, rows, columns], (Kind::Uint8, Device::Cpu)),
         labels: Tensor::randint(10, [POINTS], (Kind::Int64, Device::Cpu)),
     };
     Dataset {
@@ -57,6 +63,7 @@ fn dataset() -> Dataset {
         classes: 10,
         class_names: Vec::new(),
         checksums: BTreeMap::new(),
+        remarks: Vec::new(),
         origin: Origin::Own,
     }
 }
@@ -103,10 +110,11 @@ fn project(criterion: &mut Criterion) {
 
 fn store(criterion: &mut Criterion) {
     let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("enough memory");
-    let mut store = ParticleStore::new(&examples, 1, 0, ThreatModel::default(), Format::F32, None)
-        .expect("enough memory");
+    let mut store =
+        ParticleStore::new(&examples.part(0, 1), 1, &[], ThreatModel::default(), Format::F32, Place::Memory)
+            .expect("enough memory");
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
-    let (natural, _) = examples.batch(&indices);
+    let (natural, _) = examples.batch(&indices).expect("in memory");
     criterion.bench_function("particles load", |bench| bench.iter(|| store.load(&indices, &natural)));
     let stored = store.load(&indices, &natural);
     criterion
@@ -158,7 +166,6 @@ fn beside_the_passes(criterion: &mut Criterion) {
 fn update(criterion: &mut Criterion) {
     let dataset = dataset();
     let points: Vec<i64> = (0..BATCH).collect();
-    let indices = Tensor::from_slice(&points);
     let mut group = criterion.benchmark_group("update");
     group.sample_size(20);
     for (name, sampler, mode, precision) in [
@@ -175,9 +182,7 @@ fn update(criterion: &mut Criterion) {
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
         let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
             .expect("enough memory");
-        group.bench_function(name, |bench| {
-            bench.iter(|| training.update(&points, &indices).expect("an update"))
-        });
+        group.bench_function(name, |bench| bench.iter(|| training.update_on(&points).expect("an update")));
     }
     group.finish();
 }
@@ -188,7 +193,6 @@ fn guards(_: &mut Criterion) {
     const GUARDS: u32 = 20_000;
     const UPDATES: u32 = 30;
     let (dataset, points) = (dataset(), (0..BATCH).collect::<Vec<_>>());
-    let indices = Tensor::from_slice(&points);
     for arch in ["A", "B"] {
         for mode in [Mode::Faithful, Mode::Fused] {
             let mut experiment = Experiment::default();
@@ -211,9 +215,9 @@ fn guards(_: &mut Criterion) {
             let parts = (None, None);
             let mut training = Training::new(experiment, build(), sampler, parts, &dataset, Device::Cpu)
                 .expect("enough memory");
-            training.update(&points, &indices).expect("an update");
+            training.update_on(&points).expect("an update");
             let started = Instant::now();
-            (0..UPDATES).for_each(|_| training.update(&points, &indices).expect("an update"));
+            (0..UPDATES).for_each(|_| training.update_on(&points).expect("an update"));
             let update = started.elapsed() / UPDATES;
             let share = 100.0 * guard.as_secs_f64() * f64::from(calls) / update.as_secs_f64();
             println!(
@@ -221,6 +225,71 @@ fn guards(_: &mut Criterion) {
             );
         }
     }
+}
+
+/// The cost of a call of a network in Python that does nothing, and the share of an update that it
+/// would take, with the network B and with ResNet-18 (10 classes of 3 x 32 x 32). Printed as for
+/// [`guards`]. The median of calls, since the first ones are slower.
+fn crossing(_: &mut Criterion) {
+    const CALLS: usize = 2_000;
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/nothing.py");
+    let spec = plugin(&format!("libpython.so,plugin=python-model,file={file}"));
+    let task = dataset().task();
+    let model = match LoadedModel::build(&spec, task, Device::Cpu, 0) {
+        Ok(model) => model,
+        Err(why) => return println!("crossing into Python: not measured: {}", why.first_line()),
+    };
+    let images = images(BATCH);
+    let mut times: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let started = Instant::now();
+            let _ = model.forward(&images, true).expect("logits");
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    let call = times[CALLS / 2];
+    println!("crossing into Python: {call:?} a call, the host's checks included");
+    for (name, spec, shape, updates) in
+        [("B", "libcnn.so,arch=B", [1, 28, 28], 30), ("ResNet-18", "libresnet.so", [3, 32, 32], 3)]
+    {
+        let dataset = dataset_of(shape);
+        let points: Vec<_> = (0..BATCH).collect();
+        let mut experiment = Experiment::default();
+        (experiment.train.mode, experiment.train.replay) = (Mode::Fused, 1);
+        let model = LoadedModel::build(&plugin(spec), dataset.task(), Device::Cpu, 0).expect("built");
+        let sampler = Some(Sampler::make(&plugin("liblangevin.so")).expect("built"));
+        let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
+            .expect("enough memory");
+        training.update_on(&points).expect("an update");
+        let started = Instant::now();
+        (0..updates).for_each(|_| training.update_on(&points).expect("an update"));
+        let update = started.elapsed() / updates;
+        // A network and a sampler in Python: a call of each.
+        let share = 100.0 * 2.0 * call.as_secs_f64() / update.as_secs_f64();
+        println!("crossing into Python, {name}: 2 calls are {share:.3} % of a fused update of {update:?}");
+    }
+}
+
+/// All pairs of images of MNIST's size, as sparse as its digits. In elements (pairs) per second.
+fn pairs(criterion: &mut Criterion) {
+    const COMPARED: i64 = 4000;
+    let [light, dark] = [(); 2].map(|()| images(COMPARED));
+    let split = Split {
+        images: (&light * 255.0 * dark.gt(0.75)).to_kind(Kind::Uint8),
+        labels: Tensor::randint(10, [COMPARED], (Kind::Int64, Device::Cpu)),
+    };
+    let points = Points::new(&split, COMPARED as usize).expect("points");
+    let mut group = criterion.benchmark_group("pairs of training points");
+    group.throughput(Throughput::Elements(points.pairs()));
+    group.sample_size(10);
+    // With a radius of 0.6, all pairs are within 2 epsilon, and no comparison ends early.
+    for (norm, epsilon) in [(Norm::Linf, 0.3), (Norm::Linf, 0.6), (Norm::L2, 2.0)] {
+        group.bench_function(format!("{norm}, epsilon {epsilon}"), |bench| {
+            bench.iter(|| points.close_pairs(norm, epsilon, &|_| true).expect("a radius"));
+        });
+    }
+    group.finish();
 }
 
 fn all(criterion: &mut Criterion) {
@@ -231,7 +300,9 @@ fn all(criterion: &mut Criterion) {
     store(criterion);
     beside_the_passes(criterion);
     update(criterion);
+    pairs(criterion);
     guards(criterion);
+    crossing(criterion);
 }
 
 criterion_group!(benches, all);

@@ -6,9 +6,12 @@
 pub mod command;
 pub mod config;
 pub mod data;
+pub mod diagnosis;
 pub(crate) mod error;
 pub mod evaluation;
+pub mod law;
 pub mod plugin;
+pub mod ranks;
 pub(crate) mod report;
 pub mod run;
 pub(crate) mod sweep;
@@ -24,17 +27,20 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     /// The folders (and `error.rs`) of this crate; each may use itself and those before it.
-    const LAYERS: [&str; 12] = [
+    const LAYERS: [&str; 15] = [
         "error",
         "util",
         "torch",
         "data",
         "plugin",
+        "ranks",
         "config",
         "run",
         "evaluation",
+        "law",
         "training",
         "sweep",
+        "diagnosis",
         "report",
         "command",
     ];

@@ -9,6 +9,7 @@
 //! and panics into errors; the host's side, which turns a table into safe methods.
 
 use crate::contract::{self, Version};
+use crate::law::Law;
 use crate::tensor;
 use crate::{
     error::in_one_line, first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection,
@@ -88,6 +89,9 @@ pub struct SamplerTable {
     finish: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
     #[sabi(last_prefix_field)]
     destroy: extern "C" fn(Instance),
+    // Since 1.2.
+    #[sabi(missing_field(option))]
+    supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
 }
 
 /// Functions of an attack plugin.
@@ -249,7 +253,7 @@ pub struct Description {
 }
 
 /// A sampler's declaration, for given options.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplerDeclaration {
     /// Where chains begin.
     pub start: Start,
@@ -265,15 +269,134 @@ pub struct SamplerDeclaration {
     /// it.
     #[serde(default)]
     pub ascends: Option<bool>,
+    /// The law that the chain targets. Since 1.2, as all that follow.
+    #[serde(default)]
+    pub law: Law,
+    /// The names of the numbers that are kept for each particle.
+    #[serde(default)]
+    pub numbers: Vec<String>,
+    /// Those of `numbers` that are averaged over the particles and recorded.
+    #[serde(default)]
+    pub figures: Vec<String>,
+    /// Number of state tensors of a particle that last for one visit.
+    #[serde(default)]
+    pub visit_tensors: usize,
+    /// Whether it uses the gradient.
+    #[serde(default = "yes")]
+    pub uses_gradient: bool,
+    /// Whether `finish` is given the gradient at the last proposal.
+    #[serde(default)]
+    pub judges_by_gradient: bool,
+}
+
+/// What samplers that are older than a declaration mean.
+fn yes() -> bool {
+    true
+}
+
+/// The shape of a state tensor of N particles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateShape {
+    /// That of the particles, `[N, C, H, W]`.
+    Particles,
+    /// So many numbers for each particle, `[N, numbers]`.
+    Numbers(usize),
+}
+
+impl SamplerDeclaration {
+    /// The state tensors that are stored with the particles, in order.
+    pub fn stored_state(&self) -> Vec<StateShape> {
+        let numbers = (!self.numbers.is_empty()).then_some(StateShape::Numbers(self.numbers.len()));
+        std::iter::repeat_n(StateShape::Particles, self.state_tensors).chain(numbers).collect()
+    }
+
+    /// All state tensors, in order: those that are stored, then those of a visit.
+    pub fn state(&self) -> Vec<StateShape> {
+        let of_visit = std::iter::repeat_n(StateShape::Particles, self.visit_tensors);
+        self.stored_state().into_iter().chain(of_visit).collect()
+    }
+
+    /// The state of new chains at these particles (`[N, C, H, W]`): zeros.
+    pub fn fresh_state(&self, particles: &Tensor) -> Vec<Tensor> {
+        self.state().into_iter().map(|shape| shape.zeros(particles)).collect()
+    }
+
+    /// The state with which a visit begins, from the stored one: tensors of the visit are zeros.
+    pub fn begin_visit(&self, mut stored: Vec<Tensor>, particles: &Tensor) -> Vec<Tensor> {
+        stored.truncate(self.stored_state().len());
+        stored.extend((0..self.visit_tensors).map(|_| particles.zeros_like()));
+        stored
+    }
+
+    /// The figures of each particle, from its state after a visit: `[N, figures]`. None if the
+    /// sampler has no figures.
+    pub fn figures_of(&self, state: &[Tensor]) -> Option<Tensor> {
+        let columns =
+            self.figures.iter().filter_map(|figure| self.numbers.iter().position(|name| name == figure));
+        let columns: Vec<_> = columns.map(|column| column as i64).collect();
+        let numbers = state.get(self.state_tensors).filter(|_| !columns.is_empty())?;
+        Some(numbers.index_select(1, &Tensor::from_slice(&columns).to_device(numbers.device())))
+    }
+
+    fn check(&self) -> Result<()> {
+        check_declared("steps", self.default_steps, 1, MOST_STEPS)?;
+        check_declared("state tensors", self.state_tensors, 0, MOST_STATE_TENSORS)?;
+        check_declared("state tensors of a visit", self.visit_tensors, 0, MOST_STATE_TENSORS)?;
+        check_declared("numbers", self.numbers.len(), 0, MOST_STATE_TENSORS)?;
+        if let Law::Gibbs { lambda } = self.law {
+            if !(lambda.is_finite() && lambda > 0.0) {
+                let expected = "expected a positive, finite number";
+                return Err(Error::new(format!("declares a law with lambda = {lambda}; {expected}")));
+            }
+        }
+        let is_repeated = |names: &[String], at: usize| names[..at].contains(&names[at]);
+        for (what, names) in [("number", &self.numbers), ("figure", &self.figures)] {
+            if let Some(at) = (0..names.len()).find(|at| is_repeated(names, *at)) {
+                return Err(Error::new(format!("declares the {what} `{}` twice", in_one_line(&names[at]))));
+            }
+        }
+        if let Some(figure) = self.figures.iter().find(|figure| !self.numbers.contains(figure)) {
+            let figure = in_one_line(figure);
+            return Err(Error::new(format!("declares the figure `{figure}`, which is none of its numbers")));
+        }
+        if self.judges_by_gradient && !(self.judges_last_proposal && self.uses_gradient) {
+            return Err(Error::new(
+                "declares judges_by_gradient without judges_last_proposal and uses_gradient",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl StateShape {
+    /// Zeros in this shape for particles `[N, C, H, W]`, in their dtype and on their device.
+    pub fn zeros(self, particles: &Tensor) -> Tensor {
+        match self {
+            Self::Particles => particles.zeros_like(),
+            Self::Numbers(_) => {
+                particles.new_zeros(self.size(particles), (particles.kind(), particles.device()))
+            }
+        }
+    }
+
+    /// The size for particles `[N, C, H, W]`.
+    pub fn size(self, particles: &Tensor) -> Vec<i64> {
+        match self {
+            Self::Particles => particles.size(),
+            Self::Numbers(count) => vec![particles.size()[0], count as i64],
+        }
+    }
 }
 
 /// The declaration of a built model. A plugin of contract 1.0 has no such declaration and gets the
 /// default.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModelDeclaration {
     /// Whether logits in training differ from those in evaluation.
     pub train_differs: Option<bool>,
+    /// What a user should know of the network.
+    pub notes: Vec<String>,
 }
 
 /// An attack's declaration, for given options. A plugin of contract 1.0 has no such declaration and
@@ -471,6 +594,10 @@ fn declared<T: Serialize>(declaration: &T) -> Result<RString> {
     serde_json::to_string(declaration).map(RString::from).map_err(Error::new)
 }
 
+fn owned(names: Vec<&'static str>) -> Vec<String> {
+    names.into_iter().map(str::to_owned).collect()
+}
+
 fn exported<Table>(exports: &'static [Export<Table>]) -> RVec<Exported<Table>> {
     exports
         .iter()
@@ -537,7 +664,10 @@ pub fn model_table<M: Model>() -> ModelTableRef {
         // SAFETY: the host calls this with an instance of this table.
         unsafe {
             Guarded::<BuiltModel<M>>::call(instance, |built| {
-                declared(&ModelDeclaration { train_differs: Some(built.model.train_differs()) })
+                declared(&ModelDeclaration {
+                    train_differs: Some(built.model.train_differs()),
+                    notes: built.model.notes(),
+                })
             })
         }
     }
@@ -568,6 +698,12 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
                     state_tensors: sampler.state_tensors(),
                     judges_last_proposal: sampler.judges_last_proposal(),
                     ascends: Some(sampler.ascends()),
+                    law: sampler.law(),
+                    numbers: owned(sampler.numbers()),
+                    figures: owned(sampler.figures()),
+                    visit_tensors: sampler.visit_tensors(),
+                    uses_gradient: sampler.uses_gradient(),
+                    judges_by_gradient: sampler.judges_by_gradient(),
                 })
             })
         }
@@ -581,6 +717,18 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
         // SAFETY: as for `step`.
         unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.finish(step))) }
     }
+    extern "C" fn supports<S: Sampler>(
+        instance: Instance,
+        norm: u32,
+        epsilon: f64,
+        low: f64,
+        high: f64,
+    ) -> RResult<(), RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<S>::call(instance, |sampler| sampler.supports(&threat_model(norm, epsilon, low, high)?))
+        }
+    }
     SamplerTable {
         describe: described::<S::Options>,
         create: create::<S>,
@@ -588,6 +736,7 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
         step: step::<S>,
         finish: finish::<S>,
         destroy: Guarded::<S>::destroy,
+        supports: supports::<S>,
     }
     .leak_into_prefix()
 }
@@ -882,6 +1031,9 @@ const MOST_BYTES: usize = 1 << 20;
 /// The largest number of steps or replays of a visit.
 pub const MOST_STEPS: usize = 65_534;
 
+/// The largest number of notes of a model.
+const MOST_NOTES: usize = 16;
+
 /// The largest number of state tensors of a particle.
 const MOST_STATE_TENSORS: usize = 64;
 
@@ -972,8 +1124,11 @@ impl ModelInstance {
     /// # Errors
     /// If the instance panicked before.
     pub fn declaration(&self) -> Result<ModelDeclaration> {
-        let declare = self.table.declare();
-        declare.map_or(Ok(ModelDeclaration::default()), |declare| declaration(declare, self.instance))
+        let Some(declare) = self.table.declare() else { return Ok(ModelDeclaration::default()) };
+        let mut declared: ModelDeclaration = declaration(declare, self.instance)?;
+        declared.notes.truncate(MOST_NOTES);
+        declared.notes.iter_mut().for_each(|note| *note = in_one_line(note));
+        Ok(declared)
     }
 
     /// Logits of images, with a graph if gradients are tracked.
@@ -1015,33 +1170,33 @@ impl SamplerPlugin {
     /// Those of the plugin.
     pub fn create(&self, options: &str) -> Result<SamplerInstance> {
         let instance = received(self.table.create()(options.into()))?;
-        let mut made = SamplerInstance {
-            table: self.table,
-            instance,
-            contract: Version::one(0),
-            declaration: SamplerDeclaration {
-                start: Start::Store,
-                default_steps: 1,
-                projection: Projection::Host,
-                state_tensors: 0,
-                judges_last_proposal: false,
-                ascends: None,
-            },
-        };
-        made.declaration = declaration(self.table.declare(), instance)?;
-        check_declared("steps", made.declaration.default_steps, 1, MOST_STEPS)?;
-        check_declared("state tensors", made.declaration.state_tensors, 0, MOST_STATE_TENSORS)?;
-        made.contract = built_for(self.stated, made.declaration.ascends.is_some());
-        Ok(made)
+        // Whatever follows, the instance is destroyed.
+        let made = Destroyed { instance, destroy: self.table.destroy() };
+        let declaration: SamplerDeclaration = declaration(self.table.declare(), instance)?;
+        declaration.check()?;
+        let contract = built_for(self.stated, declaration.ascends.is_some());
+        Ok(SamplerInstance { table: self.table, instance: made, contract, declaration })
     }
 }
 
 /// A sampler that was made.
 pub struct SamplerInstance {
     table: SamplerTableRef,
-    instance: Instance,
+    instance: Destroyed,
     contract: Version,
     declaration: SamplerDeclaration,
+}
+
+/// An instance that is destroyed when this is dropped.
+struct Destroyed {
+    instance: Instance,
+    destroy: extern "C" fn(Instance),
+}
+
+impl Drop for Destroyed {
+    fn drop(&mut self) {
+        (self.destroy)(self.instance);
+    }
 }
 
 // SAFETY: `Sampler: Send`, and an instance is used by one thread at a time (it is not Sync).
@@ -1049,8 +1204,8 @@ unsafe impl Send for SamplerInstance {}
 
 impl SamplerInstance {
     /// Its declaration.
-    pub fn declaration(&self) -> SamplerDeclaration {
-        self.declaration
+    pub fn declaration(&self) -> &SamplerDeclaration {
+        &self.declaration
     }
 
     /// The version of the contract that it was built for.
@@ -1058,12 +1213,17 @@ impl SamplerInstance {
         self.contract
     }
 
-    /// Whether the contract that it was built for has the norm of this threat model.
+    /// Whether it supports this threat model.
     ///
     /// # Errors
-    /// If the norm was added later.
+    /// The plugin's reason. A plugin that was built before the norm was added to the contract is
+    /// not called, and the error names both versions; one of contract 1.0 or 1.1 has no other reason.
     pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
-        contract::check_norm(threat.norm, self.contract)
+        contract::check_norm(threat.norm, self.contract)?;
+        let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
+        self.table.supports().map_or(Ok(()), |supports| {
+            received(supports(self.instance.instance, norm_code(norm), epsilon, low, high))
+        })
     }
 
     /// One step. Random numbers come from `random`.
@@ -1088,7 +1248,7 @@ impl SamplerInstance {
         step: &Step,
         random: &dyn RandomSource,
     ) -> Result<Next> {
-        self.supports(&step.threat)?;
+        contract::check_norm(step.threat.norm, self.contract)?;
         let state: Vec<Lent> = step.state.iter().map(Lent::new).collect();
         let call = WithMetadata::new(StepCall {
             natural: Lent::new(step.natural),
@@ -1111,18 +1271,14 @@ impl SamplerInstance {
             draw: draw_for_step,
         });
         // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
-        let moved =
-            received(function(self.instance, StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) })))?;
+        let moved = received(function(
+            self.instance.instance,
+            StepCallRef(unsafe { PrefixRef::from_raw(&raw const call) }),
+        ))?;
         Ok(Next {
             particles: moved.particles.into_tensor(),
             state: moved.state.into_iter().map(Given::into_tensor).collect(),
         })
-    }
-}
-
-impl Drop for SamplerInstance {
-    fn drop(&mut self) {
-        self.table.destroy()(self.instance);
     }
 }
 
@@ -1551,6 +1707,72 @@ mod tests {
             (attacks(r#"{"queries": 1000000001}"#), "declares 1000000001 queries; expected 0 to 1000000000"),
         ] {
             assert_eq!(outcome.expect_err("refused").to_string(), expected);
+        }
+    }
+
+    /// A declaration with its default values, changed.
+    fn declaration_with(change: impl FnOnce(&mut serde_json::Value)) -> SamplerDeclaration {
+        let mut declaration = serde_json::json!({
+            "start": "store", "default_steps": 1, "projection": "host", "state_tensors": 1,
+            "judges_last_proposal": true,
+        });
+        change(&mut declaration);
+        serde_json::from_value(declaration).expect("a declaration")
+    }
+
+    #[test]
+    fn a_declaration_of_the_first_contract_means_what_it_meant() {
+        let first = declaration_with(|_| {});
+        assert_eq!(first.check(), Ok(()));
+        assert!(first.uses_gradient && !first.judges_by_gradient);
+        assert_eq!(first.law, Law::Undeclared);
+        assert_eq!(first.state(), [StateShape::Particles]);
+    }
+
+    #[test]
+    fn the_state_of_a_visit_is_what_is_stored_and_then_zeros() {
+        let declaration = declaration_with(|declaration| {
+            declaration["numbers"] = serde_json::json!(["step", "acceptance"]);
+            declaration["figures"] = serde_json::json!(["acceptance"]);
+            declaration["visit_tensors"] = 1.into();
+        });
+        assert_eq!(declaration.check(), Ok(()));
+        assert_eq!(declaration.stored_state(), [StateShape::Particles, StateShape::Numbers(2)]);
+        let particles = Tensor::ones([3, 1, 2, 2], tch::kind::FLOAT_CPU);
+        let numbers = Tensor::from_slice(&[1f32, 0.5, 2.0, 0.25, 3.0, 0.0]).reshape([3, 2]);
+        let of_another_visit = particles.shallow_clone();
+        let state = declaration.begin_visit(
+            vec![particles.shallow_clone(), numbers.shallow_clone(), of_another_visit],
+            &particles,
+        );
+        assert_eq!(state, [particles.shallow_clone(), numbers, particles.zeros_like()]);
+        let figures = declaration.figures_of(&state).expect("figures");
+        assert_eq!(figures, Tensor::from_slice(&[0.5f32, 0.25, 0.0]).reshape([3, 1]));
+        assert_eq!(declaration_with(|_| {}).figures_of(&state), None);
+    }
+
+    #[test]
+    fn declarations_that_contradict_themselves_are_errors() {
+        for (key, value, expected) in [
+            ("numbers", serde_json::json!(["a", "a"]), "declares the number `a` twice"),
+            ("figures", serde_json::json!(["a"]), "declares the figure `a`, which is none of its numbers"),
+            ("visit_tensors", 65.into(), "declares 65 state tensors of a visit; expected 0 to 64"),
+            (
+                "law",
+                serde_json::json!({"gibbs": {"lambda": 0.0}}),
+                "declares a law with lambda = 0; expected a positive, finite number",
+            ),
+        ] {
+            let refused = declaration_with(|declaration| declaration[key] = value).check();
+            assert_eq!(refused.expect_err("refused").to_string(), expected);
+        }
+        for needed in ["judges_last_proposal", "uses_gradient"] {
+            let refused = declaration_with(|declaration| {
+                declaration["judges_by_gradient"] = true.into();
+                declaration[needed] = false.into();
+            });
+            let error = refused.check().expect_err("refused").to_string();
+            assert!(error.starts_with("declares judges_by_gradient without"), "{error}");
         }
     }
 

@@ -133,6 +133,21 @@ impl Evaluation<'_> {
         self.logits.detach()
     }
 
+    /// The logits, `[M, classes]`, with their graph: for a loss that [`Evaluation::gradient`] cannot
+    /// compute in a closure.
+    pub fn tracked_logits(&self) -> Tensor {
+        self.logits.shallow_clone()
+    }
+
+    /// The input gradient (`[M, C, H, W]`) of the sum of a loss that was computed from
+    /// [`Evaluation::tracked_logits`]: one backward pass per image.
+    ///
+    /// # Errors
+    /// If the loss does not depend on the logits.
+    pub fn gradient_of(&self, loss: &Tensor) -> Result<Tensor> {
+        self.calls.input_gradient(loss, &self.leaf)
+    }
+
     /// The value (`[M]`) and the input gradient (`[M, C, H, W]`) of the loss per row that `loss`
     /// computes from the logits: one backward pass per image. May be called again with another
     /// loss.
@@ -141,7 +156,7 @@ impl Evaluation<'_> {
     /// If the loss fails or does not depend on the logits.
     pub fn gradient(&self, loss: impl FnOnce(&Tensor) -> Tensor) -> Result<(Tensor, Tensor)> {
         let loss = tch::with_grad(|| loss(&self.logits));
-        let gradient = self.calls.input_gradient(&loss, &self.leaf)?;
+        let gradient = self.gradient_of(&loss)?;
         Ok((loss.detach(), gradient))
     }
 }

@@ -48,7 +48,8 @@ impl Normalization {
     /// The normalised images, `[N, C, H, W]`.
     pub fn forward(&self, images: &Tensor) -> Tensor {
         match &self.moments {
-            Some((mean, std)) => (images - mean) / std,
+            // A traced network follows its images to another device or type.
+            Some((mean, std)) => (images - mean.type_as(images)) / std.type_as(images),
             None => images.shallow_clone(),
         }
     }

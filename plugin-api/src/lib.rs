@@ -42,9 +42,12 @@ mod threat;
 
 pub mod abi;
 pub mod contract;
+pub mod law;
 pub mod layers;
 pub mod losses;
 pub mod manifest;
+pub mod metropolis;
+pub mod python;
 pub mod testing;
 pub mod walk;
 

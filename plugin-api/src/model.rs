@@ -35,6 +35,12 @@ pub trait Model: Sized + Send + 'static {
         false
     }
 
+    /// What a user should know of this network before work starts: one sentence each. The host
+    /// prints them as warnings.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Logits `[N, classes]` of images `[N, channels, height, width]` in the domain of the
     /// threat model; not probabilities. `train` switches dropout and batch statistics on.
     ///

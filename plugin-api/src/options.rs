@@ -6,6 +6,12 @@ use serde_json::{Map, Value};
 /// The options of a plugin: a struct with serde's and schemars' derives and a `Default`.
 /// Documentation comments become the help; `#[schemars(range(min = 0.0))]` is both documented and
 /// enforced. A plugin without options uses [`NoOptions`].
+///
+/// * `#[schemars(extend("x-file" = "data"))]` marks an option that names a file. The host refuses
+///   one that does not exist, passes its absolute path, and records its SHA-256 with the run.
+///   `"code"` instead of `"data"` marks a file whose code the plugin runs: one that only the record
+///   of a run names must be trusted.
+/// * A field `#[serde(flatten)]` of type `Map<String, Value>` takes every option that has no field.
 pub trait PluginOptions: Serialize + DeserializeOwned + JsonSchema + Default {}
 
 impl<T: Serialize + DeserializeOwned + JsonSchema + Default> PluginOptions for T {}
@@ -39,7 +45,8 @@ pub fn parse<T: PluginOptions>(given: &str) -> Result<T> {
     let mut options = defaults::<T>();
     let schema = schema::<T>();
     for (name, value) in given {
-        if !options.contains_key(&name) {
+        let takes_any = schema["additionalProperties"] == Value::Bool(true);
+        if !options.contains_key(&name) && !takes_any {
             let known: Vec<_> = options.keys().map(String::as_str).collect();
             let expected = if known.is_empty() {
                 "it takes none".to_owned()
@@ -48,7 +55,7 @@ pub fn parse<T: PluginOptions>(given: &str) -> Result<T> {
             };
             return Err(Error::new(format!("unknown option `{name}`; {expected}")));
         }
-        check_range(&name, &value, &schema["properties"][&name])?;
+        check_range(&name, &value, schema["properties"].get(&name).unwrap_or(&Value::Null))?;
         options.insert(name, value);
     }
     serde_path_to_error::deserialize(Value::Object(options))
@@ -132,6 +139,24 @@ mod tests {
             parse::<NoOptions>(r#"{"a": 1}"#).expect_err("refused").to_string(),
             "unknown option `a`; it takes none"
         );
+    }
+
+    /// Options with one that names a file, and any others.
+    #[derive(Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+    struct Open {
+        /// A file.
+        #[schemars(extend("x-file" = "data"))]
+        file: String,
+        #[serde(flatten)]
+        others: Map<String, Value>,
+    }
+
+    #[test]
+    fn any_option_is_taken_where_the_struct_has_a_place_for_it() {
+        let parsed: Open = parse(r#"{"file": "a", "width": 3}"#).expect("valid");
+        let others = Map::from_iter([("width".to_owned(), Value::from(3))]);
+        assert_eq!(parsed, Open { file: "a".to_owned(), others });
+        assert_eq!(schema::<Open>()["properties"]["file"]["x-file"], "data");
     }
 
     #[test]

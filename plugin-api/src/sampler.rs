@@ -1,3 +1,4 @@
+use crate::law::Law;
 use crate::{PluginOptions, Random, Result, ThreatModel};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -57,14 +58,59 @@ pub trait Sampler: Sized + Send + 'static {
         Projection::Host
     }
 
+    /// The distribution that the chain leaves invariant at fixed weights. The conformance checks
+    /// judge a sampler by the law that it declares, and `host diagnose` draws from it.
+    fn law(&self) -> Law {
+        Law::Undeclared
+    }
+
+    /// Checks whether the sampler can keep to this threat model.
+    ///
+    /// # Errors
+    /// If not: the reason.
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        let _ = threat;
+        Ok(())
+    }
+
     /// The number of state tensors of a particle, each in the particle's shape; they are zeros at
-    /// first.
+    /// first, and stored with the particle.
     fn state_tensors(&self) -> usize {
         0
     }
 
-    /// Whether the host must call [`Sampler::finish`] after the last step of a visit.
+    /// The names of the numbers that are kept for each particle; they are zeros at first, and stored
+    /// with the particle in f32.
+    fn numbers(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// Those of [`Sampler::numbers`] that the host averages over the particles at the end of every
+    /// visit, and writes to `metrics.jsonl` under their names.
+    fn figures(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// The number of state tensors of a particle, each in the particle's shape, that last for one
+    /// visit: they are zeros when it begins, and are not stored.
+    fn visit_tensors(&self) -> usize {
+        0
+    }
+
+    /// Whether the sampler uses the gradient of the loss. If not, the host does not compute it, and
+    /// [`Step::gradient`] is zero.
+    fn uses_gradient(&self) -> bool {
+        true
+    }
+
+    /// Whether the host must call [`Sampler::finish`] after the last step of a visit. This costs an
+    /// evaluation of the loss.
     fn judges_last_proposal(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Sampler::finish`] is given the gradient at the last proposal, too.
+    fn judges_by_gradient(&self) -> bool {
         false
     }
 
@@ -76,13 +122,17 @@ pub trait Sampler: Sized + Send + 'static {
 
     /// One step of the chain. Runs without gradient tracking.
     ///
+    /// The weights may have moved since the last visit. Step 0 is therefore given the loss and the
+    /// gradient at the particle itself under the present weights; later steps are given those at
+    /// what the step before returned.
+    ///
     /// # Errors
     /// If the step cannot be taken; training stops with the message.
     fn step(&self, step: &Step) -> Result<Next>;
 
-    /// Accepts or rejects the last proposal, given the loss there. The host does not compute a
-    /// gradient: `gradient` is zero. Called after the last step if `judges_last_proposal` returns
-    /// true.
+    /// Accepts or rejects the last proposal, given the loss there, and the gradient if
+    /// `judges_by_gradient` returns true (otherwise `gradient` is zero). Called after the last step
+    /// if `judges_last_proposal` returns true. The weights descend at the particles that it returns.
     ///
     /// # Errors
     /// As for `step`.
@@ -108,7 +158,9 @@ pub struct Step<'a> {
     /// depends neither on the batch nor on K, unless the network has batch normalisation and its
     /// gradient is computed in training mode.
     pub gradient: &'a Tensor,
-    /// The state of each particle: [`Sampler::state_tensors`] tensors, `[N, C, H, W]`.
+    /// The state of each particle: [`Sampler::state_tensors`] tensors `[N, C, H, W]`; if there are
+    /// [`Sampler::numbers`], a tensor `[N, numbers]`; [`Sampler::visit_tensors`] tensors
+    /// `[N, C, H, W]`.
     pub state: &'a [Tensor],
     /// Index of each row's point in its split of the data, length N.
     pub points: &'a [i64],
@@ -129,7 +181,7 @@ pub struct Step<'a> {
 pub struct Next {
     /// The next particles, `[N, C, H, W]`, in the dtype and on the device of the old ones.
     pub particles: Tensor,
-    /// The next state: as many tensors as [`Sampler::state_tensors`].
+    /// The next state, in the order of [`Step::state`].
     pub state: Vec<Tensor>,
 }
 

@@ -50,6 +50,50 @@ pub fn one_step<S: Sampler>(
     })
 }
 
+/// A visit of `steps` steps of a sampler from natural examples `[N, C, H, W]` with fresh state, and
+/// its `finish` if it judges the last proposal. `evaluate` returns the loss (`[N]`) and the gradient
+/// at particles. Nothing is projected. Labels are zero, and every call gets the same numbers.
+///
+/// # Errors
+/// Those of the sampler.
+pub fn one_visit<S: Sampler>(
+    sampler: &S,
+    natural: &Tensor,
+    evaluate: impl Fn(&Tensor) -> (Tensor, Tensor),
+    steps: usize,
+    threat: ThreatModel,
+    numbers: &dyn RandomSource,
+) -> Result<Next> {
+    let rows = natural.size()[0];
+    let points: Vec<i64> = (0..rows).collect();
+    let images = |count: usize| (0..count).map(|_| natural.zeros_like());
+    let kept = match sampler.numbers().len() as i64 {
+        0 => None,
+        count => Some(natural.new_zeros([rows, count], (natural.kind(), natural.device()))),
+    };
+    let state = images(sampler.state_tensors()).chain(kept).chain(images(sampler.visit_tensors())).collect();
+    let mut next = Next { particles: natural.copy(), state };
+    for number in 0..steps + usize::from(sampler.judges_last_proposal()) {
+        let (loss, gradient) = evaluate(&next.particles);
+        let step = Step {
+            natural,
+            labels: &Tensor::zeros([rows], (tch::Kind::Int64, natural.device())),
+            particles: &next.particles,
+            loss: &loss,
+            gradient: &gradient,
+            state: &next.state,
+            points: &points,
+            particles_per_point: 1,
+            number,
+            of: steps,
+            threat,
+            random: Random::new(numbers),
+        };
+        next = if number < steps { sampler.step(&step) } else { sampler.finish(&step) }?;
+    }
+    Ok(next)
+}
+
 /// Asserts that a step returned these particles, in order, up to rounding.
 ///
 /// # Panics

@@ -1,8 +1,8 @@
 //! The host's side of a sampler: a visit of T steps to a batch of chains.
 //!
 //! A step takes the loss and its gradient at the particles, and moves the particles. After the last
-//! step, the `finish` of some samplers takes the loss at the last proposal, and accepts or rejects
-//! it. Training, evaluation and the conformance checks run chains through this module. They compute
+//! step, the `finish` of some samplers takes the loss (and the gradient) at the last proposal, and
+//! accepts or rejects it. Training, evaluation and the conformance checks run chains through this module. They compute
 //! losses and call the plugin in different ways, and pass both in as closures.
 
 use crate::abi::SamplerInstance;
@@ -24,7 +24,7 @@ pub struct Visit<'a> {
     pub threat: ThreatModel,
     /// The particles, `[N, C, H, W]`.
     pub particles: Tensor,
-    /// The state of the particles, `[N, C, H, W]` each.
+    /// The state of the particles; see [`Step::state`].
     pub state: Vec<Tensor>,
 }
 
@@ -102,6 +102,15 @@ impl Call<'_> {
     }
 }
 
+/// An evaluation of the loss that a visit needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// The number of earlier steps in the visit: 0 to T - 1 before a step, T before `finish`.
+    pub number: usize,
+    /// Whether the gradient is needed, too.
+    pub gradient: bool,
+}
+
 /// A sampler and the length of its visits.
 ///
 /// Each method takes the closure `perform`, which makes the call to the plugin ([`Call::make`],
@@ -118,9 +127,8 @@ pub struct Walk<'a> {
 impl Walk<'_> {
     /// A whole visit: T steps, then `finish` if the sampler declares `judges_last_proposal`.
     ///
-    /// `loss_and_gradient` returns the loss (`[N]`) and the gradient of its sum (`[N, C, H, W]`) at
-    /// the particles, for each step by its number from 0. `last_loss` returns the loss (`[N]`) at
-    /// the last proposal. It is called at most once, and only before `finish`.
+    /// `evaluate` returns the loss (`[N]`) at the particles and, if it is due, the gradient of its
+    /// sum (`[N, C, H, W]`).
     ///
     /// # Errors
     /// The first error of a closure; particles and state are then those before the closure was
@@ -128,17 +136,19 @@ impl Walk<'_> {
     pub fn run<E>(
         self,
         visit: &mut Visit,
-        mut loss_and_gradient: impl FnMut(usize, &Visit) -> Result<(Tensor, Tensor), E>,
-        last_loss: impl FnOnce(&Visit) -> Result<Tensor, E>,
+        mut evaluate: impl FnMut(Due, &Visit) -> Result<(Tensor, Option<Tensor>), E>,
         mut perform: impl FnMut(&Call) -> Result<Next, E>,
     ) -> Result<(), E> {
-        for number in 0..self.steps {
-            let (loss, gradient) = loss_and_gradient(number, visit)?;
-            self.step(visit, number, (&loss, &gradient), &mut perform)?;
-        }
-        if self.sampler.declaration().judges_last_proposal {
-            let loss = last_loss(visit)?;
-            self.finish(visit, &loss, perform)?;
+        let declaration = self.sampler.declaration();
+        let judgement = declaration.judges_last_proposal.then_some((Method::Finish, self.steps));
+        for (method, number) in (0..self.steps).map(|number| (Method::Step, number)).chain(judgement) {
+            let gradient = match method {
+                Method::Step => declaration.uses_gradient,
+                Method::Finish => declaration.judges_by_gradient,
+            };
+            let (loss, gradient) = evaluate(Due { number, gradient }, visit)?;
+            let gradient = gradient.unwrap_or_else(|| visit.particles.zeros_like());
+            self.advance(method, visit, number, (&loss, &gradient), &mut perform)?;
         }
         Ok(())
     }
@@ -157,20 +167,6 @@ impl Walk<'_> {
         perform: impl FnMut(&Call) -> Result<Next, E>,
     ) -> Result<(), E> {
         self.advance(Method::Step, visit, number, (loss, gradient), perform)
-    }
-
-    /// Only the acceptance or rejection of the last proposal, given the loss (`[N]`) there.
-    ///
-    /// # Errors
-    /// Those of `perform`; the particles are then unchanged.
-    pub fn finish<E>(
-        self,
-        visit: &mut Visit,
-        loss: &Tensor,
-        perform: impl FnMut(&Call) -> Result<Next, E>,
-    ) -> Result<(), E> {
-        let no_gradient = visit.particles.zeros_like();
-        self.advance(Method::Finish, visit, self.steps, (loss, &no_gradient), perform)
     }
 
     fn advance<E>(
@@ -208,12 +204,18 @@ mod tests {
         options: Options,
     }
 
-    #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    #[derive(Default, Clone, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
     struct Options {
         /// Whether `finish` is called.
         judges: bool,
         /// Whether the sampler projects.
         projects: bool,
+        /// Whether steps use no gradient.
+        #[serde(default)]
+        without_gradient: bool,
+        /// Whether `finish` is given the gradient.
+        #[serde(default)]
+        judges_by_gradient: bool,
     }
 
     impl Recorder {
@@ -238,6 +240,14 @@ mod tests {
 
         fn judges_last_proposal(&self) -> bool {
             self.options.judges
+        }
+
+        fn uses_gradient(&self) -> bool {
+            !self.options.without_gradient
+        }
+
+        fn judges_by_gradient(&self) -> bool {
+            self.options.judges_by_gradient
         }
 
         fn projection(&self) -> Projection {
@@ -300,13 +310,11 @@ mod tests {
         let note = |event: String| events.borrow_mut().push(event);
         let outcome = Walk { sampler, steps: 2 }.run(
             visit,
-            |number, visit| {
-                note(format!("gradient {number}"));
-                Ok::<_, Error>((loss(visit), visit.particles.full_like(0.25)))
-            },
-            |visit| {
-                note("last loss".to_owned());
-                Ok(loss(visit))
+            |due, visit| {
+                let what = if due.gradient { "gradient" } else { "loss" };
+                note(format!("{what} {}", due.number));
+                let gradient = due.gradient.then(|| visit.particles.full_like(0.25));
+                Ok::<_, Error>((loss(visit), gradient))
             },
             |call| {
                 note(format!("{} {}", call.method.name(), call.number));
@@ -333,10 +341,27 @@ mod tests {
         let mut visit = pixel.visit();
         let events = walked(&sampler, &mut visit);
         assert_eq!(events[..4], ["gradient 0", "step 0", "gradient 1", "step 1"]);
-        assert_eq!(events[4..], ["last loss", "finish 2"]);
+        assert_eq!(events[4..], ["loss 2", "finish 2"]);
         // The third random number, and no gradient; `finish` is number 2 of 2, at a loss of 5.3.
         assert_close(&visit.particles, &[0.53 + 0.03]);
         assert_close(&visit.state[0], &[1.0, 2.0, 2.0, 5.3]);
+    }
+
+    #[test]
+    fn gradients_are_asked_for_where_the_sampler_uses_them() {
+        let options = Options { judges: true, ..Options::default() };
+        let by_gradient = recorder(Options { judges_by_gradient: true, ..options.clone() });
+        let pixel = Pixel::new();
+        let mut visit = pixel.visit();
+        let events = walked(&by_gradient, &mut visit);
+        assert_eq!(events[4..], ["gradient 2", "finish 2"]);
+        // Three gradients of 0.25, and random numbers of 0.01, 0.02 and 0.03.
+        assert_close(&visit.particles, &[0.81]);
+        let gradient_free = recorder(Options { without_gradient: true, ..options });
+        let mut visit = pixel.visit();
+        let events = walked(&gradient_free, &mut visit);
+        assert_eq!(events, ["loss 0", "step 0", "loss 1", "step 1", "loss 2", "finish 2"]);
+        assert_close(&visit.particles, &[0.06]);
     }
 
     #[test]
@@ -363,11 +388,7 @@ mod tests {
             &mut pixel.visit(),
             |_, visit| {
                 assert!(tracks(visit));
-                Ok::<_, Error>((loss(visit), visit.particles.zeros_like()))
-            },
-            |visit| {
-                assert!(tracks(visit));
-                Ok(loss(visit))
+                Ok::<_, Error>((loss(visit), None))
             },
             |call| {
                 assert!(!tracks(call.visit));
@@ -390,16 +411,15 @@ mod tests {
         };
         // The closure or call that fails, and the particle after the failure.
         for (failing, expected) in
-            [("gradient 1", 0.25), ("step 1", 0.25), ("last loss", 0.5), ("finish 2", 0.5)]
+            [("evaluation 1", 0.25), ("step 1", 0.25), ("evaluation 2", 0.5), ("finish 2", 0.5)]
         {
             let mut visit = pixel.visit();
             let outcome = walk.run(
                 &mut visit,
-                |number, visit| {
-                    refuse(failing == format!("gradient {number}"), failing)?;
-                    Ok((loss(visit), visit.particles.full_like(0.25)))
+                |due, visit| {
+                    refuse(failing == format!("evaluation {}", due.number), failing)?;
+                    Ok((loss(visit), Some(visit.particles.full_like(0.25))))
                 },
-                |visit| refuse(failing == "last loss", failing).map(|()| loss(visit)),
                 |call| {
                     refuse(failing == format!("{} {}", call.method.name(), call.number), failing)?;
                     call.make(&FixedNumbers(vec![0.0]))

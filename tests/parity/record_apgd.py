@@ -1,6 +1,6 @@
 """Records runs of the reference's APGD, for plugins/apgd/tests/trajectory.rs.
 
-    .setup/oracle/bin/python tests/parity/record_apgd.py
+    .setup/python/bin/python tests/parity/record_apgd.py
 
 Needs pyautoattack 0.2.0, torch and safetensors. The reference computes in f64 here. Its random
 starts are made from fixed numbers with few bits, which the fixture contains as f16 without loss.

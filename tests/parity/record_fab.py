@@ -1,6 +1,6 @@
 """Records walks of the reference's FAB, for plugins/fab/tests/trajectory.rs.
 
-    .setup/oracle/bin/python tests/parity/record_fab.py
+    .setup/python/bin/python tests/parity/record_fab.py
 
 Needs pyautoattack 0.2.0, torch and safetensors. The reference computes in f64 here. Its random
 starts are made from fixed numbers with few bits, which the fixture contains as f16 without loss.

@@ -1,7 +1,7 @@
 """Records logits and running statistics of residual networks, for plugins/resnet and
 plugins/wide-resnet.
 
-    .setup/oracle/bin/python tests/parity/record_networks.py
+    .setup/python/bin/python tests/parity/record_networks.py
 
 Needs torch, torchvision and safetensors. The oracle of the residual networks is torchvision's own
 code, with another stem. No package contains the wide networks: here they are implemented from the

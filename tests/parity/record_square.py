@@ -1,6 +1,6 @@
 """Records searches of the reference's Square Attack, for plugins/square/tests/trajectory.rs.
 
-    .setup/oracle/bin/python tests/parity/record_square.py
+    .setup/python/bin/python tests/parity/record_square.py
 
 Needs pyautoattack 0.2.0, torch, numpy and safetensors. The reference draws one square for all
 points of a batch, so every point is attacked alone. Its random numbers are replaced by fixed

@@ -96,6 +96,11 @@ def art_pgd(net, optimizer, natural, particles, labels):
 # --- timing -----------------------------------------------------------------------------------
 
 
+ON_A_GPU = """On a GPU, `make gpu-peers` (`tests/peers/gpu.py`) compares each mode and precision with PyTorch, eager
+and compiled, and a whole suite with pyautoattack, and writes `docs/peers-gpu.md`. It has not been run
+on a GPU: `--device cpu --quick` tried the script.
+"""
+
 PLAIN = [descend, clean, algorithm_1, fused, langevin, torchattacks_pgd, art_pgd]
 
 
@@ -170,7 +175,7 @@ def main():
             reference = reference or seconds
             lines.append(f"| {architecture} | {update} | {side} | {1000 * seconds:.1f} | {seconds / reference:.2f} |")
             print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n\nPyTorch's side, from `tests/peers/training.py`:\n\n```python\n"
+    text = "\n".join(lines) + "\n\n" + ON_A_GPU + "\nPyTorch's side, from `tests/peers/training.py`:\n\n```python\n"
     text += "\n\n".join(map(inspect.getsource, PLAIN)) + "```\n"
     print(text, end="")
     if chosen.out:

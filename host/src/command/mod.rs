@@ -3,28 +3,30 @@
 pub(crate) mod arguments;
 mod conform;
 mod data;
+mod diagnose;
+mod doctor;
 mod eval;
+mod export;
 mod inspect;
+mod installing;
+mod launch;
 mod new;
 mod plugins;
+mod predict;
 mod report;
+mod signals;
 mod sweep;
 mod train;
 mod transfer;
 mod trust;
 
+use crate::error::{absolute, shown};
 pub use crate::util::console::report;
-use crate::util::console::{check_output, keep_output};
-use crate::{Error, INTERRUPTED, Result};
+use crate::util::console::{check_output, keep_output, speak_in_silence};
+use crate::{Error, Result};
 pub use arguments::Arguments;
 use arguments::Command;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::exit;
-use std::io::{IsTerminal, Write, stderr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 /// Runs a subcommand; the result is the process's exit code.
 ///
@@ -32,69 +34,46 @@ use std::time::{Duration, Instant};
 /// The error of the subcommand, or that its output could not be written.
 pub fn run(command: &Command) -> Result<u8> {
     keep_output();
+    speak_in_silence();
     let code = match command {
         Command::Train(arguments) => train::run(arguments),
+        Command::Launch(arguments) => launch::run(arguments),
         Command::Eval(arguments) if arguments.transfer => transfer::run(arguments),
         Command::Eval(arguments) => eval::run(arguments),
+        Command::Predict(arguments) => predict::run(arguments),
         Command::Sweep(arguments) => sweep::run(arguments),
+        Command::Diagnose(arguments) => diagnose::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Inspect(arguments) => inspect::run(arguments),
         Command::Conform(arguments) => conform::run(arguments),
         Command::Plugins(arguments) => plugins::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Trust(arguments) => trust::run(arguments),
         Command::New(arguments) => new::run(arguments),
         Command::Data(command) => data::run(command),
+        Command::Completions { shell } => installing::completions(*shell),
+        Command::Libraries => installing::libraries(),
+        Command::Man { out } => installing::pages(out),
     }?;
     check_output()?;
     Ok(code)
 }
 
-/// A second signal within this time counts as the first one: a shell or a job manager signals every
-/// process, and a parent process sends its child the signal that it received.
-const SAME_REQUEST: Duration = Duration::from_secs(1);
-
-/// A flag that is set by Ctrl-C, by SIGTERM, by the end of the terminal (SIGHUP) and by the signals
-/// with which job managers announce the end of a job (SIGUSR1, SIGUSR2). A later Ctrl-C or SIGTERM
-/// ends the process at once. A message on the terminal explains this, as the step under way may
-/// take a while.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hangup))
-        .map_err(|why| Error::new(format!("cannot listen for signals: {why}")))?;
-    let stopping = Arc::clone(&stop);
-    std::thread::spawn(move || {
-        let mut first: Option<Instant> = None;
-        for signal in signals.forever() {
-            stopping.store(true, Ordering::Relaxed);
-            if ![SIGINT, SIGTERM].contains(&signal) {
-                continue;
-            }
-            match first {
-                Some(first) if first.elapsed() > SAME_REQUEST => exit(INTERRUPTED.into()),
-                Some(_) => {}
-                None => {
-                    first = Some(Instant::now());
-                    if stderr().is_terminal() {
-                        let message =
-                            "stopping after the step under way; Ctrl-C again ends at once, without saving it";
-                        // Signals are handled even if the terminal is gone.
-                        let _ = writeln!(stderr(), "\n{message}");
-                    }
-                }
-            }
-        }
-    });
-    Ok(stop)
-}
-
-/// Whether the process was started with this signal ignored, as `nohup` does with SIGHUP.
-fn is_ignored(signal: i32) -> bool {
-    // SAFETY: zeros are a valid `sigaction`, and without a new action the call only writes the
-    // present one to it.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &raw mut action);
-        action.sa_sigaction == libc::SIG_IGN
+/// Refuses a place for a new file that has something, or no folder around it. `fix` is what to do
+/// about a file that is there.
+fn refuse_taken(out: &Path, fix: &str) -> Result<()> {
+    let absolute = absolute(out);
+    let folder = absolute.parent().unwrap_or(&absolute);
+    if absolute.is_dir() {
+        return Err(Error::new(format!("--out: expected a file, got the folder {}", shown(&absolute)))
+            .fix("give the name of a file in it"));
     }
+    if absolute.symlink_metadata().is_ok() {
+        return Err(Error::new(format!("{} already exists", shown(&absolute))).fix(fix));
+    }
+    if !folder.is_dir() {
+        return Err(Error::new(format!("--out: there is no folder {}", shown(folder))).fix("create it"));
+    }
+    Ok(())
 }

@@ -2,8 +2,9 @@ use crate::command::arguments::{NewArguments, NewKind};
 use crate::util::console::say;
 use crate::util::files;
 use crate::{Error, Result};
+use plugin_api::python;
+use std::env;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 /// The folder of the host's sources when it was built; plugin-api is beside it.
 const HOST_SOURCES: &str = env!("CARGO_MANIFEST_DIR");
@@ -99,14 +100,19 @@ fn repository() -> Result<PathBuf> {
     })
 }
 
-/// The folder of the libtorch that this process uses.
+/// The folder of a libtorch that plugins can be built against: the one that this process uses, or,
+/// if that has no headers, as the one that `make install` copies, the one that the host was built
+/// against.
 fn libtorch() -> Result<PathBuf> {
-    let maps = Path::new("/proc/self/maps");
-    let text = fs::read_to_string(maps).map_err(|why| Error::file("read", maps, why))?;
-    let paths = text.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
-    let mut loaded = paths.filter(|path| path.ends_with("lib/libtorch_cpu.so"));
-    let folder = loaded.next().and_then(|library| library.ancestors().nth(2));
-    folder.map(Path::to_owned).ok_or_else(|| Error::new("libtorch is not in a folder `lib`"))
+    let loaded =
+        python::mapped("libtorch_cpu.so").and_then(|library| library.ancestors().nth(2).map(Path::to_owned));
+    let places = loaded.into_iter().chain([PathBuf::from(env!("HOST_LIBTORCH"))]).collect::<Vec<_>>();
+    places.iter().find(|place| place.join("include").is_dir()).cloned().ok_or_else(|| {
+        let tried = places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>();
+        Error::new("there is no libtorch with headers, against which a plugin could be built")
+            .note("tried", tried.join(", "))
+            .fix("run `make setup` in the clone of the host")
+    })
 }
 
 /// `my-idea` becomes `MyIdea`.

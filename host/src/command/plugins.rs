@@ -17,7 +17,7 @@ pub fn run(arguments: &PluginsArguments) -> Result<u8> {
     }
     for file in files {
         // Plugins that are made for tests lie next to the executable, too.
-        for manifest in file.manifests.iter().filter(|manifest| !manifest.version.ends_with("-test")) {
+        for manifest in file.manifests.iter().filter(|manifest| !manifest.is_for_tests()) {
             let fits = manifest.fits().map_err(|(what, _)| what);
             if arguments.json {
                 let why_not = fits.err();

@@ -1,3 +1,4 @@
+use super::signals::stop_on_signals;
 use crate::command::arguments::ReportArguments;
 use crate::error::{absolute, shown};
 use crate::report;
@@ -5,7 +6,7 @@ use crate::report::Report;
 use crate::report::collect::Collector;
 use crate::run::RunFolder;
 use crate::torch::device::set_threads;
-use crate::util::console::say;
+use crate::util::console::{Style, begin, say};
 use crate::util::files;
 use crate::{Error, Result};
 use std::fs;
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 /// `host report`
 pub fn run(arguments: &ReportArguments) -> Result<u8> {
+    // Nothing is kept of an unfinished report: a stop ends it at once.
+    stop_on_signals(&arguments.stop)?;
+    begin(Style::Human);
     let place = Place::new(&arguments.out, arguments.force)?;
     set_threads(None)?;
     let mut collector = Collector::new(
@@ -28,7 +32,11 @@ pub fn run(arguments: &ReportArguments) -> Result<u8> {
         say(format_args!("{gaps} gaps are marked, each with a command or advice to fill it"));
     }
     let runs = collection.runs.len();
-    say(format_args!("report of {runs} runs: {}", shown(&place.page)));
+    let checks = match collection.checks.len() {
+        0 => String::new(),
+        checks => format!(" and {checks} data checks"),
+    };
+    say(format_args!("report of {runs} runs{checks}: {}", shown(&place.page)));
     say(format_args!("tables and figures: {}", shown(&place.folder)));
     Ok(0)
 }

@@ -1,4 +1,4 @@
-use super::stop_on_signals;
+use super::signals::stop_on_signals;
 use crate::command::arguments::SweepArguments;
 use crate::error::shown;
 use crate::sweep::check::check;
@@ -6,11 +6,13 @@ use crate::sweep::folder::SweepFolder;
 use crate::sweep::worker::{Outcome, Worker};
 use crate::sweep::{Setting, Sweep, axis, short};
 use crate::util::console::{Indicator, Style, say, warn};
+use crate::util::interrupt::heed;
 use crate::{INTERRUPTED, Result};
 use comfy_table::{Table, presets};
 
 /// `host sweep`
 pub fn run(arguments: &SweepArguments) -> Result<u8> {
+    let stop = stop_on_signals(&arguments.stop)?;
     let sweep = Sweep::read(&arguments.file)?;
     let folder = SweepFolder::for_file(&arguments.file, arguments.out.as_deref())?;
     folder.agrees_with(&sweep)?;
@@ -28,11 +30,12 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
         sweep.settings.len(),
         arguments.task.map_or(String::new(), |_| format!(", {} of them in this task", mine.len()))
     ));
-    let stop = stop_on_signals()?;
+    heed();
     let indicator =
         Indicator::new(Style::Human, mine.len() as u64, "runs", "{pos}/{len} runs [{bar:20}] {wide_msg}");
     let (sweep, folder, retry_failed) = (&sweep, &folder, arguments.retry_failed);
-    let worker = Worker { sweep, folder, retry_failed, stop: &stop, indicator };
+    let stop_signal = arguments.stop.signal;
+    let worker = Worker { sweep, folder, retry_failed, stop: &stop, stop_signal, indicator };
     let Outcome { failed, damaged, busy, interrupted } = worker.finish_all(&mine)?;
     worker.indicator.finish();
     let summary = folder.summarise(sweep)?;

@@ -1,14 +1,17 @@
 use super::arguments::{TrainArguments, style};
 use super::eval::print_caveats;
-use super::stop_on_signals;
+use super::signals::stop_on_signals;
 use crate::config::{DEFAULT_RECIPE, Experiment, recipe, recipes};
+use crate::ranks::Ranks;
 use crate::run::RunFolder;
 use crate::run::progress::best_epoch;
 use crate::training::reporter::Reporter;
 use crate::training::{self, Ending};
-use crate::util::console::{quoted, say, warn};
+use crate::util::console::{begin, quoted, say, warn};
 use crate::{INTERRUPTED, Result};
 use serde_json::{Value, json};
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 
 /// `host train`
 pub fn run(arguments: &TrainArguments) -> Result<u8> {
@@ -16,16 +19,23 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
         recipes().for_each(|(name, about)| say(format_args!("{name:16} {about}")));
         return Ok(0);
     }
+    let stop = stop_on_signals(&arguments.stop)?;
+    begin(style(arguments.json));
+    let ranks = arguments.ranks.join("train")?;
+    ranks.end(train(arguments, &ranks, &stop))
+}
+
+fn train(arguments: &TrainArguments, ranks: &Rc<Ranks>, stop: &AtomicBool) -> Result<u8> {
     let mut reporter = Reporter::new(style(arguments.json));
     let (mut training, folder) = match &arguments.resume {
         Some(path) => {
-            let (training, folder, _) = training::resume(path, &arguments.resume_options()?)?;
+            let (training, folder, _) = training::resume(path, &arguments.resume_options()?, ranks)?;
             (training, folder)
         }
         None => {
             let experiment = arguments.experiment()?;
-            let out = arguments.out.clone().unwrap_or_else(RunFolder::named_after_now);
-            training::begin(experiment, &out)?
+            let named = || Ok(arguments.out.clone().unwrap_or_else(RunFolder::named_after_now));
+            training::begin(experiment, &ranks.from_first(named)?, ranks)?
         }
     };
     let outline = training.outline(&against_recipe(training.experiment())?);
@@ -44,7 +54,7 @@ pub fn run(arguments: &TrainArguments) -> Result<u8> {
     event["updates"] = training.updates().into();
     reporter.event(&event);
     print_caveats(training.caveat().as_slice());
-    let ending = training.run(&folder, &mut reporter, &*stop_on_signals()?).map_err(|error| {
+    let ending = training.run(&folder, &mut reporter, stop).map_err(|error| {
         if folder.refuse_if_moved().is_err() {
             return error.on_the_way();
         }

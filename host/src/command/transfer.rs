@@ -1,15 +1,17 @@
 use super::eval::print_caveats;
-use super::stop_on_signals;
+use super::signals::stop_on_signals;
 use crate::Result;
 use crate::command::arguments::{EvalArguments, style};
 use crate::evaluation::transfer::transfer_with_style;
-use crate::util::console::say;
+use crate::util::console::{begin, say};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 
 /// `host eval A B C --transfer`: every model against the examples made on every model.
 pub fn run(arguments: &EvalArguments) -> Result<u8> {
-    let (options, style, stop) = (&arguments.options, style(arguments.json), stop_on_signals()?);
+    let (options, style) = (&arguments.options, style(arguments.json));
+    let stop = stop_on_signals(&arguments.stop)?;
+    begin(style);
     let matrix = transfer_with_style(&arguments.runs, options, style, &stop)?;
     let names: Vec<_> = arguments.runs.iter().map(|path| path.display().to_string()).collect();
     let (count, clean, worst_case) = (matrix.count(), matrix.clean(), matrix.worst_case());

@@ -1,15 +1,14 @@
 use crate::Result;
 use crate::command::arguments::TrustArguments;
-use crate::plugin::library::inspect;
 use crate::plugin::trust;
 use crate::util::console::say;
 
 /// `host trust`
 pub fn run(arguments: &TrustArguments) -> Result<u8> {
     for name in &arguments.files {
-        let file = inspect(name)?;
-        trust::add(&file)?;
-        say(format_args!("trusted: {} (SHA-256 {})", file.path.display(), file.sha256));
+        let (path, sha256) = trust::named(name)?;
+        trust::add(&path, &sha256)?;
+        say(format_args!("trusted: {} (SHA-256 {sha256})", path.display()));
     }
     Ok(0)
 }

@@ -2,7 +2,7 @@
 
 use super::options::*;
 use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
-use crate::data;
+use crate::data::DataSpec;
 use crate::plugin::PluginSpec;
 use crate::torch::precision::Precision;
 use crate::torch::random::MOST_STEPS;
@@ -12,6 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use plugin_api::{Norm, ThreatModel};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
+use tch::Device;
 
 /// Everything that determines the result of a run, except the files of plugins and data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,7 +57,8 @@ pub struct SamplerChoice(pub Option<PluginSpec>);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// A name from `host data list`, or a folder.
+    /// A name from `host data list`, a folder, an archive of NumPy arrays (`.npz`) or a Python file
+    /// (`.py:NAME`), with options (`,option=value`).
     pub name: String,
     /// The folder with a subfolder for each named data set. Default: the environment variable
     /// DRO_DATA if set, otherwise `data`.
@@ -70,6 +72,12 @@ pub struct Data {
 
 /// The value of the authors of TRADES (Zhang et al. 2019).
 const DEFAULT_TRADES_BETA: f64 = 6.0;
+
+/// The value of `train.store_file` that stands for a file in the run's folder.
+pub(crate) const IN_RUN: &str = "run";
+
+/// The value of `train.init` that stands for the weights that the model plugin brings.
+pub(crate) const OF_MODEL: &str = "model";
 
 /// Default shares of the run at which the step schedule lowers the learning rate.
 pub const MILESTONES: [f64; 2] = [0.5, 0.75];
@@ -107,24 +115,39 @@ options! {
         sampler_gradient: Option<ModelMode> = None;
         /// Precision of the network's computation in training; evaluation and probes always use f32
         precision: Precision = Precision::F32;
-        /// Number of times that training goes through the training points
-        epochs (value_name = "N"): usize = 5,
-            |n| (1..=MOST_EPOCHS).contains(n) => "at least 1 and at most 1000000";
+        /// Number of times that training goes through the training points; 0, with --init, makes a
+        /// run of the given weights
+        epochs (value_name = "N"): usize = 5, |n| *n <= MOST_EPOCHS => "at most 1000000";
+        /// Begin with these weights: those for evaluation of a run, or those of a file (safetensors or
+        /// a PyTorch state dict); `model`: those that the model plugin brings [default: drawn from the
+        /// seed]
+        init (value_name = "RUN|FILE"): Option<PathBuf> = None;
         /// Pad every image by N pixels of zeros and cut a window of its own size at a random place,
         /// at every visit
         crop (value_name = "N"): usize = 0;
+        /// Cut a window with a share of the area from LOW to HIGH and an aspect ratio from 3/4 to 4/3
+        /// at a random place and resize it to the size of the image, at every visit
+        scale (value_name = "LOW,HIGH"): Option<Vec<f64>> = None,
+            |shares| matches!(shares[..], [low, high] if 0.0 < low && low <= high && high <= 1.0) =>
+            "two shares of the area, LOW,HIGH: above 0, at most 1, the lower first";
         /// Mirror each image left to right with probability 1/2, at every visit
         flip (value_name = "true|false", num_args = 0..=1, default_missing_value = "true"): bool = false;
         /// Points per update
         batch (value_name = "N"): usize = 100,
             |n| (1..=i32::MAX as usize).contains(n) => "at least 1 and at most 2147483647";
+        /// Deal the training points out to N shards: each has an order of its own, and every minibatch
+        /// takes the same share of each. Up to N processes can then train together, and the network
+        /// does not depend on their number
+        shards (value_name = "N"): usize = 1, |n| *n >= 1 => "at least 1";
         /// Particles per point (K)
         particles (value_name = "N"): usize = 1,
             |n| (1..=usize::from(u16::MAX)).contains(n) => "1 to 65535";
         /// How particles are stored
         store: Format = Format::F32;
-        /// Store particles in this file, mapped into memory (CPU only)
-        store_file (value_name = "FILE"): Option<PathBuf> = None;
+        /// Store particles in this file, mapped into memory (CPU only); without a value, or `run`: in
+        /// the run's folder
+        store_file (value_name = "FILE", num_args = 0..=1, default_missing_value = "run"):
+            Option<PathBuf> = None;
         /// Optimiser of the weights
         optimizer: Algorithm = Algorithm::Sgd;
         /// Its learning rate
@@ -173,6 +196,9 @@ options! {
         select: Select = Select::Last;
         /// End the run once N epochs in a row have not scored better on the validation points
         patience (value_name = "N"): Option<usize> = None, |n| *n >= 1 => "at least 1";
+        /// Compare the stored particles with natural examples and uniform draws every N epochs, in
+        /// metrics.jsonl (in linf, of a sampler with a store); `host diagnose` measures more
+        diagnose_every (value_name = "N"): Option<usize> = None, |n| *n >= 1 => "at least 1";
         /// Seed of all randomness
         seed (value_name = "N", value_parser = clap::value_parser!(u64).range(..=LARGEST_SEED)): u64 = 0;
         /// Write event files for TensorBoard into the run's folder
@@ -203,9 +229,10 @@ pub struct PluginFlags {
 /// Flags that override the options of `data`.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct DataFlags {
-    /// Data set: a name (see `host data list`), or a folder of IDX files, CIFAR-10's binary version
-    /// or images in train/CLASS and test/CLASS
-    #[arg(id = "data", long = "data", value_name = "NAME|FOLDER")]
+    /// Data set: a name (see `host data list`), a folder in one of the formats of docs/training.md, a
+    /// file of NumPy arrays (.npz), or a Python file with data sets of PyTorch (FILE.py:NAME); with
+    /// options: NAME[,option=value]…
+    #[arg(id = "data", long = "data", value_name = "NAME|PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     /// Train on the first N points only
@@ -219,11 +246,16 @@ pub struct DataFlags {
     validation_points: Option<usize>,
 }
 
+/// The parser of the flags that take a norm.
+pub(crate) fn norm_parser() -> impl TypedValueParser<Value = Norm> {
+    PossibleValuesParser::new(Norm::ALL.map(Norm::name)).try_map(|name| name.parse::<Norm>())
+}
+
 /// Flags that override the threat model.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct ThreatFlags {
     /// Norm of the threat model
-    #[arg(long, value_parser = PossibleValuesParser::new(Norm::ALL.map(Norm::name)).try_map(|name| name.parse::<Norm>()))]
+    #[arg(long, value_parser = norm_parser())]
     #[serde(skip_serializing_if = "Option::is_none")]
     norm: Option<Norm>,
     /// Radius of the threat model, in units of the range of pixels; may be a fraction: 8/255
@@ -242,8 +274,8 @@ pub struct Eval {
     pub points: Option<usize>,
     /// Number of runs of each attack with new random numbers; the worst case counts.
     pub restarts: u16,
-    /// Examples per forward pass.
-    pub batch: usize,
+    /// Examples per forward pass. Default: 32 on a CPU, 250 on a GPU.
+    pub batch: Option<usize>,
 }
 
 impl Default for Experiment {
@@ -273,7 +305,21 @@ impl Default for Data {
 impl Default for Eval {
     fn default() -> Self {
         let attacks = ["fgsm.so", "pgd.so,steps=40", "pgd.so,steps=100", "apgd.so"];
-        Self { attacks: attacks.map(default_plugin).into(), points: None, restarts: 1, batch: 250 }
+        Self { attacks: attacks.map(default_plugin).into(), points: None, restarts: 1, batch: None }
+    }
+}
+
+/// Default number of examples per forward pass on a CPU: the fewest that are as fast as many. A stop
+/// loses the batch that is under way.
+const BATCH_ON_CPU: usize = 32;
+
+/// The same on a GPU, which needs many to be busy.
+const BATCH_ON_GPU: usize = 250;
+
+impl Eval {
+    /// Examples per forward pass on this device.
+    pub fn batch_on(&self, device: Device) -> usize {
+        self.batch.unwrap_or(if device == Device::Cpu { BATCH_ON_CPU } else { BATCH_ON_GPU })
     }
 }
 
@@ -303,9 +349,15 @@ impl Experiment {
     pub fn make_paths_absolute(&mut self) {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         self.data.folder = absolute(&self.data.folder);
-        self.train.store_file = self.train.store_file.as_deref().map(absolute);
-        if !data::NAMES.contains(&self.data.name.as_str()) {
-            self.data.name = absolute(Path::new(&self.data.name)).display().to_string();
+        let in_run = Path::new(IN_RUN);
+        self.train.store_file =
+            self.train.store_file.take().map(|file| if file == in_run { file } else { absolute(&file) });
+        let is_path = |init: &Path| init != Path::new(OF_MODEL);
+        self.train.init =
+            self.train.init.take().map(|init| if is_path(&init) { absolute(&init) } else { init });
+        // What cannot be read is refused when the data are loaded.
+        if let Ok(spec) = DataSpec::parse(&self.data.name) {
+            self.data.name = spec.absolute().to_string();
         }
         self.plugins_mut().into_iter().for_each(|(_, spec)| spec.make_absolute());
     }

@@ -15,9 +15,9 @@ pub use choices::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, 
 pub use experiment::{
     Data, DataFlags, Eval, Experiment, PluginFlags, SamplerChoice, ThreatFlags, Train, TrainFlags,
 };
-pub(crate) use experiment::{MILESTONES, PEAK_AT, STEP_FACTOR};
+pub(crate) use experiment::{IN_RUN, MILESTONES, OF_MODEL, PEAK_AT, STEP_FACTOR, norm_parser};
 pub(crate) use file::{from_table, from_toml, origin, parse_toml, read_text};
-pub(crate) use overlay::{check_norm, one_line, place};
+pub(crate) use overlay::{check_norm, norm_alone, one_line, place};
 pub use plugins::Role;
 pub use recipe::{DEFAULT_RECIPE, recipe, recipes};
 

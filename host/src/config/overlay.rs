@@ -55,7 +55,7 @@ pub(crate) fn check_norm(base: &ThreatModel, keys: &Table) -> Result<()> {
 }
 
 /// The error of a norm that is given without a radius, where `base` has one for another norm.
-pub(super) fn norm_alone(base: &ThreatModel, norm: &str) -> Error {
+pub(crate) fn norm_alone(base: &ThreatModel, norm: &str) -> Error {
     let ThreatModel { norm: other, epsilon, .. } = base;
     Error::new(format!("threat.norm: {norm} needs an epsilon of its own: {epsilon} is a radius in {other}"))
         .fix("give threat.epsilon (--epsilon) too")

@@ -1,8 +1,9 @@
 //! Validation of an experiment. The range of a single option of `train` is in its declaration.
 
 use super::choices::name_of;
-use super::{Experiment, Mode, ModelMode, Objective, Shape, Train};
+use super::{Experiment, Mode, ModelMode, Objective, Select, Shape, Train};
 use crate::torch::device;
+use crate::torch::precision::Precision;
 use crate::{Error, Result};
 use plugin_api::ThreatModel;
 
@@ -29,7 +30,7 @@ impl Experiment {
         }
         let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
         let (train, eval, adversarial) = (&self.train, &self.eval, self.sampler.0.is_some());
-        let (fused, epochs) = (train.mode == Mode::Fused, train.epochs as f64);
+        let (fused, epochs, trains) = (train.mode == Mode::Fused, train.epochs as f64, train.epochs > 0);
         let holds_images = low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite();
         let has_divergence = match train.objective {
             Objective::CrossEntropy => false,
@@ -37,11 +38,14 @@ impl Experiment {
         };
         let objective = name_of(train.objective);
         #[rustfmt::skip]
-        let rules: [Rule; 13] = [
+        let rules: [Rule; 17] = [
+            rule(trains || train.init.is_some(), "train.epochs", "at least 1 (0 only with train.init, which gives weights)", train.epochs),
+            rule(trains || train.select == Select::Last, "train.select", "last (a run of 0 epochs scores none)", "best"),
+            rule(trains || train.trace.is_none(), "train.trace", "no value (a run of 0 epochs does not train)", "an attack"),
             rule(epsilon >= 0.0 && epsilon.is_finite(), "threat.epsilon", "a number of at least 0", epsilon),
             rule(holds_images, "threat.domain", "bounds that include [0, 1], the range of all images", format!("[{low}, {high}]")),
-            rule((0.0..=epochs).contains(&train.warmup_epochs), "train.warmup_epochs", "a number from 0 to train.epochs", train.warmup_epochs),
-            rule((0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
+            rule(!trains || (0.0..=epochs).contains(&train.warmup_epochs), "train.warmup_epochs", "a number from 0 to train.epochs", train.warmup_epochs),
+            rule(!trains || (0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
             rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch)", train.replay),
             rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused, the pass of the sampler's gradient also trains the weights)", "eval"),
             rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one loss, but trades has a separate inner loss)", &objective),
@@ -49,7 +53,8 @@ impl Experiment {
             rule(has_divergence || train.trades_beta.is_none(), "train.trades_beta", "no value (only objective trades uses it)", train.trades_beta()),
             rule(adversarial || train.particles == 1, "train.particles", "1 (without a sampler, the only particle of a point is its natural example)", train.particles),
             rule(self.validation_points() > 0 || !self.is_scored(), "data.validation_points", "at least 1 (train.probe and train.select = \"best\" score the validation points)", 0),
-            rule(eval.batch >= 1, "eval.batch", "at least 1", eval.batch),
+            rule(train.precision != Precision::Tf32 || train.device != "cpu", "train.precision", "f32 or bf16 (only a GPU has TF32: --device cuda)", "tf32"),
+            rule(eval.batch.is_none_or(|n| n >= 1), "eval.batch", "at least 1", eval.batch.unwrap_or_default()),
             rule(eval.restarts >= 1, "eval.restarts", "at least 1", eval.restarts),
         ];
         if let Some((_, key, expected, got)) = rules.into_iter().find(|(is_kept, ..)| !is_kept) {
@@ -62,6 +67,10 @@ impl Experiment {
             } else {
                 error
             });
+        }
+        if train.scale.is_some() && train.crop > 0 {
+            return Err(Error::new("train.crop and train.scale: both cut a window, expected one of them")
+                .fix("remove one of the two"));
         }
         self.refuse_unused()?;
         let device =

@@ -1,6 +1,7 @@
 //! What the readers of a result should know about its data: properties that do not make a data set
 //! unusable but are usually mistakes.
 
+use super::pack::pixels::Rows;
 use super::{Dataset, Origin, Split};
 use crate::Result;
 use std::collections::BTreeSet;
@@ -22,6 +23,13 @@ impl Dataset {
             Origin::Altered(how) => vec![how.clone()],
             Origin::Published | Origin::Own => Vec::new(),
         };
+        found.extend(self.remarks.iter().cloned());
+        let is_trainable = self.train.count() > 0;
+        if !is_trainable {
+            found.push(
+                "there are no training images: these data can be evaluated, and not be trained on".to_owned(),
+            );
+        }
         match all().filter(is_present).collect::<Vec<_>>()[..] {
             [only] => {
                 found.push(format!("all images have the label {only}: there is nothing to distinguish"))
@@ -33,12 +41,18 @@ impl Dataset {
                     "no image of ",
                     ": the model has outputs that it never needs",
                 ));
-                let only_in_test = in_test.difference(&in_train).copied();
+                let only_in_test = in_test.difference(&in_train).copied().filter(|_| is_trainable);
                 found.extend(self.about(
                     only_in_test,
                     "no training image of ",
                     ", of which there are test images",
                 ));
+                let lowest = in_train.iter().chain(&in_test).min().copied().unwrap_or(0);
+                if lowest > 0 && self.class_names.is_empty() {
+                    found.push(format!(
+                        "labels begin at {lowest}: the option relabel=true after the name of the data numbers them from 0"
+                    ));
+                }
                 let only_in_train = in_train.difference(&in_test).copied();
                 found.extend(self.about(
                     only_in_train,
@@ -46,6 +60,10 @@ impl Dataset {
                     ", of which there are training images",
                 ));
             }
+        }
+        // What a pack's images showed when it was made is in its record.
+        if Rows::of(&self.test.images).is_some() {
+            return Ok(found);
         }
         for (name, split) in [("training", &self.train), ("test", &self.test)] {
             if split.count() > 1 && split.images_are_equal() {
@@ -55,10 +73,11 @@ impl Dataset {
         if self.train.images.size() == self.test.images.size() && self.train.images == self.test.images {
             found.push("the test images are the training images".to_owned());
         }
-        let brightest = self.train.images.max().int64_value(&[]);
+        let (name, split) = if is_trainable { ("training", &self.train) } else { ("test", &self.test) };
+        let brightest = split.images.max().int64_value(&[]);
         if brightest <= 1 {
             found.push(format!(
-                "the highest value in the training images is {brightest}: expected pixels from 0 to 255"
+                "the highest value in the {name} images is {brightest}: expected pixels from 0 to 255"
             ));
         }
         Ok(found)
@@ -137,6 +156,7 @@ mod tests {
             classes,
             class_names: Vec::new(),
             checksums: Default::default(),
+            remarks: Vec::new(),
             origin: Origin::Own,
         }
     }
@@ -153,7 +173,12 @@ mod tests {
     #[test]
     fn classes_without_images_are_found() {
         let end = ": the model has outputs that it never needs";
-        assert_eq!(findings(&[1, 2, 1], &[2, 1], 3), [format!("no image of class 0{end}")]);
+        let begins =
+            "labels begin at 1: the option relabel=true after the name of the data numbers them from 0";
+        assert_eq!(
+            findings(&[1, 2, 1], &[2, 1], 3),
+            [format!("no image of class 0{end}"), begins.to_owned()]
+        );
         assert_eq!(findings(&[0, 3, 0], &[3, 0], 4), [format!("no image of classes 1, 2{end}")]);
         assert_eq!(
             findings(&[0, 15, 0], &[15, 0], 16),

@@ -1,9 +1,11 @@
 //! IDX files, the format of MNIST: a magic number with the data type and the number of dimensions,
 //! the sizes of the dimensions (32 bits each, big-endian), then one byte per element.
 
-use super::{DataFile, Samples, sizes};
+use super::layout::{DataFile, Samples};
+use super::sizes;
 use crate::{Error, Result};
 use flate2::read::MultiGzDecoder;
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -26,13 +28,34 @@ const MOST_BYTES: u64 = 4 << 30;
 /// Length of the header of images.
 const LONGEST_HEADER: u64 = 16;
 
-/// The path of the file with this canonical name or one of its variants.
-pub(super) fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let dotted = name.replace("-idx", ".idx");
-    [name.to_owned(), dotted.clone(), format!("{name}.gz"), format!("{dotted}.gz")]
-        .into_iter()
-        .map(|spelling| folder.join(spelling))
-        .find(|path| path.is_file())
+/// The path of the file with this canonical name or one of its variants, of the set of this name.
+pub(super) fn find(folder: &Path, name: &str, set: Option<&str>) -> Option<PathBuf> {
+    let names = match set {
+        None => vec![name.to_owned()],
+        // EMNIST calls its test files so.
+        Some(set) => vec![format!("{set}-{name}"), format!("{set}-{}", name.replace("t10k", "test"))],
+    };
+    let spellings = names.iter().flat_map(|name| {
+        let dotted = name.replace("-idx", ".idx");
+        [name.to_owned(), dotted.clone(), format!("{name}.gz"), format!("{dotted}.gz")]
+    });
+    spellings.map(|spelling| folder.join(spelling)).find(|path| path.is_file())
+}
+
+/// The names of the sets in a folder whose files have a name before the canonical one, sorted:
+/// `emnist-letters` for `emnist-letters-test-images-idx3-ubyte.gz`.
+pub(super) fn sets(folder: &Path) -> Vec<String> {
+    const TEST_IMAGES: [&str; 2] = ["-t10k-images", "-test-images"];
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let set = |file: &str| {
+        let (set, end) = TEST_IMAGES.into_iter().find_map(|middle| file.split_once(middle))?;
+        let is_idx = ["-idx3-ubyte", ".idx3-ubyte"].contains(&end.strip_suffix(".gz").unwrap_or(end));
+        (is_idx && !set.is_empty()).then(|| set.to_owned())
+    };
+    let mut sets: Vec<_> = entries.filter_map(|entry| set(entry.file_name().to_str()?)).collect();
+    sets.sort();
+    sets.dedup();
+    sets
 }
 
 /// Decompresses a file that begins with the magic bytes of gzip, whatever its name; returns any
@@ -93,19 +116,11 @@ fn whole_length(sizes: &[usize]) -> u128 {
     (4 + 4 * sizes.len()) as u128 + sizes.iter().map(|size| *size as u128).product::<u128>()
 }
 
-/// The training and the test split. Every label must be below `classes`.
+/// The images and labels of a split. Every label must be below `classes`.
 ///
 /// # Errors
-/// If a file is missing, is not a valid IDX file of images or labels, or has a label out of range.
-pub(super) fn decode(files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
-    let [train_images, train_labels, test_images, test_labels] = NAMES;
-    let split = |images: &str, labels: &str| {
-        decode_split(DataFile::named(files, images)?, DataFile::named(files, labels)?, classes)
-    };
-    Ok([split(train_images, train_labels)?, split(test_images, test_labels)?])
-}
-
-fn decode_split(image_file: &DataFile, label_file: &DataFile, classes: usize) -> Result<Samples> {
+/// If a file is not a valid IDX file of images or labels, or has a label out of range.
+pub(super) fn decode_split(image_file: &DataFile, label_file: &DataFile, classes: usize) -> Result<Samples> {
     let ([images, height, width], pixels) = decode_file(image_file, IMAGES)?;
     let ([labels], label_bytes) = decode_file(label_file, LABELS)?;
     if images != labels {
@@ -185,7 +200,6 @@ pub(super) fn encode(dimensions: &[u32], bytes: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::data::tests::{first_line, gzip};
-    use std::fs;
 
     fn file(contents: Vec<u8>) -> DataFile {
         DataFile { name: "a", place: "FILE".to_owned(), contents }
@@ -218,13 +232,13 @@ mod tests {
     fn every_variant_of_a_name_is_found_and_the_canonical_name_first() {
         let folder = tempfile::tempdir().unwrap();
         let name = "t10k-labels-idx1-ubyte";
-        assert_eq!(find(folder.path(), name), None);
+        assert_eq!(find(folder.path(), name, None), None);
         for spelling in
             ["t10k-labels.idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "t10k-labels.idx1-ubyte", name]
         {
             let path = folder.path().join(spelling);
             fs::write(&path, "").unwrap();
-            assert_eq!(find(folder.path(), name), Some(path));
+            assert_eq!(find(folder.path(), name, None), Some(path));
         }
     }
 
@@ -335,7 +349,26 @@ mod tests {
     }
 
     #[test]
-    fn the_error_names_a_missing_file() {
-        assert_eq!(message(decode(&[], 10)), "no file train-images-idx3-ubyte");
+    fn files_may_have_a_name_before_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "emnist-letters-test-images-idx3-ubyte.gz",
+            "emnist-letters-train-images-idx3-ubyte.gz",
+            "emnist-letters-mapping.txt",
+            "kmnist-t10k-images.idx3-ubyte",
+            "-test-images-idx3-ubyte",
+            "a-test-images-idx1-ubyte",
+        ] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(sets(folder.path()), ["emnist-letters", "kmnist"]);
+        let found =
+            |name, set| find(folder.path(), name, Some(set)).map(|path| path.file_name().unwrap().to_owned());
+        assert_eq!(
+            found("t10k-images-idx3-ubyte", "emnist-letters").unwrap(),
+            "emnist-letters-test-images-idx3-ubyte.gz"
+        );
+        assert_eq!(found("t10k-images-idx3-ubyte", "kmnist").unwrap(), "kmnist-t10k-images.idx3-ubyte");
+        assert_eq!(found("train-images-idx3-ubyte", "kmnist"), None);
     }
 }

@@ -1,32 +1,46 @@
-//! Data sets of labelled images: MNIST, Fashion-MNIST, CIFAR-10, any folder in the format of one of
-//! them (IDX files, or the binary version of CIFAR-10), or a tree of image files.
+//! Data sets of labelled images: those that are known by name, files in the formats of one of them
+//! (IDX, CIFAR, SVHN), trees of image files, NumPy arrays, and data sets of PyTorch in Python files.
 
+mod arrays;
 mod cifar;
 pub mod examples;
 mod fetch;
 mod findings;
 mod idx;
 mod images;
+mod layout;
+mod matlab;
+mod npy;
+mod numpy;
+pub(crate) mod pack;
+pub mod pairs;
+mod python;
+mod spec;
+mod svhn;
 
 pub use fetch::{fetch, has_published_checksums};
+pub use spec::DataSpec;
+pub(crate) use spec::RESIZE;
 
 use crate::util::files;
 use crate::{Error, Result};
+use layout::{DataFile, Found, LAYOUTS, Layout, Samples};
 use md5::{Digest, Md5};
 use plugin_api::Task;
+use spec::RELABEL;
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZero;
 use std::path::Path;
-use tch::{Kind, Tensor};
+use std::thread;
+use tch::Tensor;
 
 /// The data sets that are known by name.
-pub const NAMES: [&str; 3] = ["mnist", "fashion-mnist", "cifar-10"];
+pub const NAMES: [&str; 5] = ["mnist", "fashion-mnist", "cifar-10", "cifar-100", "svhn"];
 
-/// Number of classes of every data set in [`NAMES`].
-const KNOWN_CLASSES: usize = 10;
-
-/// Largest number of classes: IDX files and CIFAR-10 store a label in one byte.
-const MOST_CLASSES: usize = 256;
+/// Largest number of classes: a larger label is a mistake, and would make an output of the network
+/// each.
+const MOST_CLASSES: i64 = 1 << 16;
 
 /// Images and labels of one split, on the CPU.
 #[derive(Debug)]
@@ -37,8 +51,8 @@ pub struct Split {
     pub labels: Tensor,
 }
 
-/// A data set for classification. Both splits hold at least one image, and all images have one
-/// size.
+/// A data set for classification. The test split holds at least one image, and all images have one
+/// size. Without training images, a data set can be evaluated and not trained on.
 #[derive(Debug)]
 pub struct Dataset {
     /// The known name, or the name of the folder.
@@ -47,15 +61,20 @@ pub struct Dataset {
     pub train: Split,
     /// The test split.
     pub test: Split,
-    /// Number of classes: 10 for the known data sets, the number of class folders for a tree of
+    /// Number of classes: that of a known data set, the number of class folders for a tree of
     /// images, otherwise the largest label plus one. At least 2.
     pub classes: i64,
-    /// The names of the classes for a tree of images (the names of its folders); otherwise empty.
+    /// The names of the classes for a tree of images (the names of its folders), for labels that
+    /// were numbered anew (the labels before), and for a data set in Python that has them;
+    /// otherwise empty.
     pub class_names: Vec<String>,
-    /// MD5 of the uncompressed contents of each file, by its canonical name (without `.gz`). For a
-    /// tree of images: one MD5 for each split, by the name of the split. It is the MD5 of the lines
-    /// that `md5sum` writes for the files of the split.
+    /// MD5 of the uncompressed contents of each file, by its canonical name (without `.gz`), or of
+    /// each array by its name. For a tree of images: one MD5 for each split, by the name of the
+    /// split. It is the MD5 of the lines that `md5sum` writes for the files of the split. For a data
+    /// set in Python: one MD5 for each split, of its images and labels.
     pub checksums: BTreeMap<String, String>,
+    /// What reading the data showed that a reader of results on them should know.
+    pub remarks: Vec<String>,
     /// Whether these are the published files of a known data set.
     pub origin: Origin,
 }
@@ -77,6 +96,12 @@ impl Split {
     pub fn count(&self) -> i64 {
         self.labels.numel() as i64
     }
+
+    /// A split without images of this size.
+    fn none(&self) -> Result<Self> {
+        let (images, labels) = (self.images.f_narrow(0, 0, 0)?, self.labels.f_narrow(0, 0, 0)?);
+        Ok(Self { images, labels })
+    }
 }
 
 impl Dataset {
@@ -88,30 +113,38 @@ impl Dataset {
     }
 }
 
-/// Reads a data set. `data` is one of [`NAMES`], whose files are in `root/NAME`, or the path of a
-/// folder. The format of a folder is recognised by the names of its files:
+/// Reads a data set. `data` is one of [`NAMES`], whose files are in `root/NAME`, or a path, with
+/// options (`,option=value`). The path is that of a Python file (`FILE.py[:NAME]`), of an archive of
+/// NumPy arrays (`.npz`), or of a folder, whose format is recognised by the names of its files:
 ///
 /// * IDX: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
 ///   `t10k-labels-idx1-ubyte`. A dot may replace the hyphen before `idx`
-///   (`train-images.idx3-ubyte`). Files may be compressed (`.gz`).
-/// * The binary version of CIFAR-10: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`,
-///   in the folder or in its subfolder `cifar-10-batches-bin`.
+///   (`train-images.idx3-ubyte`). Files may be compressed (`.gz`), and have a name before theirs
+///   (EMNIST).
+/// * CIFAR-10 and CIFAR-100, in the binary and in the Python version, in the folder or in the
+///   subfolder of the published archive.
+/// * SVHN: `train_32x32.mat` and `test_32x32.mat`.
+/// * NumPy arrays: `x_train.npy` and so on.
+/// * A pack: `pack.json` and what it names, made by `host data pack`. Its images are mapped, not read.
 /// * A tree of images: PNG and JPEG files in `train/CLASS/` and `test/CLASS/` (or `val/CLASS/` if
-///   there is no `test`).
+///   there is no `test`), or as in Tiny ImageNet.
 ///
 /// The files of a known data set may differ from the published files, for example hold a subset.
 /// [`Dataset::findings`] says so.
 ///
 /// # Errors
-/// If the folder or a file is missing, or a file is damaged or has another format than its name.
+/// If the folder or a file is missing, a file is damaged or has another format than its name, or the
+/// data have no such option.
 pub fn load(data: &str, root: &Path) -> Result<Dataset> {
-    match NAMES.into_iter().find(|name| *name == data) {
-        Some(name) => load_known(name, &root.join(name)),
-        None => load_folder(Path::new(data)),
+    let spec = DataSpec::parse(data)?;
+    match spec.known() {
+        Some(name) => load_known(name, &spec, &root.join(name)),
+        None if spec.is_python() => python::load(&spec),
+        None => load_own(&spec),
     }
 }
 
-fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
+fn load_known(name: &str, spec: &DataSpec, folder: &Path) -> Result<Dataset> {
     let root = folder.parent().unwrap_or(folder).display();
     let fetch = format!("`host data fetch {name} --data-folder {root}`");
     let fix = format!("run {fetch}, which downloads the original files");
@@ -122,11 +155,14 @@ fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
              or sweep begins; or {fix}"
         )));
     }
-    let layout = if name == "cifar-10" { Layout::Cifar } else { Layout::Idx };
+    let layout = Layout::of_known(name, folder);
+    spec.takes(layout.options_of_known())?;
     let read = || -> Result<Dataset> {
-        let files = layout.read(folder)?;
-        let [train, test] = layout.decode(&files, KNOWN_CLASSES)?;
-        let origin = fetch::verify(name, &files).map_or_else(
+        let files = layout.read(folder, None, true)?;
+        // IDX files can hold more classes than the known data sets have.
+        let classes = if layout == Layout::Idx { 10 } else { layout.classes(spec)? };
+        let splits = layout.decode(&files, classes, spec)?;
+        let origin = fetch::verify(name, layout, &files).map_or_else(
             |why| {
                 Origin::Altered(format!(
                     "the data are not the published {name}: {}; {fetch} replaces them, \
@@ -136,216 +172,131 @@ fn load_known(name: &str, folder: &Path) -> Result<Dataset> {
             },
             |()| Origin::Published,
         );
-        Ok(Dataset { origin, ..dataset(name, &files, KNOWN_CLASSES, &train, &test)? })
+        let name = layout.name_of_known(name, spec);
+        Ok(Dataset { name, classes: classes as i64, origin, ..of_files(spec, &files, &splits)? })
     };
     read().map_err(|error| error.fix(fix))
 }
 
-fn load_folder(folder: &Path) -> Result<Dataset> {
-    if !folder.is_dir() {
-        let found = if folder.exists() { "this is a file" } else { "there is no such folder" };
-        let message = format!("{} is neither a known data set nor a folder: {found}", folder.display());
-        return Err(Error::new(message)
-            .note("known", NAMES.join(", "))
-            .fix(format!("give a known name, or the path of a folder with {LAYOUTS}")));
+fn load_own(spec: &DataSpec) -> Result<Dataset> {
+    let path = spec.path();
+    if spec.is_file() && path.is_file() {
+        return numpy::load(spec);
     }
-    let path = fs::canonicalize(folder).map_err(|why| Error::file("find", folder, why))?;
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    let Some(layout) = Layout::detect(folder)? else { return images::load(folder, &name) };
+    if !path.is_dir() {
+        let found = match (path.exists(), spec.is_file()) {
+            (true, _) => "this is a file",
+            (false, true) => "there is no such file",
+            (false, false) => "there is no such folder",
+        };
+        let message = format!("{} is neither a known data set nor a folder: {found}", path.display());
+        return Err(Error::new(message).note("known", NAMES.join(", ")).fix(format!(
+            "give a known name, the path of a folder with {LAYOUTS}, a file of NumPy arrays (.npz), or a Python \
+             file with data sets of PyTorch (.py:NAME)"
+        )));
+    }
+    // Its own name, whatever it was called by.
+    let spec = &spec.at(&fs::canonicalize(path).map_err(|why| Error::file("find", path, why))?);
+    let folder = path;
+    let layout = match layout::detect(folder)? {
+        Found::Files(layout) => layout,
+        Found::Images => return images::load_tree(folder, spec),
+        Found::TinyImageNet => return images::load_tiny_imagenet(folder, spec),
+        Found::Arrays => return numpy::load(spec),
+        Found::Pack => return pack::load(folder, spec),
+    };
+    spec.takes(layout.options())?;
     let read = || -> Result<Dataset> {
-        let files = layout.read(folder)?;
-        let [train, test] = layout.decode(&files, MOST_CLASSES)?;
-        let highest_label = train.labels.iter().chain(&test.labels).max().copied().unwrap_or(0);
-        let classes = (usize::from(highest_label) + 1).max(2);
-        let origin = fetch::verify(&name, &files).map_or(Origin::Own, |()| Origin::Published);
-        Ok(Dataset { origin, ..dataset(&name, &files, classes, &train, &test)? })
+        let set = layout.set(folder, spec)?;
+        let files = layout.read(folder, set.as_deref(), false)?;
+        let splits = layout.decode(&files, layout.classes(spec)?, spec)?;
+        let name = spec.name();
+        let origin = fetch::verify(&name, layout, &files).map_or(Origin::Own, |()| Origin::Published);
+        Ok(Dataset { origin, ..of_files(spec, &files, &splits)? })
     };
-    let fix = format!("get the files from their source again: {}", layout.names().join(", "));
-    read().map_err(|error| error.fix(fix))
+    let names = layout.names().concat();
+    let fix = format!("get the files from their source again: {}", names.join(", "));
+    read().map_err(|error| if error.advice().is_some() { error } else { error.fix(fix) })
 }
 
-/// Makes a data set of decoded samples.
-fn dataset(
-    name: &str,
-    files: &[DataFile],
-    classes: usize,
-    train: &Samples,
-    test: &Samples,
-) -> Result<Dataset> {
-    if train.shape != test.shape {
-        let [train, test] = [train, test].map(|samples| sizes(&samples.shape));
-        let message = format!("images of {name} differ in size: {train} for training, {test} for testing");
+/// Makes a data set of decoded samples: those of training, if there are any, and those of the test.
+fn of_files(spec: &DataSpec, files: &[DataFile], splits: &[Option<Samples>; 2]) -> Result<Dataset> {
+    let [train, test] = splits.each_ref().map(|split| split.as_ref().map(Samples::tensors).transpose());
+    let test = test?.ok_or_else(|| Error::new("there are no test images"))?;
+    let checksums = files.iter().map(|file| (file.name.to_owned(), file.md5())).collect();
+    let read = Dataset::of_splits(spec, train?, test, checksums);
+    read.map_err(|error| {
         let places = files.iter().map(|file| file.place.as_str());
-        return Err(Error::new(message).note("files", places.collect::<Vec<_>>().join(", ")));
-    }
-    Ok(Dataset {
-        name: name.to_owned(),
-        train: train.tensors()?,
-        test: test.tensors()?,
-        classes: classes as i64,
-        class_names: Vec::new(),
-        checksums: files.iter().map(|file| (file.name.to_owned(), file.md5())).collect(),
-        origin: Origin::Own,
+        error.note("files", places.collect::<Vec<_>>().join(", "))
     })
 }
 
-/// The formats of folders, for messages.
-const LAYOUTS: &str = "IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
-
-/// Files and folders of other formats of the known data sets, what they are and what to do.
-const OTHER_FORMATS: [(&str, &str, &str); 12] = [
-    ("data_batch_1", PICKLED, GET_BINARY),
-    ("cifar-10-batches-py", PICKLED, GET_BINARY),
-    ("cifar-10-python.tar.gz", "the archive of CIFAR-10's Python version", GET_BINARY),
-    ("data_batch_1.mat", MATLAB, GET_BINARY),
-    ("cifar-10-batches-mat", MATLAB, GET_BINARY),
-    ("cifar-10-binary.tar.gz", "an archive that is still packed", "unpack it: `tar -xzf FILE`"),
-    ("cifar-100-binary", "CIFAR-100", "write its images into train/CLASS and test/CLASS"),
-    ("fine_label_names.txt", "the labels of CIFAR-100", "write its images into train/CLASS and test/CLASS"),
-    ("mnist.npz", "Keras's copy of MNIST", "fetch the IDX files: `host data fetch mnist`"),
-    ("mnist.pkl.gz", "a pickled copy of MNIST", "fetch the IDX files: `host data fetch mnist`"),
-    ("MNIST/raw", "torchvision's folder of MNIST", "give that folder itself"),
-    ("FashionMNIST/raw", "torchvision's folder of Fashion-MNIST", "give that folder itself"),
-];
-
-const PICKLED: &str = "CIFAR-10's Python version (pickled)";
-const MATLAB: &str = "CIFAR-10's MATLAB version";
-const GET_BINARY: &str = "get the binary version: `host data fetch cifar-10`, or \
-                          https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
-
-/// An error that names the other format of the data in a folder; none if there is none.
-fn other_format(folder: &Path) -> Option<Error> {
-    let (name, what, fix) = OTHER_FORMATS.into_iter().find(|(name, ..)| folder.join(name).exists())?;
-    let found = folder.join(name);
-    Some(Error::new(format!("{} is {what}: expected {LAYOUTS}", found.display())).fix(fix))
-}
-
-/// A format of data sets that consist of a few large files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    Idx,
-    Cifar,
-}
-
-impl Layout {
-    /// Recognises the format by the names of the files; none for a tree of images.
-    fn detect(folder: &Path) -> Result<Option<Self>> {
-        let idx = idx::NAMES.into_iter().any(|name| idx::find(folder, name).is_some());
-        let cifar = cifar::NAMES.into_iter().any(|name| cifar::find(folder, name).is_some());
-        let found = match (idx, cifar, images::found(folder)) {
-            (true, false, false) => return Ok(Some(Self::Idx)),
-            (false, true, false) => return Ok(Some(Self::Cifar)),
-            (false, false, true) => return Ok(None),
-            (false, false, false) => match other_format(folder) {
-                Some(error) => return Err(error),
-                None => "no data set",
-            },
-            _ => "more than one data set",
+impl Dataset {
+    /// A data set of the user's with these splits. Its labels are numbered anew if the option
+    /// `relabel` says so.
+    ///
+    /// # Errors
+    /// If the splits do not fit together, or a label is out of range.
+    fn of_splits(
+        spec: &DataSpec,
+        train: Option<Split>,
+        mut test: Split,
+        checksums: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        let name = spec.name();
+        let mut train = train.map_or_else(|| test.none(), Ok)?;
+        let [of_train, of_test] = [&train, &test].map(|split| split.images.size()[1..].to_vec());
+        if of_train != of_test {
+            let [train, test] = [of_train, of_test].map(|size| sizes(&size));
+            return Err(Error::new(format!(
+                "images of {name} differ in size: {train} for training, {test} for testing"
+            )));
+        }
+        let class_names = if spec.parsed(RELABEL, "true or false")?.unwrap_or(false) {
+            arrays::relabel(&mut train, &mut test)?.iter().map(i64::to_string).collect()
+        } else {
+            Vec::new()
         };
-        Err(Error::new(format!("{} holds {found}: expected {LAYOUTS}", folder.display()))
-            .note("IDX", idx::NAMES.join(", "))
-            .note("CIFAR-10", cifar::NAMES.join(", "))
-            .note("images", "train/CLASS/*.png, *.jpg or *.jpeg, and the same in test or val")
-            .fix("give a folder with all files of one of these formats, under these names"))
-    }
-
-    /// The canonical names of the files.
-    fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Idx => &idx::NAMES,
-            Self::Cifar => &cifar::NAMES,
+        let labels = Tensor::f_cat(&[&train.labels, &test.labels], 0)?;
+        let [low, high] = [labels.f_min()?, labels.f_max()?].map(|label| label.int64_value(&[]));
+        if low < 0 || high >= MOST_CLASSES {
+            let most = MOST_CLASSES - 1;
+            return Err(Error::new(format!(
+                "{name} has labels from {low} to {high}: expected whole numbers from 0 to {most}"
+            ))
+            .fix(
+                "number the classes from 0, or let the option relabel=true do so: --data PLACE,relabel=true",
+            ));
         }
-    }
-
-    /// Reads all files without decoding them.
-    fn read(self, folder: &Path) -> Result<Vec<DataFile>> {
-        let read = |name: &'static str| {
-            let missing = || {
-                other_format(folder)
-                    .unwrap_or_else(|| Error::new(format!("{} has no file {name}", folder.display())))
-            };
-            match self {
-                Self::Idx => {
-                    let path = idx::find(folder, name).ok_or_else(missing)?;
-                    idx::uncompress(DataFile::read(name, &path)?)
-                }
-                Self::Cifar => DataFile::read(name, &cifar::find(folder, name).ok_or_else(missing)?),
-            }
-        };
-        self.names().iter().copied().map(read).collect()
-    }
-
-    /// The training and the test split. Every label must be below `classes`.
-    fn decode(self, files: &[DataFile], classes: usize) -> Result<[Samples; 2]> {
-        match self {
-            Self::Idx => idx::decode(files, classes),
-            Self::Cifar => cifar::decode(files, classes),
-        }
-    }
-}
-
-/// One file of a data set.
-struct DataFile {
-    /// Its canonical name.
-    name: &'static str,
-    /// Its path or URL, for messages.
-    place: String,
-    contents: Vec<u8>,
-}
-
-impl DataFile {
-    fn read(name: &'static str, path: &Path) -> Result<Self> {
-        Ok(Self { name, place: path.display().to_string(), contents: files::read(path)? })
-    }
-
-    /// The file with this canonical name.
-    fn named<'a>(files: &'a [Self], name: &str) -> Result<&'a Self> {
-        files.iter().find(|file| file.name == name).ok_or_else(|| Error::new(format!("no file {name}")))
-    }
-
-    fn md5(&self) -> String {
-        md5(&self.contents)
-    }
-
-    /// Checks that every label is below `classes`.
-    fn check_labels(&self, labels: &[u8], classes: usize) -> Result<()> {
-        match labels.iter().position(|label| usize::from(*label) >= classes) {
-            None => Ok(()),
-            Some(index) => Err(self.bad(format!(
-                "has label {} at index {index}: expected 0 to {}",
-                labels[index],
-                classes - 1
-            ))),
-        }
-    }
-
-    /// An error about this file: `PLACE MESSAGE`.
-    fn bad(&self, message: impl std::fmt::Display) -> Error {
-        Error::new(format!("{} {message}", self.place))
-    }
-}
-
-/// The images and labels of one split as bytes.
-struct Samples {
-    /// One byte per value, in the order of `[n, channels, height, width]`.
-    pixels: Vec<u8>,
-    /// Channels, height and width.
-    shape: [usize; 3],
-    labels: Vec<u8>,
-}
-
-impl Samples {
-    fn tensors(&self) -> Result<Split> {
-        let [channels, height, width] = self.shape.map(|size| size as i64);
-        let images = Tensor::f_from_slice(&self.pixels)?.f_view([-1, channels, height, width])?;
-        let labels = Tensor::f_from_slice(&self.labels)?.f_to_kind(Kind::Int64)?;
-        Ok(Split { images, labels })
+        let classes = (high + 1).max(2);
+        let (remarks, origin) = (Vec::new(), Origin::Own);
+        Ok(Self { name, train, test, classes, class_names, checksums, remarks, origin })
     }
 }
 
 /// Sizes as text: `1 x 28 x 28`.
-fn sizes(sizes: &[usize]) -> String {
-    sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+fn sizes<T: ToString>(sizes: &[T]) -> String {
+    sizes.iter().map(T::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+/// Applies a function to all items, on all cores. The results are in the order of the items.
+fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let work = &work;
+    let parts: Vec<Result<Vec<R>>> = thread::scope(|scope| {
+        let share = items.len().div_ceil(cores).max(1);
+        let parts: Vec<_> = items
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Result<Vec<R>>>()))
+            .collect();
+        let panicked = |_| Err(Error::new("a thread that reads images panicked"));
+        parts.into_iter().map(|part| part.join().unwrap_or_else(panicked)).collect()
+    });
+    let mut results = Vec::with_capacity(items.len());
+    for part in parts {
+        results.extend(part?);
+    }
+    Ok(results)
 }
 
 /// MD5 in hexadecimal.
@@ -358,6 +309,7 @@ mod tests {
     use super::*;
     use flate2::{Compression, write::GzEncoder};
     use std::io::Write;
+    use tch::Kind;
     use tempfile::TempDir;
 
     /// The first line of the error message, with the path of the folder shortened to `DIR`.
@@ -472,12 +424,12 @@ mod tests {
         let both = folder_with(&[idx_files(), cifar_files()].concat());
         assert_eq!(
             first_line(load_path(&both), both.path()),
-            "DIR holds more than one data set: expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS"
+            format!("DIR holds more than one data set: expected {LAYOUTS}")
         );
         let neither = folder_with(&[("notes.txt", Vec::new())]);
         assert_eq!(
             first_line(load_path(&neither), neither.path()),
-            "DIR holds no data set: expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS"
+            format!("DIR holds no data set: expected {LAYOUTS}")
         );
         let path = neither.path().join("notes.txt");
         assert_eq!(
@@ -488,19 +440,17 @@ mod tests {
 
     #[test]
     fn other_formats_are_called_by_their_names() {
-        let expected =
-            "expected IDX files, CIFAR-10's binary version, or images in train/CLASS and test/CLASS";
+        let expected = format!("expected {LAYOUTS}");
         for (name, what) in [
-            ("data_batch_1", "CIFAR-10's Python version (pickled)"),
-            ("cifar-10-batches-py/data_batch_1", "CIFAR-10's Python version (pickled)"),
             ("cifar-10-batches-mat/data_batch_1.mat", "CIFAR-10's MATLAB version"),
             ("cifar-10-binary.tar.gz", "an archive that is still packed"),
-            ("fine_label_names.txt", "the labels of CIFAR-100"),
+            ("tiny-imagenet-200/wnids.txt", "the folder of Tiny ImageNet"),
             ("mnist.npz", "Keras's copy of MNIST"),
             ("MNIST/raw", "torchvision's folder of MNIST"),
         ] {
             let folder = folder_with(&[(name, Vec::new())]);
-            let found = name.split("/data_batch").next().unwrap();
+            let found =
+                name.split("/data_batch").next().and_then(|name| name.split("/wnids").next()).unwrap();
             let message = format!("DIR/{found} is {what}: {expected}");
             assert_eq!(first_line(load_path(&folder), folder.path()), message);
             let root = tempfile::tempdir().unwrap();
@@ -514,6 +464,90 @@ mod tests {
         // Such files beside the right ones do not matter.
         let folder = folder_with(&[cifar_files(), vec![("cifar-10-python.tar.gz", Vec::new())]].concat());
         assert!(load_path(&folder).is_ok());
+    }
+
+    #[test]
+    fn cifar_is_read_in_both_versions_and_cifar_100_with_both_kinds_of_labels() {
+        use cifar::tests::pickled;
+        let python = |labels: &[(&str, &[u8])]| pickled(labels, &[7; 3072]);
+        let below = |folder: &str, name: &str| format!("{folder}/{name}");
+        let names = cifar::PYTHON_NAMES.map(|name| below(cifar::PYTHON_FOLDER, name));
+        let files: Vec<_> = names.iter().map(|name| (name.as_str(), python(&[("labels", &[4])]))).collect();
+        let data = load_path(&folder_with(&files)).unwrap();
+        assert_eq!((data.train.count(), data.test.count(), data.classes), (5, 1, 5));
+        assert_eq!(data.train.labels, Tensor::from_slice(&[4i64; 5]));
+        assert_eq!(data.checksums["test_batch"], md5(&python(&[("labels", &[4])])));
+
+        let both: [(&str, &[u8]); 2] = [("fine_labels", &[99]), ("coarse_labels", &[19])];
+        let record = [&[19u8, 99][..], &[7; 3072]].concat();
+        let versions = [
+            [("train", python(&both)), ("test", python(&both))],
+            [("cifar-100-binary/train.bin", record.clone()), ("cifar-100-binary/test.bin", record)],
+        ];
+        for files in versions {
+            let root = tempfile::tempdir().unwrap();
+            let folder = folder_with(&files);
+            std::os::unix::fs::symlink(folder.path(), root.path().join("cifar-100")).unwrap();
+            for (options, label, classes, name) in
+                [("", 99, 100, "cifar-100"), (",labels=coarse", 19, 20, "cifar-100-coarse")]
+            {
+                let data = load(&format!("cifar-100{options}"), root.path()).unwrap();
+                assert_eq!((data.classes, data.name.as_str()), (classes, name));
+                assert_eq!(data.test.labels, Tensor::from_slice(&[label]));
+                let own = load(&format!("{}{options}", folder.path().display()), root.path()).unwrap();
+                assert_eq!((own.classes, own.train.labels), (label + 1, Tensor::from_slice(&[label])));
+            }
+            let error = load("cifar-100,labels=medium", root.path());
+            assert_eq!(
+                first_line(error, root.path()),
+                "--data cifar-100: option labels: expected fine or coarse, got medium"
+            );
+        }
+        let error = load("cifar-100,set=a", folder_with(&[("cifar-100/train", Vec::new())]).path());
+        assert_eq!(
+            first_line(error, Path::new("/unused")),
+            "--data cifar-100: there is no option set of these data"
+        );
+    }
+
+    #[test]
+    fn a_test_split_alone_can_be_read() {
+        let data = load_path(&folder_with(&idx_files()[2..])).unwrap();
+        assert_eq!((data.train.count(), data.test.count()), (0, 1));
+        assert_eq!(data.train.images.size(), [0, 1, 2, 3]);
+        assert_eq!(data.checksums.len(), 2);
+        let folder = folder_with(&idx_files()[..2]);
+        assert_eq!(first_line(load_path(&folder), folder.path()), "DIR has no file t10k-images-idx3-ubyte");
+        let folder = folder_with(&idx_files()[1..]);
+        assert_eq!(first_line(load_path(&folder), folder.path()), "DIR has no file train-images-idx3-ubyte");
+    }
+
+    #[test]
+    fn one_of_several_sets_in_a_folder_is_named() {
+        let named = |set: &str, label: u8| {
+            let mut files = idx_files();
+            (files[1].1, files[3].1) = (idx::encode(&[2], &[label, 1]), idx::encode(&[1], &[label]));
+            let name = |name: &str| format!("{set}-{}", name.replace("t10k", "test"));
+            files.into_iter().map(|(file, contents)| (name(file), contents)).collect::<Vec<_>>()
+        };
+        let files = [named("emnist-letters", 26), named("emnist-digits", 9)].concat();
+        let files: Vec<_> = files.iter().map(|(name, contents)| (name.as_str(), contents.clone())).collect();
+        let folder = folder_with(&files);
+        let message = first_line(load_path(&folder), folder.path());
+        assert_eq!(message, "DIR holds 2 sets of IDX files: expected one");
+        let load =
+            |options: &str| load(&format!("{}{options}", folder.path().display()), Path::new("unused"));
+        assert_eq!(load(",set=emnist-digits").unwrap().classes, 10);
+        // Labels that begin at 1 are said, and numbered from 0 on request.
+        let letters = load(",set=emnist-letters").unwrap();
+        assert_eq!(letters.classes, 27);
+        let findings = letters.findings().unwrap().join("\n");
+        assert!(findings.contains("labels begin at 1: the option relabel=true"), "{findings}");
+        let letters = load(",set=emnist-letters,relabel=true").unwrap();
+        assert_eq!((letters.classes, &letters.class_names[..]), (2, &["1", "26"].map(str::to_owned)[..]));
+        assert!(load(",set=emnist").unwrap_err().to_string().contains("emnist-digits, emnist-letters"));
+        let only = folder_with(&files[..4]);
+        assert_eq!(load_path(&only).unwrap().classes, 27);
     }
 
     #[test]

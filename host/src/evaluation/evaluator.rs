@@ -7,6 +7,7 @@ use crate::evaluation::verdict::*;
 use crate::plugin::{Attack, CountedVictim, LoadedModel};
 use crate::torch::random::{Draws, Purpose, permutation, seed_for, step_of_name};
 use crate::util::console::{Indicator, Style};
+use crate::util::interrupt;
 use crate::{Error, Result};
 use plugin_api::ThreatModel;
 use plugin_api::losses::{correct, cross_entropy};
@@ -43,47 +44,53 @@ pub(crate) struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// The indices of `count` points drawn at random, in rising order; all points if no count is
-    /// given. They do not depend on the seed, so that evaluations can be compared, and a smaller
-    /// subset is part of every larger one.
+    /// The points of an evaluation; see [`chosen`].
     ///
     /// # Errors
     /// If there are fewer points.
     pub(crate) fn choose_points(&self, count: Option<usize>) -> Result<Vec<i64>> {
-        let all = self.examples.len();
-        let count = check_count(count, all)?;
-        let mut chosen = permutation(0, Purpose::Subset, 0, all);
-        chosen.truncate(count);
-        chosen.sort_unstable();
-        Ok(chosen)
+        chosen(count, self.examples.len())
     }
 
     /// An empty set of adversarial examples with the shapes of the data, on the CPU.
     pub(crate) fn no_examples(&self) -> AdversarialExamples {
-        let points = self.on_device(&[]);
-        let (images, labels) = self.examples.batch(&points);
-        let [images, labels, points] = [images, labels, points].map(|tensor| tensor.to_device(Device::Cpu));
-        AdversarialExamples { attacks: points.copy(), images, labels, points }
+        let mut shape = self.examples.images.size();
+        shape[0] = 0;
+        let none = || Tensor::from_slice::<i64>(&[]);
+        let images = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        AdversarialExamples { images, labels: none(), points: none(), attacks: none() }
     }
 
     /// Clean accuracy at the points given, then the attacks in order, then the worst case over all.
-    /// Continues from `partial`, if given, and keeps `journal` up to date. An attack that fails
-    /// ends the evaluation: its error is returned with the results before it.
+    /// An attack that fails ends the evaluation: its error is returned with the results before it.
+    ///
+    /// # Errors
+    /// If the model fails on natural examples, or its weights are others after the attacks.
+    pub(crate) fn run(&self, attacks: &[Attack], points: Vec<i64>) -> Result<(Evaluation, Option<Error>)> {
+        let (partial, failure) = self.advance(attacks, points, None, None)?;
+        Ok((self.evaluation(partial.verdicts, partial.results), failure))
+    }
+
+    /// All that an evaluation finds at this radius. Continues from `partial`, if given, and keeps
+    /// `journal` up to date. The error of an attack that failed comes with what was found before it.
     ///
     /// # Errors
     /// If the model fails on natural examples, or its weights are others after the attacks. The
     /// journal is then empty.
-    pub(crate) fn run(
+    pub(crate) fn advance(
         &self,
         attacks: &[Attack],
         points: Vec<i64>,
         partial: Option<PartialEvaluation>,
         journal: Option<&Journal>,
-    ) -> Result<(Evaluation, Option<Error>)> {
+    ) -> Result<(PartialEvaluation, Option<Error>)> {
         let weights = self.model.digest()?;
         let mut partial = partial.map_or_else(|| self.without_attack(points, journal), Ok)?;
-        let left = attacks.iter().skip(partial.results.len());
-        let failure = left.into_iter().find_map(|attack| self.attack(attack, &mut partial, journal).err());
+        let left = attacks.iter().enumerate().skip(partial.results.len());
+        let first = partial.smaller.len() * attacks.len();
+        let failure = left
+            .into_iter()
+            .find_map(|(number, attack)| self.attack(attack, first + number, &mut partial, journal).err());
         if self.model.digest()? != weights {
             journal.map_or(Ok(()), Journal::forget)?;
             let name = &self.model.record.manifest.name;
@@ -92,14 +99,18 @@ impl Evaluator<'_> {
                 .fix("see which by `host conform`, checks model-modes and attack-victim")
                 .on_the_way());
         }
-        let PartialEvaluation { verdicts, results, .. } = partial;
+        Ok((partial, failure))
+    }
+
+    /// The result of an evaluation that found this.
+    pub(crate) fn evaluation(&self, verdicts: Verdicts, results: Vec<AttackResult>) -> Evaluation {
         // The results of examples made on another model say nothing about this model's gradients.
         let caveats = if std::ptr::eq(self.model, self.source) {
             caveat::of_results(self.order, &verdicts, &results)
         } else {
             Vec::new()
         };
-        let evaluation = Evaluation {
+        Evaluation {
             count: verdicts.indices.len(),
             order: self.order,
             clean: share(&verdicts.clean),
@@ -107,28 +118,24 @@ impl Evaluator<'_> {
             caveats,
             attacks: results,
             verdicts,
-        };
-        Ok((evaluation, failure))
+        }
     }
 
     /// Returns the error of an interruption if the user has asked for one.
     fn refuse_if_stopped(&self, journal: Option<&Journal>) -> Result<()> {
-        if !self.stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let what =
-            if journal.is_some() { "interrupted; the same command goes on from here" } else { "interrupted" };
-        Err(Error::new(what).interrupted())
+        if self.stop.load(Ordering::Relaxed) { Err(interruption(journal)) } else { Ok(()) }
     }
 
     fn without_attack(&self, points: Vec<i64>, journal: Option<&Journal>) -> Result<PartialEvaluation> {
         let mut partial = PartialEvaluation::default();
         let status = self.status(points.len(), journal);
+        let batches = points.chunks(self.batch).map(<[i64]>::to_vec).collect::<Vec<_>>();
+        self.examples.announce(batches.into_iter())?;
         for batch in points.chunks(self.batch) {
             status.show(partial.verdicts.clean.len() as u64, || "clean accuracy".to_owned());
             self.refuse_if_stopped(journal)?;
             self.seed_model("", 0, batch);
-            let (images, labels) = self.examples.batch(&self.on_device(batch));
+            let (images, labels) = self.examples.batch_of(batch, &self.on_device(batch))?;
             let logits = self.model.logits(&images)?;
             partial.verdicts.clean.extend(bools(&correct(&logits, &labels))?);
             partial.natural_losses.extend(losses(&logits, &labels)?);
@@ -138,29 +145,32 @@ impl Evaluator<'_> {
         Ok(partial)
     }
 
-    /// Runs one attack to its end.
+    /// Runs one attack to its end. `number` counts the attacks at all radii.
     fn attack(
         &self,
         attack: &Attack,
+        number: usize,
         partial: &mut PartialEvaluation,
         journal: Option<&Journal>,
     ) -> Result<()> {
-        let verdicts = &partial.verdicts;
-        let start = match self.order {
-            Order::Separate => &verdicts.clean,
-            Order::Cascade => verdicts.attacks.last().unwrap_or(&verdicts.clean),
-        };
-        let mut progress =
-            partial.attack_progress.take().unwrap_or_else(|| AttackProgress::new(start.clone()));
+        let mut progress = partial.attack_progress.take().unwrap_or_else(|| {
+            let given = partial.verdicts.given(partial.results.len(), self.order, partial.at_smaller());
+            AttackProgress::new(given.clone())
+        });
         let status = self.status(progress.standing.len(), journal);
         status.begin_at(progress.done as u64);
         while let Some(batch) = progress.next_batch(self.batch, self.restarts) {
             status.set_length(progress.standing.len() as u64);
             self.refuse_if_stopped(journal)?;
-            let examples = self.attack_batch(attack, partial, &mut progress, &batch, &status)?;
+            let judged = self.attack_batch(attack, partial, &mut progress, &batch, &status);
+            let examples = judged.map_err(|why| match why.is_interrupted() {
+                true => interruption(journal),
+                false => why,
+            })?;
             if let Some(journal) = journal {
-                let number = partial.results.len();
-                journal.keep([number, progress.restart.into(), progress.done], || examples.fooled(number))?;
+                let of_radius = partial.results.len();
+                let numbers = [number, progress.restart.into(), progress.done];
+                journal.keep(numbers, || examples.fooled(of_radius))?;
                 progress.done += batch.len();
                 partial.attack_progress = Some(progress.clone());
                 journal.save(partial)?;
@@ -178,6 +188,7 @@ impl Evaluator<'_> {
             cost: progress.cost,
             loss_rise: (attacked > 0).then(|| rise / attacked as f64),
         });
+        partial.candidates.push(attacked);
         partial.verdicts.attacks.push(progress.robust);
         journal.map_or(Ok(()), |journal| journal.save(partial))
     }
@@ -194,7 +205,7 @@ impl Evaluator<'_> {
         let started = Instant::now();
         let points: Vec<i64> = batch.iter().map(|position| partial.verdicts.indices[*position]).collect();
         let indices = self.on_device(&points);
-        let (natural, labels) = self.examples.batch(&indices);
+        let (natural, labels) = self.examples.batch_of(&points, &indices)?;
         let draws = Draws::new(self.seed, self.purpose, step_of_name(attack.key()), &points, 1);
         let draws = draws.restart(progress.restart);
         let (done, points_of_batch) = (progress.done as u64, batch.len() as u64);
@@ -206,7 +217,7 @@ impl Evaluator<'_> {
             let within = most.map_or(0, |most| (passes * points_of_batch / most.max(1)).min(points_of_batch));
             status.show(done + within, || format!("{summary}, {passes} forward passes of a batch"));
         };
-        let victim = CountedVictim::observed(self.source, &observe);
+        let victim = CountedVictim::observed(self.source, &observe, self.stop);
         self.seed_model(attack.key(), progress.restart, &points);
         let candidates = attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
         let logits = self.model.logits(&candidates)?;
@@ -249,6 +260,14 @@ impl Evaluator<'_> {
     }
 }
 
+/// The error of an interruption; without a journal nothing goes on from here.
+fn interruption(journal: Option<&Journal>) -> Error {
+    match journal {
+        Some(_) => interrupt::interrupted(),
+        None => Error::new("interrupted").interrupted(),
+    }
+}
+
 fn summary(attack: &Attack, progress: &AttackProgress) -> String {
     format!("{}: {:.1} % robust", attack.record.spec, 100.0 * share(&progress.robust))
 }
@@ -273,6 +292,20 @@ impl Judged {
             attacks: Tensor::f_full([rows.size()[0]], attack as i64, (Kind::Int64, rows.device()))?,
         })
     }
+}
+
+/// The indices of `count` of `all` points drawn at random, in rising order; all points if no count
+/// is given. They do not depend on the seed, so that evaluations can be compared, and a smaller
+/// subset is part of every larger one.
+///
+/// # Errors
+/// If there are fewer points.
+pub(crate) fn chosen(count: Option<usize>, all: usize) -> Result<Vec<i64>> {
+    let count = check_count(count, all)?;
+    let mut chosen = permutation(0, Purpose::Subset, 0, all);
+    chosen.truncate(count);
+    chosen.sort_unstable();
+    Ok(chosen)
 }
 
 /// The number of points of an evaluation: `count`, or all points if it is not given.

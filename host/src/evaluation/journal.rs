@@ -1,16 +1,16 @@
 //! The state of an evaluation on disk, from which an interrupted evaluation continues.
 //!
-//! Each evaluation under way has a folder `unfinished/ID` in its run's folder. ID is a digest of
-//! all settings that decide its verdicts, so that the same command finds the folder again. The
-//! arithmetic of the machine is recorded, but is no part of the digest: an evaluation may continue
-//! elsewhere.
+//! Each evaluation under way has a folder `unfinished/ID` in its run's folder; a shard of one has
+//! `shards/I-of-N-ID`. ID is a digest of all settings that decide its verdicts, so that the same
+//! command finds the folder again. The arithmetic of the machine is recorded, but is no part of the
+//! digest: an evaluation may continue elsewhere.
 
 use crate::error::shown;
 use crate::evaluation::verdict::PartialEvaluation;
 use crate::run::RunFolder;
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::tensors;
-use crate::util::files;
+use crate::util::{files, interrupt};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ use tch::{Kind, Tensor};
 /// The contents of `findings.json`.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    settings: BTreeMap<String, Value>,
+    settings: Settings,
     #[serde(flatten)]
     arithmetic: ArithmeticUsed,
     /// When the evaluation began; unknown in a journal of an older version.
@@ -38,6 +38,9 @@ struct Saved {
 }
 
 type Kept = BTreeMap<String, (u64, String)>;
+
+/// The settings that decide the verdicts of an evaluation.
+pub(crate) type Settings = BTreeMap<String, Value>;
 
 /// The arithmetic of every session of an evaluation.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -66,7 +69,7 @@ impl ArithmeticUsed {
 /// The folder of an evaluation under way.
 pub(crate) struct Journal {
     folder: PathBuf,
-    settings: BTreeMap<String, Value>,
+    settings: Settings,
     arithmetic: ArithmeticUsed,
     begun: String,
     keeps_examples: bool,
@@ -77,25 +80,32 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// The journal of the evaluation with these settings, and its state if it was interrupted.
+    /// The journal of the evaluation with these settings, and its state if it was interrupted. `shard`
+    /// is which of how many shards it is of, if it is of one.
     ///
     /// # Errors
     /// If the files there are damaged or of other settings or points, another process uses them, or
     /// the disk refuses. Nothing is overwritten.
     pub(crate) fn open(
-        run: &RunFolder,
-        settings: BTreeMap<String, Value>,
+        (run, shard): (&RunFolder, Option<(usize, usize)>),
+        settings: Settings,
         present: Arithmetic,
         attack_count: usize,
         points: &[i64],
         keeps_examples: bool,
     ) -> Result<(Self, Option<PartialEvaluation>)> {
+        // From here on there is something to keep.
+        interrupt::heed();
         let digest = files::sha256(json!(settings).to_string().as_bytes());
-        let id = digest[..16].to_owned();
-        let folder = run.path().join(UNFINISHED).join(&id);
-        remove_outdated(&run.path().join(UNFINISHED));
+        let id = &digest[..16];
+        let (all, name) = match shard {
+            None => (UNFINISHED, id.to_owned()),
+            Some((number, count)) => (SHARDS, format!("{number}-of-{count}-{id}")),
+        };
+        let folder = run.path().join(all).join(name);
+        remove_outdated(&run.path().join(all));
         files::create_folders(&folder).map_err(|why| Error::file("create", &folder, why))?;
-        let lock = files::lock(&folder.join(".lock"))?.ok_or_else(|| {
+        let lock = files::lock(&folder.join(LOCK))?.ok_or_else(|| {
             Error::new("another process is at this very evaluation").fix("wait for it or stop it")
         })?;
         let saved = read(&folder.join(PARTIAL), &settings, attack_count, points)?;
@@ -117,6 +127,85 @@ impl Journal {
         let journal = Self { folder, settings, arithmetic, begun, keeps_examples, kept, _lock: lock };
         journal.check_examples(is_older)?;
         Ok((journal, partial))
+    }
+
+    /// The journal in this folder, and its state.
+    ///
+    /// # Errors
+    /// If the files there are damaged, another process uses them, or nothing was saved.
+    pub(crate) fn reopen(folder: &Path) -> Result<(Self, PartialEvaluation)> {
+        let lock = files::lock(&folder.join(LOCK))?
+            .ok_or_else(|| Error::file("read", folder, "another process works on it").fix("wait for it"))?;
+        let path = folder.join(PARTIAL);
+        let saved: Saved = files::read_sealed(&path).map_err(|error| error.fix(from_the_beginning(&path)))?;
+        let Saved { settings, arithmetic, begun, kept, findings } = saved;
+        let journal = Self {
+            folder: folder.to_owned(),
+            settings,
+            arithmetic,
+            begun: begun.unwrap_or_default(),
+            keeps_examples: false,
+            kept: RefCell::new(kept.unwrap_or_default()),
+            _lock: lock,
+        };
+        journal.check_examples(false)?;
+        Ok((journal, findings))
+    }
+
+    /// The folders of all shards of evaluations of a run, each with its settings, if it has saved
+    /// anything yet. They are read without a lock.
+    ///
+    /// # Errors
+    /// If a file is damaged.
+    pub(crate) fn shards(run: &RunFolder) -> Result<Vec<(PathBuf, Option<Settings>)>> {
+        #[derive(Deserialize)]
+        struct OfShard {
+            settings: Settings,
+        }
+        let entries = fs::read_dir(run.path().join(SHARDS)).into_iter().flatten().flatten();
+        let mut folders: Vec<_> = entries.map(|entry| entry.path()).collect();
+        folders.retain(|folder| folder.is_dir() && folder.extension().is_none());
+        folders.sort();
+        let with_settings = |folder: PathBuf| {
+            let path = folder.join(PARTIAL);
+            let saved = path.exists().then(|| files::read_sealed::<OfShard>(&path)).transpose();
+            let saved = saved.map_err(|error| error.fix(from_the_beginning(&path)))?;
+            Ok((folder, saved.map(|saved| saved.settings)))
+        };
+        folders.into_iter().map(with_settings).collect()
+    }
+
+    /// Takes over what the journals of all shards recorded beside their findings: the arithmetic, the
+    /// earliest beginning, and the examples.
+    ///
+    /// # Errors
+    /// If examples cannot be copied.
+    pub(crate) fn take_over(&mut self, shards: &[Self]) -> Result<()> {
+        let mut arithmetic = shards.iter().flat_map(|shard| shard.arithmetic.iter().cloned());
+        self.arithmetic = ArithmeticUsed { arithmetic: arithmetic.next(), later_arithmetic: Vec::new() };
+        arithmetic.for_each(|used| self.arithmetic.add(used));
+        if let Some(begun) = shards.iter().map(|shard| &shard.begun).min() {
+            self.begun.clone_from(begun);
+        }
+        for (number, shard) in shards.iter().enumerate() {
+            for name in shard.kept.borrow().keys() {
+                let copy = name.replace(".safetensors", &format!("-{number:05}.safetensors"));
+                let path = self.folder.join(&copy);
+                files::write_whole(&path, &files::read(&shard.folder.join(name))?)?;
+                self.kept.borrow_mut().insert(copy, files::size_and_sha256(&path)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the findings are.
+    pub(crate) fn findings(&self) -> PathBuf {
+        self.folder.join(PARTIAL)
+    }
+
+    /// Its settings.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Reports damaged files of examples before any work. Those of an older version have no digest
@@ -251,20 +340,23 @@ impl Journal {
     /// Writes the kept examples into one file of the run's folder, after `none`, which has their
     /// names and shapes. Returns the file's name, which follows from its contents, and its SHA-256.
     ///
+    /// Those of one radius, whose first attack has the number `first`.
+    ///
     /// # Errors
     /// If their number differs from `broken_counts` for an attack, or the disk refuses.
     pub(crate) fn collect(
         &self,
         run: &RunFolder,
         none: AdversarialExamples,
+        first: usize,
         broken_counts: &[usize],
     ) -> Result<(String, String)> {
         // Names begin with the attack's number. An attack that failed may have left files: they are
         // not used.
-        let end = format!("{:04}", broken_counts.len());
+        let [begin, end] = [first, first + broken_counts.len()].map(|number| format!("{number:04}"));
         let mut columns: BTreeMap<String, Vec<Tensor>> =
             none.named().into_iter().map(|(name, tensor)| (name, vec![tensor])).collect();
-        for name in self.kept.borrow().keys().filter(|name| **name < end) {
+        for name in self.kept.borrow().keys().filter(|name| **name >= begin && **name < end) {
             for (name, tensor) in tensors::read(&self.folder.join(name)).map_err(Error::on_the_way)? {
                 columns.entry(name).or_default().push(tensor);
             }
@@ -310,6 +402,11 @@ fn from_the_beginning(path: &Path) -> String {
 /// The folder of the journals of a run.
 const UNFINISHED: &str = "unfinished";
 
+/// The folder of the journals of shards of evaluations of a run.
+const SHARDS: &str = "shards";
+
+const LOCK: &str = ".lock";
+
 /// Ending of a journal's folder while it is being removed.
 const OUTDATED: &str = "outdated";
 
@@ -317,12 +414,7 @@ const PARTIAL: &str = "findings.json";
 const ATTACKS: &str = "attacks";
 
 /// The saved state; none if there is no such file.
-fn read(
-    path: &Path,
-    settings: &BTreeMap<String, Value>,
-    attack_count: usize,
-    points: &[i64],
-) -> Result<Option<Saved>> {
+fn read(path: &Path, settings: &Settings, attack_count: usize, points: &[i64]) -> Result<Option<Saved>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -376,7 +468,7 @@ mod tests {
         // Tests beside this one start processes. Until such a process has loaded its program, it holds
         // a copy of every open file, and with it the lock of a journal that was just dropped.
         for _ in 0..1000 {
-            match Journal::open(run, settings.clone(), present.clone(), 1, &[], false) {
+            match Journal::open((run, None), settings.clone(), present.clone(), 1, &[], false) {
                 Err(why) if why.to_string().starts_with("another process") => {
                     std::thread::sleep(std::time::Duration::from_millis(5));
                 }
@@ -462,7 +554,7 @@ mod fuzz {
                     progress.done += batch.len();
                 }
             }
-            found.verdicts.broken_counts(Order::Separate);
+            found.verdicts.broken_counts(Order::Separate, None);
             Ok(())
         });
     }
@@ -474,7 +566,7 @@ mod fuzz {
         let Saved { settings, findings, .. } =
             serde_json::from_slice(&corpus("findings.json")).expect("valid");
         let points = findings.verdicts.indices.clone();
-        let open = || Journal::open(&run, settings.clone(), Arithmetic::default(), 2, &points, false);
+        let open = || Journal::open((&run, None), settings.clone(), Arithmetic::default(), 2, &points, false);
         let (journal, found) = open().expect("a journal");
         assert!(found.is_none());
         journal.save(&findings).expect("saved");

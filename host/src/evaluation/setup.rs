@@ -1,149 +1,54 @@
-//! Sets an evaluation of a run up, carries it out and saves it.
+//! Sets an evaluation of a run up and carries it out.
 
 use crate::config::{Experiment, suite};
 use crate::data::{Dataset, examples::Examples};
 use crate::evaluation::caveat;
 use crate::evaluation::evaluator::Evaluator;
-use crate::evaluation::journal::{AdversarialExamples, Journal};
+use crate::evaluation::finished::{AtRadius, EvaluatedRun, FinishedEvaluation, Portion, add_new};
+use crate::evaluation::journal::{Journal, Settings};
+use crate::evaluation::options::EvaluationOptions;
 use crate::evaluation::outline::ExpectedCost;
-use crate::evaluation::verdict::{Caveat, Evaluation, Order, PartialEvaluation};
+use crate::evaluation::shard::{Shard, Shards, of_shard};
+use crate::evaluation::verdict::{Caveat, CurvePoint, Evaluation, Order, PartialEvaluation, Verdicts};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
 use crate::run::outline::{Outline, Points};
-use crate::run::progress::Progress;
-use crate::run::{self, EVALUATIONS, RunFolder, RunRecord, Versions, WeightsFound};
+use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::random::Purpose;
-use crate::util::console::{Style, say};
+use crate::util::console::{Style, part, say};
 use crate::util::files;
 use crate::{Error, Result};
-use clap::Args;
-use serde::Deserialize;
+use plugin_api::ThreatModel;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use tch::{Device, Tensor};
 
 /// Number of natural examples on which a model is checked before it is attacked.
 const CHECKED: usize = 100;
 
-/// The options of an evaluation.
-#[derive(Debug, Clone, Default, Args)]
-pub struct EvaluationOptions {
-    /// Attack or sampler plugin; may be repeated [default: those of the run's config]
-    #[arg(long = "attack", value_name = "PLUGIN")]
-    pub attacks: Vec<PluginSpec>,
-    /// autoattack, autoattack-plus, autoattack-rand, or a TOML file with a list `attacks`
-    #[arg(long, value_name = "NAME|FILE", conflicts_with = "attacks")]
-    pub suite: Option<String>,
-    /// Make the examples on this other run's model, with attacks that continue after they fooled
-    /// it: samplers, or apgd.so,keep_climbing=true
-    #[arg(long, value_name = "RUN")]
-    pub source: Option<PathBuf>,
-    /// Number of points: a random subset, the same for every run and seed [default: as in the run's
-    /// config, else all; with --validation all]
-    #[arg(id = "points", long = "points", value_name = "N")]
-    pub count: Option<usize>,
-    /// Evaluate on the training points that the run held out, to choose among runs without the test
-    /// set
-    #[arg(long)]
-    pub validation: bool,
-    /// Times each attack runs with new random numbers; the worst case counts
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub restarts: Option<u16>,
-    /// Examples per forward pass
-    #[arg(long, value_name = "N", value_parser = crate::util::at_least_one)]
-    pub batch: Option<usize>,
-    /// Seed of the attacks [default: the run's]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Write the adversarial examples that fooled the model into the run's folder, as safetensors
-    #[arg(long)]
-    pub save_examples: bool,
-    /// Show the result of this very evaluation if the run has it already, instead of repeating it
-    #[arg(long, conflicts_with = "save_examples")]
-    pub once: bool,
-    /// Folder of the named data sets, or that has the run's own data if they were moved [default: as
-    /// in the run]
-    #[arg(long, value_name = "FOLDER")]
-    pub data_folder: Option<PathBuf>,
-    /// Folder of the run's plugins if they were moved [default: as in the run]
-    #[arg(long, value_name = "FOLDER")]
-    pub plugins: Option<PathBuf>,
-    /// cpu, cuda or cuda:N [default: as in the run]
-    #[arg(long)]
-    pub device: Option<String>,
-    /// Threads of libtorch [default: as in the run]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Continue even if a plugin or the data differ from those recorded
-    #[arg(long)]
-    pub allow_changed: bool,
-}
-
-impl EvaluationOptions {
-    /// The name of the points, for people.
-    pub fn points_name(&self) -> &'static str {
-        if self.validation { "held-out training points" } else { "test points" }
-    }
-
-    /// The number of points, if one is given. A run's config gives a number of test points.
-    fn count(&self, experiment: &Experiment) -> Option<usize> {
-        self.count.or(experiment.eval.points.filter(|_| !self.validation))
-    }
-}
+/// Number of natural examples on which a model is compared with itself on images of other scales.
+const CHECKED_FOR_SCALE: usize = 300;
 
 /// What all runs in an evaluation have in common: options, data and device.
 pub struct EvaluationSetup<'a> {
     pub(crate) options: &'a EvaluationOptions,
     pub(crate) style: Style,
-    dataset: Dataset,
+    pub(crate) dataset: Dataset,
     /// What is odd about the data.
     pub(crate) caveats: Vec<Caveat>,
     examples: Examples,
-    device: Device,
+    pub(crate) device: Device,
     arithmetic: Arithmetic,
 }
 
-/// A run with its model.
-pub struct EvaluatedRun {
-    folder: RunFolder,
-    /// The run's record.
-    pub record: RunRecord,
-    /// Its classifier, with the weights for evaluation.
-    pub model: LoadedModel,
-    /// The differences from the record that `allow_changed` let pass, and what is wrong with its
-    /// checkpoints.
-    pub caveats: Vec<Caveat>,
-    /// The progress of training at the checkpoint of the weights.
-    pub progress: Progress,
-}
-
-/// A finished evaluation of one run, not saved yet.
-pub struct FinishedEvaluation {
-    /// What was about to be done.
-    pub outline: Outline<ExpectedCost>,
-    /// The result.
-    pub evaluation: Evaluation,
-    /// The error of the attack that ended the evaluation, if one failed.
-    pub failure: Option<Error>,
-    /// The run.
-    pub run: EvaluatedRun,
-    /// The entry of `eval.json`.
-    entry: Value,
-    /// An empty set of adversarial examples, if they are to be saved.
-    no_examples: Option<AdversarialExamples>,
-    /// None if the result was there already.
-    journal: Option<Journal>,
-}
-
-/// The files of a saved evaluation.
-pub struct SavedEvaluation {
-    /// `eval.json`.
-    pub verdicts: PathBuf,
-    /// The adversarial examples, if they were asked for.
-    pub examples: Option<PathBuf>,
+/// Passes of single images that the checks of a model took, beside those of the attacks.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Passes {
+    forward_passes: u64,
+    backward_passes: u64,
 }
 
 impl<'a> EvaluationSetup<'a> {
@@ -157,7 +62,7 @@ impl<'a> EvaluationSetup<'a> {
         device::set_threads(options.threads.or(experiment.train.threads))?;
         let name = options.device.as_ref().unwrap_or(&experiment.train.device);
         let device = device::open(device::parse(name).map_err(Error::new)?)?;
-        let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
+        let dataset = run::recorded_data(&experiment.data, options.moved.data_folder.as_deref())?;
         let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
         if options.validation && held_out == 0 {
@@ -202,13 +107,13 @@ impl<'a> EvaluationSetup<'a> {
             caveats.push(Caveat::new("changed", what));
         }
         let mut on_change = |change: Error| {
-            if !self.options.allow_changed {
+            if !self.options.moved.allow_changed {
                 return Err(change.note("run", path.display()));
             }
             caveats.push(Caveat::new("changed", change.first_line()));
             Ok(())
         };
-        run::check_data(&self.dataset, &record.data, &mut on_change)?;
+        run::check_data(&self.dataset, &record.data.checksums, &mut on_change)?;
         let (held_out, attacked) = (record.data.validation_points, self.examples.len());
         if self.options.validation && held_out < attacked {
             return Err(Error::new(format!(
@@ -217,10 +122,12 @@ impl<'a> EvaluationSetup<'a> {
             )));
         }
         let spec = &record.experiment.model;
-        let plugins = self.options.plugins.as_deref();
+        let plugins = self.options.moved.plugins.as_deref();
         let spec = run::recorded_plugin(spec, &record.plugins.model, plugins, &mut on_change)?;
         let model = LoadedModel::build(&spec, self.dataset.task(), self.device, 0)?;
         let WeightsFound { progress, damaged, unfinished } = run::load_weights(&folder, &record, &model)?;
+        let of_weights = record.init.iter().flat_map(|init| &init.findings);
+        caveats.extend(of_weights.map(|what| Caveat::new("weights", what)));
         let passed_over =
             |what| Caveat::new("damaged", format!("{what}; the checkpoint before it is evaluated"));
         caveats.extend(damaged.into_iter().map(passed_over));
@@ -235,71 +142,157 @@ impl<'a> EvaluationSetup<'a> {
     /// If the evaluation cannot begin, is interrupted, or has no result: a suite of which an attack
     /// failed has none. The state is then kept.
     pub fn evaluate(&self, path: &Path, stop: &AtomicBool) -> Result<FinishedEvaluation> {
+        self.evaluate_portion(path, Portion::Whole, stop)
+    }
+
+    /// Evaluates the run in this folder at the points of a shard. Its findings are kept in the run's
+    /// folder until all shards are merged; other processes may evaluate other shards at the same time.
+    ///
+    /// # Errors
+    /// As for [`EvaluationSetup::evaluate`], or if there are more shards than points.
+    pub fn evaluate_shard(&self, path: &Path, shard: Shard, stop: &AtomicBool) -> Result<FinishedEvaluation> {
+        self.evaluate_portion(path, Portion::Shard(shard), stop)
+    }
+
+    /// The evaluation of the run in this folder whose shards have all been evaluated, as one process
+    /// would have made it. No attack runs. The shards are removed once it is saved.
+    ///
+    /// # Errors
+    /// If a shard is missing, unfinished, in use or of other settings: which one, and what to do.
+    pub fn merge(&self, path: &Path, stop: &AtomicBool) -> Result<FinishedEvaluation> {
+        self.evaluate_portion(path, Portion::Merged(Vec::new()), stop)
+    }
+
+    fn evaluate_portion(
+        &self,
+        path: &Path,
+        mut portion: Portion,
+        stop: &AtomicBool,
+    ) -> Result<FinishedEvaluation> {
         let target = self.open_run(path)?;
         let source = self.options.source.as_ref().map(|path| self.open_run(path)).transpose()?;
         // A file that is damaged, or cannot be written to, is reported before any work.
         target.folder.evaluations()?;
         target.folder.check_lock_of_evaluations()?;
 
-        let (attacks, left_out) = self.attacks(&target.record)?;
-        let mut caveats = self.caveats.clone();
-        caveats.extend(target.caveats.clone());
-        add_new(&mut caveats, source.iter().flat_map(|source| source.caveats.clone()));
-        caveats.extend(left_out);
         let source = source.as_ref().unwrap_or(&target);
         let experiment = &target.record.experiment;
-        let evaluator = self.evaluator(experiment, &target, source, stop);
-        let points = self.choose_points(&evaluator, experiment)?;
-        let outline = self.outline(&evaluator, &attacks, (path, 1), points.len());
+        let threats = self.options.threats(&experiment.threat)?;
+        let evaluators: Vec<_> = threats
+            .iter()
+            .map(|threat| self.evaluator(experiment, (&target, source), *threat, stop))
+            .collect();
+        let [evaluator, ..] = evaluators.as_slice() else {
+            return Err(Error::new("--epsilon: expected a radius"));
+        };
+        let (attacks, left_out) = self.attacks(&target.record, &threats)?;
+        let mut caveats = self.caveats.clone();
+        caveats.extend(target.caveats.clone());
+        add_new(&mut caveats, source.caveats.clone());
+        caveats.extend(left_out);
+        let all = self.choose_points(evaluator, experiment)?;
+        let mut settings = self.settings(evaluator, &attacks, &threats, &all)?;
+        settings.insert(TRANSFER.to_owned(), Value::Null);
+        let mut shards = None;
+        let points = match &portion {
+            Portion::Whole => all,
+            Portion::Shard(shard) => {
+                settings = of_shard(settings, *shard);
+                shard.points(&all)?
+            }
+            Portion::Merged(_) => {
+                let size = (attacks.len(), threats.len());
+                let found = Shards::open(&target.folder, &settings, size, &all)?;
+                settings.extend(found.process_settings());
+                shards = Some(found);
+                all
+            }
+        };
+        let outline = self.outline(evaluator, &attacks, (path, 1), &threats, points.len());
         if self.options.once
-            && let Some(evaluation) = self.earlier(&evaluator, &target, &attacks, &points)?
+            && let Some(radii) = self.earlier(evaluator, &target, &attacks, &threats, &points)?
         {
-            let (entry, no_examples, journal) = (Value::Null, None, None);
-            return Ok(FinishedEvaluation {
-                outline,
-                evaluation,
-                failure: None,
-                run: target,
-                entry,
-                no_examples,
-                journal,
-            });
+            drop(evaluators);
+            let journal = None;
+            return Ok(FinishedEvaluation { outline, radii, failure: None, run: target, journal, portion });
         }
-        caveats.extend(caveats_before_attacks(&evaluator, &points)?);
+        let before = evaluator.model.passes();
+        let is_foreign = target.record.init.is_some();
+        caveats.extend(caveats_before_attacks(evaluator, &points, is_foreign)?);
+        let after = evaluator.model.passes();
+        let checks = Passes { forward_passes: after.0 - before.0, backward_passes: after.1 - before.1 };
 
         if self.style == Style::Human {
             say(&outline);
         }
-        let (journal, partial) = self.journal(&evaluator, &target, None, &attacks, &points)?;
-        if partial.is_some() && self.style == Style::Human {
+        let (mut journal, mut partial) = self.open_journal(&target, &portion, settings, &attacks, &points)?;
+        if let Some(Shards { journals, found }) = shards {
+            journal.take_over(&journals)?;
+            (portion, partial) = (Portion::Merged(journals), Some(found));
+        } else if partial.is_some() && self.style == Style::Human {
             say("going on with this evaluation, which was interrupted");
         }
         caveats.extend(caveat::of_arithmetic(journal.arithmetic_used()));
-        let (mut evaluation, failure) = match evaluator.run(&attacks, points, partial, Some(&journal)) {
-            Ok(found) => found,
-            Err(why) => return Err(journal.abandon(why, false)),
-        };
-        caveats.append(&mut evaluation.caveats);
-        evaluation.caveats = caveats;
-        // A suite without one of its attacks has no result. Separate attacks each have their own.
-        let has_result = evaluator.order == Order::Separate && !evaluation.attacks.is_empty();
-        match failure {
-            Some(error) if error.is_interrupted() || !has_result => Err(journal.abandon(error, false)),
-            failure => {
-                let no_examples = self.options.save_examples.then(|| evaluator.no_examples());
-                let entry = self.entry(&evaluator, &evaluation, &target, &attacks, &journal);
-                let journal = Some(journal);
-                Ok(FinishedEvaluation {
-                    outline,
-                    evaluation,
-                    failure,
-                    run: target,
-                    entry,
-                    no_examples,
-                    journal,
-                })
+        let mut failure = None;
+        let done = partial.as_ref().map_or(0, |partial| partial.smaller.len());
+        for (number, evaluator) in evaluators.iter().enumerate().skip(done) {
+            if let Some(partial) = partial.as_mut().filter(|_| number > done) {
+                partial.widen();
+            }
+            let found = evaluator.advance(&attacks, points.clone(), partial.take(), Some(&journal));
+            let (found, why) = match found {
+                Ok(found) => found,
+                Err(why) => return Err(journal.abandon(why, false)),
+            };
+            (partial, failure) = (Some(found), why);
+            if failure.is_some() {
+                break;
             }
         }
+        let PartialEvaluation { verdicts, results, smaller, .. } = partial.unwrap_or_default();
+        let mut found: Vec<_> = smaller.into_iter().map(|found| (found.verdicts, found.results)).collect();
+        // A suite without one of its attacks has no result. Separate attacks each have their own.
+        let is_whole = results.len() == attacks.len();
+        if is_whole || (evaluator.order == Order::Separate && !results.is_empty()) {
+            found.push((verdicts, results));
+        }
+        match failure {
+            Some(error)
+                if error.is_interrupted() || evaluator.order == Order::Cascade || found.is_empty() =>
+            {
+                Err(journal.abandon(error, false))
+            }
+            failure => {
+                let evaluations: Vec<_> = evaluators
+                    .iter()
+                    .zip(found)
+                    .map(|(evaluator, (verdicts, results))| {
+                        let mut evaluation = evaluator.evaluation(verdicts, results);
+                        let of_radius = caveat::of_threat(&evaluator.threat, self.values());
+                        let of_results = std::mem::take(&mut evaluation.caveats);
+                        evaluation.caveats = caveats.clone();
+                        evaluation.caveats.extend(of_radius.into_iter().chain(of_results));
+                        (evaluator, evaluation)
+                    })
+                    .collect();
+                let mut radii = self.at_radii(&evaluations, &target, &attacks, &journal, checks);
+                if let Portion::Merged(journals) = &portion {
+                    for AtRadius { entry, .. } in &mut radii {
+                        entry[SHARDS] = journals.len().into();
+                        entry[BATCH] = entry["settings"][BATCH].clone();
+                    }
+                }
+                drop(evaluations);
+                drop(evaluators);
+                let journal = Some(journal);
+                Ok(FinishedEvaluation { outline, radii, failure, run: target, journal, portion })
+            }
+        }
+    }
+
+    /// Number of values of an image.
+    fn values(&self) -> i64 {
+        self.examples.images.size()[1..].iter().product()
     }
 
     /// What an evaluation of the run at `path` is about to do. `fields` is the number of evaluations:
@@ -309,6 +302,7 @@ impl<'a> EvaluationSetup<'a> {
         evaluator: &Evaluator,
         attacks: &[Attack],
         (path, fields): (&Path, usize),
+        threats: &[ThreatModel],
         points: usize,
     ) -> Outline<ExpectedCost> {
         let order = match (fields, &self.options.suite) {
@@ -319,6 +313,11 @@ impl<'a> EvaluationSetup<'a> {
         let names: Vec<_> = attacks.iter().map(|attack| attack.record.spec.as_str()).collect();
         let restarts = evaluator.restarts;
         let repeated = if restarts > 1 { format!("; {restarts} restarts") } else { String::new() };
+        let radii: Vec<_> = threats.iter().map(|threat| threat.epsilon.to_string()).collect();
+        let widened = match threats.len() {
+            1 => String::new(),
+            _ => format!("; at epsilon {}, each on the points that stand so far", radii.join(", ")),
+        };
         Outline {
             data: Points {
                 name: self.dataset.name.clone(),
@@ -328,64 +327,102 @@ impl<'a> EvaluationSetup<'a> {
                 shape: self.examples.images.size()[1..].to_vec(),
             },
             model: format!("{} ({})", evaluator.model.record.spec, path.display()),
-            threat: evaluator.threat,
-            method: format!("{order}{}{repeated}", names.join(", ")),
-            cost: ExpectedCost::new(attacks, points, u64::from(restarts) * fields as u64),
+            threat: *threats.last().unwrap_or(&evaluator.threat),
+            method: format!("{order}{}{repeated}{widened}", names.join(", ")),
+            cost: ExpectedCost::new(attacks, points, u64::from(restarts) * (fields * threats.len()) as u64),
         }
     }
 
-    /// The newest result of an evaluation with the same settings, if all of its attacks ended well.
+    /// The newest results of an evaluation with the same settings, if all of its attacks ended well
+    /// at every radius.
     fn earlier(
         &self,
         evaluator: &Evaluator,
         target: &EvaluatedRun,
         attacks: &[Attack],
+        threats: &[ThreatModel],
         points: &[i64],
-    ) -> Result<Option<Evaluation>> {
-        let settings = self.settings(evaluator, attacks, points)?;
+    ) -> Result<Option<Vec<AtRadius>>> {
+        let settings = self.settings(evaluator, attacks, threats, points)?;
         let evaluations: Vec<Value> = target.folder.evaluations()?.read(&target.folder)?;
-        let is_same =
-            |entry: &&Value| settings.iter().all(|(key, value)| entry["settings"].get(key) == Some(value));
-        let results =
-            evaluations.iter().rev().filter(is_same).map(|entry| Evaluation::deserialize(&entry["result"]));
-        let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
-        Ok(whole.next())
+        let is_same = |entry: &&Value| {
+            let same = |key: &str| entry["settings"].get(key) == settings.get(key);
+            settings.keys().all(|key| same(key)) && same(RADII)
+        };
+        let same: Vec<_> = evaluations.iter().rev().filter(is_same).collect();
+        let at = |threat: &ThreatModel| {
+            let of_radius = same.iter().filter(|entry| entry["threat"] == json!(threat));
+            let results = of_radius.map(|entry| Evaluation::deserialize(&entry["result"]));
+            let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
+            let evaluation = whole.next()?;
+            Some(AtRadius { threat: *threat, evaluation, entry: Value::Null, examples: None })
+        };
+        Ok(threats.iter().map(at).collect())
     }
 
-    /// The entry of `eval.json`.
-    fn entry(
+    /// The results at all radii, with their entries of `eval.json`.
+    fn at_radii(
         &self,
-        evaluator: &Evaluator,
-        evaluation: &Evaluation,
+        evaluations: &[(&Evaluator, Evaluation)],
         target: &EvaluatedRun,
         attacks: &[Attack],
         journal: &Journal,
-    ) -> Value {
-        let finished = &attacks[..evaluation.attacks.len()];
-        let plugins: Vec<_> = finished.iter().map(|attack| &attack.record).collect();
-        json!({
-            "result": evaluation,
-            "begun": journal.begun(),
-            "settings": journal.recorded_settings(),
-            "suite": self.options.suite,
-            "validation": self.options.validation,
-            "source": self.options.source,
-            "seed": evaluator.seed,
-            "restarts": evaluator.restarts,
-            "batch": evaluator.batch,
-            "threat": evaluator.threat,
-            "update": target.progress.update,
-            "plugins": plugins,
-            "versions": Versions::current(),
-            "verdicts": evaluation.verdicts,
-            "broken_by": evaluation.verdicts.broken_by(),
-            "examples": null,
-        })
+        checks: Passes,
+    ) -> Vec<AtRadius> {
+        let curve: Vec<_> = evaluations
+            .iter()
+            .map(|(evaluator, evaluation)| CurvePoint::new(evaluator.threat.epsilon, evaluation))
+            .collect();
+        let mut smaller: Option<&Verdicts> = None;
+        let mut broken_by = vec![None; evaluations.first().map_or(0, |(_, evaluation)| evaluation.count)];
+        let mut radii = Vec::new();
+        for (number, (evaluator, evaluation)) in evaluations.iter().enumerate() {
+            let verdicts = &evaluation.verdicts;
+            let newly = verdicts.broken_by();
+            broken_by = broken_by.into_iter().zip(newly).map(|(before, newly)| before.or(newly)).collect();
+            let plugins: Vec<_> =
+                attacks[..evaluation.attacks.len()].iter().map(|attack| &attack.record).collect();
+            let mut entry = json!({
+                "result": evaluation,
+                "begun": journal.begun(),
+                "settings": journal.recorded_settings(),
+                "suite": self.options.suite,
+                "validation": self.options.validation,
+                "source": self.options.source,
+                "seed": evaluator.seed,
+                "restarts": evaluator.restarts,
+                "batch": evaluator.batch,
+                "threat": evaluator.threat,
+                "update": target.progress.update,
+                "plugins": plugins,
+                "versions": Versions::current(),
+                "verdicts": verdicts,
+                "broken_by": broken_by,
+                "checks": checks,
+                "examples": null,
+            });
+            if curve.len() > 1 {
+                entry["curve"] = json!(curve[..=number]);
+            }
+            let counts = || verdicts.broken_counts(evaluator.order, smaller);
+            radii.push(AtRadius {
+                threat: evaluator.threat,
+                evaluation: evaluation.clone(),
+                entry,
+                examples: self.options.save_examples.then(|| (evaluator.no_examples(), counts())),
+            });
+            smaller = Some(verdicts);
+        }
+        radii
     }
 
     /// The attacks of the options, or else those of the run's experiment. Attacks of a suite or an
     /// experiment that cannot run here are left out, with a caveat.
-    pub(crate) fn attacks(&self, record: &RunRecord) -> Result<(Vec<Attack>, Vec<Caveat>)> {
+    pub(crate) fn attacks(
+        &self,
+        record: &RunRecord,
+        threats: &[ThreatModel],
+    ) -> Result<(Vec<Attack>, Vec<Caveat>)> {
         let are_given = !self.options.attacks.is_empty();
         let specs: Vec<PluginSpec> = match &self.options.suite {
             Some(suite) => suite::attacks(suite)?,
@@ -393,7 +430,9 @@ impl<'a> EvaluationSetup<'a> {
             None => {
                 let mut specs = record.experiment.eval.attacks.clone();
                 for spec in &mut specs {
-                    if let Some(path) = run::plugin_in(self.options.plugins.as_deref(), spec.file.as_ref()) {
+                    if let Some(path) =
+                        run::plugin_in(self.options.moved.plugins.as_deref(), spec.file.as_ref())
+                    {
                         spec.file = path.display().to_string();
                     }
                 }
@@ -403,7 +442,7 @@ impl<'a> EvaluationSetup<'a> {
         let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
         for spec in &specs {
             let attack = Attack::make(spec)?;
-            match attack.supports(&record.experiment.threat, &self.dataset.task()) {
+            match threats.iter().try_for_each(|threat| attack.supports(threat, &self.dataset.task())) {
                 Ok(()) => attacks.push(attack),
                 Err(why) if are_given => return Err(why),
                 Err(why) => {
@@ -421,13 +460,13 @@ impl<'a> EvaluationSetup<'a> {
         Ok((attacks, left_out))
     }
 
-    /// The evaluator of `target` against examples made on `source`, with the settings of the
+    /// The evaluator of `target` against examples made on `source` in this threat model, with the settings of the
     /// experiment unless the options give others.
     pub(crate) fn evaluator<'b>(
         &'b self,
         experiment: &Experiment,
-        target: &'b EvaluatedRun,
-        source: &'b EvaluatedRun,
+        (target, source): (&'b EvaluatedRun, &'b EvaluatedRun),
+        threat: ThreatModel,
         stop: &'b AtomicBool,
     ) -> Evaluator<'b> {
         let order = if self.options.suite.is_some() { Order::Cascade } else { Order::Separate };
@@ -438,10 +477,10 @@ impl<'a> EvaluationSetup<'a> {
             source: &source.model,
             examples: &self.examples,
             purpose: Purpose::Attack,
-            threat: experiment.threat,
+            threat,
             order,
             restarts: self.options.restarts.unwrap_or(restarts),
-            batch: self.options.batch.unwrap_or(experiment.eval.batch),
+            batch: self.options.batch.unwrap_or_else(|| experiment.eval.batch_on(self.device)),
             seed: self.options.seed.unwrap_or(experiment.train.seed),
             device: self.device,
             style: self.style,
@@ -454,27 +493,41 @@ impl<'a> EvaluationSetup<'a> {
         evaluator.choose_points(self.options.count(experiment))
     }
 
-    /// The journal of an evaluation of `target`, and its state if it was interrupted. In a transfer
-    /// matrix, `source` is the run that the examples are made on.
+    /// The journal of a field of a transfer matrix, and its state if it was interrupted: `target`
+    /// against examples made on `source`.
     pub(crate) fn journal(
         &self,
         evaluator: &Evaluator,
-        target: &EvaluatedRun,
-        source: Option<&EvaluatedRun>,
+        (target, source): (&EvaluatedRun, &EvaluatedRun),
         attacks: &[Attack],
+        threats: &[ThreatModel],
         points: &[i64],
     ) -> Result<(Journal, Option<PartialEvaluation>)> {
-        let mut settings = self.settings(evaluator, attacks, points)?;
+        let mut settings = self.settings(evaluator, attacks, threats, points)?;
         // A matrix keeps the journals of its fields until it is complete. The source keeps them
         // apart from each other, even if two models have equal weights, and from evaluations of a
         // single run.
-        let source = source.map(|source| {
-            let path = source.folder.path();
-            path.canonicalize().unwrap_or_else(|_| path.to_owned())
-        });
-        settings.insert("transfer from".to_owned(), json!(source));
+        let path = source.folder.path();
+        let source = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        settings.insert(TRANSFER.to_owned(), json!(source));
+        self.open_journal(target, &Portion::Whole, settings, attacks, points)
+    }
+
+    fn open_journal(
+        &self,
+        target: &EvaluatedRun,
+        portion: &Portion,
+        settings: Settings,
+        attacks: &[Attack],
+        points: &[i64],
+    ) -> Result<(Journal, Option<PartialEvaluation>)> {
+        let shard = match portion {
+            Portion::Shard(Shard { number, count }) => Some((*number, *count)),
+            Portion::Whole | Portion::Merged(_) => None,
+        };
         let (arithmetic, keeps_examples) = (self.arithmetic.clone(), self.options.save_examples);
-        Journal::open(&target.folder, settings, arithmetic, attacks.len(), points, keeps_examples)
+        let place = (&target.folder, shard);
+        Journal::open(place, settings, arithmetic, attacks.len(), points, keeps_examples)
     }
 
     /// The settings that decide the verdicts. An interrupted evaluation is recognised by them.
@@ -483,8 +536,9 @@ impl<'a> EvaluationSetup<'a> {
         &self,
         evaluator: &Evaluator,
         attacks: &[Attack],
+        threats: &[ThreatModel],
         points: &[i64],
-    ) -> Result<BTreeMap<String, Value>> {
+    ) -> Result<Settings> {
         let weights = |model: &LoadedModel| -> Result<Value> {
             Ok(json!([model.record.sha256, model.record.spec, model.digest()?]))
         };
@@ -500,62 +554,56 @@ impl<'a> EvaluationSetup<'a> {
             ("threat", json!(evaluator.threat)),
             ("order", json!(evaluator.order)),
             ("restarts", evaluator.restarts.into()),
-            ("batch", evaluator.batch.into()),
+            (BATCH, evaluator.batch.into()),
             ("seed", evaluator.seed.into()),
-            ("device", format!("{:?}", evaluator.device).into()),
+            // Which of several GPUs it is does not matter.
+            ("device", if evaluator.device.is_cuda() { "Cuda" } else { "Cpu" }.into()),
             ("threads", tch::get_num_threads().into()),
             ("save examples", self.options.save_examples.into()),
             ("versions", json!(Versions::current())),
         ];
-        Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+        let radii: Vec<_> = threats.iter().map(|threat| threat.epsilon).collect();
+        let radii = (radii.len() > 1).then(|| (RADII, json!(radii)));
+        Ok(settings.into_iter().chain(radii).map(|(key, value)| (key.to_owned(), value)).collect())
     }
 }
 
-impl FinishedEvaluation {
-    /// Saves the result and the examples in the run's folder, and ends the journal.
-    ///
-    /// # Errors
-    /// If kept examples are missing, or the disk refuses.
-    pub fn save(mut self) -> Result<SavedEvaluation> {
-        let folder = &self.run.folder;
-        let mut examples = None;
-        let Some(journal) = self.journal else {
-            return Ok(SavedEvaluation { verdicts: folder.name().join(EVALUATIONS), examples });
-        };
-        if let Some(none) = self.no_examples {
-            let counts = self.evaluation.verdicts.broken_counts(self.evaluation.order);
-            let (file, digest) = journal.collect(folder, none, &counts)?;
-            examples = Some(folder.name().join(&file));
-            self.entry["examples"] = file.into();
-            self.entry["examples_sha256"] = digest.into();
-        }
-        let verdicts = folder.add_evaluation(self.entry)?;
-        journal.discard()?;
-        Ok(SavedEvaluation { verdicts, examples })
-    }
-}
+/// The setting that several radii of an evaluation are listed under.
+const RADII: &str = "radii";
 
-/// The caveats that are known before any attack: of the threat model, of the evaluated model, and of
-/// the model that examples are made on.
-pub(crate) fn caveats_before_attacks(evaluator: &Evaluator, points: &[i64]) -> Result<Vec<Caveat>> {
-    let checked = Tensor::from_slice(&points[..points.len().min(CHECKED)]).to_device(evaluator.device);
-    let (images, labels) = evaluator.examples.batch(&checked);
-    let values = images.size()[1..].iter().product();
-    let mut caveats: Vec<_> = caveat::of_threat(&evaluator.threat, values).into_iter().collect();
-    caveats.extend(caveat::of_model(evaluator.source, &images, &labels)?);
+/// The setting that names the other run in a field of a transfer matrix.
+const TRANSFER: &str = "transfer from";
+
+/// The setting that has the number of examples of a batch.
+const BATCH: &str = "batch";
+
+/// The number of shards that an entry of `eval.json` was merged from.
+const SHARDS: &str = "shards";
+
+/// The caveats that are known before any attack: of the evaluated model, and of the model that
+/// examples are made on. The scale of the images is checked for weights from elsewhere (`is_foreign`):
+/// a network that was trained here saw the images as they are.
+pub(crate) fn caveats_before_attacks(
+    evaluator: &Evaluator,
+    points: &[i64],
+    is_foreign: bool,
+) -> Result<Vec<Caveat>> {
+    let _part = part("checking the model on natural examples");
+    let batch =
+        |points: &[i64]| evaluator.examples.batch(&Tensor::from_slice(points).to_device(evaluator.device));
+    let (images, labels) = batch(&points[..points.len().min(CHECKED)])?;
+    let mut caveats = caveat::of_model(evaluator.source, &images, &labels)?;
     if !std::ptr::eq(evaluator.source, evaluator.model) {
         let of_target = caveat::of_model(evaluator.model, &images, &labels)?;
         // Attacks take no gradients of the evaluated model.
         add_new(&mut caveats, of_target.into_iter().filter(|caveat| caveat.name != "vanishing-gradients"));
     }
-    Ok(caveats)
-}
-
-/// Adds the caveats that are not in the list yet.
-fn add_new(caveats: &mut Vec<Caveat>, others: impl IntoIterator<Item = Caveat>) {
-    for caveat in others {
-        if !caveats.contains(&caveat) {
-            caveats.push(caveat);
-        }
+    if !is_foreign {
+        return Ok(caveats);
     }
+    // The same points however few are attacked: a few tell nothing about the scale.
+    let some = evaluator.choose_points(Some(CHECKED_FOR_SCALE.min(evaluator.examples.len())))?;
+    let (images, labels) = batch(&some)?;
+    caveats.extend(caveat::of_scale(evaluator.model, &images, &labels)?);
+    Ok(caveats)
 }

@@ -1,9 +1,11 @@
 //! Evaluates every model against the examples made on every model.
 
 use crate::evaluation::caveat;
+use crate::evaluation::finished::EvaluatedRun;
 use crate::evaluation::journal::Journal;
+use crate::evaluation::options::EvaluationOptions;
 use crate::evaluation::outline::ExpectedCost;
-use crate::evaluation::setup::{EvaluatedRun, EvaluationOptions, EvaluationSetup, caveats_before_attacks};
+use crate::evaluation::setup::{EvaluationSetup, caveats_before_attacks};
 use crate::evaluation::verdict::{Caveat, Evaluation};
 use crate::run::outline::Outline;
 use crate::torch::arithmetic::Arithmetic;
@@ -85,8 +87,16 @@ pub(crate) fn transfer_with_style(
     let setup = EvaluationSetup::open(first_path, options)?.with_style(style);
     let runs: Vec<EvaluatedRun> = paths.iter().map(|path| setup.open_run(path)).collect::<Result<_>>()?;
     let experiment = &runs[0].record.experiment;
+    let threat_of = |run: &EvaluatedRun| -> Result<ThreatModel> {
+        match options.threats(&run.record.experiment.threat)?.as_slice() {
+            [only] => Ok(*only),
+            several => Err(Error::new(format!("--transfer: expected one radius, got {}", several.len()))
+                .fix("make one matrix for each radius")),
+        }
+    };
+    let expected = threat_of(&runs[0])?;
     for (path, run) in paths.iter().zip(&runs) {
-        let (expected, got) = (experiment.threat, run.record.experiment.threat);
+        let got = threat_of(run)?;
         if got != expected {
             return Err(Error::new(format!(
                 "{} has another threat model: expected {} as in {}, got {}",
@@ -94,14 +104,16 @@ pub(crate) fn transfer_with_style(
                 json!(expected),
                 first_path.display(),
                 json!(got)
-            )));
+            ))
+            .fix("judge all at one radius with --epsilon and --norm"));
         }
     }
-    let (attacks, left_out) = setup.attacks(&runs[0].record)?;
+    let threats = [expected];
+    let (attacks, left_out) = setup.attacks(&runs[0].record, &threats)?;
     let caveats = setup.caveats.iter().cloned().chain(left_out).collect();
-    let settings = setup.evaluator(experiment, &runs[0], &runs[0], stop);
+    let settings = setup.evaluator(experiment, (&runs[0], &runs[0]), expected, stop);
     let count = setup.choose_points(&settings, experiment)?.len();
-    let outline = setup.outline(&settings, &attacks, (first_path, runs.len() * runs.len()), count);
+    let outline = setup.outline(&settings, &attacks, (first_path, runs.len() * runs.len()), &threats, count);
     if style == Style::Human {
         say(&outline);
     }
@@ -120,21 +132,25 @@ pub(crate) fn transfer_with_style(
     for source in &runs {
         let mut row = Vec::new();
         for (path, target) in paths.iter().zip(&runs) {
-            let evaluator = setup.evaluator(experiment, target, source, stop);
+            let evaluator = setup.evaluator(experiment, (target, source), expected, stop);
             let points = setup.choose_points(&evaluator, experiment)?;
             let mut caveats = Vec::new();
             if std::ptr::eq(source, target) {
                 caveats.extend(target.caveats.iter().cloned());
-                caveats.extend(caveats_before_attacks(&evaluator, &points)?);
+                let values = evaluator.examples.images.size()[1..].iter().product();
+                caveats.extend(caveat::of_threat(&expected, values));
+                let is_foreign = target.record.init.is_some();
+                caveats.extend(caveats_before_attacks(&evaluator, &points, is_foreign)?);
             }
-            let (journal, partial) = setup.journal(&evaluator, target, Some(source), &attacks, &points)?;
+            let (journal, partial) =
+                setup.journal(&evaluator, (target, source), &attacks, &threats, &points)?;
             if partial.is_some() && !is_continued && style == Style::Human {
                 say("going on with this matrix, which was interrupted");
             }
             is_continued |= partial.is_some();
             caveats.extend(caveat::of_arithmetic(journal.arithmetic_used()));
-            let evaluation = match evaluator.run(&attacks, points, partial, Some(&journal)) {
-                Ok((evaluation, None)) => evaluation,
+            let evaluation = match evaluator.advance(&attacks, points, partial, Some(&journal)) {
+                Ok((found, None)) => evaluator.evaluation(found.verdicts, found.results),
                 Ok((_, Some(failure))) | Err(failure) => {
                     return Err(journal.abandon(failure, !matrix.journals.is_empty()));
                 }

@@ -37,6 +37,26 @@ pub struct Evaluation {
     pub verdicts: Verdicts,
 }
 
+/// A radius of a robustness curve: an evaluation of several radii has one entry of this kind for
+/// each, from the smallest on. A point that fell at a smaller radius counts as fallen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// The radius.
+    pub epsilon: f64,
+    /// Robust accuracy after each attack, in the order of the attacks.
+    pub robust: Vec<f64>,
+    /// Share of points still classified correctly after all attacks.
+    pub worst_case: f64,
+}
+
+impl CurvePoint {
+    /// The point of an evaluation at this radius.
+    pub(crate) fn new(epsilon: f64, evaluation: &Evaluation) -> Self {
+        let robust = evaluation.attacks.iter().map(|attack| attack.robust).collect();
+        Self { epsilon, robust, worst_case: evaluation.worst_case }
+    }
+}
+
 /// One attack's result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AttackResult {
@@ -90,9 +110,25 @@ pub(crate) struct PartialEvaluation {
     pub(crate) natural_losses: Vec<f64>,
     /// Results of the finished attacks.
     pub(crate) results: Vec<AttackResult>,
+    /// The number of candidates in the mean `loss_rise` of each of these results; fewer in files of
+    /// older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) candidates: Vec<u64>,
     /// The attack under way (`sweep` in files of older versions).
     #[serde(alias = "sweep")]
     pub(crate) attack_progress: Option<AttackProgress>,
+    /// What was found at smaller radii, from the smallest on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) smaller: Vec<FoundAtRadius>,
+}
+
+/// What all attacks found at a radius.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FoundAtRadius {
+    pub(crate) verdicts: Verdicts,
+    pub(crate) results: Vec<AttackResult>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) candidates: Vec<u64>,
 }
 
 /// The state of an attack under way. Each restart processes, in batches, the points that were
@@ -119,14 +155,30 @@ impl Verdicts {
         (0..self.indices.len()).map(withstood).collect()
     }
 
+    /// The points that an attack of this number is given. `smaller` has the verdicts at the next
+    /// smaller radius, if there is one: points that fell there count as fallen.
+    pub(crate) fn given<'a>(
+        &'a self,
+        attack: usize,
+        order: Order,
+        smaller: Option<&'a Self>,
+    ) -> &'a Vec<bool> {
+        let at_smaller =
+            |number: Option<usize>| smaller.zip(number).and_then(|(found, number)| found.attacks.get(number));
+        match (order, attack) {
+            (Order::Cascade, 0) => at_smaller(smaller.and_then(|found| found.attacks.len().checked_sub(1)))
+                .unwrap_or(&self.clean),
+            (Order::Cascade, _) => &self.attacks[attack - 1],
+            (Order::Separate, _) => at_smaller(Some(attack)).unwrap_or(&self.clean),
+        }
+    }
+
     /// For each attack, the number of points that it was given and broke.
-    pub fn broken_counts(&self, order: Order) -> Vec<usize> {
-        let given = |attack: usize| match order {
-            Order::Cascade if attack > 0 => &self.attacks[attack - 1],
-            _ => &self.clean,
-        };
+    pub(crate) fn broken_counts(&self, order: Order, smaller: Option<&Self>) -> Vec<usize> {
         let is_broken = |(given, robust): &(&bool, &bool)| **given && !**robust;
-        let count = |(attack, robust)| given(attack).iter().zip(robust).filter(is_broken).count();
+        let count = |(attack, robust): (usize, &Vec<bool>)| {
+            self.given(attack, order, smaller).iter().zip(robust).filter(is_broken).count()
+        };
         self.attacks.iter().enumerate().map(count).collect()
     }
 
@@ -145,17 +197,50 @@ impl PartialEvaluation {
     pub(crate) fn is_consistent(&self, attack_count: usize, points: &[i64]) -> bool {
         let count = points.len();
         let whole = |list: &Vec<bool>| list.len() == count;
+        let is_finished = |found: &FoundAtRadius| {
+            found.verdicts.indices == points
+                && whole(&found.verdicts.clean)
+                && found.verdicts.attacks.iter().all(whole)
+                && found.verdicts.attacks.len() == attack_count
+                && found.results.len() == attack_count
+        };
         self.verdicts.indices == points
             && whole(&self.verdicts.clean)
             && self.natural_losses.len() == count
             && self.verdicts.attacks.iter().all(whole)
             && self.results.len() == self.verdicts.attacks.len()
             && self.results.len() + usize::from(self.attack_progress.is_some()) <= attack_count
+            && self.smaller.iter().all(is_finished)
             && self.attack_progress.as_ref().is_none_or(|progress| {
                 whole(&progress.robust)
                     && progress.done <= progress.standing.len()
                     && progress.standing.iter().all(|position| *position < count)
             })
+    }
+}
+
+impl PartialEvaluation {
+    /// The verdicts at the next smaller radius, if there is one.
+    pub(crate) fn at_smaller(&self) -> Option<&Verdicts> {
+        self.smaller.last().map(|found| &found.verdicts)
+    }
+
+    /// Whether every attack has ended at each of so many radii.
+    pub(crate) fn is_finished(&self, attack_count: usize, radii: usize) -> bool {
+        self.smaller.len() + 1 == radii
+            && self.results.len() == attack_count
+            && self.attack_progress.is_none()
+    }
+
+    /// Goes on to the next larger radius, after all attacks at this one.
+    pub(crate) fn widen(&mut self) {
+        let Verdicts { indices, clean, .. } = &self.verdicts;
+        let verdicts = Verdicts { indices: indices.clone(), clean: clean.clone(), attacks: Vec::new() };
+        self.smaller.push(FoundAtRadius {
+            verdicts: std::mem::replace(&mut self.verdicts, verdicts),
+            results: std::mem::take(&mut self.results),
+            candidates: std::mem::take(&mut self.candidates),
+        });
     }
 }
 
@@ -255,5 +340,33 @@ mod tests {
         });
         let partial: PartialEvaluation = serde_json::from_value(older).expect("understood");
         assert_eq!(partial.attack_progress.map(|progress| progress.standing), Some(vec![0]));
+    }
+    #[test]
+    fn points_that_fell_at_a_smaller_radius_are_not_given_to_an_attack_again() {
+        let verdicts = |attacks: &[&[bool]]| Verdicts {
+            indices: (0..4).collect(),
+            clean: vec![true, true, true, false],
+            attacks: attacks.iter().map(|robust| robust.to_vec()).collect(),
+        };
+        // The first attack broke point 0, the second one point 1.
+        let separate = verdicts(&[&[false, true, true, false], &[true, false, true, false]]);
+        let cascade = verdicts(&[&[false, true, true, false], &[false, false, true, false]]);
+        let larger = verdicts(&[&[false, false, true, false]]);
+        let given = |found: &Verdicts, attack, order, smaller| found.given(attack, order, smaller).clone();
+        let (apart, together) = (Order::Separate, Order::Cascade);
+        assert_eq!(given(&larger, 0, apart, None), [true, true, true, false]);
+        assert_eq!(given(&larger, 0, apart, Some(&separate)), [false, true, true, false]);
+        assert_eq!(given(&larger, 1, apart, Some(&separate)), [true, false, true, false]);
+        assert_eq!(given(&larger, 0, together, Some(&cascade)), [false, false, true, false]);
+        assert_eq!(given(&larger, 1, together, Some(&cascade)), [false, false, true, false]);
+        assert_eq!(larger.broken_counts(apart, None), [2]);
+        assert_eq!(larger.broken_counts(apart, Some(&separate)), [1]);
+        assert_eq!(larger.broken_counts(together, Some(&cascade)), [0]);
+
+        let mut partial = PartialEvaluation { verdicts: separate.clone(), ..Default::default() };
+        partial.widen();
+        assert!(partial.verdicts.attacks.is_empty() && partial.results.is_empty());
+        assert_eq!(partial.verdicts.clean, separate.clean);
+        assert_eq!(partial.at_smaller().map(|found| &found.attacks), Some(&separate.attacks));
     }
 }

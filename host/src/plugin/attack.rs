@@ -2,11 +2,14 @@ use super::library::{self, Kind, Opened, open_attack};
 use super::{LoadedModel, Owned, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
+use crate::util::interrupt::{self, NEVER};
 use crate::{Error, Result};
 use plugin_api::abi::AttackInstance;
 use plugin_api::losses::{self, cross_entropy};
 use plugin_api::{Task, ThreatModel, VictimCalls};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tch::{Kind as Dtype, Tensor};
 
 /// An attack for evaluation: an attack plugin, or a sampler. The candidate of a sampler is the last
@@ -45,9 +48,9 @@ impl Attack {
                 record,
             });
         }
-        let Opened { plugin, record, .. } = open_attack(spec)?;
+        let Opened { plugin, record, options, .. } = open_attack(spec)?;
         let _guard = tch::no_grad_guard();
-        let create = || plugin.create(&spec.attack_options());
+        let create = || plugin.create(&options);
         let instance = call(&name, "new", [], create).map_err(|error| spec.error(error))?;
         let declaration = call(&name, "declare", [], || instance.declaration())?;
         let query_budget = declaration.query_budget;
@@ -74,8 +77,9 @@ impl Attack {
         match &self.kind {
             AttackKind::Plugin(_) => (self.query_budget, None),
             AttackKind::Sampler(sampler) => {
-                let forward = sampler.steps + usize::from(sampler.judges_last_proposal());
-                (Some(forward as u64), Some(sampler.steps as u64))
+                let [forward, backward] =
+                    [sampler.evaluations(sampler.steps), sampler.gradients(sampler.steps)];
+                (Some(forward as u64), Some(backward as u64))
             }
         }
     }
@@ -102,7 +106,8 @@ impl Attack {
     ///
     /// # Errors
     /// If the plugin fails, returns a tensor of another shape, dtype or device, or returns points
-    /// outside the threat model.
+    /// outside the threat model; an interruption if the victim refused a call because of a stop,
+    /// whatever the plugin made of that.
     pub fn run(
         &self,
         victim: &CountedVictim,
@@ -112,22 +117,25 @@ impl Attack {
         draws: &Draws,
     ) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let candidates = match &self.kind {
+        let before = victim.forward_passes.get();
+        let outcome = match &self.kind {
             AttackKind::Plugin(instance) => {
                 let classes = victim.model.classes();
-                let before = victim.forward_passes.get();
                 let lent =
                     [("natural", natural), ("labels", labels)].into_iter().chain(victim.model.lent(false));
-                let candidates = call(&self.name, "run", lent, || {
+                call(&self.name, "run", lent, || {
                     instance.run((natural, labels), points, classes, threat, victim, draws)
-                })?;
-                self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
-                candidates
+                })
             }
             AttackKind::Sampler(sampler) => {
-                run_sampler(sampler, victim, (natural, labels), points, threat, draws)?
+                run_sampler(sampler, victim, (natural, labels), points, threat, draws)
             }
         };
+        if victim.has_refused() {
+            return Err(interrupt::interrupted());
+        }
+        let candidates = outcome?;
+        self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
         check_like(&self.name, "run", &candidates, &natural.size(), natural)?;
         let outside = threat.contains(&candidates, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
         if outside > 0 {
@@ -158,17 +166,20 @@ fn run_sampler(
         particles_per_point: 1,
         threat,
         particles: fresh_start(sampler.declaration().start, natural, &threat, draws)?,
-        state: sampler.fresh_state(natural),
+        state: sampler.declaration().fresh_state(natural),
     };
     sampler.walk().run(
         &mut visit,
-        |_, visit| {
+        |due, visit| {
+            if !due.gradient {
+                let logits = victim.logits(&visit.particles).map_err(on_the_way)?;
+                return Ok((cross_entropy(&logits, labels), None));
+            }
             let (logits, leaf) = victim.differentiable(&visit.particles).map_err(on_the_way)?;
             let loss = tch::with_grad(|| cross_entropy(&logits, labels));
             let gradient = victim.input_gradient(&loss, &leaf).map_err(on_the_way)?;
-            Ok((loss.detach(), gradient))
+            Ok((loss.detach(), Some(gradient)))
         },
-        |visit| Ok(cross_entropy(&victim.logits(&visit.particles).map_err(on_the_way)?, labels)),
         |call| {
             // `finish` counts as part of the last step.
             watch.at(sampler.steps.min(call.number + 1) as u64);
@@ -183,10 +194,17 @@ fn on_the_way(error: plugin_api::Error) -> Error {
     Error::new(error).on_the_way()
 }
 
-/// The model under attack, in evaluation mode. Every row of every call is counted.
+/// How long an attack may go on asking after its victim has refused to answer.
+const STUBBORN: Duration = Duration::from_secs(2);
+
+/// The model under attack, in evaluation mode. Every row of every call is counted. Once the user
+/// wants to stop, every call is refused: an attack with many calls in a batch ends within one of them.
 pub struct CountedVictim<'a> {
     model: &'a LoadedModel,
     observer: &'a dyn Fn(u64),
+    stop: &'a AtomicBool,
+    /// When a call was refused for the first time.
+    refused: Cell<Option<Instant>>,
     /// Forward passes of single examples so far.
     pub forward_passes: Cell<u64>,
     /// Backward passes of single examples so far.
@@ -194,15 +212,38 @@ pub struct CountedVictim<'a> {
 }
 
 impl<'a> CountedVictim<'a> {
-    /// A victim whose counters are at zero.
+    /// A victim whose counters are at zero, and which nothing stops.
     pub fn new(model: &'a LoadedModel) -> Self {
-        Self::observed(model, &|_| {})
+        Self::observed(model, &|_| {}, &NEVER)
     }
 
     /// The same, and `observer` is given the number of forward passes after each call. It must not
-    /// wait for the device.
-    pub fn observed(model: &'a LoadedModel, observer: &'a dyn Fn(u64)) -> Self {
-        Self { model, observer, forward_passes: Cell::new(0), backward_passes: Cell::new(0) }
+    /// wait for the device. Once `stop` is set, every call is refused.
+    pub fn observed(model: &'a LoadedModel, observer: &'a dyn Fn(u64), stop: &'a AtomicBool) -> Self {
+        let (forward_passes, backward_passes) = (Cell::new(0), Cell::new(0));
+        Self { model, observer, stop, refused: Cell::new(None), forward_passes, backward_passes }
+    }
+
+    /// Whether a call was refused because of a stop.
+    pub fn has_refused(&self) -> bool {
+        self.refused.get().is_some()
+    }
+
+    /// Refuses a call once the user wants to stop. An attack that goes on asking holds the process,
+    /// which then ends here: what lies on the disk is whole at any moment.
+    fn refuse_if_stopped(&self) -> plugin_api::Result<()> {
+        if !self.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let first = self.refused.get().unwrap_or_else(Instant::now);
+        self.refused.set(Some(first));
+        if first.elapsed() > STUBBORN {
+            let attack = super::running::running().unwrap_or_else(|| "an attack".to_owned());
+            interrupt::end(&format!(
+                "stopped while {attack} went on asking the model, which no longer answered; what was found before is kept"
+            ));
+        }
+        Err(plugin_api::Error::new("the user wants to stop: return this error"))
     }
 
     fn count_forward(&self, images: &Tensor) {
@@ -217,12 +258,14 @@ fn count(counter: &Cell<u64>, rows: &Tensor) {
 
 impl VictimCalls for CountedVictim<'_> {
     fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
+        self.refuse_if_stopped()?;
         let logits = self.model.logits(images).map_err(plugin_api::Error::new)?;
         self.count_forward(images);
         Ok(logits)
     }
 
     fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {
+        self.refuse_if_stopped()?;
         let leaf = images.detach().set_requires_grad(true);
         let logits = self.model.forward(&leaf, false).map_err(plugin_api::Error::new)?;
         self.count_forward(images);
@@ -230,6 +273,7 @@ impl VictimCalls for CountedVictim<'_> {
     }
 
     fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> plugin_api::Result<Tensor> {
+        self.refuse_if_stopped()?;
         let total = tch::with_grad(|| loss.f_sum(loss.kind()))?;
         let gradient = losses::gradient(&total, leaf, true).map_err(|why| {
             plugin_api::Error::new(format!(

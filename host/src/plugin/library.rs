@@ -1,6 +1,7 @@
 //! Finding, checking and opening plugin libraries.
 
 use super::{Guard, PluginSpec, call, running, trust};
+use crate::error::absolute;
 use crate::util::console::warn;
 use crate::util::files;
 use crate::{Error, Result};
@@ -9,7 +10,7 @@ use plugin_api::manifest::{CONTRACT, SECTION};
 use plugin_api::{LIBTORCH, abi};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -95,6 +96,21 @@ pub struct Record {
     /// record of an older version.
     #[serde(default)]
     pub options: Map<String, Value>,
+    /// The files that options name, by option.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, NamedFile>,
+}
+
+/// A file that an option of a plugin names. The schema of such an option says `"x-file": "data"`, or
+/// `"x-file": "code"` for a file whose code the plugin runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedFile {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// SHA-256 of its contents, in hexadecimal.
+    pub sha256: String,
+    /// Whether it is code: one that only the record of a run names must be trusted.
+    pub code: bool,
 }
 
 impl Record {
@@ -113,8 +129,8 @@ impl Record {
             contract: CONTRACT,
             libtorch: LIBTORCH.to_owned(),
         };
-        let (path, sha256, options) = Default::default();
-        Self { spec: name.to_owned(), path, sha256, manifest, options }
+        let (path, sha256, options, files) = Default::default();
+        Self { spec: name.to_owned(), path, sha256, manifest, options, files }
     }
 }
 
@@ -124,6 +140,8 @@ pub struct Opened<Plugin> {
     pub plugin: Plugin,
     /// Its record.
     pub record: Record,
+    /// The given options, a JSON object. Paths of files are absolute.
+    pub options: String,
     /// Its description. A plugin with an invalid one opens, so that the conformance checks can
     /// report it.
     pub description: Result<abi::Description>,
@@ -222,7 +240,8 @@ pub(crate) fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>
     )
 }
 
-/// The plugin of the `accepted` kinds that `spec` names, found by the manifests alone.
+/// The plugin of the `accepted` kinds that `spec` names, found by the manifests alone. If there are
+/// plugins of several of these kinds, those of the first one are meant.
 ///
 /// # Errors
 /// If the library has no such plugin, or several and `spec` does not choose one.
@@ -240,8 +259,10 @@ pub(crate) fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Mani
     }
     let is_meant = |manifest: &Manifest| spec.name.as_ref().is_none_or(|name| *name == manifest.name);
     let meant: Vec<_> = fitting.iter().filter(|manifest| is_meant(manifest)).collect();
-    if let [one] = meant.as_slice() {
-        let manifest = (**one).clone();
+    let of_kind = |kind: &Kind| meant.iter().filter(|manifest| manifest.kind == *kind).collect::<Vec<_>>();
+    let preferred = accepted.iter().map(of_kind).find(|found| !found.is_empty()).unwrap_or_default();
+    if let [one] = preferred.as_slice() {
+        let manifest = (***one).clone();
         return Ok((file, manifest));
     }
     let names: Vec<_> = fitting.iter().map(|manifest| manifest.name.as_str()).collect();
@@ -253,6 +274,11 @@ pub(crate) fn choose(spec: &PluginSpec, accepted: &[Kind]) -> Result<(File, Mani
 }
 
 impl Manifest {
+    /// Whether it is made for tests of the host, which are built beside it.
+    pub(crate) fn is_for_tests(&self) -> bool {
+        self.version.ends_with("-test")
+    }
+
     /// Checks that this host can open the plugin.
     ///
     /// # Errors
@@ -293,7 +319,7 @@ fn open<Plugin>(
     let refused =
         |why: &str| spec.error(format!("{} cannot be opened: {why}", spec.file)).note("found", &described);
     if spec.is_recorded {
-        trust::check(&file)?;
+        trust::check(&file.path, &file.sha256)?;
     }
     let plugins = open_library(&spec.file, &file)?.map_err(|why| refused(&why))?;
     let plugin =
@@ -303,11 +329,43 @@ fn open<Plugin>(
         })?;
     let description = call(&manifest.name, "describe", [], || describe(&plugin));
     let schema = description.as_ref().map(|description| &description.options).unwrap_or(&Value::Null);
-    let given = serde_json::from_str(given_options)
+    let mut given = serde_json::from_str(given_options)
         .map_err(|why| spec.error(format!("{}: its options are no JSON object: {why}", spec.file)))?;
+    let files = named_files(schema, &mut given).map_err(|why| spec.error(why))?;
+    for file in files.values().filter(|file| file.code && spec.is_recorded) {
+        trust::check(&file.path, &file.sha256)?;
+    }
+    let given_options = Value::Object(given.clone()).to_string();
     let options = resolved_options(schema, given);
-    let record = Record { spec: spec.to_string(), path: file.path, sha256: file.sha256, manifest, options };
-    Ok(Opened { plugin, record, description })
+    let spec = spec.to_string();
+    let record = Record { spec, path: file.path, sha256: file.sha256, manifest, options, files };
+    Ok(Opened { plugin, record, options: given_options, description })
+}
+
+/// The files that given options name, by option. Their paths become absolute.
+///
+/// # Errors
+/// If there is no such file, or it cannot be read.
+fn named_files(schema: &Value, given: &mut Map<String, Value>) -> Result<BTreeMap<String, NamedFile>> {
+    let mut found = BTreeMap::new();
+    for (option, property) in schema["properties"].as_object().into_iter().flatten() {
+        let code = match property["x-file"].as_str() {
+            Some("code") => true,
+            Some("data") => false,
+            _ => continue,
+        };
+        let Some(Value::String(named)) = given.get_mut(option) else { continue };
+        let path = absolute(Path::new(named));
+        if !path.is_file() {
+            return Err(Error::new(format!("option `{option}`: there is no file {named}")));
+        }
+        *named = path.to_str().map(str::to_owned).ok_or_else(|| {
+            Error::new(format!("option `{option}`: the path {} is not UTF-8", path.display()))
+        })?;
+        let (_, sha256) = files::size_and_sha256(&path)?;
+        found.insert(option.clone(), NamedFile { path, sha256, code });
+    }
+    Ok(found)
 }
 
 /// The value of every option: the given one, or else the default in the JSON schema of the options.
@@ -416,8 +474,8 @@ fn full_message(error: &dyn std::error::Error) -> String {
 }
 
 /// The library's path: as given if it has a folder. Otherwise the file is searched for, with and
-/// without `lib` in front, next to the executable, in DRO_PLUGIN_PATH, and last in the working
-/// directory: a file there does not take the place of a plugin that is installed.
+/// without `lib` in front, in the [`searched_folders`], and last in the working directory: a file
+/// there does not take the place of a plugin that is installed.
 pub(crate) fn find(file: &str) -> Result<PathBuf> {
     let given = Path::new(file);
     let folder = given.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -453,6 +511,13 @@ fn passed_over(file: &str, found: &Path) -> Option<String> {
 /// Every plugin library in the folders that are searched, in the order of the search, and these
 /// folders.
 pub(crate) fn installed() -> (Vec<File>, Vec<PathBuf>) {
+    let (libraries, folders) = libraries();
+    (libraries.iter().filter_map(|path| inspect(&path.display().to_string()).ok()).collect(), folders)
+}
+
+/// Every shared library in the folders that are searched, in the order of the search, and these
+/// folders. One that is found on two ways is here once.
+pub(crate) fn libraries() -> (Vec<PathBuf>, Vec<PathBuf>) {
     let working = |folder: PathBuf| if folder.as_os_str().is_empty() { ".".into() } else { folder };
     let folders: Vec<_> = search_path().into_iter().map(working).collect();
     let libraries = folders.iter().flat_map(|folder| {
@@ -462,13 +527,13 @@ pub(crate) fn installed() -> (Vec<File>, Vec<PathBuf>) {
         paths.sort();
         paths
     });
-    let mut files: Vec<File> = Vec::new();
-    for file in libraries.filter_map(|path| inspect(&path.display().to_string()).ok()) {
-        if !files.iter().any(|known| known.path == file.path) {
-            files.push(file);
+    let mut found: Vec<PathBuf> = Vec::new();
+    for path in libraries.filter_map(|path| path.canonicalize().ok()) {
+        if !found.contains(&path) {
+            found.push(path);
         }
     }
-    (files, folders)
+    (found, folders)
 }
 
 /// The folders that are searched for a plugin named without a folder.
@@ -476,12 +541,17 @@ fn search_path() -> Vec<PathBuf> {
     searched_folders().into_iter().chain([PathBuf::new()]).collect()
 }
 
-/// The folders whose libraries the user has chosen: that of the executable, and DRO_PLUGIN_PATH.
+/// The folder of plugins of an installed host, from the folder of its program.
+const INSTALLED: &str = "../lib/host/plugins";
+
+/// The folders whose libraries the user has chosen: that of the executable, that into which `make
+/// install` puts plugins, and DRO_PLUGIN_PATH.
 pub(super) fn searched_folders() -> Vec<PathBuf> {
-    let beside_executable = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+    let program = env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
+    let installed = program.as_ref().and_then(|folder| folder.join(INSTALLED).canonicalize().ok());
     let listed = env::var_os("DRO_PLUGIN_PATH").unwrap_or_default();
     let listed = env::split_paths(&listed).filter(|folder| !folder.as_os_str().is_empty());
-    beside_executable.into_iter().chain(listed).collect()
+    program.into_iter().chain(installed).chain(listed).collect()
 }
 
 #[cfg(test)]
@@ -504,6 +574,27 @@ mod tests {
         assert_eq!(resolved(given), json!({"step_size": 1, "epsilon": null, "required": "yes"}));
         let broken = json!({"error": "no schema"});
         assert_eq!(resolved_options(&broken, Map::new()), Map::new());
+    }
+
+    #[test]
+    fn files_that_options_name_become_absolute_and_are_digested() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("net.py");
+        std::fs::write(&path, "class Net: ...").expect("written");
+        let schema = json!({"properties": {
+            "file": {"type": "string", "x-file": "code"},
+            "other": {"type": ["string", "null"], "x-file": "data"},
+            "name": {"type": "string"},
+        }});
+        let mut given = json!({"file": path.parent().expect("a folder").join("./net.py"), "name": "net.py"});
+        let given = given.as_object_mut().expect("a map");
+        let found = named_files(&schema, given).expect("found");
+        assert_eq!(json!(given), json!({"file": path, "name": "net.py"}));
+        let sha256 = files::sha256(b"class Net: ...");
+        assert_eq!(found, [("file".to_owned(), NamedFile { path, sha256, code: true })].into());
+        given.insert("other".to_owned(), "gone.npy".into());
+        let refused = named_files(&schema, given).expect_err("refused");
+        assert_eq!(refused.first_line(), "option `other`: there is no file gone.npy");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub use library::Record;
 pub use model::LoadedModel;
 pub(crate) use model::check_memory;
 pub use plugin_api::walk::Visit;
-pub use sampler::{Sampler, fresh_start};
+pub use sampler::{Sampler, faces, fresh_start, uniform_in_box};
 pub use spec::{PluginSpec, parse};
 
 use crate::{Error, Result};

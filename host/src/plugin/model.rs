@@ -1,9 +1,12 @@
 use super::library::{Opened, open_model};
 use super::{Owned, PluginSpec, Record, call, check_like};
+use crate::torch::c10d::Reducer;
 use crate::torch::identity::{self, Identity};
 use crate::torch::precision::Precision;
+use crate::torch::script::{self, Traced};
 use crate::torch::tensors;
-use crate::util::files;
+use crate::util::console::warn;
+use crate::util::{files, pulse};
 use crate::{Error, Result};
 use plugin_api::Task;
 use plugin_api::abi::{ModelInstance, ModelPlugin};
@@ -37,12 +40,19 @@ const IMAGES_PER_THREAD: i64 = 32;
 /// activations then follow. Convolutions of libtorch then need no reordering, which takes a quarter
 /// of their time on a CPU. Shapes, values and names do not change. Weights of which the model keeps
 /// a view, or a handle of its own, stay where they are: the view would keep the old memory.
-fn lay_channels_last(state: &[(String, Tensor)]) -> Result<()> {
+///
+/// Weights of few input channels stay, too, except those at the images: libtorch 2.13 writes outside
+/// its memory in their backward pass (ResNet-18 of width 2 to 6 on 12 x 12 images, also in Python).
+fn lay_channels_last(state: &[(String, Tensor)], channels_of_images: i64) -> Result<()> {
+    const FEW: i64 = 8;
     let _guard = tch::no_grad_guard();
     for (_, tensor) in state.iter().filter(|(_, tensor)| tensor.dim() == 4) {
         // Strides are given explicitly, since with one input channel both formats count as
         // contiguous.
-        let [_, channels, height, width] = tensor.size()[..] else { continue };
+        let [outputs, channels, height, width] = tensor.size()[..] else { continue };
+        if channels < FEW && (channels != channels_of_images || outputs < FEW) {
+            continue;
+        }
         let strides = [height * width * channels, 1, width * channels, channels];
         if Identity::of(tensor)?.storage_users > 1 {
             continue;
@@ -85,16 +95,15 @@ impl LoadedModel {
     /// If the plugin cannot be opened, refuses its options or images of this size, or has no
     /// trainable parameter.
     pub fn build(spec: &PluginSpec, task: Task, device: Device, seed: i64) -> Result<Self> {
-        let Opened { plugin, record, .. } = open_model(spec)?;
-        Self::make(&plugin, record, spec, task, device, seed)
+        let Opened { plugin, record, options, .. } = open_model(spec)?;
+        Self::make(&plugin, (record, &options), spec, (task, device), seed)
     }
 
     fn make(
         plugin: &ModelPlugin,
-        record: Record,
+        (record, options): (Record, &str),
         spec: &PluginSpec,
-        task: Task,
-        device: Device,
+        (task, device): (Task, Device),
         seed: i64,
     ) -> Result<Self> {
         if spec.steps().is_some() {
@@ -104,7 +113,7 @@ impl LoadedModel {
         let Task { channels, height, width, classes } = task;
         let create = |device| -> Result<_> {
             let none = Tensor::zeros([0, channels, height, width], (Kind::Float, device));
-            let create = || plugin.create(&spec.options(), &none, classes);
+            let create = || plugin.create(options, &none, classes);
             let instance =
                 call(&name, "new", [], || tch::with_grad(create)).map_err(|error| spec.error(error))?;
             let state = call(&name, "parameters", [], || instance.parameters())?;
@@ -125,8 +134,9 @@ impl LoadedModel {
             });
         }
         check_memory(&state).map_err(|error| spec.error(format!("{name}: {error}")))?;
-        lay_channels_last(&state)?;
+        lay_channels_last(&state, channels)?;
         let declaration = call(&name, "declare", [], || instance.declaration())?;
+        declaration.notes.iter().for_each(|note| warn(format_args!("{name}: {note}")));
         let train_differs = declaration.train_differs.unwrap_or(true);
         let (forwards, backwards) = (Cell::new(0), Cell::new(0));
         let instance = Owned::new(&name, instance);
@@ -143,6 +153,26 @@ impl LoadedModel {
         Ok(model)
     }
 
+    /// Refuses a network that cannot be trained, before work starts.
+    ///
+    /// # Errors
+    /// If its logits have no gradient.
+    pub(crate) fn check_trainable(&self, task: Task) -> Result<()> {
+        let Task { channels, height, width, .. } = task;
+        let Some((_, tensor)) = self.state.first() else { return Ok(()) };
+        let images = Tensor::zeros([2, channels, height, width], (Kind::Float, tensor.device()));
+        let passes = self.forwards.get();
+        let logits = self.forward(&images, false)?;
+        // It is no pass of the training.
+        self.forwards.set(passes);
+        if logits.requires_grad() {
+            return Ok(());
+        }
+        let what = format!("{}: forward returned logits without a gradient", self.name);
+        Err(Error::new(format!("{what}; expected ones that depend on the parameters"))
+            .fix("leave out detach and no_grad (set_grad_enabled, inference_mode) inside forward"))
+    }
+
     /// The model of this name that is linked into the test program.
     #[cfg(test)]
     pub fn linked(name: &str, task: Task) -> Self {
@@ -150,7 +180,7 @@ impl LoadedModel {
         let plugin = models.find(|model| model.name == name).expect("a linked model");
         let spec = name.parse().expect("a spec");
         let record = Record::linked(super::library::Kind::Model, name);
-        Self::make(&plugin, record, &spec, task, Device::Cpu, 0).expect("a model")
+        Self::make(&plugin, (record, "{}"), &spec, (task, Device::Cpu), 0).expect("a model")
     }
 
     /// Logits `[N, classes]` of images `[N, C, H, W]`, with a graph. `train` selects training mode.
@@ -197,6 +227,7 @@ impl LoadedModel {
     ) -> Result<Tensor> {
         let lent = std::iter::once(("images", images)).chain(self.lent(train));
         let logits = call(&self.name, "forward", lent, forward)?;
+        pulse::beat();
         self.forwards.set(self.forwards.get() + images.size()[0] as u64);
         check_like(&self.name, "forward", &logits, &[images.size()[0], self.classes], images)?;
         let mut copy = logits.f_empty_like()?;
@@ -258,12 +289,36 @@ impl LoadedModel {
         Ok((gradients, towards_leaf.ok_or_else(missing)?))
     }
 
+    /// The gradients of a scalar loss by one backward pass of `rows` images: with respect to the
+    /// parameters of the reducer, summed over all processes, and with respect to the images `leaf`
+    /// of this process (of no elements without them).
+    ///
+    /// # Errors
+    /// If the loss does not depend on them, or another process is gone.
+    pub(crate) fn summed_gradients(
+        &self,
+        loss: &Tensor,
+        reducer: &Reducer,
+        leaf: Option<&Tensor>,
+        rows: i64,
+    ) -> Result<(Vec<Tensor>, Tensor)> {
+        self.count_backward(rows);
+        if !loss.requires_grad() {
+            return Err(self.without_gradient("parameters", "the loss has no graph"));
+        }
+        let (gradients, of_leaf) = reducer.gradients(Some(loss), leaf)?;
+        let missing = || self.without_gradient("images", "the logits do not depend on them");
+        let of_leaf = if leaf.is_some() { of_leaf.ok_or_else(missing)? } else { Tensor::new() };
+        Ok((gradients, of_leaf))
+    }
+
     fn without_gradient(&self, inputs: &str, why: impl Display) -> Error {
         Error::new(format!("model {} has no gradient with respect to its {inputs}: {why}", self.name))
             .on_the_way()
     }
 
     fn count_backward(&self, rows: i64) {
+        pulse::beat();
         self.backwards.set(self.backwards.get() + rows as u64);
     }
 
@@ -280,6 +335,18 @@ impl LoadedModel {
     /// Parameters and buffers by name. The tensors are shared with the model.
     pub fn state(&self) -> &[(String, Tensor)] {
         &self.state
+    }
+
+    /// The forward pass in evaluation mode, traced at these images `[N, C, H, W]` into a TorchScript
+    /// module with the parameters and buffers under their names.
+    ///
+    /// # Errors
+    /// If the plugin fails, or libtorch cannot trace what it does.
+    pub(crate) fn trace(&self, images: &Tensor) -> Result<Traced> {
+        let forward = |images: &Tensor| {
+            call(&self.name, "forward", self.lent(false), || self.instance.forward(images, false))
+        };
+        tch::no_grad(|| script::trace(&self.state, images, forward))
     }
 
     /// SHA-256 of all parameters and buffers, in hexadecimal.
@@ -304,32 +371,114 @@ impl LoadedModel {
         listed.map(|index| (self.state[index].0.as_str(), &self.state[index].1)).collect()
     }
 
-    /// Loads saved parameters and buffers.
+    /// Loads saved parameters and buffers. Numbers of another floating-point type are converted;
+    /// whole numbers are, if their values stay the same. Returns how many tensors were rounded, and
+    /// from which types, if any were.
     ///
     /// # Errors
-    /// If a name is missing or unknown, or a shape or dtype differs. The model is then unchanged.
-    pub fn load(&self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
-        let mismatch = |what: String| {
-            Error::new(format!("the weights do not match model {}: {what}", self.name))
-                .fix("use the model plugin and options that the weights were saved with")
-        };
+    /// If names are missing or unknown, a shape differs, or a conversion would change a number by
+    /// more than rounding: all of these are counted, and the first of them are shown. The model is
+    /// then unchanged.
+    pub fn load(&self, saved: &BTreeMap<String, Tensor>) -> Result<Option<String>> {
+        let mut missing = Vec::new();
+        let mut other_shapes = Vec::new();
+        let mut other_types = Vec::new();
+        let mut rounded = BTreeMap::new();
+        let mut converted = Vec::new();
         for (name, tensor) in &self.state {
-            let saved = saved.get(name).ok_or_else(|| mismatch(format!("`{name}` is missing")))?;
-            if (saved.size(), saved.kind()) != (tensor.size(), tensor.kind()) {
-                let expected = format!("{:?} {:?}", tensor.kind(), tensor.size());
-                let got = format!("{:?} {:?}", saved.kind(), saved.size());
-                return Err(mismatch(format!("`{name}`: expected {expected}, got {got}")));
+            let Some(saved) = saved.get(name) else {
+                missing.push(format!("`{name}`"));
+                continue;
+            };
+            if saved.size() != tensor.size() {
+                let [expected, got] =
+                    [tensor, saved].map(|tensor| format!("{:?} {:?}", tensor.kind(), tensor.size()));
+                other_shapes.push(format!("`{name}`: expected {expected}, got {got}"));
+                continue;
+            }
+            match convert(saved, tensor.kind())? {
+                Some((saved_as, is_exact)) => {
+                    if !is_exact {
+                        *rounded.entry(format!("{:?}", saved.kind())).or_insert(0) += 1;
+                    }
+                    converted.push((tensor, saved_as));
+                }
+                None => other_types.push(format!(
+                    "`{name}`: expected numbers of {:?}, got some of {:?} that it does not have",
+                    tensor.kind(),
+                    saved.kind()
+                )),
             }
         }
-        if let Some(unknown) = saved.keys().find(|name| !self.state.iter().any(|(known, _)| known == *name)) {
-            return Err(mismatch(format!("the model has no tensor `{unknown}`")));
+        let is_known = |name: &&String| self.state.iter().any(|(known, _)| known == *name);
+        let unexpected: Vec<_> =
+            saved.keys().filter(|name| !is_known(name)).map(|name| format!("`{name}`")).collect();
+        let kinds = [
+            ("missing", "missing", &missing),
+            ("unexpected", "unknown", &unexpected),
+            ("of another shape", "shapes", &other_shapes),
+            ("of another type", "types", &other_types),
+        ];
+        let found: Vec<_> = kinds.into_iter().filter(|(.., found)| !found.is_empty()).collect();
+        if !found.is_empty() {
+            let counts: Vec<_> =
+                found.iter().map(|(what, _, found)| format!("{} {what}", found.len())).collect();
+            let mismatch = Error::new(format!(
+                "the weights do not match model {}: of its {} tensors and the {} given, {}",
+                self.name,
+                self.state.len(),
+                saved.len(),
+                counts.join(", ")
+            ));
+            let with_notes = found
+                .into_iter()
+                .fold(mismatch, |error, (_, label, found)| error.note(label, first_of(found)));
+            return Err(with_notes
+                .fix("use the model plugin and options that the weights were saved with (`host inspect` shows them)"));
         }
         let _guard = tch::no_grad_guard();
-        for (name, tensor) in &self.state {
-            tensor.shallow_clone().copy_(&saved[name]);
+        for (tensor, saved) in converted {
+            tensor.shallow_clone().copy_(&saved);
         }
-        Ok(())
+        let count = |(kind, count): (&String, &usize)| format!("{count} of {kind}");
+        let counts: Vec<_> = rounded.iter().map(count).collect();
+        Ok((!counts.is_empty()).then(|| {
+            format!(
+                "the numbers of {} of {} tensors were rounded: {}",
+                rounded.values().sum::<usize>(),
+                self.state.len(),
+                counts.join(", ")
+            )
+        }))
     }
+}
+
+/// Number of tensors shown of those that do not match.
+const SHOWN: usize = 10;
+
+/// The first of a list, and how many more there are.
+fn first_of(found: &[String]) -> String {
+    let shown = found[..found.len().min(SHOWN)].join("; ");
+    match found.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+/// A tensor with its numbers in another type, and whether all of them are the same. None if one of
+/// them has no counterpart there: a fraction or a number too large.
+fn convert(tensor: &Tensor, kind: Kind) -> Result<Option<(Tensor, bool)>> {
+    if tensor.kind() == kind {
+        return Ok(Some((tensor.shallow_clone(), true)));
+    }
+    let converted = tensor.f_to_kind(kind)?;
+    let back = converted.f_to_kind(tensor.kind())?;
+    let same = back.f_eq_tensor(tensor)?.f_logical_or(&back.f_isnan()?.f_logical_and(&tensor.f_isnan()?)?)?;
+    let is_exact = same.f_all()?.int64_value(&[]) == 1;
+    let both_are_real = tensor.is_floating_point() && converted.is_floating_point();
+    // Rounding keeps finite numbers finite.
+    let stays_finite = || converted.isfinite().eq_tensor(&tensor.isfinite()).all().int64_value(&[]) == 1;
+    Ok((is_exact || (both_are_real && stays_finite())).then_some((converted, is_exact)))
 }
 
 #[cfg(test)]
@@ -349,9 +498,12 @@ mod tests {
     fn weights_are_laid_channels_last_unless_something_else_sees_their_memory() {
         let (free, seen) = (weights(), weights());
         let alias = seen.detach();
-        lay_channels_last(&named(&[&free, &seen])).expect("laid out");
+        lay_channels_last(&named(&[&free, &seen]), 2).expect("laid out");
         assert_eq!(free.stride(), [18, 1, 6, 2]);
         assert_eq!(seen.stride(), [18, 9, 3, 1]);
+        let few = weights();
+        lay_channels_last(&named(&[&few]), 3).expect("laid out");
+        assert_eq!(few.stride(), [18, 9, 3, 1]);
         assert_eq!((&free, &seen), (&weights(), &weights()));
         let _ = seen.shallow_clone().fill_(1.0);
         assert_eq!(alias, seen);
@@ -369,5 +521,27 @@ mod tests {
         }
         let empty = weights.narrow(0, 3, 0);
         assert!(check_memory(&named(&[&weights, &empty, &empty])).is_ok(), "no element");
+    }
+    #[test]
+    fn numbers_are_converted_unless_that_loses_more_than_rounding() {
+        let to = |tensor: Tensor, kind| convert(&tensor, kind).expect("converted").map(|(_, exact)| exact);
+        let halves = || Tensor::from_slice(&[0.5f32, -2.0, f32::INFINITY, f32::NAN]);
+        for kind in [Kind::Half, Kind::BFloat16, Kind::Double] {
+            assert_eq!(to(halves().to_kind(kind), Kind::Float), Some(true), "{kind:?}");
+        }
+        assert_eq!(to(Tensor::from_slice(&[0.1f64]), Kind::Float), Some(false), "rounded");
+        assert_eq!(to(Tensor::from_slice(&[1e300f64]), Kind::Float), None, "too large");
+        assert_eq!(to(Tensor::from_slice(&[3i64, -1]), Kind::Float), Some(true));
+        assert_eq!(to(Tensor::from_slice(&[(1i64 << 24) + 1]), Kind::Float), None, "too many digits");
+        assert_eq!(to(Tensor::from_slice(&[3.0f32]), Kind::Int64), Some(true));
+        assert_eq!(to(Tensor::from_slice(&[3.5f32]), Kind::Int64), None, "a fraction");
+    }
+
+    #[test]
+    fn all_that_does_not_match_is_counted_and_the_first_ten_are_shown() {
+        let names: Vec<_> = (0..12).map(|number| format!("`layer{number}`")).collect();
+        let shown = first_of(&names);
+        assert!(shown.ends_with("`layer9`; and 2 more") && !shown.contains("layer10"), "{shown}");
+        assert_eq!(first_of(&names[..2]), "`layer0`; `layer1`");
     }
 }

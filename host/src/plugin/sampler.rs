@@ -4,6 +4,7 @@ use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::{Error, Result};
 use plugin_api::abi::{SamplerDeclaration, SamplerInstance, SamplerPlugin};
+use plugin_api::law::Law;
 use plugin_api::walk::{Call, Method, Visit, Walk};
 use plugin_api::{Next, Projection, Random, Start, ThreatModel};
 use tch::Tensor;
@@ -32,14 +33,43 @@ pub fn fresh_start(start: Start, natural: &Tensor, threat: &ThreatModel, draws: 
     }
 }
 
+/// The lower and the upper faces of the box around natural examples, in their shape: the linf ball
+/// cut to the domain.
+pub fn faces(natural: &Tensor, threat: &ThreatModel) -> [Tensor; 2] {
+    [f64::NEG_INFINITY, f64::INFINITY].map(|end| threat.project(&natural.full_like(end), natural))
+}
+
+/// Draws from the uniform law on the box around natural examples. A start at a uniform draw from the
+/// ball ([`ThreatModel::random_start`]) is projected onto the domain instead, which puts half of the
+/// coordinates of black pixels on a face.
+///
+/// # Errors
+/// If they cannot be drawn.
+pub fn uniform_in_box(natural: &Tensor, threat: &ThreatModel, draws: &Draws) -> Result<Tensor> {
+    let share = Random::new(draws).uniform(natural).map_err(|error| Error::new(error).on_the_way())?;
+    let [low, high] = faces(natural, threat);
+    Ok(&low + (high - &low) * share)
+}
+
 impl Sampler {
     /// Makes the sampler that `spec` names.
     ///
     /// # Errors
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
+        let Opened { plugin, record, options, .. } = open_sampler(spec)?;
+        Self::of_plugin(&plugin, record, spec, &options)
+    }
+
+    /// The names of the options of the sampler that `spec` names.
+    ///
+    /// # Errors
+    /// If the plugin cannot be opened or described.
+    pub fn options_of(spec: &PluginSpec) -> Result<Vec<String>> {
         let Opened { plugin, record, .. } = open_sampler(spec)?;
-        Self::of_plugin(&plugin, record, spec)
+        let description = call(&record.manifest.name, "describe", [], || plugin.describe())?;
+        let options = description.options["properties"].as_object();
+        Ok(options.map_or_else(Vec::new, |options| options.keys().cloned().collect()))
     }
 
     /// The sampler linked into the program that `spec` names (`plugin=NAME`).
@@ -48,15 +78,20 @@ impl Sampler {
         let name = spec.name.as_deref().expect("a name");
         let mut samplers = plugin_api::abi::linked().samplers.into_iter();
         let plugin = samplers.find(|sampler| sampler.name == name).expect("a linked sampler");
-        Self::of_plugin(&plugin, Record::linked(super::library::Kind::Sampler, name), spec)
-            .expect("a sampler")
+        let record = Record::linked(super::library::Kind::Sampler, name);
+        Self::of_plugin(&plugin, record, spec, &spec.options()).expect("a sampler")
     }
 
-    fn of_plugin(plugin: &SamplerPlugin, mut record: Record, spec: &PluginSpec) -> Result<Self> {
+    fn of_plugin(
+        plugin: &SamplerPlugin,
+        mut record: Record,
+        spec: &PluginSpec,
+        options: &str,
+    ) -> Result<Self> {
         let name = record.manifest.name.clone();
         let instance = {
             let _guard = tch::no_grad_guard();
-            call(&name, "new", [], || plugin.create(&spec.options())).map_err(|error| spec.error(error))?
+            call(&name, "new", [], || plugin.create(options)).map_err(|error| spec.error(error))?
         };
         let steps = spec.steps().unwrap_or(instance.declaration().default_steps);
         record.set_steps(steps);
@@ -64,27 +99,48 @@ impl Sampler {
     }
 
     /// Its declaration.
-    pub fn declaration(&self) -> SamplerDeclaration {
+    pub fn declaration(&self) -> &SamplerDeclaration {
         self.instance.declaration()
     }
 
-    /// The state of new chains: zeros.
-    pub fn fresh_state(&self, natural: &Tensor) -> Vec<Tensor> {
-        (0..self.declaration().state_tensors).map(|_| natural.zeros_like()).collect()
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// Whether the contract that the plugin was built for has the norm of this threat model.
+    /// Whether it declares the law of its chain.
+    pub fn has_law(&self) -> bool {
+        self.declaration().law != Law::Undeclared
+    }
+
+    /// Whether it supports this threat model.
     ///
     /// # Errors
-    /// If the norm was added later.
+    /// The plugin's reason, or that the norm is newer than the plugin.
     pub fn supports(&self, threat: &ThreatModel) -> Result<()> {
-        self.instance.supports(threat).map_err(|why| Error::new(format!("{}: {why}", self.name)))
+        call(&self.name, "supports", [], || self.instance.supports(threat))
     }
 
     /// Walks chains through visits of [`Sampler::steps`] steps; calls go through
     /// [`Sampler::perform`].
     pub fn walk(&self) -> Walk<'_> {
         Walk { sampler: &self.instance, steps: self.steps }
+    }
+
+    /// As [`Sampler::walk`], in visits of one step.
+    pub fn walk_of_one_step(&self) -> Walk<'_> {
+        Walk { steps: 1, ..self.walk() }
+    }
+
+    /// Evaluations of the loss in a visit of so many steps.
+    pub fn evaluations(&self, steps: usize) -> usize {
+        steps + usize::from(self.judges_last_proposal())
+    }
+
+    /// Gradients among them.
+    pub fn gradients(&self, steps: usize) -> usize {
+        let SamplerDeclaration { uses_gradient, judges_by_gradient, .. } = *self.declaration();
+        steps * usize::from(uses_gradient) + usize::from(judges_by_gradient)
     }
 
     /// Makes a call of a walk, with the random numbers of its step from `draws`, and checks the
@@ -132,15 +188,17 @@ impl Sampler {
     fn check(&self, method: Method, next: &Next, like: &Tensor) -> Result<()> {
         let method = method.name();
         check_like(&self.name, method, &next.particles, &like.size(), like)?;
-        let declared = self.declaration().state_tensors;
-        if next.state.len() != declared {
+        let declared = self.declaration().state();
+        if next.state.len() != declared.len() {
             let message = format!(
-                "{}: {method} returned {} state tensors; it declares {declared}",
+                "{}: {method} returned {} state tensors; it declares {}",
                 self.name,
-                next.state.len()
+                next.state.len(),
+                declared.len()
             );
             return Err(Error::new(message).on_the_way());
         }
-        next.state.iter().try_for_each(|state| check_like(&self.name, method, state, &like.size(), like))
+        let mut states = next.state.iter().zip(declared);
+        states.try_for_each(|(state, shape)| check_like(&self.name, method, state, &shape.size(like), like))
     }
 }

@@ -1,5 +1,6 @@
 use crate::torch::random::MOST_STEPS;
 use crate::util::number::fraction;
+use crate::util::written::{parts, quoted_if_necessary};
 use crate::{Error, Result};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
@@ -62,6 +63,31 @@ impl PluginSpec {
         }
     }
 
+    /// The same plugin with this option, in place of any other value that it has.
+    pub fn with(mut self, option: &str, value: Value) -> Self {
+        self.options.insert(option.to_owned(), value);
+        self.rewrite()
+    }
+
+    /// The same plugin with so many steps.
+    pub fn with_steps(mut self, steps: usize) -> Self {
+        self.steps = Some(steps);
+        self.rewrite()
+    }
+
+    /// Writes the spec as its fields say.
+    fn rewrite(mut self) -> Self {
+        let plugin = self.name.iter().map(|name| format!("plugin={name}"));
+        let steps = self.steps.iter().map(|steps| format!("steps={steps}"));
+        let option = |(key, value): (&String, &Value)| match value {
+            Value::String(text) => format!("{key}={text}"),
+            value => format!("{key}={value}"),
+        };
+        let parts = std::iter::once(quoted_if_necessary(&self.file)).chain(plugin).chain(steps);
+        self.written = parts.chain(self.options.iter().map(option)).collect::<Vec<_>>().join(",");
+        self
+    }
+
     /// An error about this plugin, with the spec and its place in a file.
     pub fn error(&self, message: impl fmt::Display) -> Error {
         let error = Error::new(message).note("plugin", &self.written);
@@ -110,38 +136,6 @@ impl FromStr for PluginSpec {
             }
         }
         Ok(spec)
-    }
-}
-
-/// The file and the options of a spec, as they are written.
-///
-/// # Errors
-/// If a quoted file has no end.
-pub(crate) fn parts(written: &str) -> std::result::Result<(String, Vec<&str>), String> {
-    let (file, options) = if written.trim_start().starts_with('"') {
-        let mut strings = serde_json::Deserializer::from_str(written).into_iter::<String>();
-        let file = strings.next().and_then(|string| string.ok());
-        let rest = written.get(strings.byte_offset()..).unwrap_or_default().trim_start();
-        let options = if rest.is_empty() { Some(None) } else { rest.strip_prefix(',').map(Some) };
-        file.zip(options).ok_or_else(|| format!("expected \"FILE\"[,option=value]…, got `{written}`"))?
-    } else {
-        let (file, options) =
-            written.split_once(',').map_or((written, None), |(file, options)| (file, Some(options)));
-        (file.trim().to_owned(), options)
-    };
-    let mut inside_list = false;
-    let between_options = |letter| {
-        inside_list = letter == '[' || (inside_list && letter != ']');
-        letter == ',' && !inside_list
-    };
-    Ok((file, options.map(|options| options.split(between_options).collect()).unwrap_or_default()))
-}
-
-/// A file as it is written in a spec.
-pub(crate) fn quoted_if_necessary(file: &str) -> String {
-    match parts(file) {
-        Ok((read, options)) if read == file && options.is_empty() => file.to_owned(),
-        _ => Value::from(file).to_string(),
     }
 }
 

@@ -3,8 +3,11 @@
 use super::collect::{Gap, Part};
 use super::plots::{self, Figure};
 use super::table::{Cell, Table};
-use super::{Document, GENERATOR, RunSection, SweepSection};
+use super::{CheckSection, DiagnosisSection, Document, GENERATOR, RunSection, SweepSection};
+use crate::diagnosis::record::{Diagnosis, Particles, Settings};
 use crate::run::Versions;
+use crate::util::number::short_number;
+use indicatif::HumanCount;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// The page. It links to files in a folder of the name given beside it.
@@ -16,6 +19,8 @@ pub(super) fn page(document: &Document, folder: &str) -> String {
         &plots::dark_style(),
         "}",
     ];
+    // A page of data checks alone has no sections about runs.
+    let has_runs = document.checks.is_empty() || !document.runs.is_empty() || !document.sweeps.is_empty();
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,22 +40,29 @@ pub(super) fn page(document: &Document, folder: &str) -> String {
                         ", libtorch " (versions.libtorch) "). Tables and figures lie in the folder " code { (folder) } "."
                     }
                     nav aria-label="Sections" {
-                        a href="#results" { "Results" }
-                        a href="#cost" { "Error against cost" }
+                        @if has_runs {
+                            a href="#results" { "Results" }
+                            a href="#cost" { "Error against cost" }
+                        }
                         @if !document.sweeps.is_empty() { a href="#sweeps" { "Sweeps" } }
-                        a href="#runs" { "Runs" }
-                        a href="#evaluations-section" { "Evaluations" }
-                        a href="#provenance-section" { "How it was made" }
+                        @if !document.checks.is_empty() { a href="#data" { "Distances in the data" } }
+                        @if has_runs {
+                            a href="#runs" { "Runs" }
+                            a href="#evaluations-section" { "Evaluations" }
+                            a href="#provenance-section" { "How it was made" }
+                        }
                     }
                 }
                 main {
-                    section id="results" {
-                        h2 { "Results" }
-                        (table(&document.summary, folder))
-                    }
-                    section id="cost" {
-                        h2 { "Error against cost" }
-                        (traces(document, folder))
+                    @if has_runs {
+                        section id="results" {
+                            h2 { "Results" }
+                            (table(&document.summary, folder))
+                        }
+                        section id="cost" {
+                            h2 { "Error against cost" }
+                            (traces(document, folder))
+                        }
                     }
                     @if !document.sweeps.is_empty() {
                         section id="sweeps" {
@@ -58,18 +70,26 @@ pub(super) fn page(document: &Document, folder: &str) -> String {
                             @for section in &document.sweeps { (sweep(section, folder)) }
                         }
                     }
-                    section id="runs" {
-                        h2 { "Runs" }
-                        @for section in &document.runs { (run(section, folder)) }
+                    @if !document.checks.is_empty() {
+                        section id="data" {
+                            h2 { "Distances in the data" }
+                            @for section in &document.checks { (check(section, folder)) }
+                        }
                     }
-                    section id="evaluations-section" {
-                        h2 { "Evaluations" }
-                        (table(&document.evaluations, folder))
-                    }
-                    section id="provenance-section" {
-                        h2 { "How it was made" }
-                        (table(&document.provenance, folder))
-                        (table(&document.plugins, folder))
+                    @if has_runs {
+                        section id="runs" {
+                            h2 { "Runs" }
+                            @for section in &document.runs { (run(section, folder)) }
+                        }
+                        section id="evaluations-section" {
+                            h2 { "Evaluations" }
+                            (table(&document.evaluations, folder))
+                        }
+                        section id="provenance-section" {
+                            h2 { "How it was made" }
+                            (table(&document.provenance, folder))
+                            (table(&document.plugins, folder))
+                        }
                     }
                 }
             }
@@ -104,13 +124,14 @@ fn sweep(section: &SweepSection, folder: &str) -> Markup {
 }
 
 fn run(section: &RunSection, folder: &str) -> Markup {
-    let RunSection { run, curves, distances, examples } = section;
+    let RunSection { run, curves, radii, distances, examples, diagnosis: found } = section;
+    let of_radii = radii.iter().map(|(figure, _)| figure);
     html! {
         section {
             h3 { (run.name) }
             p { code { (run.path.display()) } }
             div.figures {
-                @for one in curves.iter().chain(distances).chain(examples) { (figure(one, folder)) }
+                @for one in curves.iter().chain(of_radii).chain(distances).chain(examples) { (figure(one, folder)) }
             }
             @if let [only] = run.epochs.as_slice() {
                 p {
@@ -118,7 +139,115 @@ fn run(section: &RunSection, folder: &str) -> Markup {
                     ", accuracy on the training examples " (format!("{:.2}", 100.0 * only.train_accuracy)) " %."
                 }
             }
+            @if let Some((_, counts)) = radii { (table(counts, folder)) }
+            @if let (Some(init), 0) = (&run.record.init, run.record.experiment.train.epochs) {
+                p { "This network was not trained here: it has " (init.origin()) ", SHA-256 of all tensors " code { (init.weights_sha256) } "." }
+            }
+            @if let Some(found) = found { (diagnosis(found, folder)) }
             (missing(run.gaps.iter().filter(|gap| gap.part != Part::Trace)))
+        }
+    }
+}
+
+fn diagnosis(section: &DiagnosisSection, folder: &str) -> Markup {
+    let DiagnosisSection { found, tables, figures } = section;
+    let Settings { update, points, threat, .. } = &found.settings;
+    html! {
+        h4 { "How far the particles are from the law" }
+        p {
+            "At the weights of update " (update) ", around " (points.len()) " training points. The law of lambda has the \
+             density exp(lambda * loss) on the ball of radius " (threat.epsilon) " (" (threat.norm) ") cut to the \
+             domain; every loss is the cross-entropy in evaluation mode."
+        }
+        ul { @for sentence in sentences(found) { li { (sentence) } } }
+        div.figures { @for one in figures { (figure(one, folder)) } }
+        @for one in tables { (table(one, folder)) }
+    }
+}
+
+/// What a diagnosis found, in sentences.
+fn sentences(found: &Diagnosis) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if let Some(Particles { places, w_infinity, close_points, .. }) = &found.particles {
+        let assumption = match close_points {
+            0 => "holds: no two training points are within 2 epsilon".to_owned(),
+            points => {
+                let points = HumanCount(*points as u64);
+                format!("does not hold: {points} training points are within 2 epsilon of another one")
+            }
+        };
+        sentences.push(format!(
+            "W_inf between the stored particles and the training points is {w_infinity:.4}; a particle is up to \
+             {:.4} away from its own point, and epsilon is {}. Assumption 3.1 {assumption}.",
+            places.largest, found.settings.threat.epsilon
+        ));
+    }
+    let effective = [
+        ("The stored particles are", &found.effective_of_stored),
+        ("At these weights, the run's own chain is", &found.effective_of_chain),
+    ];
+    sentences.extend(effective.into_iter().filter_map(|(who, effective)| {
+        Some(format!("{who} as adversarial as the law of lambda {}.", effective.as_ref()?))
+    }));
+    let broken: Vec<_> =
+        found.order.iter().filter(|order| !order.holds()).map(|order| short_number(order.lambda)).collect();
+    match (found.order.len(), broken.as_slice()) {
+        (0, _) => {}
+        (rungs, []) => sentences.push(format!(
+            "E_uniform <= g <= E_q <= max holds at all {rungs} values of lambda, within two standard errors."
+        )),
+        (_, broken) => sentences.push(format!(
+            "E_uniform <= g <= E_q <= max fails at lambda {}, by more than two standard errors: there, chains do \
+             not mix, or they find more than the maximiser.",
+            broken.join(", ")
+        )),
+    }
+    if let Some(game) = &found.game {
+        sentences.push(format!(
+            "The adversary could gain {:.4} in mean loss with other particles ({}), the classifier {:.4} with other \
+             weights.",
+            game.adversary_gains, game.adversary, game.classifier_gains
+        ));
+    }
+    sentences
+}
+
+fn check(section: &CheckSection, folder: &str) -> Markup {
+    let CheckSection { check: collected, table: counts, figures } = section;
+    let found = &collected.check.found;
+    html! {
+        section {
+            h3 { (collected.name) ", " (collected.check.norm) ", epsilon " (collected.check.epsilon) }
+            p { code { (collected.path.display()) } }
+            p { strong { (found.verdict()) } ": " (found.bound()) "." }
+            (table(counts, folder))
+            ul {
+                li {
+                    "Pairs within 2 epsilon: the balls of radius epsilon around the two points touch or overlap. A \
+                     particle in both balls does not tell which point it began at (Assumption 3.1). With the same \
+                     label, this makes no error."
+                }
+                li {
+                    "Pairs of equal images: no epsilon separates them. With different labels, they are errors \
+                     without any attack."
+                }
+                li {
+                    "Smallest distance: half of that between different labels is the radius below which these \
+                     points allow a classifier without any error."
+                }
+                li {
+                    (HumanCount(found.points_in_pairs as u64)) " points are in at least one pair within 2 epsilon, "
+                    (HumanCount(found.points_in_conflict as u64)) " in one of different labels."
+                }
+                li {
+                    "The bound is a lower bound of the error of every classifier on these training points: it counts \
+                     points in disjoint pairs of different labels (halves, where pairs form odd cycles). Compare \
+                     Proposition 3.6, and Bhagoji et al. 2019 (lower bounds on adversarial robustness from optimal \
+                     transport)."
+                }
+            }
+            div.figures { @for one in figures { (figure(one, folder)) } }
+            (missing(&collected.gaps))
         }
     }
 }
@@ -220,6 +349,29 @@ fn percent_encoded(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_diagnosis_is_told_in_sentences() {
+        let mut found: Diagnosis =
+            serde_json::from_slice(&crate::util::fuzz::corpus("diagnosis.json")).expect("a diagnosis");
+        let told = sentences(&found).join("\n");
+        for words in [
+            "training points is 0.2800; a particle is up to 0.3000 away from its own point, and epsilon is 0.3.",
+            "does not hold: 1,234 training points are within 2 epsilon of another one",
+            "own chain is as adversarial as the law of lambda 31.6 (12.5 to above 100).",
+            "fails at lambda 10, by more",
+            "could gain 0.4200 in mean loss with other particles (the maximiser), the classifier 0.0500",
+        ] {
+            assert!(told.contains(words), "{words} is not in {told}");
+        }
+        let particles = found.particles.as_mut().expect("measured");
+        particles.close_points = 0;
+        found.order.remove(2);
+        let told = sentences(&found).join("\n");
+        for words in ["Assumption 3.1 holds", "holds at all 3 values of lambda"] {
+            assert!(told.contains(words), "{words} is not in {told}");
+        }
+    }
 
     #[test]
     fn what_is_missing_is_one_line() {

@@ -107,6 +107,11 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
         "train.precision",
         "data.train_points",
     ];
+    if train.epochs == 0 {
+        let init = train.init.iter().map(|init| init.display().to_string()).collect::<String>();
+        shown.extend(["sampler", "train.init", "train.mode"]);
+        return (format!("not trained: {init}"), shown);
+    }
     let mut label = match &experiment.sampler.0 {
         None => "ordinary training".to_owned(),
         Some(sampler) => {
@@ -150,6 +155,7 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
     match train.precision {
         Precision::F32 => {}
         Precision::Bf16 => label += "; bf16",
+        Precision::Tf32 => label += "; TF32",
     }
     (label, shown)
 }
@@ -217,7 +223,8 @@ mod tests {
             ("schedule", _) => json!("constant"),
             ("select", _) => json!("best"),
             ("milestones" | "trace_at", _) => json!([0.25]),
-            ("probe" | "trace" | "store_file", _) => json!("fgsm.so"),
+            ("scale", _) => json!([0.25, 0.5]),
+            ("probe" | "trace" | "store_file" | "init", _) => json!("fgsm.so"),
             ("device", _) => json!("cuda"),
             ("trades_beta" | "step_factor" | "peak_at" | "swa_from", _) => json!(0.75),
             (_, Value::Null) => json!(3),

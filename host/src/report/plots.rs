@@ -1,21 +1,24 @@
 //! The figures of a report, as SVG and as PNG. This file has those of training.
 
 mod chart;
+mod diagnosis;
 mod raster;
 mod strip;
 mod sweep;
 
-use super::collect::{BARS, Distances, Run};
+use super::collect::{Distances, Run};
+use super::method::ball;
+use super::tables::{self, Curve};
 use crate::Result;
 use crate::config::Objective;
 use crate::run::progress::TracePoint;
 use chart::*;
-use plotters::prelude::*;
-use plugin_api::ThreatModel;
+use plugin_api::{Norm, ThreatModel};
 
 pub(super) use chart::dark_style;
+pub(super) use diagnosis::diagnosis;
 pub(super) use raster::Rasteriser;
-pub(super) use strip::strip;
+pub(super) use strip::{pairs, strip};
 pub(super) use sweep::sweep;
 
 /// A figure.
@@ -52,7 +55,15 @@ pub(super) fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
         over_epochs("validation points, attacked by the probe", &|epoch| Some(100.0 * epoch.probe_accuracy?)),
     ];
     let panels = [
-        panel(Axis::linear("loss"), vec![over_epochs("loss", &|epoch| Some(epoch.train_loss))]),
+        panel(
+            Axis::linear("loss"),
+            vec![
+                over_epochs("loss", &|epoch| Some(epoch.train_loss)),
+                over_epochs("stored particles", &|epoch| Some(epoch.law.as_ref()?.stored)),
+                over_epochs("uniform draws", &|epoch| Some(epoch.law.as_ref()?.uniform)),
+                over_epochs("natural examples", &|epoch| Some(epoch.law.as_ref()?.natural)),
+            ],
+        ),
         panel(Axis::percent("accuracy, %"), accuracies),
         panel(
             Axis::linear("learning rate"),
@@ -71,8 +82,57 @@ pub(super) fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
         ),
         caption: format!(
             "Mean loss and accuracy at the {seen}; accuracy on held-out points where there are some; learning rate \
-             of each epoch's last update."
+             of each epoch's last update. Stored particles, uniform draws and natural examples: mean losses of \
+             some training points in evaluation mode, where these were measured (--diagnose-every)."
         ),
+        svg: draw(&panels)?,
+    }))
+}
+
+/// Robust accuracy over the radius of the ball, a panel for each norm; none without such a curve.
+pub(super) fn radii(run: &Run, name: &str) -> Result<Option<Figure>> {
+    let curves = tables::curves(run);
+    let mut panels = Vec::new();
+    let titles = Norm::ALL.map(|norm| format!("radius (epsilon, {norm})"));
+    for (norm, title) in Norm::ALL.iter().zip(&titles) {
+        let of_norm: Vec<_> = curves.iter().filter(|curve| curve.norm == *norm).collect();
+        for some in of_norm.chunks(MOST_SERIES) {
+            let series = some.iter().map(|curve| {
+                let clean = (0.0, curve.clean);
+                let points = std::iter::once(clean).chain(curve.points.iter().copied());
+                Series {
+                    name: curve.name.clone(),
+                    points: points.map(|(epsilon, share)| (epsilon, 100.0 * share)).collect(),
+                }
+            });
+            panels.push(Panel {
+                x: Axis::linear(title),
+                y: Axis::percent("robust accuracy, %"),
+                series: series.collect(),
+            });
+        }
+    }
+    if panels.is_empty() {
+        return Ok(None);
+    }
+    let told = |curve: &Curve| {
+        let (epsilon, robust) = curve.points.last().copied().unwrap_or_default();
+        format!(
+            "{}: from {:.2} per cent without an attack to {:.2} at {}",
+            curve.name,
+            100.0 * curve.clean,
+            100.0 * robust,
+            ball(curve.norm, epsilon)
+        )
+    };
+    let ends: Vec<_> = curves.iter().map(told).collect();
+    Ok(Some(Figure {
+        name: format!("{name}-radii"),
+        title: "Robust accuracy over the radius".to_owned(),
+        alternative: format!("Robust accuracy falls with the radius: {}.", ends.join("; ")),
+        caption: "Robust accuracy over the radius of the ball, at the newest evaluated weights; at radius 0, accuracy \
+                  without an attack. Only measured radii are marked by a bend of the line."
+            .to_owned(),
         svg: draw(&panels)?,
     }))
 }
@@ -168,32 +228,9 @@ fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: u
 
 /// The histogram of the distances of the particles from their natural examples.
 pub(super) fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
-    let legend = legend_height(found.measured.iter().map(|measured| measured.name.as_str()));
-    let mut svg = String::new();
-    {
-        let whole = SVGBackend::with_string(&mut svg, (SIZE.0, SIZE.1 + legend)).into_drawing_area();
-        let (area, legend_area) = whole.split_vertically(SIZE.1);
-        let highest =
-            found.measured.iter().flat_map(|measured| &measured.shares).copied().fold(0.0, f64::max);
-        let (across, up) = (0.0..1.0, 0.0..(105.0 * highest).clamp(1.0, 100.0));
-        let mut chart = axes(
-            &area,
-            (&Axis::linear("share of the largest distance"), across),
-            (&Axis::linear("particles, %"), up),
-        )?;
-        let width = 1.0 / BARS as f64;
-        let each = 0.9 * width / found.measured.len() as f64;
-        for (number, measured) in found.measured.iter().enumerate() {
-            let bars = measured.shares.iter().enumerate().map(|(bar, share)| {
-                let left = (bar as f64 + 0.05) * width + number as f64 * each;
-                let corners = [(left, 0.0), (left + each, 100.0 * share)];
-                Rectangle::new(corners, ink_of_series(number).filled())
-            });
-            chart.draw_series(bars).map_err(defect)?;
-        }
-        draw_legend(&legend_area, found.measured.iter().map(|measured| measured.name.as_str()))?;
-        whole.present().map_err(defect)?;
-    }
+    let series = found.measured.iter().map(|measured| (measured.name.clone(), measured.shares.as_slice()));
+    let histogram =
+        Histogram { x: "share of the largest distance", y: "particles, %", series: series.collect() };
     let means =
         found.measured.iter().map(|measured| format!("{}: {:.3} on average", measured.name, measured.mean));
     let means = means.collect::<Vec<_>>().join("; ");
@@ -209,7 +246,7 @@ pub(super) fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> 
              the largest in the ball (epsilon = {}). {means}.",
             found.particles, threat.epsilon
         ),
-        svg,
+        svg: draw_histograms(&[histogram])?,
     })
 }
 

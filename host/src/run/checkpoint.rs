@@ -41,7 +41,7 @@ pub struct Loaded<Progress> {
     /// The progress of the run.
     pub progress: Progress,
     /// Tensors by group and name, on the CPU.
-    pub groups: BTreeMap<String, BTreeMap<String, Tensor>>,
+    pub groups: ReadGroups,
     /// Damaged checkpoints that were passed over, newest first, with the reason.
     pub damaged: Vec<String>,
 }
@@ -53,7 +53,7 @@ struct Saved<Progress> {
 }
 
 /// Size and SHA-256 of each file.
-type Digests = BTreeMap<String, (u64, String)>;
+pub type Digests = BTreeMap<String, (u64, String)>;
 
 /// Writes the checkpoint of update number `update` into `folder`, and removes those that are
 /// not needed any more.
@@ -66,10 +66,25 @@ pub fn save<Progress: Serialize>(
     groups: &Groups,
     progress: &Progress,
 ) -> Result<()> {
+    save_with(folder, update, groups, progress, |_| Ok(Vec::new()))
+}
+
+/// As [`save`], where other processes write groups of their own. `others` is given the folder that
+/// they write into ([`write_groups`]), and returns the digests of their files.
+///
+/// # Errors
+/// That of `others`, or if the disk refuses; earlier checkpoints are then untouched.
+pub fn save_with<Progress: Serialize>(
+    folder: &Path,
+    update: u64,
+    groups: &Groups,
+    progress: &Progress,
+    others: impl FnOnce(&Path) -> Result<Vec<Digests>>,
+) -> Result<()> {
     let finished = path_of(folder, update);
     let partial = finished.with_extension(PARTIAL);
     remove_leftovers(folder);
-    let written = write(&partial, groups, progress).and_then(|()| {
+    let written = write(&partial, groups, progress, others).and_then(|()| {
         let replaced = finished.with_extension(REPLACED);
         let renamed = (|| {
             // One of the same update is gone only once this one stands in its place.
@@ -148,11 +163,27 @@ fn remove_leftovers(folder: &Path) {
     }
 }
 
-fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progress) -> Result<()> {
+fn write<Progress: Serialize>(
+    partial: &Path,
+    groups: &Groups,
+    progress: &Progress,
+    others: impl FnOnce(&Path) -> Result<Vec<Digests>>,
+) -> Result<()> {
     // The folders above these are not made anew: the run's folder may have been moved.
     for folder in partial.parent().into_iter().chain([partial]) {
         files::create_folder(folder).map_err(|why| Error::file("create", folder, why))?;
     }
+    let mut digests = write_groups(partial, groups)?;
+    digests.extend(others(partial)?.into_iter().flatten());
+    write_progress(&partial.join(PROGRESS), progress, digests)
+}
+
+/// Writes the files of these groups into the folder of a checkpoint that is being written. Returns
+/// their digests.
+///
+/// # Errors
+/// If the disk refuses, or the folder is not there.
+pub fn write_groups(partial: &Path, groups: &Groups) -> Result<Digests> {
     let mut digests = BTreeMap::new();
     for (group, tensors) in groups {
         let file_name = format!("{group}.safetensors");
@@ -160,7 +191,7 @@ fn write<Progress: Serialize>(partial: &Path, groups: &Groups, progress: &Progre
         tensors::write(&path, tensors)?;
         digests.insert(file_name, files::size_and_sha256(&path)?);
     }
-    write_progress(&partial.join(PROGRESS), progress, digests)
+    Ok(digests)
 }
 
 fn write_progress<Progress: Serialize>(path: &Path, progress: Progress, files: Digests) -> Result<()> {
@@ -176,9 +207,36 @@ pub fn load<Progress: for<'de> Deserialize<'de>>(
     folder: &Path,
     groups: &[&str],
 ) -> Result<Option<Loaded<Progress>>> {
+    let wanted = Wanted { others: &[], is_wanted: &|_| true, check: &|_| Ok(()) };
+    load_checked(folder, groups, &wanted)
+}
+
+/// Which checkpoints are wanted, and what is checked in them.
+pub struct Wanted<'a> {
+    /// Groups whose files are not read, but must be whole.
+    pub others: &'a [&'a str],
+    /// Whether the checkpoint of an update is wanted.
+    pub is_wanted: &'a dyn Fn(u64) -> bool,
+    /// Refuses groups that were read, as damaged.
+    pub check: &'a dyn Fn(&ReadGroups) -> Result<()>,
+}
+
+/// As [`load`], of the checkpoints that are wanted.
+///
+/// # Errors
+/// If there are such checkpoints and every one is damaged.
+pub fn load_checked<Progress: for<'de> Deserialize<'de>>(
+    folder: &Path,
+    groups: &[&str],
+    wanted: &Wanted,
+) -> Result<Option<Loaded<Progress>>> {
     let mut damaged = Vec::new();
-    for path in newest_first(folder) {
-        match read(&path, groups) {
+    for path in newest_first(folder).into_iter().filter(|path| (wanted.is_wanted)(update_of(path))) {
+        let read = read(&path, groups, wanted.others).and_then(|(progress, groups)| {
+            (wanted.check)(&groups)?;
+            Ok((progress, groups))
+        });
+        match read {
             Ok((progress, groups)) => {
                 return Ok(Some(Loaded { update: update_of(&path), progress, groups, damaged }));
             }
@@ -193,15 +251,20 @@ pub fn load<Progress: for<'de> Deserialize<'de>>(
         .fix("train anew into another folder"))
 }
 
-type ReadGroups = BTreeMap<String, BTreeMap<String, Tensor>>;
+/// Tensors of a checkpoint by group and name, on the CPU.
+pub type ReadGroups = BTreeMap<String, BTreeMap<String, Tensor>>;
 
-fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Result<(Progress, ReadGroups)> {
+fn read<Progress: for<'de> Deserialize<'de>>(
+    path: &Path,
+    wanted: &[&str],
+    checked: &[&str],
+) -> Result<(Progress, ReadGroups)> {
     let saved: Saved<Progress> = files::read_sealed(&path.join(PROGRESS))?;
     let mut groups = BTreeMap::new();
     for (file_name, (size, digest)) in &saved.files {
         let file = path.join(file_name);
         let group = file_name.trim_end_matches(".safetensors");
-        if !wanted.contains(&group) {
+        if !wanted.contains(&group) && !checked.contains(&group) {
             continue;
         }
         let damaged = |what: String| Error::new(format!("{} is damaged: {what}", shown(&file)));
@@ -211,6 +274,9 @@ fn read<Progress: for<'de> Deserialize<'de>>(path: &Path, wanted: &[&str]) -> Re
         }
         if files::size_and_sha256(&file)?.1 != *digest {
             return Err(files::damaged(&file));
+        }
+        if !wanted.contains(&group) {
+            continue;
         }
         let tensors = tensors::read(&file).map_err(|why| damaged(why.to_string()))?;
         groups.insert(group.to_owned(), tensors);

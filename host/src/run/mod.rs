@@ -1,14 +1,17 @@
 //! The folder of a run: its record, its measurements and its checkpoints.
 
 pub(crate) mod checkpoint;
+pub(crate) mod init;
+pub(crate) mod moved;
 pub(crate) mod outline;
 pub(crate) mod progress;
 pub(crate) mod tensorboard;
 
 use crate::config::{self, Experiment, Role, Select};
-use crate::data::{self, Dataset};
+use crate::data::{self, DataSpec, Dataset};
 use crate::error::{absolute, shown};
-use crate::plugin::{LoadedModel, PluginSpec, Record, library};
+use crate::plugin::{LoadedModel, PluginSpec, Record, library, trust};
+use crate::run::init::InitialWeights;
 use crate::run::progress::{Progress, is_trained};
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::{quoted, warn};
@@ -25,6 +28,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+use tch::Tensor;
 
 /// Everything needed to repeat a run: the contents of `run.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +45,9 @@ pub struct RunRecord {
     pub data: DataRecord,
     /// The software it used.
     pub versions: Versions,
+    /// The weights it began with; none if they were drawn from its seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitialWeights>,
     /// The arithmetic it began with; unknown in the record of an older version.
     #[serde(default)]
     pub arithmetic: Option<Arithmetic>,
@@ -76,6 +83,11 @@ pub struct LaterArithmetic {
     pub update: u64,
     /// The arithmetic of the updates after it.
     pub arithmetic: Arithmetic,
+}
+
+/// The words of the command that this process is.
+pub(crate) fn command() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 impl RunRecord {
@@ -123,7 +135,8 @@ impl Plugins {
 pub struct DataRecord {
     /// Its name.
     pub name: String,
-    /// MD5 of each file, or of each split of a tree of images.
+    /// MD5 of each file, of each array, or of each split of a tree of images or of a data set in
+    /// Python.
     pub checksums: BTreeMap<String, String>,
     /// Whether these are the published files of a known data set; unknown in the record of an older
     /// version.
@@ -188,7 +201,7 @@ const LOCK: &str = ".lock";
 
 const EVAL_LOCK: &str = ".eval.lock";
 
-const RECORD: &str = "run.json";
+pub(crate) const RECORD: &str = "run.json";
 
 /// The file of a run's evaluations.
 pub(crate) const EVALUATIONS: &str = "eval.json";
@@ -302,6 +315,18 @@ impl RunFolder {
         }
         written?;
         self.hold()
+    }
+
+    /// Refuses a folder of a run that began in another process if this one does not see it.
+    ///
+    /// # Errors
+    /// If there is no run in it.
+    pub(crate) fn must_be_seen(&self) -> Result<()> {
+        if self.record_path().is_file() {
+            return Ok(());
+        }
+        Err(Error::new(format!("{} holds no run here, but it does for process 0", shown(&self.path)))
+            .fix("give a folder with --out that all processes share"))
     }
 
     /// Keeps other processes from training in this folder for as long as this one lives.
@@ -460,7 +485,8 @@ impl RunFolder {
         }
         let mut evaluations = self.evaluations()?;
         let path = self.path.join(EVALUATIONS);
-        let is_same = |there: &Value| ["begun", "settings"].iter().all(|key| there[key] == new[key]);
+        let is_same =
+            |there: &Value| ["begun", "settings", "threat"].iter().all(|key| there[key] == new[key]);
         if new["begun"].is_null() || !evaluations.evaluations.iter().any(is_same) {
             evaluations.evaluations.push(new);
             write_json(&path, &evaluations)?;
@@ -519,8 +545,76 @@ pub(crate) struct WeightsFound {
     pub unfinished: Option<String>,
 }
 
-/// Loads the weights for evaluation into a model: those of the run's last or best checkpoint,
-/// averaged if the run averages them.
+/// Which of a run's weights. By default those that are evaluated.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Choice {
+    /// Of the last checkpoint, or of the best one; none for what the run's own option says.
+    pub select: Option<Select>,
+    /// The weights themselves, even if the run averages them.
+    pub not_averaged: bool,
+}
+
+/// Weights of a run.
+pub(crate) struct ChosenWeights {
+    /// Parameters and buffers by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Whether they are the average of the weights along training.
+    pub is_average: bool,
+    /// What was found with them.
+    pub found: WeightsFound,
+}
+
+/// The weights for evaluation, unless the choice is another one: those of the run's last or best
+/// checkpoint, averaged if the run averages them.
+///
+/// # Errors
+/// If no checkpoint is whole, or the run does not keep such weights.
+pub(crate) fn chosen_weights(
+    folder: &RunFolder,
+    record: &RunRecord,
+    choice: Choice,
+) -> Result<ChosenWeights> {
+    let train = &record.experiment.train;
+    let select = choice.select.unwrap_or(train.select);
+    if select == Select::Best && train.select != Select::Best {
+        let path = folder.name().display();
+        return Err(Error::new(format!(
+            "{path} does not keep its best weights; expected a run of train --select best"
+        ))
+        .fix("take its last weights with --select last"));
+    }
+    let averages = train.average > 0.0 || train.swa_from.is_some();
+    let best_average = select == Select::Best && averages;
+    if best_average && choice.not_averaged {
+        return Err(Error::new(format!(
+            "the best weights of {} are an average: the run scored averages",
+            folder.name().display()
+        ))
+        .fix("take its last weights with --select last, or leave out --no-average"));
+    }
+    let checkpoints = if select == Select::Best { folder.best() } else { folder.checkpoints() };
+    let groups: &[&str] = if choice.not_averaged { &["weights"] } else { &["weights", checkpoint::AVERAGE] };
+    let mut saved = checkpoint::load::<Progress>(&checkpoints, groups)?.ok_or_else(|| {
+        let path = folder.name().display();
+        Error::new(format!("{path} has no checkpoint yet"))
+            .fix(format!("train it with `host train --resume {}`", quoted(path)))
+    })?;
+    let average = saved.groups.remove(checkpoint::AVERAGE);
+    let is_average = average.is_some() || best_average;
+    let tensors = average.or_else(|| saved.groups.remove("weights")).unwrap_or_default();
+    let latest = match select {
+        Select::Best => checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten(),
+        Select::Last => None,
+    };
+    let epochs = latest.as_ref().map_or(&saved.progress.epochs, |latest| &latest.progress.epochs);
+    let (done, all) = (epochs.len(), train.epochs);
+    let unfinished = (!is_trained(epochs, all))
+        .then(|| format!("training is not finished: {done} of {all} epochs are done"));
+    let found = WeightsFound { progress: saved.progress, damaged: saved.damaged, unfinished };
+    Ok(ChosenWeights { tensors, is_average, found })
+}
+
+/// Loads the weights for evaluation into a model.
 ///
 /// # Errors
 /// If no checkpoint is whole, or its weights are not of this model.
@@ -529,25 +623,9 @@ pub(crate) fn load_weights(
     record: &RunRecord,
     model: &LoadedModel,
 ) -> Result<WeightsFound> {
-    let train = &record.experiment.train;
-    let checkpoints = if train.select == Select::Best { folder.best() } else { folder.checkpoints() };
-    let saved =
-        checkpoint::load::<Progress>(&checkpoints, &["weights", checkpoint::AVERAGE])?.ok_or_else(|| {
-            let path = folder.name().display();
-            Error::new(format!("{path} has no checkpoint yet"))
-                .fix(format!("train it with `host train --resume {}`", quoted(path)))
-        })?;
-    let weights = saved.groups.get(checkpoint::AVERAGE).or(saved.groups.get("weights"));
-    model.load(weights.unwrap_or(&Default::default()))?;
-    let latest = match train.select {
-        Select::Best => checkpoint::load::<Progress>(&folder.checkpoints(), &[]).ok().flatten(),
-        Select::Last => None,
-    };
-    let epochs = latest.as_ref().map_or(&saved.progress.epochs, |latest| &latest.progress.epochs);
-    let (done, all) = (epochs.len(), train.epochs);
-    let unfinished = (!is_trained(epochs, all))
-        .then(|| format!("training is not finished: {done} of {all} epochs are done"));
-    Ok(WeightsFound { progress: saved.progress, damaged: saved.damaged, unfinished })
+    let chosen = chosen_weights(folder, record, Choice::default())?;
+    model.load(&chosen.tensors)?;
+    Ok(chosen.found)
 }
 
 /// Handles a difference from a run's record: a warning if differences are allowed, else an error.
@@ -582,9 +660,25 @@ pub(crate) fn recorded_plugin(
     let mut spec = given.clone();
     (spec.file, spec.is_recorded) = (path.display().to_string(), true);
     let found = library::inspect(&spec.file)?;
-    if record.sha256 != found.sha256 {
-        let what = format!("{} has changed since the run began", found.path.display());
-        on_change(change(what, &format!("SHA-256 {}", record.sha256), &format!("SHA-256 {}", found.sha256)))?;
+    let mut compare = |path: &Path, recorded: &str, found: &str| {
+        if recorded == found {
+            return Ok(());
+        }
+        let what = format!("{} has changed since the run began", path.display());
+        on_change(change(what, &format!("SHA-256 {recorded}"), &format!("SHA-256 {found}")))
+    };
+    compare(&found.path, &record.sha256, &found.sha256)?;
+    for (option, file) in &record.files {
+        let name = Path::new(file.path.file_name().unwrap_or_default());
+        let moved = folder.map(|folder| folder.join(name)).filter(|path| path.is_file());
+        let path = moved.unwrap_or_else(|| file.path.clone());
+        if !path.is_file() {
+            let (path, name) = (file.path.display(), name.display());
+            return Err(Error::new(format!("the file {path}, which the run's plugin reads, is missing"))
+                .fix(format!("give the folder that has {name} now with --plugins FOLDER")));
+        }
+        compare(&path, &file.sha256, &files::size_and_sha256(&path)?.1)?;
+        spec = spec.with(option, path.to_string_lossy().into());
     }
     Ok(spec)
 }
@@ -595,22 +689,28 @@ pub(crate) fn recorded_plugin(
 /// # Errors
 /// If they are in none of these places, or cannot be read.
 pub(crate) fn recorded_data(recorded: &config::Data, folder: Option<&Path>) -> Result<Dataset> {
-    if data::NAMES.contains(&recorded.name.as_str()) {
+    let spec = DataSpec::recorded(&recorded.name);
+    if spec.known().is_some() {
         return data::load(&recorded.name, folder.unwrap_or(&recorded.folder));
     }
-    let path = Path::new(&recorded.name);
-    let name = path.file_name().unwrap_or_default();
-    let below = folder.map(|folder| folder.join(name));
+    let (path, name) = (spec.path(), spec.name());
+    let below = folder.map(|folder| folder.join(&name));
     let mut places = below.into_iter().chain([path.to_owned()]).chain(folder.map(Path::to_owned));
-    let found = places.find(|place| place.is_dir()).ok_or_else(|| {
-        Error::new(format!("the run's data {} are missing", path.display())).fix(format!(
-            "give the folder that has them now with --data-folder FOLDER: {} itself, or the folder around it",
-            name.display()
-        ))
+    let is_there = |place: &PathBuf| if spec.is_file() { place.is_file() } else { place.is_dir() };
+    let found = places.find(is_there).ok_or_else(|| {
+        let around = if spec.is_file() {
+            format!("the folder around {name}")
+        } else {
+            format!("{name} itself, or the folder around it")
+        };
+        Error::new(format!("the recorded data {} are missing", path.display()))
+            .fix(format!("give the folder that has them now with --data-folder FOLDER: {around}"))
     })?;
+    if spec.is_python() {
+        trust::check(&found, &files::size_and_sha256(&found)?.1)?;
+    }
     // A relative path may look like the name of a known data set.
-    let found = std::path::absolute(&found).map_err(|why| Error::file("find", &found, why))?;
-    data::load(&found.to_string_lossy(), &recorded.folder)
+    data::load(&spec.at(&found).absolute().to_string(), &recorded.folder)
 }
 
 /// The plugin library in `folder` with the name of this one, if there is one.
@@ -624,13 +724,13 @@ pub(crate) fn plugin_in(folder: Option<&Path>, library: &Path) -> Option<PathBuf
 /// If a file differs and `on_change` returns an error.
 pub(crate) fn check_data(
     dataset: &Dataset,
-    record: &DataRecord,
+    checksums: &BTreeMap<String, String>,
     on_change: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<()> {
-    for (file, recorded) in &record.checksums {
+    for (file, recorded) in checksums {
         let found = dataset.checksums.get(file).map_or("absent", String::as_str);
         if recorded != found {
-            let what = format!("data file {file} is not the one that the run began with");
+            let what = format!("data file {file} is not the recorded one");
             on_change(change(what, &format!("MD5 {recorded}"), &format!("MD5 {found}")))?;
         }
     }
@@ -695,6 +795,8 @@ mod fuzz {
         let epoch = (number(), number(), proptest::option::of(number()), any::<u64>(), any::<Vec<String>>());
         for_cases(&proptest::collection::vec(epoch, 0..4), |epochs| {
             let metrics = |(number, (loss, seconds, accuracy, updates, alarms)): (usize, _)| EpochMetrics {
+                sampler: BTreeMap::new(),
+                law: None,
                 epoch: number,
                 updates,
                 learning_rate: seconds,
@@ -708,6 +810,7 @@ mod fuzz {
                 stopped_early: number == 2,
                 passes_per_sample: updates,
                 seconds,
+                communication_seconds: None,
             };
             let epochs: Vec<_> = epochs.into_iter().enumerate().map(metrics).collect();
             run.write_metrics(&epochs).expect("written");

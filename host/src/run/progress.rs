@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The progress of a run at a checkpoint.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -12,8 +13,15 @@ pub struct Progress {
     pub optimizer_steps: u64,
     /// Seconds of training, over all sessions.
     pub seconds: f64,
+    /// Seconds of these in which the first process waited for sums of gradients over all processes.
+    #[serde(default)]
+    pub communication_seconds: f64,
     /// Sums of the unfinished epoch: loss, correct particles, particles.
     pub tally: (f64, f64, f64),
+    /// Sums of the sampler's figures in the unfinished epoch, and the particles they were added up
+    /// over.
+    #[serde(default)]
+    pub figures: (Vec<f64>, f64),
     /// The finished epochs.
     pub epochs: Vec<EpochMetrics>,
     /// The points of the trace.
@@ -109,6 +117,14 @@ pub struct EpochMetrics {
     pub train_loss: f64,
     /// Share of those particles classified correctly: accuracy against the training adversary.
     pub train_accuracy: f64,
+    /// The sampler's figures, such as the share of accepted proposals: means over particles and
+    /// visits. Absent if it has none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub sampler: BTreeMap<String, f64>,
+    /// Where the stored particles are between natural examples and the law, if that is measured in
+    /// this epoch (`train.diagnose_every`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub law: Option<LawMetrics>,
     /// Accuracy on the natural validation points; none were held out if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_accuracy: Option<f64>,
@@ -134,6 +150,31 @@ pub struct EpochMetrics {
     pub passes_per_sample: u64,
     /// Seconds of training since the run began.
     pub seconds: f64,
+    /// Seconds of these in which the first process waited for sums of gradients over all processes.
+    /// Absent if one process trained alone.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub communication_seconds: Option<f64>,
+}
+
+/// Mean losses of some training points at the present weights in evaluation mode, and where their
+/// particles are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LawMetrics {
+    /// Number of points.
+    pub points: usize,
+    /// Radius of the ball at the end of the epoch: it grows in a warm-up.
+    pub epsilon: f64,
+    /// Mean loss at the natural examples.
+    pub natural: f64,
+    /// Mean loss at uniform draws from the box, one for each point.
+    pub uniform: f64,
+    /// Mean loss at the stored particles.
+    pub stored: f64,
+    /// Mean distance of the particles.
+    pub distance: f64,
+    /// Share of their coordinates that is exactly on a face of the box; an exact draw from a law has
+    /// none.
+    pub on_faces: f64,
 }
 
 impl EpochMetrics {

@@ -10,17 +10,17 @@ pub(crate) mod summary;
 pub(crate) mod worker;
 
 use crate::config::{
-    self, Experiment, Role, check_norm, from_table, one_line, origin, parse_toml, read_text,
+    self, Experiment, IN_RUN, Role, check_norm, from_table, one_line, origin, parse_toml, read_text,
 };
-use crate::plugin::spec;
 use crate::torch::random::{Purpose, step_of_name, uniform};
 use crate::util::files;
+use crate::util::written::{parts, quoted_if_necessary};
 use crate::{Error, Result};
 use axis::{Axis, Choice, MOST, text};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
@@ -339,7 +339,8 @@ impl Template {
         }
         let mut experiment =
             Experiment::deserialize(table).map_err(|why| with_name(Error::new(one_line(&why))))?;
-        if let Some(file) = &mut experiment.train.store_file {
+        let is_shared = |file: &&mut PathBuf| file.as_path() != Path::new(IN_RUN);
+        if let Some(file) = experiment.train.store_file.as_mut().filter(is_shared) {
             file.as_mut_os_string().push(format!(".{name}"));
         }
         for (role, spec) in experiment.plugins_mut() {
@@ -392,9 +393,9 @@ fn with_option(
     let Some(spec) = spec.filter(|spec| *spec != "none") else {
         return Err(format!("there is no {plugin} to have an option `{option}`"));
     };
-    let (file, options) = spec::parts(spec)?;
+    let (file, options) = parts(spec)?;
     let is_option = |part: &&str| part.split_once('=').is_some_and(|(key, _)| key.trim() == option);
-    let (file, set) = (spec::quoted_if_necessary(&file), format!("{option}={value}"));
+    let (file, set) = (quoted_if_necessary(&file), format!("{option}={value}"));
     let kept = options.into_iter().filter(|part| !is_option(part));
     Ok(std::iter::once(&*file).chain(kept).chain([&*set]).collect::<Vec<_>>().join(","))
 }

@@ -4,8 +4,10 @@ use super::folder::{Failure, SweepFolder, attacks};
 use super::summary::{Row, Status, SweepEvaluation};
 use super::{Setting, Sweep};
 use crate::error::{absolute, shown};
+use crate::ranks::Place;
 use crate::run::{RunFolder, checkpoint};
 use crate::training::store;
+use crate::util::child::stops_with_parent;
 use crate::util::console::{self, Indicator};
 use crate::util::files;
 use crate::{Error, Result};
@@ -72,6 +74,8 @@ pub(crate) struct Worker<'a> {
     pub retry_failed: bool,
     /// Set when the user stops the sweep.
     pub stop: &'a AtomicBool,
+    /// The signal that the user chose for that: a scheduler sends it to all processes of a job.
+    pub stop_signal: Option<i32>,
     /// Where the sweep is.
     pub indicator: Indicator,
 }
@@ -214,7 +218,9 @@ impl Worker<'_> {
             // The child gets the lock as its standard input: it is held as long as either process
             // lives.
             let streams = [lock, output, &log].map(File::try_clone);
-            let status = self.wait_for(spawn(arguments, streams)?, setting)?;
+            let signal = self.stop_signal.map(|signal| format!("--stop-signal={signal}"));
+            let words = arguments.iter().copied().chain(signal.as_deref()).collect::<Vec<_>>();
+            let status = self.wait_for(spawn(&words, streams)?, setting)?;
             if !status.success() && self.stop.load(Ordering::Relaxed) {
                 return Ok(Ended::Interrupted);
             }
@@ -282,16 +288,9 @@ fn spawn(arguments: &[&str], streams: [io::Result<File>; 3]) -> io::Result<Child
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_default()).args(arguments);
     command.stdin(input?).stdout(output?).stderr(errors?).current_dir(absolute(Path::new("")));
-    let stop_with_parent = || {
-        // SAFETY: prctl is a system call and may be made between fork and exec; it reads
-        // nothing but its arguments.
-        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    };
-    // SAFETY: between fork and exec only the system call above is made.
-    unsafe { command.pre_exec(stop_with_parent) };
+    stops_with_parent(&mut command);
+    // Each child works alone, whatever the sweep was started by.
+    Place::VARIABLES.iter().for_each(|name| _ = command.env_remove(name));
     command.spawn()
 }
 
@@ -311,8 +310,12 @@ fn forget_unless_saved(run: &Path) -> Result<()> {
         return Ok(());
     }
     // A run makes its record only if no particle file of its name existed: these files are its own.
-    let recorded = RunFolder::open(run).ok().and_then(|(_, record)| record.experiment.train.store_file);
-    for file in recorded.iter().flat_map(|file| store::files(file)).filter(|file| file.exists()) {
+    let recorded = RunFolder::open(run).ok().map(|(_, record)| record.experiment.train);
+    let files = recorded.iter().flat_map(|train| {
+        let of_shards = (0..train.shards).filter_map(|shard| store::place(train, run, shard));
+        of_shards.flat_map(|file| store::files(&file).collect::<Vec<_>>())
+    });
+    for file in files.filter(|file| file.exists()) {
         files::remove_file(&file).map_err(|why| Error::file("remove", &file, why))?;
     }
     files::remove_folder(run).map_err(|why| Error::file("remove", run, why))

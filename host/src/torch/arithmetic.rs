@@ -2,6 +2,7 @@
 //! processor, the libraries that libtorch calls, and the flags of its arithmetic.
 
 use crate::torch::device::refusal;
+use crate::torch::precision::Precision;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -98,7 +99,7 @@ impl Arithmetic {
             openmp: text(found.openmp),
             threads: tch::get_num_threads() as usize,
             device: if on_cuda { "cuda" } else { "cpu" }.to_owned(),
-            gpus: if on_cuda { gpus(Path::new(NVIDIA)) } else { Vec::new() },
+            gpus: if on_cuda { gpus() } else { Vec::new() },
             driver: if on_cuda { driver(Path::new(NVIDIA)) } else { None },
             cudnn: (on_cuda && found.cudnn != 0).then_some(found.cudnn),
             tf32_cudnn: found.tf32_cudnn,
@@ -109,6 +110,12 @@ impl Arithmetic {
             cudnn_benchmark: found.cudnn_benchmark,
             deterministic_algorithms: found.deterministic_algorithms,
         })
+    }
+
+    /// That of updates in this precision, which alone may use TF32.
+    pub(crate) fn of_updates(self, precision: Precision) -> Self {
+        let is_allowed = precision == Precision::Tf32;
+        Self { tf32_cudnn: is_allowed, tf32_cublas: is_allowed, ..self }
     }
 
     /// What differs in `later`, each with both values: "processor `A`, then `B`".
@@ -153,8 +160,13 @@ fn processor(cpuinfo: &str) -> String {
 /// Where NVIDIA's driver describes itself.
 const NVIDIA: &str = "/proc/driver/nvidia";
 
+/// The models of the GPUs in this machine, sorted, each once.
+pub(crate) fn gpus() -> Vec<String> {
+    gpus_of(Path::new(NVIDIA))
+}
+
 /// The models of the GPUs that the driver's folder lists, sorted.
-fn gpus(driver: &Path) -> Vec<String> {
+fn gpus_of(driver: &Path) -> Vec<String> {
     let folders = fs::read_dir(driver.join("gpus")).into_iter().flatten().flatten();
     let texts = folders.filter_map(|folder| fs::read_to_string(folder.path().join("information")).ok());
     let model = |text: String| {
@@ -231,7 +243,7 @@ mod tests {
     #[test]
     fn gpus_and_driver_are_read_from_the_drivers_folder() {
         let folder = tempfile::tempdir().expect("a folder");
-        assert_eq!((gpus(folder.path()), driver(folder.path())), (Vec::new(), None));
+        assert_eq!((gpus_of(folder.path()), driver(folder.path())), (Vec::new(), None));
         for (address, model) in [("0000:01:00.0", "H200"), ("0000:02:00.0", "H100"), ("0000:03:00.0", "H100")]
         {
             let gpu = folder.path().join("gpus").join(address);
@@ -242,7 +254,7 @@ mod tests {
         let version =
             "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Jan 1 UTC 2026\nGCC 12\n";
         fs::write(folder.path().join("version"), version).expect("written");
-        assert_eq!(gpus(folder.path()), ["NVIDIA H100", "NVIDIA H200"]);
+        assert_eq!(gpus_of(folder.path()), ["NVIDIA H100", "NVIDIA H200"]);
         assert_eq!(driver(folder.path()).as_deref(), Some("580.159.04"));
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::util::console::warn;
 use crate::{Error, Result};
+use plugin_api::python::mapped;
 use plugin_api::{LIBTORCH, first_line};
 use std::ffi::{CStr, c_char};
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
@@ -53,24 +54,33 @@ pub(crate) fn open(device: Device) -> Result<Device> {
 /// If libtorch was built without CUDA, or an NVIDIA library is missing.
 pub(crate) fn load_cuda() -> Result<()> {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-    let library = libtorch_folder()?.join("libtorch_cuda.so");
+    // A plugin may have loaded it already, from another folder: Python's torch does.
+    let library = match mapped("libtorch_cuda.so") {
+        Some(library) => library,
+        None => libtorch_folder()?.join("libtorch_cuda.so"),
+    };
     if !library.is_file() {
-        return Err(Error::new(format!("this libtorch ({LIBTORCH}) was built without CUDA"))
+        let what = if LIBTORCH.contains("+cu") {
+            "has no CUDA half here (`make install` leaves that of `make setup` out)"
+        } else {
+            "was built without CUDA"
+        };
+        return Err(Error::new(format!("this libtorch ({LIBTORCH}) {what}"))
             .note("missing", library.display())
             .fix("set LIBTORCH to a libtorch with CUDA and rebuild, or use --device cpu"));
     }
+    // Also if the library cannot be opened now: a plugin may open it later.
+    // SAFETY: this sets flags of libtorch's global context.
+    if let Some(why) = refusal(unsafe { host_exact_cuda() }) {
+        let why = first_line(&why);
+        return Err(Error::new(format!("libtorch cannot turn TF32 off on the GPU: {why}")));
+    }
     // SAFETY: opening runs the initialisers of libtorch's CUDA library, which register its kernels.
-    // It is in the folder of the libtorch that is already loaded.
+    // It is in the folder of the libtorch that is already loaded, or open already.
     match unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
-            // SAFETY: this sets flags of libtorch's global context.
-            match refusal(unsafe { host_exact_cuda() }) {
-                None => Ok(()),
-                Some(why) => {
-                    Err(Error::new(format!("libtorch cannot turn TF32 off on the GPU: {}", first_line(&why))))
-                }
-            }
+            Ok(())
         }
         Err(error) => {
             let causes =
@@ -86,10 +96,7 @@ pub(crate) fn load_cuda() -> Result<()> {
 
 /// The folder of the libtorch that this process has loaded.
 fn libtorch_folder() -> Result<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mapped = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
-    let mut libraries = mapped.filter(|path| path.ends_with("libtorch_cpu.so"));
-    let folder = libraries.next().and_then(Path::parent).map(Path::to_owned);
+    let folder = mapped("libtorch_cpu.so").and_then(|library| library.parent().map(Path::to_owned));
     folder.ok_or_else(|| Error::new("cannot tell where libtorch was loaded from (/proc/self/maps)"))
 }
 
@@ -138,8 +145,13 @@ pub(crate) fn set_threads(threads: Option<usize>) -> Result<usize> {
         warn(format_args!("{threads} threads on {cores} cores are slower than {cores}"));
     }
     tch::set_num_threads(threads as i32);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|why| Error::new(format!("cannot start {threads} threads: {why}")))?;
+    // A command that makes a run and then evaluates it asks twice for the same number.
+    static STARTED: OnceLock<usize> = OnceLock::new();
+    if STARTED.get() != Some(&threads) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|why| Error::new(format!("cannot start {threads} threads: {why}")))?;
+        let _ = STARTED.set(threads);
+    }
     Ok(threads)
 }
 

@@ -1,8 +1,11 @@
 // Functions of libtorch that its Rust binding lacks: autocast, the settings of the arithmetic,
-// asynchronous copies to a GPU, and optimiser steps that update all weights in one call.
+// asynchronous copies to a GPU, optimiser steps that update all weights in one call, and TorchScript
+// modules that are made of a network's forward pass or get other weights.
 //
 // No C++ exception may cross the boundary to Rust. Every exported function therefore works inside
 // `attempt`, and returns null or an error message.
+
+#include "attempt.h"
 
 #include <ATen/Context.h>
 #include <ATen/Version.h>
@@ -13,6 +16,10 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
 #include <cfenv>
@@ -20,8 +27,13 @@
 #include <cstdio>
 #include <exception>
 #include <iterator>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -46,21 +58,6 @@ Tensors laid_like(const Tensors& tensors, const Tensors& parameters) {
     for (size_t index = 0; index < tensors.size(); ++index)
         laid.push_back(laid_like(tensors[index], parameters[index]));
     return laid;
-}
-
-// Calls `work`. Returns null, or the message of its exception; the message is valid until this
-// thread's next call. A buffer of fixed size needs no allocation, which could throw again.
-template <typename Work> const char* attempt(Work work) noexcept {
-    thread_local char message[2048];
-    try {
-        work();
-        return nullptr;
-    } catch (const std::exception& error) {
-        std::snprintf(message, sizeof message, "%s", error.what());
-    } catch (...) {
-        std::snprintf(message, sizeof message, "%s", "an exception of unknown type");
-    }
-    return message;
 }
 
 // Runs `step` on parameters without gaps in memory.
@@ -220,6 +217,15 @@ extern "C" const char* host_exact_cuda() {
     });
 }
 
+// TF32 in convolutions and matrix products of f32 on a GPU, for updates of training that ask for it.
+extern "C" const char* host_allow_tf32(bool allowed) {
+    return attempt([&] {
+        auto& context = at::globalContext();
+        context.setAllowTF32CuDNN(allowed);
+        context.setAllowTF32CuBLAS(allowed);
+    });
+}
+
 // Copies a tensor to CUDA device number `index` through pinned memory, without waiting for the
 // device. The caller owns the copy.
 extern "C" const char* host_upload(const at::Tensor* tensor, int64_t index, at::Tensor** copy) {
@@ -250,5 +256,125 @@ extern "C" const char* host_adam_step(at::Tensor* const* parameters, at::Tensor*
                          listed(second_moments, count), /*max_exp_avg_sqs=*/{}, Tensors(count, *step),
                          learning_rate, keep_first, keep_second, weight_decay, epsilon, /*amsgrad=*/false,
                          /*maximize=*/false);
+    });
+}
+
+namespace {
+
+using torch::jit::Module;
+
+// The module of this name inside `root`, which is made if it is missing.
+Module& submodule(std::map<std::string, Module>& modules, const std::string& path) {
+    const auto known = modules.find(path);
+    if (known != modules.end()) return known->second;
+    const size_t dot = path.rfind('.');
+    Module& parent = submodule(modules, dot == std::string::npos ? "" : path.substr(0, dot));
+    Module child(c10::QualifiedName("__torch__.adversarial_transport.Module"),
+                 parent._ivalue()->compilation_unit(), /*shouldMangle=*/true);
+    child.register_attribute("training", c10::BoolType::get(), false);
+    parent.register_module(path.substr(dot == std::string::npos ? 0 : dot + 1), child);
+    return modules.emplace(path, child).first->second;
+}
+
+// What a graph has of the tensors that it was traced with and another caller may want otherwise: a
+// device, a dtype, or a tensor with a device of its own that no operation brings to that of another.
+void find_fixed(torch::jit::Block* block, std::set<std::string>& found) {
+    for (torch::jit::Node* node : block->nodes()) {
+        const auto* schema = node->maybeSchema();
+        for (size_t index = 0; index < node->inputs().size(); ++index) {
+            const auto value = torch::jit::toIValue(node->inputs()[index]);
+            if (!value) continue;
+            const std::string operation = node->kind().toQualString();
+            const bool is_named = schema && index < schema->arguments().size();
+            const std::string name = is_named ? schema->arguments()[index].name() : "";
+            if (value->isDevice()) found.insert("the device " + value->toDevice().str() + " in " + operation);
+            else if (name == "dtype" && value->isInt())
+                found.insert(std::string("the dtype ") + c10::toString(static_cast<at::ScalarType>(value->toInt())) +
+                             " in " + operation);
+            else if (value->isTensor() && value->toTensor().dim() > 0 && operation != "aten::type_as")
+                found.insert("a constant tensor in " + operation);
+        }
+        for (torch::jit::Block* inner : node->blocks()) find_fixed(inner, found);
+    }
+}
+
+// The bytes of a module's file. The caller owns the tensor.
+at::Tensor* file_of(const Module& module) {
+    std::ostringstream stream;
+    module.save(stream);
+    const std::string bytes = stream.str();
+    at::Tensor copy = at::empty({static_cast<int64_t>(bytes.size())}, at::kByte);
+    std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(copy.mutable_data_ptr<uint8_t>()));
+    return new at::Tensor(std::move(copy));
+}
+
+}  // namespace
+
+// A forward pass of the caller: logits of images, owned by this file; null if it failed.
+extern "C" typedef at::Tensor* (*HostForward)(void* context, const at::Tensor* images);
+
+// Traces a forward pass, in evaluation mode, into a TorchScript module that has these tensors as
+// parameters (those that need a gradient) and buffers, under their names. `file` gets the bytes of
+// its file, which the caller owns; `fixed` what is fixed in it, a line each, valid until this
+// thread's next call.
+extern "C" const char* host_trace(const char* const* names, at::Tensor* const* tensors, size_t count,
+                                  const at::Tensor* images, HostForward forward, void* context, at::Tensor** file,
+                                  const char** fixed) {
+    return attempt([&] {
+        std::map<std::string, Module> modules;
+        Module root(c10::QualifiedName("__torch__.adversarial_transport.Network"),
+                    std::make_shared<torch::jit::CompilationUnit>(), /*shouldMangle=*/true);
+        root.register_attribute("training", c10::BoolType::get(), false);
+        modules.emplace("", root);
+        for (size_t index = 0; index < count; ++index) {
+            const std::string name = names[index];
+            const size_t dot = name.rfind('.');
+            Module& owner = submodule(modules, dot == std::string::npos ? "" : name.substr(0, dot));
+            const std::string last = name.substr(dot == std::string::npos ? 0 : dot + 1);
+            const at::Tensor& tensor = *tensors[index];
+            if (tensor.requires_grad()) owner.register_parameter(last, tensor, /*is_buffer=*/false);
+            else owner.register_buffer(last, tensor);
+        }
+        const auto traced = [&](torch::jit::Stack inputs) -> torch::jit::Stack {
+            const at::Tensor given = inputs.at(0).toTensor();
+            const std::unique_ptr<at::Tensor> logits(forward(context, &given));
+            if (!logits) throw std::runtime_error("the forward pass failed");
+            return {*logits};
+        };
+        const auto unnamed = [](const at::Tensor&) { return std::string(); };
+        const auto [state, outputs] = torch::jit::tracer::trace({*images}, traced, unnamed, /*strict=*/true,
+                                                                /*force_outplace=*/false, &root, {"images"});
+        std::set<std::string> found;
+        find_fixed(state->graph->block(), found);
+        thread_local std::string lines;
+        lines.clear();
+        for (const std::string& line : found) lines += line + "\n";
+        *fixed = lines.c_str();
+        const c10::QualifiedName method(*root.type()->name(), "forward");
+        root.type()->addMethod(root._ivalue()->compilation_unit()->create_function(method, state->graph));
+        *file = file_of(root);
+    });
+}
+
+// A TorchScript file with other values of its parameters and buffers of these names. `file` gets the
+// bytes, which the caller owns.
+extern "C" const char* host_refill(const char* bytes, size_t length, const char* const* names,
+                                   at::Tensor* const* tensors, size_t count, at::Tensor** file) {
+    return attempt([&] {
+        std::istringstream stream(std::string(bytes, length));
+        Module module = torch::jit::load(stream, at::Device(at::kCPU));
+        std::map<std::string, at::Tensor> inside;
+        for (const auto& entry : module.named_parameters(/*recurse=*/true)) inside[entry.name] = entry.value;
+        for (const auto& entry : module.named_buffers(/*recurse=*/true)) inside[entry.name] = entry.value;
+        for (size_t index = 0; index < count; ++index) {
+            const auto target = inside.find(names[index]);
+            if (target == inside.end())
+                throw std::runtime_error("it has no tensor of the name " + std::string(names[index]));
+            if (target->second.sizes() != tensors[index]->sizes())
+                throw std::runtime_error("its tensor " + target->first + " has another shape");
+            target->second.set_data(tensors[index]->detach().to(target->second.options()).clone());
+        }
+        module.eval();
+        *file = file_of(module);
     });
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::c_char;
 use tch::{Device, TchError};
 
-/// A precision. Weights, gradients, optimiser state and particles are f32 in both.
+/// A precision. Weights, gradients, optimiser state and particles are f32 in all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -17,9 +17,13 @@ pub enum Precision {
     /// Convolutions and matrix products in bf16, as libtorch's autocast chooses; faster where
     /// the processor has instructions for it.
     Bf16,
+    /// On a GPU, f32 whose convolutions and matrix products read ten bits of the significand instead
+    /// of 23.
+    Tf32,
 }
 
 unsafe extern "C" {
+    fn host_allow_tf32(allowed: bool) -> *const c_char;
     fn host_autocast_begin(device: i8) -> *const c_char;
     fn host_autocast_end(device: i8) -> *const c_char;
 }
@@ -69,13 +73,42 @@ impl Drop for Autocast {
     }
 }
 
+/// TF32 in all f32 convolutions and matrix products of the process on a GPU, until it is dropped:
+/// backward passes, too.
+pub(crate) struct Tf32(());
+
+impl Tf32 {
+    fn begin() -> Result<Self, TchError> {
+        // SAFETY: this sets flags of libtorch's global context, which `drop` resets.
+        refusal(unsafe { host_allow_tf32(true) }).map_or(Ok(Self(())), |why| Err(TchError::Torch(why)))
+    }
+}
+
+impl Drop for Tf32 {
+    fn drop(&mut self) {
+        // SAFETY: this resets flags of libtorch's global context.
+        if let Some(why) = refusal(unsafe { host_allow_tf32(false) }) {
+            warn(format_args!("libtorch's TF32 cannot be switched off: {why}"));
+        }
+    }
+}
+
 impl Precision {
+    /// Switches on what whole updates of the weights compute in, backward passes included; probes and
+    /// evaluations between updates stay f32.
+    ///
+    /// # Errors
+    /// If libtorch refuses.
+    pub(crate) fn of_updates(self) -> Result<Option<Tf32>, TchError> {
+        (self == Self::Tf32).then(Tf32::begin).transpose()
+    }
+
     /// Runs a forward pass on `device` in this precision.
     ///
     /// # Errors
     /// If libtorch has no autocast on this device.
     pub(crate) fn run<T>(self, device: Device, forward: impl FnOnce() -> T) -> Result<T, TchError> {
-        if self == Self::F32 {
+        if self != Self::Bf16 {
             return Ok(forward());
         }
         let autocast = Autocast::begin(device)?;
@@ -88,6 +121,7 @@ impl Precision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::torch::arithmetic::Arithmetic;
     use tch::{Kind, Tensor};
 
     #[test]
@@ -100,6 +134,27 @@ mod tests {
         let panicked = std::panic::catch_unwind(|| Precision::Bf16.run(Device::Cpu, || panic!("on the way")));
         assert!(panicked.is_err());
         assert_eq!(product(), Kind::Float);
+    }
+
+    #[test]
+    fn tf32_is_allowed_during_updates_only() {
+        let allowed = || {
+            let found = Arithmetic::current(Device::Cpu).expect("libtorch answers");
+            [found.tf32_cudnn, found.tf32_cublas]
+        };
+        // As on a GPU, where the host switches it off.
+        drop(Precision::Tf32.of_updates().expect("allowed"));
+        assert_eq!(allowed(), [false; 2]);
+        assert!(Precision::F32.of_updates().expect("nothing to do").is_none());
+        assert!(Precision::Bf16.of_updates().expect("nothing to do").is_none());
+        let during = Precision::Tf32.of_updates().expect("allowed");
+        assert_eq!(allowed(), [true; 2]);
+        drop(during);
+        assert_eq!(allowed(), [false; 2]);
+        // It is no autocast.
+        let matrix = Tensor::ones([4, 4], (Kind::Float, Device::Cpu));
+        let product = || matrix.matmul(&matrix).kind();
+        assert_eq!(Precision::Tf32.run(Device::Cpu, product).expect("nothing to do"), Kind::Float);
     }
 
     /// libtorch throws a C++ exception here: without a handler it would end the process.

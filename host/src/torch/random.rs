@@ -4,6 +4,7 @@
 //! step, the point and the particle. There is no state: a draw is the same in every batch, after a
 //! resume, and on every device. Numbers are drawn on the CPU in f32.
 
+use crate::torch::ahead::Ahead;
 use crate::torch::device;
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
@@ -39,6 +40,8 @@ pub enum Purpose {
     Augmentation = 10,
     /// The training points for the batch statistics of averaged weights.
     Statistics = 11,
+    /// Chains at fixed weights.
+    Diagnosis = 12,
 }
 
 /// The seed of a generator with its own state, for one purpose and step.
@@ -110,6 +113,53 @@ fn generator(seed: u64, purpose: Purpose, step: u64, point: i64, particle: u16, 
 /// The least number of random numbers (some 10 ns each) for which it pays to start other threads.
 const WORTH_SHARING: usize = 10_000;
 
+/// What decides the numbers of a draw, besides the points of its rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Key {
+    seed: u64,
+    purpose: Purpose,
+    step: u64,
+    first_particle: u16,
+    particles_per_point: usize,
+    stream: u64,
+    draw: u32,
+    distribution: Distribution,
+    /// Numbers of a row.
+    width: usize,
+}
+
+impl Key {
+    /// The same draw at another step.
+    pub(super) fn at_step(self, step: u64) -> Self {
+        Self { step, ..self }
+    }
+
+    /// The numbers of the rows of these points, row after row.
+    pub(super) fn draw(&self, points: &[i64]) -> Vec<f32> {
+        let Self { seed, purpose, step, first_particle, particles_per_point, stream, draw, width, .. } =
+            *self;
+        let draw_row = |(row, numbers): (usize, &mut [f32])| {
+            let particle = first_particle + (row % particles_per_point) as u16;
+            let mut generator = generator(seed, purpose, step, points[row], particle, draw);
+            generator.set_stream(stream);
+            match self.distribution {
+                Distribution::Normal => numbers.fill_with(|| StandardNormal.sample(&mut generator)),
+                // 24 bits fill the significand of an f32: every value below 1 is exact.
+                Distribution::Uniform => {
+                    numbers.fill_with(|| (generator.next_u32() >> 8) as f32 / (1u32 << 24) as f32);
+                }
+            }
+        };
+        let mut numbers = vec![0f32; width * points.len()];
+        if numbers.len() >= WORTH_SHARING && rayon::current_num_threads() > 1 {
+            numbers.par_chunks_mut(width).enumerate().for_each(draw_row);
+        } else {
+            numbers.chunks_mut(width.max(1)).enumerate().for_each(draw_row);
+        }
+        numbers
+    }
+}
+
 /// The random numbers of one call to a plugin. Each row belongs to a particle of a point.
 pub struct Draws<'a> {
     seed: u64,
@@ -118,8 +168,11 @@ pub struct Draws<'a> {
     points: &'a [i64],
     first_particle: u16,
     particles_per_point: usize,
+    /// The stream of step 0.
+    first_stream: u64,
     stream: u64,
     draws: Cell<u32>,
+    ahead: Option<&'a Ahead>,
 }
 
 impl<'a> Draws<'a> {
@@ -139,14 +192,26 @@ impl<'a> Draws<'a> {
             points,
             first_particle: 0,
             particles_per_point,
+            first_stream: 0,
             stream: 0,
             draws: Cell::new(0),
+            ahead: None,
         }
+    }
+
+    /// The same draws, taken from those that were drawn ahead where there are any.
+    pub(crate) fn drawn_ahead(self, ahead: Option<&'a Ahead>) -> Self {
+        Self { ahead, ..self }
     }
 
     /// The same rows at step `number` of a visit.
     pub fn step(&self, number: usize) -> Self {
-        Self { stream: number as u64, draws: Cell::new(0), ..*self }
+        Self { stream: self.first_stream + number as u64, draws: Cell::new(0), ..*self }
+    }
+
+    /// The same rows at visit `number` among those of one update. Visit 0 has the numbers of no visit.
+    pub fn visit(&self, number: usize) -> Self {
+        Self { first_stream: (number as u64) << 32, draws: Cell::new(0), ..*self }
     }
 
     /// The same rows with particles numbered from `first`: another restart.
@@ -164,28 +229,22 @@ impl RandomSource for Draws<'_> {
                 self.points.len()
             )));
         }
-        let Self { seed, purpose, step, points, first_particle, particles_per_point, stream, ref draws } =
-            *self;
-        let draw = draws.replace(draws.get() + 1);
-        let draw_row = |(row, numbers): (usize, &mut [f32])| {
-            let particle = first_particle + (row % particles_per_point) as u16;
-            let mut generator = generator(seed, purpose, step, points[row], particle, draw);
-            generator.set_stream(stream);
-            match distribution {
-                Distribution::Normal => numbers.fill_with(|| StandardNormal.sample(&mut generator)),
-                // 24 bits fill the significand of an f32: every value below 1 is exact.
-                Distribution::Uniform => {
-                    numbers.fill_with(|| (generator.next_u32() >> 8) as f32 / (1u32 << 24) as f32);
-                }
-            }
+        let Self { seed, purpose, step, points, first_particle, particles_per_point, stream, .. } = *self;
+        let draw = self.draws.replace(self.draws.get() + 1);
+        let width = like.numel() / points.len().max(1);
+        let key = Key {
+            seed,
+            purpose,
+            step,
+            first_particle,
+            particles_per_point,
+            stream,
+            draw,
+            distribution,
+            width,
         };
-        let width = (like.numel() / points.len().max(1)).max(1);
-        let mut numbers = vec![0f32; like.numel()];
-        if numbers.len() >= WORTH_SHARING && rayon::current_num_threads() > 1 {
-            numbers.par_chunks_mut(width).enumerate().for_each(draw_row);
-        } else {
-            numbers.chunks_mut(width).enumerate().for_each(draw_row);
-        }
+        let found = self.ahead.and_then(|ahead| ahead.take(&key, points));
+        let numbers = found.unwrap_or_else(|| key.draw(points));
         let numbers = Tensor::f_from_slice(&numbers)?.f_reshape(shape)?;
         Ok(device::upload(&numbers, like.device())?.f_to_kind(like.kind())?)
     }

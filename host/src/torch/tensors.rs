@@ -71,15 +71,19 @@ pub(crate) fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-const DTYPES: [(safetensors::Dtype, Kind); 8] = [
+const DTYPES: [(safetensors::Dtype, Kind); 12] = [
     (safetensors::Dtype::BOOL, Kind::Bool),
     (safetensors::Dtype::U8, Kind::Uint8),
+    (safetensors::Dtype::I8, Kind::Int8),
+    (safetensors::Dtype::I16, Kind::Int16),
     (safetensors::Dtype::I32, Kind::Int),
     (safetensors::Dtype::I64, Kind::Int64),
     (safetensors::Dtype::F16, Kind::Half),
     (safetensors::Dtype::BF16, Kind::BFloat16),
     (safetensors::Dtype::F32, Kind::Float),
     (safetensors::Dtype::F64, Kind::Double),
+    (safetensors::Dtype::F8_E5M2, Kind::Float8e5m2),
+    (safetensors::Dtype::F8_E4M3, Kind::Float8e4m3fn),
 ];
 
 /// A contiguous tensor on the CPU, for writing.
@@ -154,6 +158,7 @@ mod tests {
             ("none".to_owned(), Tensor::zeros([0, 3], (Kind::Double, Device::Cpu))),
             ("bytes".to_owned(), numbers.to_kind(Kind::Uint8)),
             ("half".to_owned(), numbers.to_kind(Kind::Half) - 0.25),
+            ("short".to_owned(), numbers.to_kind(Kind::Int16) - 3),
             ("one".to_owned(), Tensor::from(0.1)),
         ];
         let path = written(&folder, &tensors);

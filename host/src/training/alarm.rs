@@ -26,6 +26,9 @@ const UPDATES_TO_LEARN: u64 = 100;
 /// A loss above this multiple of the chance-level loss may be diverging.
 const DIVERGED: f64 = 2.0;
 
+/// If fewer proposals are accepted, particles do not move.
+const LEAST_ACCEPTANCE: f64 = 0.01;
+
 /// The alarms of the last of these epochs, each with its name, its finding and a remedy.
 ///
 /// `is_end` is true for the last epoch of the run. `adversary` is none for ordinary training, and
@@ -79,6 +82,13 @@ pub fn alarms_of(
             last.train_loss
         ));
     }
+    if let Some(acceptance) = last.sampler.get("acceptance").filter(|share| **share < LEAST_ACCEPTANCE) {
+        alarms.push(format!(
+            "particles do not move: {:.2} % of the sampler's proposals are accepted; begin inside the ball with \
+             --start uniform-store, or let the sampler reflect at its boundary",
+            100.0 * acceptance
+        ));
+    }
     if let Some(probe) = last.probe_accuracy.filter(|_| adversary == Some(true)) {
         let best = before.iter().filter_map(|epoch| epoch.probe_accuracy).fold(0.0, f64::max);
         if progress(last) > LEARNT_PROGRESS && (probe < last.train_accuracy / 3.0 || probe < best / 2.0) {
@@ -101,6 +111,8 @@ mod tests {
 
     fn epoch(train_loss: f64, train_accuracy: f64, probe_accuracy: Option<f64>) -> EpochMetrics {
         EpochMetrics {
+            sampler: Default::default(),
+            law: None,
             epoch: 1,
             updates: 1,
             learning_rate: 0.1,
@@ -114,7 +126,18 @@ mod tests {
             stopped_early: false,
             passes_per_sample: 1,
             seconds: 1.0,
+            communication_seconds: None,
         }
+    }
+
+    #[test]
+    fn particles_that_do_not_move_raise_an_alarm() {
+        let with = |acceptance: f64| EpochMetrics {
+            sampler: [("acceptance".to_owned(), acceptance)].into(),
+            ..epoch(1.0, 0.5, None)
+        };
+        assert_eq!(names_when(false, &[with(0.009)]), ["particles do not move"]);
+        assert!(names_when(false, &[with(0.02)]).is_empty());
     }
 
     fn names_when(is_end: bool, epochs: &[EpochMetrics]) -> Vec<String> {

@@ -8,7 +8,11 @@
 //!
 //! All K particles of a point share one transformation, so that a sampler with interacting
 //! particles compares the same pixels.
+//!
+//! A random resized crop (`resampling.rs`) interpolates. It has no inverse, so that no particle can
+//! be carried back: chains then begin anew at every visit.
 
+use super::resampling::Resampling;
 use crate::config::Train;
 use crate::plugin::Visit;
 use crate::torch::random::{Draws, Purpose};
@@ -17,11 +21,18 @@ use crate::{Error, Result};
 use plugin_api::{Distribution, RandomSource};
 use tch::{Kind, Tensor};
 
-/// The transformation of each row of a minibatch; none if images are not augmented.
-pub struct Transformation(Option<Crop>);
+/// The transformation of each row of a minibatch.
+pub enum Transformation {
+    /// Images are not augmented.
+    None,
+    /// Pixels are moved.
+    Crop(Crop),
+    /// Images are resampled, which has no inverse: no particle is carried between visits.
+    Resample(Resampling),
+}
 
 /// Lookups between the data frame and the augmented frame.
-struct Crop {
+pub struct Crop {
     /// For every pixel of the augmented frame, its place in the data frame.
     to_augmented: Lookup,
     /// For every pixel of the data frame, its place in the augmented frame.
@@ -32,13 +43,17 @@ impl Transformation {
     /// Draws the transformations of an update for the rows `images` (`[N, C, H, W]`) of these
     /// points (length N).
     ///
-    /// Each image is padded by `train.crop` pixels of zeros on every side. A window of the size of
+    /// With `train.scale`, a window of a random area and aspect ratio is resized to the size of the
+    /// image ([`Resampling`]). Otherwise each image is padded by `train.crop` pixels of zeros on every side. A window of the size of
     /// the image is cut at a uniformly random place. With `train.flip` it is then mirrored left to
     /// right with probability 1/2. The transformation depends only on the seed, the update and the
     /// point.
     pub fn draw(train: &Train, update: u64, points: &[i64], images: &Tensor) -> Result<Self> {
+        if let Some(scale) = &train.scale {
+            return Resampling::draw(train, scale, update, points, images).map(Self::Resample);
+        }
         if train.crop == 0 && !train.flip {
-            return Ok(Self(None));
+            return Ok(Self::None);
         }
         // One particle per point: all rows of a point draw the same three numbers.
         let draws = Draws::new(train.seed, Purpose::Augmentation, update, points, 1);
@@ -56,38 +71,41 @@ impl Transformation {
     /// The window is shifted by `shifts` (`[N, 2]`, i64: rows, columns) from the corner of the
     /// image, and mirrored where `flips` (`[N, 1]`, i64) is 1.
     fn new(shifts: &Tensor, flips: &Tensor, images: &Tensor) -> Self {
-        let [.., height, width] = images.size()[..] else { return Self(None) };
+        let [.., height, width] = images.size()[..] else { return Self::None };
         let count = |size: i64| Tensor::arange(size, (Kind::Int64, images.device()));
         let mirrored = |columns: &Tensor| flips * (width - 1) + (flips * -2 + 1) * columns;
         let (down, right) = (shifts.narrow(1, 0, 1), shifts.narrow(1, 1, 1));
         let to_augmented = Lookup::new(&(count(height) + &down), &(mirrored(&count(width)) + &right));
         let to_data = Lookup::new(&(count(height) - &down), &mirrored(&(count(width) - &right)));
-        Self(Some(Crop { to_augmented, to_data }))
+        Self::Crop(Crop { to_augmented, to_data })
     }
 
     /// Transforms images, particles or a state tensor (`[N, C, H, W]`) to the augmented frame.
     /// Padding is zero.
     pub fn apply(&self, images: &Tensor) -> Tensor {
-        match &self.0 {
-            None => images.shallow_clone(),
-            Some(Crop { to_augmented, .. }) => {
+        match self {
+            Self::None => images.shallow_clone(),
+            Self::Crop(Crop { to_augmented, .. }) => {
                 to_augmented.read(images).where_scalarother(&to_augmented.inside, 0.0)
             }
+            Self::Resample(resampling) => resampling.apply(images),
         }
     }
 
     /// Transforms stored chains to the augmented frame.
     pub fn carry(&self, stored: &Stored) -> Stored {
-        let state = stored.state.iter().map(|state| self.apply(state)).collect();
+        let state = stored.state.iter().map(|state| of_pixels(state, |state| self.apply(state))).collect();
         Stored { particles: self.apply(&stored.particles), state }
     }
 
     /// The inverse of [`Transformation::apply`]: transforms `augmented` to the data frame. Pixels
     /// outside the window keep their values from `before`.
     pub fn undo(&self, augmented: &Tensor, before: &Tensor) -> Tensor {
-        match &self.0 {
-            None => augmented.shallow_clone(),
-            Some(Crop { to_data, .. }) => to_data.read(augmented).where_self(&to_data.inside, before),
+        match self {
+            Self::None => augmented.shallow_clone(),
+            Self::Crop(Crop { to_data, .. }) => to_data.read(augmented).where_self(&to_data.inside, before),
+            // Refused before the run begins.
+            Self::Resample(_) => before.shallow_clone(),
         }
     }
 
@@ -96,14 +114,20 @@ impl Transformation {
     pub fn carry_back(&self, visit: &Visit, before: &Stored, natural: &Tensor) -> Stored {
         let particles = self.undo(&visit.particles, &before.particles);
         let state = visit.state.iter().zip(&before.state);
-        let state = state.map(|(state, before)| self.undo(state, before)).collect();
-        match self.0 {
-            None => Stored { particles, state },
+        let state = state.map(|(state, before)| of_pixels(state, |state| self.undo(state, before))).collect();
+        match self {
+            Self::None => Stored { particles, state },
             // Pixels inside and outside the window were moved at different visits. Together they
             // may leave the l2 ball.
-            Some(_) => Stored { particles: visit.threat.project(&particles, natural), state },
+            _ => Stored { particles: visit.threat.project(&particles, natural), state },
         }
     }
+}
+
+/// A state tensor transformed if it has pixels, `[N, C, H, W]`. Numbers of a particle, `[N, numbers]`,
+/// are the same in every frame.
+fn of_pixels(state: &Tensor, transform: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
+    if state.dim() == 4 { transform(state) } else { state.shallow_clone() }
 }
 
 /// For each pixel of one frame, its place in another frame.

@@ -4,7 +4,9 @@
 use super::average::Average;
 use super::cost::statistics_passes;
 use super::reporter::Reporter;
-use super::tally::Tally;
+use super::shards::{self, Stores};
+use super::store::{self, ParticleStore};
+use super::tally::{self, Tally};
 use super::trace::Trace;
 use super::{Training, alarm};
 use crate::config::{Select, Train};
@@ -12,17 +14,22 @@ use crate::data::examples::Examples;
 use crate::error::shown;
 use crate::evaluation::evaluator::Evaluator;
 use crate::evaluation::verdict::{Evaluation, Order};
+use crate::law::faces;
+use crate::law::sampling::Subject;
 use crate::plugin::Attack;
 use crate::run::RunFolder;
-use crate::run::checkpoint::{self, Groups};
-use crate::run::progress::{EpochMetrics, Progress, TracePoint, best_epoch};
+use crate::run::checkpoint::{self, Groups, ReadGroups, Wanted};
+use crate::run::progress::{EpochMetrics, LawMetrics, Progress, TracePoint, best_epoch};
 use crate::run::tensorboard::EventFile;
+use crate::torch::c10d::Reducer;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
-use crate::util::console::{Style, quoted};
+use crate::util::console::{Style, part, quoted};
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
 
 /// Number of updates between two reads of what the device has noted (losses, NaN).
@@ -31,6 +38,13 @@ const UPDATES_PER_READ: u64 = 50;
 /// Minibatches from which averaged weights take the running statistics of batch normalisation. With
 /// the usual momentum of 0.1, all but 0.003 % of a running statistic comes from them.
 const STATISTICS_BATCHES: usize = 100;
+
+/// How often, and with which pause, a failed run looks whether its folder is being removed.
+const REMOVAL_LOOKS: u32 = 100;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
+
+/// Training points that are compared with the law between epochs.
+const DIAGNOSED_POINTS: usize = 500;
 
 impl Training {
     /// Prepares the run's folder. A resumed run may go back behind lines that were written, and may
@@ -44,9 +58,16 @@ impl Training {
         let plan = &self.plan;
         let (updates, points) = (plan.schedule.updates, plan.examples.len());
         reporter.start(&self.records.progress, updates, plan.updates_per_epoch(), points);
-        folder.write_metrics(&self.records.progress.epochs[..self.records.recorded_epochs])?;
-        self.write_trace(folder)?;
-        if self.measure(folder, reporter, stop)? || !self.is_over() {
+        let is_first = plan.ranks.is_first();
+        if is_first {
+            folder.write_metrics(&self.records.progress.epochs[..self.records.recorded_epochs])?;
+            self.write_trace(folder)?;
+        }
+        // From here on, the run does not need the place that its weights came from.
+        if self.plan.experiment.train.init.is_some() && self.records.saved.is_none() {
+            self.save_checkpoint(folder)?;
+        }
+        if (self.measure(folder, reporter, stop)? || !self.is_over()) && is_first {
             self.begin_events(folder)?;
         }
         Ok(())
@@ -69,21 +90,56 @@ impl Training {
         }
         let ends_epoch = update.is_multiple_of(self.plan.updates_per_epoch());
         if ends_epoch {
-            self.end_epoch();
+            self.end_epoch()?;
         }
         let checkpoint_every = self.plan.experiment.train.checkpoint_every;
         if ends_epoch || stopping || checkpoint_every.is_some_and(|every| update.is_multiple_of(every)) {
             self.save_checkpoint(folder)?;
         }
-        self.measure(folder, reporter, stop)?;
+        let traces = self.records.trace.as_ref();
+        if ends_epoch || traces.is_some_and(|trace| trace.updates.binary_search(&update).is_ok()) {
+            self.measure(folder, reporter, stop)?;
+        }
         Ok(())
+    }
+
+    /// Measures what is due after this update and not measured yet, in the first process, and tells
+    /// the others how the run stands. Returns whether there was anything to do.
+    fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
+        let ranks = Rc::clone(&self.plan.ranks);
+        let (mut anything, mut interruption) = (false, None);
+        let (progress, is_interrupted) = ranks.from_first(|| {
+            match self.measure_here(folder, reporter, stop) {
+                Ok(did) => anything = did,
+                Err(error) if error.is_interrupted() => interruption = Some(error),
+                Err(error) => return Err(error),
+            }
+            Ok((self.records.progress.clone(), interruption.is_some()))
+        })?;
+        if !ranks.is_first() {
+            self.records.recorded_epochs = progress.epochs.len();
+            self.records.progress = progress;
+        }
+        if is_interrupted {
+            // What was to be measured is measured when the run goes on.
+            self.keep(folder)?;
+            let elsewhere = || Error::new("stopped while the network was measured").interrupted();
+            return Err(interruption.unwrap_or_else(elsewhere));
+        }
+        Ok(anything)
     }
 
     /// Measures what is due after this update and not measured yet: the score of an epoch, a point
     /// of the trace. The checkpoint comes first, since a measurement may take long, fail or be
     /// interrupted. The epoch's line in `metrics.jsonl` comes last, and means that all of it is
     /// done. Returns whether there was anything to do.
-    fn measure(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<bool> {
+    fn measure_here(
+        &mut self,
+        folder: &RunFolder,
+        reporter: &mut Reporter,
+        stop: &AtomicBool,
+    ) -> Result<bool> {
+        self.diagnose_epoch(folder)?;
         self.validate_epoch(folder, (reporter.style(), stop))?;
         let traced = self.trace_if_due(folder, reporter, stop)?;
         if self.records.recorded_epochs == self.records.progress.epochs.len() {
@@ -97,11 +153,13 @@ impl Training {
     }
 
     /// Sums up the epoch that has just ended.
-    fn end_epoch(&mut self) {
-        let (loss, correct, particles) = self.sums.tally.read();
+    fn end_epoch(&mut self) -> Result<()> {
+        let ((loss, correct, particles), (sums, visited)) = self.tally_everywhere()?;
+        let names = self.players.sampler.iter().flat_map(|sampler| &sampler.declaration().figures);
+        let sampler = names.cloned().zip(sums.into_iter().map(|sum| sum / visited)).collect();
         self.stop_clock();
         self.sums.tally = Tally::new((0.0, 0.0, 0.0), self.plan.device);
-        let Progress { update, seconds, .. } = self.records.progress;
+        let Progress { update, seconds, communication_seconds, .. } = self.records.progress;
         let epoch = update / self.plan.updates_per_epoch();
         let metrics = EpochMetrics {
             epoch: epoch as usize,
@@ -109,6 +167,8 @@ impl Training {
             learning_rate: self.plan.schedule.learning_rate(update - 1),
             train_loss: loss / particles,
             train_accuracy: correct / particles,
+            sampler,
+            law: None,
             validation_accuracy: None,
             probe_accuracy: None,
             validation_passes: None,
@@ -117,8 +177,25 @@ impl Training {
             stopped_early: false,
             passes_per_sample: epoch * self.plan.passes_per_epoch,
             seconds,
+            communication_seconds: (communication_seconds > 0.0).then_some(communication_seconds),
         };
         self.records.progress.epochs.push(metrics);
+        Ok(())
+    }
+
+    /// The sums of the present epoch over all processes.
+    fn tally_everywhere(&self) -> Result<(tally::Sums, tally::Figures)> {
+        let (loss, correct, particles) = self.sums.tally.read();
+        let (mut figures, visited) = self.sums.tally.read_figures();
+        if self.plan.ranks.is_alone() {
+            return Ok(((loss, correct, particles), (figures, visited)));
+        }
+        let declared = self.players.sampler.iter().map(|sampler| sampler.declaration().figures.len()).sum();
+        figures.resize(declared, 0.0);
+        figures.extend([loss, correct, particles, visited]);
+        let mut sums = self.plan.ranks.sum(&figures)?;
+        let of_updates = sums.split_off(declared);
+        Ok(((of_updates[0], of_updates[1], of_updates[2]), (sums, of_updates[3])))
     }
 
     /// Adds to the last epoch what is wrong with it, if anything, in its checkpoint too.
@@ -151,6 +228,51 @@ impl Training {
         self.records.events.as_mut().map_or(Ok(()), |events| events.epoch(metrics))
     }
 
+    /// Compares the stored particles of some points with natural examples and uniform draws, if that
+    /// is due after this epoch and not done yet.
+    fn diagnose_epoch(&mut self, folder: &RunFolder) -> Result<()> {
+        let (plan, players) = (&self.plan, &self.players);
+        let Train { diagnose_every, particles: copies, seed, store: format, .. } = plan.experiment.train;
+        let is_due = |epoch: &&EpochMetrics| {
+            epoch.law.is_none() && diagnose_every.is_some_and(|every| epoch.epoch.is_multiple_of(every))
+        };
+        let last = self.records.progress.epochs.last().filter(is_due);
+        let (Some(store), Some(_)) = (&players.store, last) else { return Ok(()) };
+        let _part = part("comparing the stored particles with natural examples");
+        let mut points = permutation(0, Purpose::Subset, 0, plan.examples.len());
+        // Of several processes, the first one has some of the particles.
+        points.retain(|point| plan.shards.has(*point));
+        points.truncate(DIAGNOSED_POINTS);
+        let selection = plan.shards.select(&points, plan.device)?;
+        let points = selection.points.clone();
+        let (natural, labels) = plan.examples.batch(&selection.indices)?;
+        let mut threat = plan.experiment.training_threat();
+        threat.epsilon *= plan.epsilon_ramp(self.records.progress.update.saturating_sub(1));
+        let subject = Subject { model: &players.model, threat, natural, labels, points, seed };
+        let repeated = subject.repeated(copies);
+        let particles = store.load(&selection, &repeated).particles;
+        let mut places = faces::Tally::new(threat, store::rounding(format, &threat));
+        places.add(&particles, &repeated)?;
+        let Some(places) = places.places()? else { return Ok(()) };
+        let mean = |particles: &Tensor, copies: usize| -> Result<f64> {
+            Ok(subject.losses(particles, copies)?.0.mean(Kind::Double).double_value(&[]))
+        };
+        let law = LawMetrics {
+            points: subject.points.len(),
+            epsilon: threat.epsilon,
+            natural: mean(&subject.natural, 1)?,
+            uniform: mean(&subject.uniform("uniform", 1)?, 1)?,
+            stored: mean(&particles, copies)?,
+            distance: places.mean,
+            on_faces: places.coordinates.map_or(0.0, |coordinates| coordinates.on_faces),
+        };
+        let progress = &mut self.records.progress;
+        if let Some(last) = progress.epochs.last_mut() {
+            last.law = Some(law);
+        }
+        save_progress(folder, progress)
+    }
+
     pub(super) fn start_clock(&mut self) {
         self.records.clock.get_or_insert_with(Instant::now);
     }
@@ -158,16 +280,21 @@ impl Training {
     fn stop_clock(&mut self) {
         let seconds = self.records.clock.take().map_or(0.0, |started| started.elapsed().as_secs_f64());
         self.records.progress.seconds += seconds;
+        let waited = self.players.reducer.as_ref().map_or(0.0, Reducer::take_waited);
+        self.records.progress.communication_seconds += waited;
     }
 
     /// Refuses to save a state from which training could not go on: weights or moments that the
     /// last update broke, or weights that give no finite logits.
     fn refuse_broken_state(&self) -> Result<()> {
         let broken = |what: &str| {
-            let update = self.records.progress.update;
-            Err(Error::new(format!("{what} became NaN or infinite at update {update}"))
-                .fix("lower train.learning_rate")
-                .on_the_way())
+            Err(match self.records.progress.update {
+                0 => Error::new(format!("{what} are NaN or infinite before training begins"))
+                    .fix("look whether the weights are of this model and these options"),
+                update => Error::new(format!("{what} became NaN or infinite at update {update}"))
+                    .fix("lower train.learning_rate"),
+            }
+            .on_the_way())
         };
         let finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
         let (model, optimizer) = (&self.players.model, &self.players.optimizer);
@@ -177,22 +304,39 @@ impl Training {
             }
         }
         let some = self.plan.experiment.train.batch.min(self.plan.examples.len()) as i64;
-        let (images, _) = self.plan.examples.batch(&Tensor::arange(some, (Kind::Int64, self.plan.device)));
+        let (images, _) = self.plan.examples.batch(&Tensor::arange(some, (Kind::Int64, self.plan.device)))?;
         if finite(&model.logits(&images)?) { Ok(()) } else { broken("the model's logits") }
+    }
+
+    /// Saves the present state, if it is not saved yet.
+    pub(super) fn keep(&mut self, folder: &RunFolder) -> Result<()> {
+        if self.records.saved == Some(self.records.progress.update) {
+            return Ok(());
+        }
+        self.save_checkpoint(folder)
     }
 
     fn save_checkpoint(&mut self, folder: &RunFolder) -> Result<()> {
         folder.refuse_if_moved()?;
-        self.save_checkpoint_in(&folder.checkpoints())
+        self.save_checkpoint_in(folder)
     }
 
     /// What follows from an error between two updates. If the run's folder is no longer at its path,
     /// that is the error, and the state is saved where it can be.
     pub(super) fn rescue_if_moved(&mut self, folder: &RunFolder, error: Error) -> Error {
-        let Err(moved) = folder.refuse_if_moved() else { return error };
+        // Several processes save their state together, or not at all.
+        if !self.plan.ranks.is_alone() {
+            return error;
+        }
+        // A folder that is being removed disappears after everything in it.
+        let looks = (0..REMOVAL_LOOKS).map(|look| {
+            thread::sleep(REMOVAL_PAUSE * look.min(1));
+            folder.refuse_if_moved()
+        });
+        let Some(moved) = looks.filter_map(Result::err).next() else { return error };
         let update = self.records.progress.update;
         let rescued = folder.rescue().and_then(|place| {
-            self.save_checkpoint_in(&place.checkpoints())?;
+            self.save_checkpoint_in(&place)?;
             Ok(place)
         });
         match rescued {
@@ -206,29 +350,52 @@ impl Training {
         }
     }
 
-    fn save_checkpoint_in(&mut self, checkpoints: &Path) -> Result<()> {
+    fn save_checkpoint_in(&mut self, folder: &RunFolder) -> Result<()> {
+        let _part = part(format!("saving the checkpoint of update {}", self.records.progress.update));
         // Work that the device still has to do belongs to the time of training.
         self.sums.finite.read()?;
         self.stop_clock();
-        self.refuse_broken_state()?;
-        self.renew_statistics()?;
+        let ranks = Rc::clone(&self.plan.ranks);
+        let (tally, figures) = self.tally_everywhere()?;
         let progress = &mut self.records.progress;
-        progress.tally = self.sums.tally.read();
+        (progress.tally, progress.figures) = (tally, figures);
         progress.optimizer_steps = self.players.optimizer.steps();
-        let mut groups: Groups = [
-            ("weights".to_owned(), named_clones(self.players.model.state())),
-            ("optimizer".to_owned(), self.players.optimizer.state()),
-        ]
-        .into();
-        if let Some(store) = &self.players.store {
-            groups.insert("particles".to_owned(), store.state());
+        let update = progress.update;
+        let mut groups = self.particles(folder)?;
+        if ranks.is_first() {
+            self.refuse_broken_state()?;
+            self.renew_statistics()?;
+            let players = &self.players;
+            groups.insert("weights".to_owned(), named_clones(players.model.state()));
+            groups.insert("optimizer".to_owned(), players.optimizer.state());
+            if let Some(average) = averaged(&players.average) {
+                groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
+            }
+            let progress = &self.records.progress;
+            checkpoint::save_with(&folder.checkpoints(), update, &groups, progress, |partial| {
+                ranks.from_first(|| Ok(partial.to_owned()))?;
+                ranks.to_first(checkpoint::Digests::new())
+            })?;
+        } else {
+            let partial: PathBuf = ranks.from_first(|| Ok(PathBuf::new()))?;
+            ranks.to_first(checkpoint::write_groups(&partial, &groups)?)?;
         }
-        if let Some(average) = averaged(&self.players.average) {
-            groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
-        }
-        checkpoint::save(checkpoints, progress.update, &groups, progress)?;
-        self.records.saved = Some(progress.update);
+        // The checkpoint is whole only now.
+        ranks.from_first(|| Ok(()))?;
+        self.players.store.iter_mut().flat_map(Stores::iter_mut).for_each(ParticleStore::saved);
+        self.records.saved = Some(update);
         Ok(())
+    }
+
+    /// The particles of this process, by the names of their groups in a checkpoint.
+    fn particles(&self, folder: &RunFolder) -> Result<Groups> {
+        let shards = &self.plan.shards;
+        let stores = self.players.store.iter().flat_map(Stores::iter);
+        let parts = shards.own().iter().zip(stores).map(|(shard, store)| {
+            let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
+            Ok((shards.group(*shard), store.state(place.as_deref())?))
+        });
+        parts.collect()
     }
 
     /// Continues from the newest checkpoint that is whole. Returns its update, and which
@@ -237,29 +404,89 @@ impl Training {
     /// # Errors
     /// If every checkpoint is damaged, or it does not fit this run.
     pub(super) fn load_checkpoint(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
-        let groups = ["weights", "optimizer", "particles", checkpoint::AVERAGE];
-        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
-            return Ok((0, Vec::new()));
-        };
+        let names = self.own_groups();
+        let mut groups = vec!["weights", "optimizer", checkpoint::AVERAGE];
+        groups.extend(names.iter().map(String::as_str));
+        let Some(mut saved) = self.newest_checkpoint(folder, &groups)? else { return Ok((0, Vec::new())) };
         let epochs = self.plan.experiment.train.epochs;
         saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
         let mut group = |name: &str| saved.groups.remove(name).unwrap_or_default();
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
         players.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
-        if let Some(store) = &mut players.store {
-            store.load_state(&group("particles"))?;
+        let stores = players.store.iter_mut().flat_map(Stores::iter_mut);
+        for ((name, shard), store) in names.iter().zip(self.plan.shards.own()).zip(stores) {
+            let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
+            store.load_state(&group(name), place.as_deref())?;
         }
         if let Some(average) = &mut players.average {
             average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
         }
-        self.sums.tally = Tally::new(saved.progress.tally, self.plan.device);
+        // Of several processes, the first one goes on with the sums of all.
+        self.sums.tally = if self.plan.ranks.is_first() {
+            Tally::new(saved.progress.tally, self.plan.device).with_figures(&saved.progress.figures)
+        } else {
+            Tally::new((0.0, 0.0, 0.0), self.plan.device)
+        };
         self.records.progress = saved.progress;
         self.records.saved = Some(self.records.progress.update);
         // Metrics that cannot be read are written anew.
         let written: Vec<EpochMetrics> = folder.metrics().unwrap_or_default();
         self.records.recorded_epochs = written.len().min(self.records.progress.epochs.len());
         Ok((self.records.progress.update, saved.damaged))
+    }
+
+    /// The groups of the particles of this process in a checkpoint.
+    fn own_groups(&self) -> Vec<String> {
+        let shards = &self.plan.shards;
+        shards.own().iter().map(|shard| shards.group(*shard)).collect()
+    }
+
+    /// The newest checkpoint that is whole in all processes: the first one proposes one after the
+    /// other, and each process says whether its part is whole.
+    fn newest_checkpoint(
+        &self,
+        folder: &RunFolder,
+        groups: &[&str],
+    ) -> Result<Option<checkpoint::Loaded<Progress>>> {
+        let (ranks, names) = (&self.plan.ranks, shards::groups(&self.plan.experiment.train));
+        let others: Vec<_> = names.iter().map(String::as_str).collect();
+        let own = self.own_groups();
+        let check = |groups: &ReadGroups| {
+            let stores = self.players.store.iter().flat_map(Stores::iter);
+            let parts = own.iter().zip(stores).filter_map(|(name, store)| Some((groups.get(name)?, store)));
+            parts.into_iter().try_for_each(|(particles, store)| store.check(particles))
+        };
+        let load = |is_wanted: &dyn Fn(u64) -> bool| {
+            let wanted = Wanted { others: &others, is_wanted, check: &check };
+            checkpoint::load_checked::<Progress>(&folder.checkpoints(), groups, &wanted)
+        };
+        let (mut below, mut damaged) = (u64::MAX, Vec::new());
+        loop {
+            let mut loaded = None;
+            let proposed = ranks.from_first(|| {
+                loaded = load(&|update| update < below)?;
+                Ok(loaded.as_ref().map(|loaded| loaded.update))
+            })?;
+            let Some(update) = proposed else { return Ok(None) };
+            let missing = || Error::new(format!("the checkpoint of update {update} is not seen here"));
+            let here = if ranks.is_first() {
+                Ok(loaded)
+            } else {
+                load(&|found| found == update).and_then(|found| found.ok_or_else(missing).map(Some))
+            };
+            let faults = ranks.to_first(here.as_ref().err().map(ToString::to_string))?;
+            let is_whole = ranks.from_first(|| Ok(faults.iter().all(Option::is_none)))?;
+            if is_whole {
+                let before = |mut loaded: checkpoint::Loaded<Progress>| {
+                    loaded.damaged.splice(0..0, damaged);
+                    loaded
+                };
+                return Ok(here?.map(before));
+            }
+            damaged.extend(faults.into_iter().flatten());
+            below = update;
+        }
     }
 
     /// Gives averaged weights running statistics of batch normalisation of their own, where these
@@ -271,6 +498,7 @@ impl Training {
         else {
             return Ok(());
         };
+        let _part = part("renewing the statistics of the averaged weights");
         let renewed = average.renew_buffers(&self.players.model, || self.forward_particles());
         self.players.average = Some(average);
         renewed
@@ -279,10 +507,12 @@ impl Training {
     fn forward_particles(&self) -> Result<()> {
         let (plan, update) = (&self.plan, self.records.progress.update);
         let Train { seed, batch, particles, precision, .. } = plan.experiment.train;
-        let order = permutation(seed, Purpose::Statistics, update, plan.examples.len());
+        let mut order = permutation(seed, Purpose::Statistics, update, plan.examples.len());
+        // Of several processes, the first one has some of the particles.
+        order.retain(|point| plan.shards.has(*point));
         for (number, points) in order.chunks(batch).cycle().take(STATISTICS_BATCHES).enumerate() {
-            let indices = Tensor::from_slice(points).to_device(plan.device);
-            let minibatch = self.players.minibatch(plan, update, points, &indices)?;
+            let selection = plan.shards.select(points, plan.device)?;
+            let minibatch = self.players.minibatch(plan, update, &selection)?;
             let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
             let visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
             let forward = Forward::Step(number).of_update(update);
@@ -318,12 +548,12 @@ impl Training {
             purpose,
             threat: experiment.threat,
             restarts: 1,
-            batch: experiment.eval.batch,
+            batch: experiment.eval.batch_on(self.plan.device),
             seed: experiment.train.seed,
             device: self.plan.device,
             style,
         };
-        let work = || evaluator.run(attacks, evaluator.choose_points(points)?, None, None);
+        let work = || evaluator.run(attacks, evaluator.choose_points(points)?);
         let (evaluation, failure) = match averaged(&self.players.average) {
             Some(average) => average.in_place_of(model, work)?,
             None => work()?,
@@ -352,9 +582,6 @@ impl Training {
         let attack = std::slice::from_ref(attack);
         let output = (reporter.style(), stop);
         let found = self.evaluate(attack, (examples, Some(*points)), Purpose::Attack, output);
-        if found.as_ref().is_err_and(Error::is_interrupted) && self.records.saved != Some(update) {
-            self.save_checkpoint(folder)?;
-        }
         let found = found?;
         let point = TracePoint {
             updates: update,

@@ -10,17 +10,14 @@ use std::fmt;
 
 /// Passes of each training point in an epoch. For each of its K particles: in mode faithful T for
 /// the steps of the particle, one for the weights and one if the sampler judges its last proposal;
-/// in mode fused one for each replay. For each natural example: those that the objective needs,
+/// in mode fused one for each replay, and another if the sampler judges its proposals. For each natural example: those that the objective needs,
 /// once for all K particles.
 pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
     let of_particles = match train.mode {
         Mode::Faithful => {
-            let of_sampler = |sampler: &crate::plugin::Sampler| {
-                sampler.steps + usize::from(sampler.judges_last_proposal())
-            };
-            players.sampler.as_ref().map_or(0, of_sampler) + 1
+            players.sampler.as_ref().map_or(0, |sampler| sampler.evaluations(sampler.steps)) + 1
         }
-        Mode::Fused => train.replay,
+        Mode::Fused => train.replay * players.sampler.as_ref().map_or(1, |sampler| sampler.evaluations(1)),
     };
     let of_natural = match train.objective {
         Objective::CrossEntropy => 0,
@@ -96,17 +93,12 @@ mod tests {
             }
             sampler
         });
-        let is_judged_in_vain = experiment.train.mode == Mode::Fused
-            && sampler.as_ref().is_some_and(Sampler::judges_last_proposal);
-        if is_judged_in_vain {
-            return None;
-        }
         let device = Device::Cpu;
         let mut training =
             Training::new(experiment, model, sampler, (None, None), &dataset, device).expect("a run");
         let before = training.players.model.passes();
-        for (points, indices) in training.plan.minibatches(0).expect("minibatches") {
-            training.update(&points, &indices).expect("an update");
+        for selection in training.plan.minibatches(0).expect("minibatches") {
+            training.update(&selection).expect("an update");
         }
         let after = training.players.model.passes();
         let each = |after: u64, before: u64| (after - before) as f64 / 10.0;
@@ -120,9 +112,14 @@ mod tests {
             for objective in [Objective::CrossEntropy, Objective::Trades] {
                 for gradient in [ModelMode::Eval, ModelMode::Train] {
                     for model in ["with-dropout", "without-dropout"] {
-                        for sampler in
-                            [None, Some(("ascending", 1)), Some(("ascending", 3)), Some(("judging", 2))]
-                        {
+                        for sampler in [
+                            None,
+                            Some(("ascending", 1)),
+                            Some(("ascending", 3)),
+                            Some(("judging", 2)),
+                            Some(("judging-by-gradient", 2)),
+                            Some(("gradient-free", 2)),
+                        ] {
                             for particles in [1, 3] {
                                 let replay = if mode == Mode::Fused { 4 } else { 1 };
                                 // In mode fused only `train` can be asked for.
@@ -145,7 +142,14 @@ mod tests {
                                 // The forwards that have no backward of their own: the judgement of
                                 // a last proposal, and the natural examples, whose backward is that
                                 // of the weights.
-                                let judged = sampler.is_some_and(|(name, _)| name == "judging");
+                                let visits = if mode == Mode::Fused { replay } else { 1 };
+                                let without_gradient = match sampler {
+                                    Some(("judging", _)) => visits,
+                                    // In mode fused the gradient comes with that of the weights.
+                                    Some(("gradient-free", steps)) if mode == Mode::Faithful => steps + 1,
+                                    Some(("gradient-free", _)) => visits,
+                                    _ => 0,
+                                };
                                 let natural = match objective {
                                     Objective::CrossEntropy => 0,
                                     Objective::Trades => {
@@ -153,7 +157,7 @@ mod tests {
                                         1 + usize::from(apart)
                                     }
                                 };
-                                let alone = (usize::from(judged) * particles + natural) as f64;
+                                let alone = (without_gradient * particles + natural) as f64;
                                 assert_eq!(backwards, passes as f64 - alone, "{case}");
                             }
                         }

@@ -7,8 +7,11 @@ use tch::{Device, Kind, Tensor};
 
 export_model!("with-dropout", WithDropout<true>);
 export_model!("without-dropout", WithDropout<false>);
-export_sampler!("ascending", Ascending<false>);
-export_sampler!("judging", Ascending<true>);
+export_sampler!("ascending", Ascending<NEVER>);
+export_sampler!("judging", Ascending<BY_LOSS>);
+export_sampler!("judging-by-gradient", Ascending<BY_GRADIENT>);
+export_sampler!("gradient-free", Ascending<WITHOUT_GRADIENT>);
+export_sampler!("counting", Counting);
 
 /// A linear classifier, with dropout in training mode if `DROPS`.
 struct WithDropout<const DROPS: bool> {
@@ -39,11 +42,17 @@ impl<const DROPS: bool> plugin_api::Model for WithDropout<DROPS> {
     }
 }
 
-/// Steps along the sign of the gradient. With `JUDGES`, an acceptance step follows the last
-/// proposal.
-struct Ascending<const JUDGES: bool>;
+/// How an [`Ascending`] sampler judges its last proposal.
+const NEVER: u8 = 0;
+const BY_LOSS: u8 = 1;
+const BY_GRADIENT: u8 = 2;
+/// By the loss, and no step uses the gradient.
+const WITHOUT_GRADIENT: u8 = 3;
 
-impl<const JUDGES: bool> Sampler for Ascending<JUDGES> {
+/// Steps along the sign of the gradient. An acceptance step may follow the last proposal.
+struct Ascending<const JUDGES: u8>;
+
+impl<const JUDGES: u8> Sampler for Ascending<JUDGES> {
     type Options = NoOptions;
 
     fn new(_: NoOptions) -> Result<Self> {
@@ -51,7 +60,15 @@ impl<const JUDGES: bool> Sampler for Ascending<JUDGES> {
     }
 
     fn judges_last_proposal(&self) -> bool {
-        JUDGES
+        JUDGES != NEVER
+    }
+
+    fn judges_by_gradient(&self) -> bool {
+        JUDGES == BY_GRADIENT
+    }
+
+    fn uses_gradient(&self) -> bool {
+        JUDGES != WITHOUT_GRADIENT
     }
 
     fn step(&self, step: &Step) -> Result<Next> {
@@ -72,6 +89,7 @@ pub fn dataset() -> Dataset {
         classes: 2,
         class_names: Vec::new(),
         checksums: Default::default(),
+        remarks: Vec::new(),
         origin: Origin::Own,
     }
 }
@@ -99,5 +117,37 @@ impl Sampler for Rejecting {
 
     fn finish(&self, proposal: &Step) -> Result<Next> {
         Ok(proposal.natural.shallow_clone().into())
+    }
+}
+
+/// Does not move its particles. Counts its steps in the visit and in all visits, and fails if a
+/// tensor of the visit is not zero when it begins.
+struct Counting;
+
+impl Sampler for Counting {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn numbers(&self) -> Vec<&'static str> {
+        vec!["in_visit", "in_all"]
+    }
+
+    fn figures(&self) -> Vec<&'static str> {
+        vec!["in_all"]
+    }
+
+    fn visit_tensors(&self) -> usize {
+        1
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        let [numbers, of_visit] = step.state else { return Err(plugin_api::Error::new("two state tensors")) };
+        if step.number == 0 && of_visit.abs().max().double_value(&[]) != 0.0 {
+            return Err(plugin_api::Error::new("a tensor of the visit is not zero when it begins"));
+        }
+        Ok(Next { particles: step.particles.shallow_clone(), state: vec![numbers + 1.0, of_visit + 1.0] })
     }
 }

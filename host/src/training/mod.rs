@@ -15,14 +15,17 @@ mod fixtures;
 mod objective;
 pub mod optimizer;
 pub(crate) mod reporter;
+mod resampling;
 mod schedule;
 pub(crate) mod setup;
+pub(crate) mod shards;
+mod slots;
 pub mod store;
 mod tally;
 mod trace;
 mod update;
 
-pub use setup::{ResumeOptions, begin, resume};
+pub use setup::{ResumeOptions, adopt, begin, resume};
 pub(crate) use trace::Trace;
 
 use crate::Result;
@@ -30,18 +33,21 @@ use crate::config::Experiment;
 use crate::data::examples::Examples;
 use crate::evaluation::caveat;
 use crate::evaluation::verdict::Caveat;
-use crate::plugin::Attack;
+use crate::plugin::{Attack, LoadedModel};
+use crate::ranks::Ranks;
 use crate::run::RunFolder;
 use crate::run::progress::Progress;
 use crate::run::tensorboard::EventFile;
-use crate::torch::device::upload;
-use crate::torch::random::{Purpose, permutation};
+use crate::torch::ahead::Ahead;
+use crate::util::interrupt::{self, refuse_if_stopped};
 use plugin_api::Start;
 use reporter::Reporter;
 use schedule::Schedule;
+use shards::{Selection, Shards};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::Device;
 use update::{Players, Sums};
 
 /// A run in memory.
@@ -55,14 +61,20 @@ pub struct Training {
 /// What is fixed for the whole run.
 struct Plan {
     experiment: Experiment,
+    /// The processes that carry the run.
+    ranks: Rc<Ranks>,
     /// The training points.
     examples: Examples,
+    /// How they are dealt out.
+    shards: Shards,
     /// Where chains begin.
     start: Start,
     schedule: Schedule,
     /// Passes of each training point in an epoch; see [`cost`].
     passes_per_epoch: u64,
     device: Device,
+    /// The random numbers of the next update, where they are drawn while this one is computed.
+    ahead: Option<Ahead>,
 }
 
 /// What is measured and saved between updates.
@@ -101,23 +113,42 @@ impl Training {
     /// If a plugin fails, the loss is NaN or infinite, or a file cannot be written. The last
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
-        match self.train(folder, reporter, stop) {
+        interrupt::heed();
+        let ending = match self.train(folder, reporter, stop) {
             // A probe or a trace was interrupted. The state it was to measure lies in a checkpoint.
-            Err(error) if error.is_interrupted() => Ok(Ending::Interrupted),
-            ending => ending,
-        }
+            Err(error) if error.is_interrupted() => Ending::Interrupted,
+            ending => ending?,
+        };
+        self.plan.ranks.count_votes()?;
+        Ok(ending)
     }
 
     fn train(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
         self.begin(folder, reporter, stop).map_err(|error| self.rescue_if_moved(folder, error))?;
         while !self.is_over() {
             let (epoch, done) = self.plan.epoch_of(self.records.progress.update);
-            for (points, indices) in self.plan.minibatches(epoch)?.into_iter().skip(done as usize) {
+            // Several processes stop after the same update.
+            let is_alone = self.plan.ranks.is_alone();
+            let refuse = || if is_alone { refuse_if_stopped(stop) } else { Ok(()) };
+            let minibatches = self.plan.minibatches(epoch)?.into_iter().skip(done as usize);
+            let minibatches: Vec<_> = minibatches.collect();
+            let points: Vec<_> = minibatches.iter().map(|selection| selection.points.clone()).collect();
+            self.plan.examples.announce(points.into_iter())?;
+            let mut left = minibatches.into_iter().peekable();
+            while let Some(selection) = left.next() {
                 self.start_clock();
                 let update = self.records.progress.update;
-                self.players.update(&self.plan, update, &points, &indices, &mut self.sums)?;
+                self.plan.expect(left.peek().map(|selection| &selection.points));
+                match self.players.update(&self.plan, update, &selection, &mut self.sums, &refuse) {
+                    // Nothing of the run has changed yet.
+                    Err(error) if error.is_interrupted() => {
+                        self.keep(folder).map_err(|error| self.rescue_if_moved(folder, error))?;
+                        return Ok(Ending::Interrupted);
+                    }
+                    outcome => outcome?,
+                }
                 self.records.progress.update += 1;
-                let stopping = stop.load(Ordering::Relaxed);
+                let stopping = self.plan.ranks.vote_to_stop(stop.load(Ordering::Relaxed))?;
                 self.after_update(folder, reporter, stop, stopping)
                     .map_err(|error| self.rescue_if_moved(folder, error))?;
                 if stopping && !self.is_over() {
@@ -128,18 +159,39 @@ impl Training {
         Ok(Ending::Finished)
     }
 
+    /// Trains until the last epoch is done, without a folder, and returns the classifier.
+    /// `after_update` is given the number of points of each update, and may end the run.
+    ///
+    /// # Errors
+    /// If a plugin fails, a loss is not finite, or `after_update` says so.
+    pub fn train_in_memory(mut self, mut after_update: impl FnMut(u64) -> Result<()>) -> Result<LoadedModel> {
+        for epoch in 0..self.plan.experiment.train.epochs as u64 {
+            for selection in self.plan.minibatches(epoch)? {
+                self.update(&selection)?;
+                self.records.progress.update += 1;
+                after_update(selection.points.len() as u64)?;
+            }
+            self.sums.finite.read()?;
+        }
+        Ok(self.players.model)
+    }
+
     fn is_over(&self) -> bool {
         let progress = &self.records.progress;
         progress.update == self.plan.schedule.updates || progress.stopped_early()
     }
 
-    /// One update on the points `points`, whose indices on the device are `indices` (`[B]`, i64).
+    /// One update on these points.
     ///
     /// # Errors
     /// If a plugin fails.
-    pub fn update(&mut self, points: &[i64], indices: &Tensor) -> Result<()> {
+    pub fn update_on(&mut self, points: &[i64]) -> Result<()> {
+        self.update(&self.plan.shards.select(points, self.plan.device)?)
+    }
+
+    fn update(&mut self, selection: &Selection) -> Result<()> {
         let update = self.records.progress.update;
-        self.players.update(&self.plan, update, points, indices, &mut self.sums)
+        self.players.update(&self.plan, update, selection, &mut self.sums, &|| Ok(()))
     }
 
     /// The number of updates of the whole run.
@@ -173,7 +225,7 @@ impl Training {
 
 impl Plan {
     fn updates_per_epoch(&self) -> u64 {
-        self.schedule.updates / self.experiment.train.epochs as u64
+        self.examples.len().div_ceil(self.experiment.train.batch) as u64
     }
 
     /// The epoch of an update, counted from 0, and how many updates of that epoch come before it.
@@ -181,12 +233,23 @@ impl Plan {
         (update / self.updates_per_epoch(), update % self.updates_per_epoch())
     }
 
-    /// The minibatches of an epoch: each one's points, and their indices on the device.
-    fn minibatches(&self, epoch: u64) -> Result<Vec<(Vec<i64>, Tensor)>> {
-        let batch = self.experiment.train.batch;
-        let order = permutation(self.experiment.train.seed, Purpose::Shuffle, epoch, self.examples.len());
-        let on_device = upload(&Tensor::from_slice(&order), self.device)?.split(batch as i64, 0);
-        Ok(order.chunks(batch).map(<[i64]>::to_vec).zip(on_device).collect())
+    /// The minibatches of an epoch: the points that this process has of each.
+    fn minibatches(&self, epoch: u64) -> Result<Vec<Selection>> {
+        let train = &self.experiment.train;
+        self.shards.minibatches((train.seed, epoch), train.batch, self.device)
+    }
+
+    /// The update that begins next is followed by one of these points.
+    fn expect(&self, points: Option<&Vec<i64>>) {
+        if let Some(ahead) = &self.ahead {
+            ahead.expect(points.map(|points| self.rows(points)));
+        }
+    }
+
+    /// The point of each row of a minibatch of these points: K rows each.
+    fn rows(&self, points: &[i64]) -> Vec<i64> {
+        let copies = self.experiment.train.particles;
+        points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect()
     }
 
     /// The share of its final radius that the ball has at an update, counted from 0 (the epsilon

@@ -4,27 +4,39 @@ use super::average::{Average, Averaging};
 use super::cost::{ExpectedCost, passes_per_epoch};
 use super::extension::check_epochs;
 use super::optimizer::{Optimizer, Settings};
+use super::reporter::Reporter;
 use super::schedule::Schedule;
-use super::store::{self, ParticleStore};
+use super::shards::{self, Shards, Stores};
+use super::store::{self, ParticleStore, Place};
 use super::tally::Tally;
 use super::trace::Trace;
 use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
-use crate::config::{Experiment, Mode, Start as StartChoice, Train};
-use crate::data::examples::Examples;
-use crate::data::{self, Dataset, Origin};
+use crate::config::{Experiment, Format, Mode, Objective, Start as StartChoice, Train, name_of};
+use crate::data::examples::{Examples, Part};
+use crate::data::{self, DataSpec, Dataset, Origin};
 use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
+use crate::ranks::Ranks;
+use crate::run::init::InitialWeights;
 use crate::run::outline::{Outline, Points};
 use crate::run::progress::Progress;
-use crate::run::{self, DataRecord, Extension, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions};
+use crate::run::{
+    self, DataRecord, Extension, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions, checkpoint,
+};
+use crate::torch::ahead::Ahead;
 use crate::torch::arithmetic::Arithmetic;
 use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Purpose, seed_for};
-use crate::util::console::warn;
+use crate::util::console::{Style, warn};
+use crate::util::files;
 use crate::{Error, Result};
-use plugin_api::Start;
+use plugin_api::{Norm, Start};
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 use tch::Device;
 
@@ -41,58 +53,143 @@ pub struct ResumeOptions {
     pub changes: toml::Table,
 }
 
-/// Begins a run in a folder: everything that can be known to be wrong is refused before anything is
-/// written.
+/// Begins a run in a folder, in all processes that carry it: everything that can be known to be
+/// wrong is refused before anything is written.
 ///
 /// # Errors
-/// If the folder is not free, or the experiment cannot be run here.
-pub fn begin(mut experiment: Experiment, out: &Path) -> Result<(Training, RunFolder)> {
-    let mut folder = RunFolder::for_new_run(out)?;
-    experiment.train.threads = Some(device::set_threads(experiment.train.threads)?);
+/// If the folder is not free, the experiment cannot be run here, or the processes differ.
+pub fn begin(experiment: Experiment, out: &Path, ranks: &Rc<Ranks>) -> Result<(Training, RunFolder)> {
+    begin_saying(experiment, out, ranks, &|finding| warn(finding))
+}
+
+/// Makes a run out of given weights, without training them: what there is to evaluate, in a folder.
+/// If the folder holds that run already, it stays as it is.
+///
+/// # Errors
+/// If the folder holds something else, or the weights are not of the model.
+pub fn adopt(experiment: Experiment, out: &Path, stop: &AtomicBool) -> Result<()> {
+    let mut reporter = Reporter::new(Style::Json);
+    let record = out.join(run::RECORD).exists().then(|| RunFolder::open(out)).transpose()?;
+    let (mut training, folder) = match record {
+        None => begin_saying(experiment, out, &Ranks::alone(), &|_| {})?,
+        Some((folder, record)) => {
+            refuse_another_network(experiment, out, &record)?;
+            if checkpoint::load::<Progress>(&folder.checkpoints(), &[])?.is_some() {
+                return Ok(());
+            }
+            let (training, folder, _) = resume(out, &ResumeOptions::default(), &Ranks::alone())?;
+            (training, folder)
+        }
+    };
+    training.run(&folder, &mut reporter, stop).map(drop)
+}
+
+/// Refuses a folder whose run has another network than this experiment would have.
+fn refuse_another_network(mut experiment: Experiment, out: &Path, record: &RunRecord) -> Result<()> {
     experiment.make_paths_absolute();
+    let recorded = &record.experiment;
+    let mut names = [(&recorded.model, &experiment.model)]
+        .map(|(recorded, given)| ("model", recorded.to_string(), given.to_string()))
+        .to_vec();
+    names.push(("data", recorded.data.name.clone(), experiment.data.name.clone()));
+    let digest = |path: Option<&Path>| -> Result<String> {
+        let file = path.filter(|path| path.is_file());
+        file.map_or(Ok("none".to_owned()), |path| Ok(files::size_and_sha256(path)?.1))
+    };
+    let weights = record.init.as_ref().and_then(|init| init.sha256.clone());
+    names.push(("weights", weights.unwrap_or("none".to_owned()), digest(experiment.train.init.as_deref())?));
+    match names.into_iter().find(|(_, recorded, given)| recorded != given) {
+        Some((what, recorded, given)) => Err(Error::new(format!(
+            "{} holds another network: its {what} is {recorded}, not {given}",
+            out.display()
+        ))
+        .fix("choose another folder with --out, or evaluate what is there with `host eval` and its path")),
+        None => Ok(()),
+    }
+}
+
+/// As [`begin`]; `say` is given what is odd about the data and the initial weights.
+fn begin_saying(
+    mut experiment: Experiment,
+    out: &Path,
+    ranks: &Rc<Ranks>,
+    say: &dyn Fn(&str),
+) -> Result<(Training, RunFolder)> {
+    let mut folder = if ranks.is_first() { RunFolder::for_new_run(out)? } else { RunFolder::at(out) };
+    experiment.train.threads = Some(device::set_threads(ranks.threads(experiment.train.threads))?);
+    experiment.make_paths_absolute();
+    let train = experiment.train.clone();
+    let shards = || shards::own(train.shards, ranks);
+    let files = shards().filter_map(|shard| store::place(&train, folder.path(), shard));
     if let Some(file) =
-        experiment.train.store_file.iter().flat_map(|file| store::files(file)).find(|file| file.exists())
+        files.flat_map(|file| store::files(&file).collect::<Vec<_>>()).find(|file| file.exists())
     {
         return Err(Error::new(format!("{} exists already", file.display()))
             .fix("give --store-file a name that is free, or remove the file"));
     }
-    let store_file = experiment.train.store_file.clone();
-    if let Some(file) = store_file.as_ref().filter(|file| file.starts_with(folder.path())) {
+    if let Some(file) = train.store_file.as_ref().filter(|file| file.starts_with(folder.path())) {
         return Err(Error::new(format!(
             "train.store_file: expected a file outside the run's folder, got {}",
             file.display()
         ))
-        .fix("give --store-file another folder: the run's folder is made after its particles have room"));
+        .fix("give --store-file without a name: the file is then in the run's folder"));
     }
-    let forget = || store_file.iter().for_each(|file| store::remove_unused(&store::begun(file)));
+    let begun: Vec<_> = shards().filter_map(|shard| store::begun(&train, folder.path(), shard)).collect();
+    let forget = || begun.iter().for_each(|file| store::remove_unused(file));
     forget();
-    let training = begin_in(&mut folder, experiment).inspect_err(|_| forget())?;
-    store_file.as_deref().map_or(Ok(()), store::name_files)?;
+    let training = begin_in(&mut folder, experiment, ranks, say).inspect_err(|_| forget())?;
+    shards().try_for_each(|shard| store::name_files(&train, folder.path(), shard))?;
     Ok((training, folder))
 }
 
 /// Makes everything of a new run, its folder last.
-fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> {
+fn begin_in(
+    folder: &mut RunFolder,
+    experiment: Experiment,
+    ranks: &Rc<Ranks>,
+    say: &dyn Fn(&str),
+) -> Result<Training> {
     let dataset = data::load(&experiment.data.name, &experiment.data.folder)?;
     let (train_points, validation_points) = split(&experiment, &dataset)?;
     let test_points = Some(dataset.test.count() as usize);
     let mut findings = dataset.findings()?;
     findings.extend(dataset.findings_of_parts(train_points, validation_points)?);
-    findings.iter().for_each(warn);
+    findings.iter().for_each(|finding| say(finding));
     // Other names until there is a record: a process that is killed before leaves these names free.
-    let mut beginning = experiment.clone();
-    beginning.train.store_file = experiment.train.store_file.as_deref().map(store::begun);
-    let (mut training, plugins) = assemble(&beginning, &dataset)?;
-    training.plan.experiment = experiment.clone();
-    let arithmetic = Some(Arithmetic::current(training.plan.device)?);
-    for (_, spec) in experiment.plugins() {
-        trust::add_named(&spec.file).unwrap_or_else(|why| {
+    let begun = |shard| store::begun(&experiment.train, folder.path(), shard);
+    let places = Places {
+        files: shards::own(experiment.train.shards, ranks).filter_map(begun).collect(),
+        kept: false,
+    };
+    let (training, plugins, init) = assemble(&experiment, &dataset, true, ranks, &places)?;
+    if let Some(init) = &init {
+        init.notes.iter().for_each(warn);
+        init.findings.iter().for_each(|finding| say(finding));
+    }
+    ranks.agree(&training.facts(&plugins, &dataset)?)?;
+    if !ranks.is_first() {
+        ranks.meet()?;
+        folder.must_be_seen()?;
+        return Ok(training);
+    }
+    let arithmetic = Arithmetic::current(training.plan.device)?;
+    let arithmetic = Some(arithmetic.of_updates(experiment.train.precision));
+    let listed = |what: &dyn Display, listed: Result<()>| {
+        listed.unwrap_or_else(|why| {
             let why = why.first_line();
-            warn(format_args!("{} cannot be listed as trusted, as a resumed run needs it: {why}", spec.file));
+            warn(format_args!("{what} cannot be listed as trusted, as a resumed run needs it: {why}"));
         });
+    };
+    for (role, spec) in experiment.plugins() {
+        listed(&spec.file, trust::add_named(&spec.file, plugins.of(role)));
+    }
+    let data = DataSpec::recorded(&experiment.data.name);
+    if data.is_python() {
+        let sha256 = files::size_and_sha256(data.path())?.1;
+        listed(&data.path().display(), trust::add(data.path(), &sha256));
     }
     folder.create(&RunRecord {
-        command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: run::command(),
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         plugins,
         data: DataRecord {
@@ -106,43 +203,68 @@ fn begin_in(folder: &mut RunFolder, experiment: Experiment) -> Result<Training> 
             validation_points,
         },
         versions: Versions::current(),
+        init,
         arithmetic,
         is_sealed: true,
         later_arithmetic: Vec::new(),
         extensions: Vec::new(),
         experiment,
     })?;
+    ranks.meet()?;
     Ok(training)
 }
 
-/// Continues a run that was stopped: the same experiment, plugins and data, from its last
-/// checkpoint, or extends it to more epochs. Also returns the update of that checkpoint, 0 if there is none.
+/// Continues a run that was stopped, in all processes that carry it from now on: the same
+/// experiment, plugins and data, from its last checkpoint, or extends it to more epochs. Also
+/// returns the update of that checkpoint, 0 if there is none.
 ///
 /// # Errors
 /// If the folder holds no run, another process trains in it, plugins or data differ from those
 /// recorded, or the run cannot be extended.
-pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFolder, u64)> {
+pub fn resume(path: &Path, options: &ResumeOptions, ranks: &Rc<Ranks>) -> Result<(Training, RunFolder, u64)> {
     let mut on_change = run::unless(options.allow_changed);
     let (mut folder, record) = RunFolder::open(path)?;
-    folder.lock()?;
+    if ranks.is_first() {
+        folder.lock()?;
+    }
+    // Others touch nothing before the folder is known to be free.
+    ranks.meet()?;
     let mut experiment = record.experiment.with(&options.changes)?;
     experiment.validate()?;
     let before = record.experiment.train.epochs;
     check_epochs(before, experiment.train.epochs)?;
-    device::set_threads(experiment.train.threads)?;
+    device::set_threads(ranks.threads(experiment.train.threads))?;
     for (role, spec) in experiment.plugins_mut() {
         if let Some(recorded) = record.plugins.of(role) {
             *spec = run::recorded_plugin(spec, recorded, options.plugins.as_deref(), &mut on_change)?;
         }
     }
-    experiment.train.store_file.as_deref().map_or(Ok(()), store::name_files)?;
+    let shards = || shards::own(experiment.train.shards, ranks);
+    shards().try_for_each(|shard| store::name_files(&experiment.train, folder.path(), shard))?;
     let dataset = run::recorded_data(&experiment.data, options.data_folder.as_deref())?;
-    run::check_data(&dataset, &record.data, &mut on_change)?;
+    run::check_data(&dataset, &record.data.checksums, &mut on_change)?;
     dataset.findings()?.iter().for_each(warn);
-    let (mut training, _) = assemble(&experiment, &dataset)?;
+    // One look for all: a shared disk may show others an older state.
+    let has_checkpoint =
+        ranks.from_first(|| Ok(checkpoint::load::<Progress>(&folder.checkpoints(), &[])?.is_some()))?;
+    let file = |shard| store::place(&experiment.train, folder.path(), shard);
+    let places = Places { files: shards().filter_map(file).collect(), kept: has_checkpoint };
+    let (mut training, plugins, init) = assemble(&experiment, &dataset, !has_checkpoint, ranks, &places)?;
+    if let (Some(found), Some(recorded)) = (&init, &record.init)
+        && found.weights_sha256 != recorded.weights_sha256
+    {
+        return Err(Error::new(format!("{} have changed since the run began", recorded.origin()))
+            .note("recorded", format!("SHA-256 {} of all tensors", recorded.weights_sha256))
+            .note("found", format!("SHA-256 {}", found.weights_sha256))
+            .fix("restore them, or begin a new run: this one has no checkpoint yet"));
+    }
     let (update, damaged) = training.load_checkpoint(&folder)?;
     for what in damaged {
         warn(format_args!("{what}; going back to the checkpoint before it"));
+    }
+    ranks.agree(&training.facts(&plugins, &dataset)?)?;
+    if !ranks.is_first() {
+        return Ok((training, folder, update));
     }
     if training.experiment().train.epochs != before {
         training.check_extension(before)?;
@@ -150,12 +272,14 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
             update,
             from: before,
             to: training.experiment().train.epochs,
-            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            command: run::command(),
         })?;
         training.end_is_later(&folder)?;
     }
     if !training.is_over() {
-        note_arithmetic(&folder, &record, update, training.plan.device)?;
+        let arithmetic = Arithmetic::current(training.plan.device)?;
+        let precision = training.plan.experiment.train.precision;
+        note_arithmetic(&folder, &record, update, arithmetic.of_updates(precision))?;
     }
     folder.hold()?;
     Ok((training, folder, update))
@@ -163,8 +287,12 @@ pub fn resume(path: &Path, options: &ResumeOptions) -> Result<(Training, RunFold
 
 /// Warns if a run goes on with another arithmetic than before, and records it. Its weights are then
 /// not bit for bit those of a run that was never stopped.
-fn note_arithmetic(folder: &RunFolder, record: &RunRecord, update: u64, device: Device) -> Result<()> {
-    let arithmetic = Arithmetic::current(device)?;
+fn note_arithmetic(
+    folder: &RunFolder,
+    record: &RunRecord,
+    update: u64,
+    arithmetic: Arithmetic,
+) -> Result<()> {
     match record.latest_arithmetic().map(|before| before.differences(&arithmetic)) {
         Some(differences) if differences.is_empty() => return Ok(()),
         Some(differences) => {
@@ -177,10 +305,25 @@ fn note_arithmetic(folder: &RunFolder, record: &RunRecord, update: u64, device: 
     folder.add_arithmetic(&LaterArithmetic { update, arithmetic })
 }
 
-fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plugins)> {
-    let device = device::open(device::parse(&experiment.train.device).map_err(Error::new)?)?;
+/// Makes the parts of a run. Its initial weights, if any are given, are loaded only if
+/// `from_the_beginning`: later ones are in its checkpoints.
+fn assemble(
+    experiment: &Experiment,
+    dataset: &Dataset,
+    from_the_beginning: bool,
+    ranks: &Rc<Ranks>,
+    places: &Places,
+) -> Result<(Training, Plugins, Option<InitialWeights>)> {
+    let device = device::open(ranks.device(device::parse(&experiment.train.device).map_err(Error::new)?)?)?;
     let seed = seed_for(experiment.train.seed, Purpose::Initialisation, 0);
-    let model = LoadedModel::build(&experiment.model, dataset.task(), device, seed)?;
+    let build = |seed| LoadedModel::build(&experiment.model, dataset.task(), device, seed);
+    let model = build(seed)?;
+    if experiment.train.epochs > 0 {
+        model.check_trainable(dataset.task())?;
+    }
+    let given = experiment.train.init.as_deref().filter(|_| from_the_beginning);
+    let init =
+        given.map(|init| InitialWeights::load(init, &model, || build(seed.wrapping_add(1)))).transpose()?;
     let sampler =
         experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
@@ -194,7 +337,30 @@ fn assemble(experiment: &Experiment, dataset: &Dataset) -> Result<(Training, Plu
         probe: probe.as_ref().map(|probe| probe.record.clone()),
         trace: trace.as_ref().map(|trace| trace.attack.record.clone()),
     };
-    Ok((Training::new(experiment.clone(), model, sampler, (probe, trace), dataset, device)?, plugins))
+    let attacks = (probe, trace);
+    let there = (ranks, device, places);
+    let training = Training::there(there, experiment.clone(), model, sampler, attacks, dataset)?;
+    Ok((training, plugins, init))
+}
+
+/// Where the particles of this process are: in a file for each of its shards, or in memory if there
+/// are none.
+#[derive(Default)]
+struct Places {
+    files: Vec<PathBuf>,
+    /// Whether they belong to a run that goes on.
+    kept: bool,
+}
+
+impl Places {
+    /// The place of the particles of this process's shard of this number.
+    fn of(&self, number: usize) -> Place<'_> {
+        match self.files.get(number) {
+            None => Place::Memory,
+            Some(file) if self.kept => Place::Kept(file),
+            Some(file) => Place::New(file),
+        }
+    }
 }
 
 impl Training {
@@ -208,9 +374,22 @@ impl Training {
         experiment: Experiment,
         model: LoadedModel,
         sampler: Option<Sampler>,
-        (probe, trace): (Option<Attack>, Option<Trace>),
+        attacks: (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
         device: Device,
+    ) -> Result<Self> {
+        let there = (&Ranks::alone(), device, &Places::default());
+        Self::there(there, experiment, model, sampler, attacks, dataset)
+    }
+
+    /// As [`Training::new`], in one of several processes and with particles at these places.
+    fn there(
+        (ranks, device, places): (&Rc<Ranks>, Device, &Places),
+        experiment: Experiment,
+        model: LoadedModel,
+        sampler: Option<Sampler>,
+        (probe, trace): (Option<Attack>, Option<Trace>),
+        dataset: &Dataset,
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
@@ -220,21 +399,31 @@ impl Training {
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
             .transpose()?;
         let start = start_of_chains(&experiment, sampler.as_ref());
+        let train = &experiment.train;
+        let shards = Shards::new(train.shards, count, train.batch, ranks)?;
         let store = match &sampler {
-            Some(sampler) if start == Start::Store => Some(make_store(&experiment, sampler, &examples)?),
+            Some(sampler) if start == Start::Store => {
+                let stores = shards.own().iter().enumerate().map(|(number, shard)| {
+                    make_store(&experiment, sampler, &examples.part(*shard, train.shards), places.of(number))
+                });
+                Some(Stores::new(stores.collect::<Result<_>>()?))
+            }
             _ => None,
         };
-        let train = &experiment.train;
         let schedule = Schedule::of(train, count.div_ceil(train.batch));
+        let optimizer = Optimizer::new(Settings::of(train), &model.trainable());
         let players = Players {
-            optimizer: Optimizer::new(Settings::of(train), &model.trainable()),
+            reducer: ranks.reducer(optimizer.parameters())?,
+            optimizer,
             average: averaging(train, schedule.updates).map(|kind| Average::new(kind, &model)),
             model,
             sampler,
             store,
         };
         let passes_per_epoch = passes_per_epoch(train, &players);
-        let plan = Plan { experiment, examples, start, schedule, passes_per_epoch, device };
+        let (ranks, ahead) = (Rc::clone(ranks), Ahead::for_device(device));
+        let plan =
+            Plan { experiment, ranks, examples, shards, start, schedule, passes_per_epoch, device, ahead };
         let trace = trace.map(|trace| planned(trace, &plan)).transpose()?;
         Ok(Self {
             players,
@@ -275,6 +464,37 @@ impl Training {
         }
     }
 
+    /// What must be the same in all processes that carry the run, by name.
+    fn facts(&self, plugins: &Plugins, dataset: &Dataset) -> Result<BTreeMap<String, String>> {
+        let mut experiment = self.plan.experiment.clone();
+        // These belong to the machine.
+        experiment.data.folder = PathBuf::new();
+        (experiment.train.threads, experiment.train.store_file) = (None, None);
+        let mut facts: BTreeMap<_, _> = [
+            ("version of the host", env!("CARGO_PKG_VERSION").to_owned()),
+            ("libtorch", plugin_api::LIBTORCH.to_owned()),
+            ("state of the network", self.players.model.digest()?),
+            ("last checkpoint", format!("update {}", self.records.progress.update)),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        facts.extend(plugins.iter().map(|(role, plugin)| {
+            (format!("plugin of the {}", format!("{role:?}").to_lowercase()), plugin.sha256.clone())
+        }));
+        facts.extend(
+            dataset.checksums.iter().map(|(name, sum)| (format!("file of data {name}"), sum.clone())),
+        );
+        let options = serde_json::to_value(&experiment).map_err(|why| Error::new(why).on_the_way())?;
+        for (section, options) in options.as_object().into_iter().flatten() {
+            let Some(options) = options.as_object() else {
+                facts.insert(section.clone(), options.to_string());
+                continue;
+            };
+            facts.extend(options.iter().map(|(key, value)| (format!("{section}.{key}"), value.to_string())));
+        }
+        Ok(facts)
+    }
+
     /// What is done, for people: "mode fused, replay 5; epochs 2".
     fn method(&self) -> String {
         let train = &self.plan.experiment.train;
@@ -285,17 +505,26 @@ impl Training {
             (Mode::Faithful, Some(steps)) => format!("mode faithful, steps {steps}"),
             (Mode::Fused, Some(_)) => format!("mode fused, replay {}", train.replay),
         };
-        format!("{mode}; epochs {}", train.epochs)
+        let init = train.init.as_ref().map(|init| format!("; begins at the weights of {}", init.display()));
+        match train.epochs {
+            0 => format!("no training{}", init.unwrap_or_default()),
+            epochs => format!("{mode}; epochs {epochs}{}", init.unwrap_or_default()),
+        }
     }
 }
 
-fn make_store(experiment: &Experiment, sampler: &Sampler, examples: &Examples) -> Result<ParticleStore> {
-    let Train { particles, store, ref store_file, start, seed, .. } = experiment.train;
-    let (threat, state_tensors) = (experiment.training_threat(), sampler.declaration().state_tensors);
-    let mut made =
-        ParticleStore::new(examples, particles, state_tensors, threat, store, store_file.as_deref())?;
-    if start == StartChoice::UniformStore {
-        made.begin_at_uniform_draws(examples, &threat, seed)?;
+/// The particles of a shard.
+fn make_store(
+    experiment: &Experiment,
+    sampler: &Sampler,
+    part: &Part,
+    place: Place,
+) -> Result<ParticleStore> {
+    let Train { particles, store, start, seed, .. } = experiment.train;
+    let (threat, state) = (experiment.training_threat(), sampler.declaration().stored_state());
+    let mut made = ParticleStore::new(part, particles, &state, threat, store, place)?;
+    if start == StartChoice::UniformStore && !matches!(place, Place::Kept(_)) {
+        made.begin_at_uniform_draws(part, &threat, seed, sampler.has_law())?;
     }
     Ok(made)
 }
@@ -310,7 +539,7 @@ fn planned(mut trace: Trace, plan: &Plan) -> Result<Trace> {
 /// How the weights of a run of so many updates are averaged, if at all.
 pub(super) fn averaging(train: &Train, updates: u64) -> Option<Averaging> {
     let Train { average, swa_from, replay, .. } = *train;
-    let first = |share: f64| ((share * updates as f64).round() as u64).min(updates - 1);
+    let first = |share: f64| ((share * updates as f64).round() as u64).min(updates.saturating_sub(1));
     let equal = swa_from.map(|share| Averaging::EqualFrom(first(share) * replay as u64));
     equal.or((average > 0.0).then_some(Averaging::Exponential(average)))
 }
@@ -326,11 +555,6 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
             return Err(spec
                 .error("option `steps`: in mode fused a visit has as many steps as train.replay says")
                 .fix("set train.replay (--replay) instead, or take Algorithm 1 (--recipe algorithm-1)"));
-        }
-        if sampler.judges_last_proposal() {
-            return Err(spec
-                .error("this sampler judges its last proposal by the loss there, which mode fused never computes")
-                .fix("use Algorithm 1 (--recipe algorithm-1, train.mode = \"faithful\")"));
         }
         if train.replay == 1 && train.start.of(sampler.declaration().start) != Start::Store {
             return Err(spec
@@ -359,12 +583,41 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
             experiment.train.crop
         )));
     }
+    if experiment.train.scale.is_some() && start_of_chains(experiment, sampler) == Start::Store {
+        return Err(Error::new(
+            "train.scale: a resized window has no inverse, so that no particle goes back to the store from it",
+        )
+        .note("because", "chains begin in the particle store (sampler, train.start)")
+        .fix("let chains begin anew (--start natural or uniform), or augment by moving pixels: --crop N --flip"));
+    }
+    if experiment.train.diagnose_every.is_some() {
+        let Experiment { threat, train, .. } = experiment;
+        let is_stored = sampler.is_some() && start_of_chains(experiment, sampler) == Start::Store;
+        if !is_stored || threat.norm != Norm::Linf || train.objective != Objective::CrossEntropy {
+            return Err(Error::new(
+                "train.diagnose_every: expected a sampler whose particles stay in a store, norm linf and the objective \
+                 cross-entropy",
+            )
+            .fix("leave it out, or train with langevin.so"));
+        }
+    }
+    let store = experiment.train.store;
+    if let Some(sampler) = sampler.filter(|sampler| sampler.has_law() && store != Format::F32) {
+        return Err(Error::new(format!(
+            "train.store: expected f32 for {}, whose chain has a law that rounding changes; got {}",
+            sampler.name(),
+            name_of(store)
+        ))
+        .fix("use --store f32, with --store-file if memory is short"));
+    }
     match &experiment.train.store_file {
         Some(file) if start_of_chains(experiment, sampler) != Start::Store => {
             Err(Error::new(format!("train.store_file: nothing would be kept in {}", file.display()))
                 .note("because", "no chain begins in the particle store (sampler, train.start)"))
         }
-        _ => sampler.map_or(Ok(()), |sampler| sampler.supports(&experiment.threat)),
+        // A mistake in the options, not one on the way.
+        _ => sampler
+            .map_or(Ok(()), |sampler| sampler.supports(&experiment.training_threat()).map_err(Error::new)),
     }
 }
 
@@ -379,6 +632,13 @@ fn start_of_chains(experiment: &Experiment, sampler: Option<&Sampler>) -> Start 
 /// If too few are left.
 pub(crate) fn split(experiment: &Experiment, dataset: &Dataset) -> Result<(usize, usize)> {
     let all = dataset.train.count() as usize;
+    if all == 0 {
+        return Err(Error::new(format!(
+            "{} has no training images: there is only a test split",
+            dataset.name
+        ))
+        .fix("train on data that have both splits; `host eval` needs the test split only"));
+    }
     let held_out = experiment.validation_points();
     if held_out >= all {
         return Err(Error::new(format!(

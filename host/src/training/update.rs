@@ -6,15 +6,19 @@ use super::augmentation::Transformation;
 use super::average::Average;
 use super::objective::Losses;
 use super::optimizer::Optimizer;
-use super::store::{ParticleStore, Stored};
+use super::shards::{Selection, Stores};
+use super::store::Stored;
 use super::tally::Tally;
 use crate::Result;
 use crate::config::{Mode, ModelMode, Objective, Train};
 use crate::data::examples::repeat_rows;
 use crate::plugin::{LoadedModel, Sampler, Visit, fresh_start};
+use crate::torch::c10d::Reducer;
 use crate::torch::finite::FiniteCheck;
+use crate::torch::precision::Precision;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
-use plugin_api::losses::correct;
+use plugin_api::losses::{correct, cross_entropy};
+use plugin_api::walk::Due;
 use tch::{Tensor, no_grad};
 
 /// What moves: the weights, which solve the outer problem, and the particles, which solve the inner
@@ -27,7 +31,9 @@ pub(super) struct Players {
     /// None for ordinary training.
     pub sampler: Option<Sampler>,
     /// None where chains begin anew at every visit.
-    pub store: Option<ParticleStore>,
+    pub store: Option<Stores>,
+    /// Sums the gradients of the weights over all processes; none if this one is alone.
+    pub reducer: Option<Reducer>,
 }
 
 /// What updates leave on the device, to be read now and then.
@@ -37,10 +43,12 @@ pub(super) struct Sums {
     pub finite: FiniteCheck,
 }
 
-/// The points of an update, K rows each: N in all.
+/// The points that this process has in an update, K rows each: N in all.
 pub(super) struct Minibatch {
     /// The point of each row, length N.
     pub points: Vec<i64>,
+    /// The number of rows that all processes have.
+    everywhere: usize,
     /// Images as they lie in the data, `[N, C, H, W]`.
     natural: Tensor,
     /// Labels, `[N]`.
@@ -55,46 +63,68 @@ pub(super) struct Minibatch {
 }
 
 impl Players {
-    /// Update number `update`, counted from 0. `points` and `indices` (`[B]`, i64, on the device)
-    /// name the same B points.
+    /// Update number `update`, counted from 0, at these points.
     ///
     /// # Errors
-    /// If a plugin fails.
+    /// If a plugin fails; that of `refuse_if_stopped`, which is asked before every step as long as
+    /// nothing of the run has changed. An update that has begun to change it is finished.
     pub fn update(
         &mut self,
         plan: &Plan,
         update: u64,
-        points: &[i64],
-        indices: &Tensor,
+        selection: &Selection,
         sums: &mut Sums,
+        refuse_if_stopped: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
         let Train { seed, particles: copies, mode, .. } = plan.experiment.train;
+        let _tf32 = plan.experiment.train.precision.of_updates()?;
+        plan.ahead.iter().for_each(|ahead| ahead.begin_update(update));
         // Users count updates from 1, as checkpoints do.
         sums.finite.at(update + 1);
-        let minibatch = self.minibatch(plan, update, points, indices)?;
+        if selection.points.is_empty() {
+            self.follow(plan, update)?;
+            return self.share_buffers(plan);
+        }
+        let minibatch = self.minibatch(plan, update, selection)?;
         let draws = Draws::new(seed, Purpose::Training, update, &minibatch.points, copies);
+        let draws = draws.drawn_ahead(plan.ahead.as_ref());
         let mut visit = self.begin_visit(plan, update, &minibatch, &draws)?;
         match mode {
-            Mode::Faithful => self.faithful(plan, update, &mut visit, &draws, sums)?,
-            Mode::Fused => self.fused(plan, update, &mut visit, &draws, sums)?,
+            Mode::Faithful => {
+                let rest = (sums, refuse_if_stopped);
+                self.faithful(plan, update, &mut visit, minibatch.everywhere, &draws, rest)?;
+            }
+            Mode::Fused => self.fused(plan, update, &mut visit, minibatch.everywhere, &draws, sums)?,
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
-            store.save(indices, natural, &transformation.carry_back(&visit, stored, natural));
+            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural))?;
         }
-        Ok(())
+        self.share_buffers(plan)
+    }
+
+    /// Gives all processes the buffers of the first one, such as running statistics, which each updates
+    /// from its own rows.
+    fn share_buffers(&self, plan: &Plan) -> Result<()> {
+        if plan.ranks.is_alone() || !self.model.train_differs {
+            return Ok(());
+        }
+        let is_buffer = |tensor: &&Tensor| !tensor.requires_grad() && tensor.is_floating_point();
+        let buffers: Vec<_> = self.model.state().iter().map(|(_, tensor)| tensor).filter(is_buffer).collect();
+        no_grad(|| plan.ranks.copy_from_first(&buffers))
     }
 
     /// These points, K rows each, and their chains as they lie in the store.
-    pub fn minibatch(&self, plan: &Plan, update: u64, points: &[i64], indices: &Tensor) -> Result<Minibatch> {
+    pub fn minibatch(&self, plan: &Plan, update: u64, selection: &Selection) -> Result<Minibatch> {
         let copies = plan.experiment.train.particles;
-        let points: Vec<_> = points.iter().flat_map(|point| std::iter::repeat_n(*point, copies)).collect();
-        let (natural, labels) = plan.examples.batch(indices);
+        let (natural, labels) = plan.examples.batch_of(&selection.points, &selection.indices)?;
+        let points = plan.rows(&selection.points);
         let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
         let transformation = Transformation::draw(&plan.experiment.train, update, &points, &natural)?;
         Ok(Minibatch {
             augmented: transformation.apply(&natural),
-            stored: self.store.as_ref().map(|store| store.load(indices, &natural)),
+            stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
+            everywhere: selection.everywhere * copies,
             points,
             natural,
             labels,
@@ -118,11 +148,17 @@ impl Players {
             (_, Some(stored)) => {
                 let Stored { particles, state } = transformation.carry(stored);
                 // Draws from the whole ball may lie outside one that still grows.
-                (if ramp < 1.0 { threat.project(&particles, natural) } else { particles }, state)
+                let particles = if ramp < 1.0 { threat.project(&particles, natural) } else { particles };
+                let state = match &self.sampler {
+                    Some(sampler) => sampler.declaration().begin_visit(state, &particles),
+                    None => state,
+                };
+                (particles, state)
             }
-            (Some(sampler), None) => {
-                (fresh_start(plan.start, natural, &threat, draws)?, sampler.fresh_state(natural))
-            }
+            (Some(sampler), None) => (
+                fresh_start(plan.start, natural, &threat, draws)?,
+                sampler.declaration().fresh_state(natural),
+            ),
             (None, None) => (natural.shallow_clone(), Vec::new()),
         };
         let particles_per_point = plan.experiment.train.particles;
@@ -136,40 +172,41 @@ impl Players {
         plan: &Plan,
         update: u64,
         visit: &mut Visit,
+        everywhere: usize,
         draws: &Draws,
-        sums: &mut Sums,
+        (sums, refuse_if_stopped): (&mut Sums, &dyn Fn() -> Result<()>),
     ) -> Result<()> {
         let train = &plan.experiment.train;
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
-        let objective = self.losses(train, update, visit)?;
+        // Passes in training mode change the buffers of the model.
+        let changes_nothing = !train_mode && !train.objective.has_its_own_inner_loss();
+        let objective = self.losses(plan, update, visit)?;
         let model = &self.model;
         if let Some(sampler) = &self.sampler {
             sampler.walk().run(
                 visit,
-                |number, visit| {
-                    let leaf = visit.particles.detach().set_requires_grad(true);
-                    seed_forward(train, update, Forward::Step(number));
-                    let logits = model.forward_in(precision, &leaf, train_mode)?;
-                    let losses = objective.inner(&logits, visit.labels);
-                    let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
-                    Ok((losses.detach(), gradient))
-                },
-                |visit| {
+                |due, visit| {
+                    if changes_nothing {
+                        refuse_if_stopped()?;
+                    }
                     // The last proposal is judged by the function that was climbed, before the
                     // weights descend: they descend at the accepted particle.
-                    seed_forward(train, update, Forward::Weights);
-                    let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
-                    Ok(objective.inner(&logits, visit.labels))
+                    // Both sides of a judgement see the model with the same draws of its own.
+                    let forward = Forward::Step(if sampler.judges_last_proposal() { 0 } else { due.number });
+                    seed_forward(plan, update, forward);
+                    inner_losses(model, (precision, train_mode), due, visit, |logits| {
+                        objective.inner(logits, visit.labels)
+                    })
                 },
                 |call| sampler.perform(call, draws, &mut sums.finite),
             )?;
+            sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
-        seed_forward(train, update, Forward::Weights);
+        seed_forward(plan, update, Forward::Weights);
         let logits = model.forward_in(precision, &visit.particles, true)?;
         let losses = objective.outer(&logits, visit.labels);
-        let mean = losses.mean(losses.kind());
-        let gradients = model.parameter_gradients(&mean, self.optimizer.parameters(), logits.size()[0])?;
+        let (gradients, _) = self.gradients(plan, &losses.mean(losses.kind()), None, visit, everywhere)?;
         self.descend(plan, update, &gradients, (&losses.detach(), &logits.detach(), visit.labels), sums);
         Ok(())
     }
@@ -177,31 +214,59 @@ impl Players {
     /// One backward for both problems: the weights descend at the particles, and the particles move
     /// along the gradient that was taken there; again for every replay. This is free adversarial
     /// training (Shafahi et al., 2019) with a particle per sample and a sampler's noise.
+    ///
+    /// For a sampler that judges its last proposal, each replay is a visit of one step. The proposal
+    /// is evaluated before the weights descend, so that both sides of the judgement belong to the
+    /// same weights; they descend at the particle that was accepted before.
     fn fused(
         &mut self,
         plan: &Plan,
         update: u64,
         visit: &mut Visit,
+        everywhere: usize,
         draws: &Draws,
         sums: &mut Sums,
     ) -> Result<()> {
         let train = &plan.experiment.train;
         for number in 0..train.replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
-            seed_forward(train, update, Forward::Step(number));
+            seed_forward(plan, update, Forward::Step(number));
             let logits = self.model.forward_in(train.precision, &leaf, true)?;
             let losses = Losses::shared(train.objective, &logits, visit.labels)?;
             let mean = losses.mean(losses.kind());
-            let (gradients, gradient) =
-                self.model.both_gradients(&mean, self.optimizer.parameters(), &leaf)?;
+            let (gradients, gradient) = self.gradients(plan, &mean, Some(&leaf), visit, everywhere)?;
             // The sampler is given the gradient of each particle's own loss, not of the mean.
-            let gradient = gradient * visit.points.len() as f64;
+            let gradient = gradient * everywhere as f64;
             let losses = losses.detach();
-            self.descend(plan, update, &gradients, (&losses, &logits.detach(), visit.labels), sums);
-            if let Some(sampler) = &self.sampler {
-                let at = (&losses, &gradient);
-                sampler.step(visit, number, at, draws, &mut sums.finite)?;
+            match &self.sampler {
+                Some(sampler) if sampler.judges_last_proposal() => {
+                    visit.state =
+                        sampler.declaration().begin_visit(std::mem::take(&mut visit.state), &visit.particles);
+                    sampler.walk_of_one_step().run(
+                        visit,
+                        |due, visit| match due.number {
+                            0 => Ok((losses.shallow_clone(), Some(gradient.shallow_clone()))),
+                            _ => {
+                                // The same draws of the model itself as at the particle.
+                                seed_forward(plan, update, Forward::Step(number));
+                                inner_losses(&self.model, (train.precision, true), due, visit, |logits| {
+                                    cross_entropy(logits, visit.labels)
+                                })
+                            }
+                        },
+                        |call| sampler.perform(call, &draws.visit(number), &mut sums.finite),
+                    )?;
+                    sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
+                }
+                Some(sampler) => {
+                    sampler.step(visit, number, (&losses, &gradient), draws, &mut sums.finite)?;
+                }
+                None => {}
             }
+            self.descend(plan, update, &gradients, (&losses, &logits.detach(), visit.labels), sums);
+        }
+        if let Some(sampler) = self.sampler.as_ref().filter(|sampler| !sampler.judges_last_proposal()) {
+            sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
         Ok(())
     }
@@ -209,12 +274,13 @@ impl Players {
     /// The losses of both problems in this minibatch. TRADES needs the logits at the natural
     /// examples: they are computed once for all particles of a point, and for both problems unless
     /// the sampler's gradient is taken in another mode of the model.
-    fn losses(&self, train: &Train, update: u64, visit: &Visit) -> Result<Losses> {
+    fn losses(&self, plan: &Plan, update: u64, visit: &Visit) -> Result<Losses> {
+        let train = &plan.experiment.train;
         match train.objective {
             Objective::CrossEntropy => Ok(Losses::CrossEntropy),
             Objective::Trades => {
                 let copies = train.particles;
-                seed_forward(train, update, Forward::Natural);
+                seed_forward(plan, update, Forward::Natural);
                 let points = visit.natural.slice(0, None, None, copies as i64);
                 let logits = |train_mode| self.model.forward_in(train.precision, &points, train_mode);
                 let natural = repeat_rows(&logits(true)?, copies);
@@ -236,6 +302,40 @@ impl Players {
             && self.model.train_differs
     }
 
+    /// The gradients of the mean loss over the rows of all processes, of which there are
+    /// `everywhere`: with respect to the weights, and with respect to the images `leaf` of this
+    /// process (zeros of no rows without it). `mean` is the mean over the rows of this process.
+    fn gradients(
+        &self,
+        plan: &Plan,
+        mean: &Tensor,
+        leaf: Option<&Tensor>,
+        visit: &Visit,
+        everywhere: usize,
+    ) -> Result<(Vec<Tensor>, Tensor)> {
+        let (model, parameters, rows) = (&self.model, self.optimizer.parameters(), visit.points.len());
+        match (&self.reducer, leaf) {
+            (None, None) => Ok((model.parameter_gradients(mean, parameters, rows as i64)?, Tensor::new())),
+            (None, Some(leaf)) => model.both_gradients(mean, parameters, leaf),
+            (Some(reducer), leaf) => {
+                let share = mean * (rows as f64 / everywhere as f64);
+                let summed = model.summed_gradients(&share, reducer, leaf, rows as i64);
+                summed.map_err(|error| plan.ranks.explained(error))
+            }
+        }
+    }
+
+    /// An update in which this process has no points: its weights follow those of the others.
+    fn follow(&mut self, plan: &Plan, update: u64) -> Result<()> {
+        // Only mode fused replays a minibatch.
+        for _ in 0..plan.experiment.train.replay {
+            let Some(reducer) = &self.reducer else { return Ok(()) };
+            let summed = reducer.gradients(None, None).map_err(|error| plan.ranks.explained(error))?;
+            self.step(plan, update, &summed.0);
+        }
+        Ok(())
+    }
+
     /// The weights take a step down these gradients of the mean of the losses (`[N]`), which were
     /// formed from the logits (`[N, classes]`) and labels (`[N]`).
     fn descend(
@@ -247,17 +347,43 @@ impl Players {
         sums: &mut Sums,
     ) {
         sums.finite.loss(&losses.mean(losses.kind()));
+        self.step(plan, update, gradients);
+        sums.tally.add(losses, &correct(logits, labels));
+    }
+
+    /// The weights take a step down these gradients, and their average follows.
+    fn step(&mut self, plan: &Plan, update: u64, gradients: &[Tensor]) {
         self.optimizer.step(gradients, plan.schedule.learning_rate(update));
         if let Some(average) = &mut self.average {
             average.update(&self.model);
         }
-        sums.tally.add(losses, &correct(logits, labels));
     }
 }
 
-/// Random numbers that the model itself draws depend on the update and on which forward it is.
-fn seed_forward(train: &Train, update: u64, forward: Forward) {
-    tch::manual_seed(seed_for(train.seed, Purpose::Forward, forward.of_update(update)));
+/// The losses (`[N]`) at the particles of a visit, formed from their logits, and their gradient if
+/// it is due.
+fn inner_losses(
+    model: &LoadedModel,
+    (precision, train_mode): (Precision, bool),
+    due: Due,
+    visit: &Visit,
+    losses_of: impl FnOnce(&Tensor) -> Tensor,
+) -> Result<(Tensor, Option<Tensor>)> {
+    if !due.gradient {
+        let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
+        return Ok((losses_of(&logits).detach(), None));
+    }
+    let leaf = visit.particles.detach().set_requires_grad(true);
+    let losses = losses_of(&model.forward_in(precision, &leaf, train_mode)?);
+    let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
+    Ok((losses.detach(), Some(gradient)))
+}
+
+/// Random numbers that the model itself draws depend on the update, on which forward it is, and on
+/// the process: each has rows of its own.
+fn seed_forward(plan: &Plan, update: u64, forward: Forward) {
+    let seed = seed_for(plan.experiment.train.seed, Purpose::Forward, forward.of_update(update));
+    tch::manual_seed(seed.wrapping_add(plan.ranks.rank() as i64));
 }
 
 #[cfg(test)]
@@ -268,10 +394,11 @@ mod tests {
     use crate::training::fixtures::dataset;
     use tch::Device;
 
-    /// The weights after an epoch of Algorithm 1 with this sampler, or of ordinary training.
-    fn weights(sampler: Option<&str>) -> Vec<Tensor> {
+    /// A run of one epoch in this mode with this sampler, or of ordinary training, at its end.
+    fn trained(mode: Mode, sampler: Option<&str>) -> Training {
         let dataset = dataset();
-        let train = Train { batch: 4, ..Default::default() };
+        let replay = if mode == Mode::Fused { 3 } else { 1 };
+        let train = Train { batch: 4, mode, replay, ..Default::default() };
         let experiment = Experiment { train, sampler: SamplerChoice(None), ..Default::default() };
         let model = LoadedModel::linked("without-dropout", dataset.task());
         let sampler = sampler
@@ -279,15 +406,37 @@ mod tests {
         let parts = (None, None);
         let mut training =
             Training::new(experiment, model, sampler, parts, &dataset, Device::Cpu).expect("a run");
-        for (points, indices) in training.plan.minibatches(0).expect("minibatches") {
-            training.update(&points, &indices).expect("an update");
+        for selection in training.plan.minibatches(0).expect("minibatches") {
+            training.update(&selection).expect("an update");
         }
+        training
+    }
+
+    fn weights(mode: Mode, sampler: Option<&str>) -> Vec<Tensor> {
+        let training = trained(mode, sampler);
         training.players.model.state().iter().map(|(_, tensor)| tensor.copy()).collect()
     }
 
     #[test]
     fn weights_descend_at_the_accepted_particle() {
-        assert_eq!(weights(Some("rejecting")), weights(None), "every proposal is rejected");
-        assert_ne!(weights(Some("judging")), weights(None), "every proposal is accepted");
+        for mode in [Mode::Faithful, Mode::Fused] {
+            assert_eq!(weights(mode, Some("rejecting")), weights(mode, None), "every proposal is rejected");
+            assert_ne!(weights(mode, Some("judging")), weights(mode, None), "every proposal is accepted");
+        }
+    }
+
+    #[test]
+    fn numbers_stay_with_the_particle_and_figures_are_averaged_over_visits() {
+        // Two steps a visit; three replays a visit.
+        for (mode, steps) in [(Mode::Faithful, 2.0), (Mode::Fused, 3.0)] {
+            let training = trained(mode, Some("counting"));
+            let (sums, visited) = training.sums.tally.read_figures();
+            assert_eq!((sums, visited), (vec![10.0 * steps], 10.0), "{mode:?}");
+            let store =
+                training.players.store.as_ref().and_then(|stores| stores.iter().next()).expect("a store");
+            let (name, numbers) = &store.state(None).expect("in memory")[1];
+            assert_eq!((name.as_str(), numbers.size()), ("state.1", vec![10, 1, 2]));
+            assert_eq!(numbers, &numbers.full_like(steps));
+        }
     }
 }

@@ -8,7 +8,8 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The style of the output.
@@ -22,7 +23,7 @@ pub enum Style {
 
 /// A progress bar; hidden in JSON style or if standard error is not a terminal.
 pub fn bar(style: Style, length: u64, template: &str) -> ProgressBar {
-    let is_hidden = style == Style::Json || !stderr().is_terminal();
+    let is_hidden = style == Style::Json || !stderr().is_terminal() || is_quiet();
     let target = if is_hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(Some(length), target);
     match ProgressStyle::with_template(template) {
@@ -44,8 +45,34 @@ pub fn keep_output() {
     }
 }
 
+/// Standard output as the process was given it, for a child that prints in its place.
+///
+/// # Errors
+/// If the system has no more descriptors.
+pub fn output() -> std::io::Result<File> {
+    let copy = || stdout().as_fd().try_clone_to_owned().map(File::from);
+    OUTPUT.get().map_or_else(copy, File::try_clone)
+}
+
 fn output_is_terminal() -> bool {
     OUTPUT.get().map_or_else(|| stdout().is_terminal(), IsTerminal::is_terminal)
+}
+
+/// Whether the lines of this process are left out, since another process prints the same ones.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, this process prints nothing: another one prints for both.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// This process prints again.
+pub fn be_heard() {
+    QUIET.store(false, Ordering::Relaxed);
+}
+
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
 }
 
 /// Why standard output could not be written to, since the first time.
@@ -54,6 +81,9 @@ static FAILURE: OnceLock<String> = OnceLock::new();
 /// Prints a line on standard output. An error does not stop the work: [`check_output`] reports it
 /// at the end.
 pub fn say(text: impl Display) {
+    if is_quiet() {
+        return;
+    }
     let line = format!("{}\n", harmless(&text.to_string()));
     let written = match OUTPUT.get() {
         Some(mut output) => output.write_all(line.as_bytes()),
@@ -78,12 +108,16 @@ pub fn quoted(word: impl Display) -> String {
 
 /// Prints a warning on standard error. Errors are ignored.
 pub fn warn(text: impl Display) {
-    let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
+    if !is_quiet() {
+        let _ = writeln!(stderr(), "warning: {}", harmless(&text.to_string()));
+    }
 }
 
 /// Prints an error on standard error. Errors are ignored.
 pub fn report(error: impl Display) {
-    let _ = writeln!(stderr(), "error: {}", harmless(&error.to_string()));
+    if !is_quiet() {
+        let _ = writeln!(stderr(), "error: {}", harmless(&error.to_string()));
+    }
 }
 
 /// # Errors
@@ -115,6 +149,112 @@ const BETWEEN_LINES: Duration = Duration::from_secs(20);
 
 /// The variable of the environment that changes that time: a number of seconds.
 const SECONDS: &str = "DRO_PROGRESS_SECONDS";
+
+/// What the process is doing, for the line that says so when it has been silent for long.
+struct Doing {
+    /// The style of its output; none if it does not speak.
+    style: Option<Style>,
+    /// What it does.
+    what: String,
+    /// Since when, as far as is known.
+    since: Option<Instant>,
+}
+
+static DOING: Mutex<Doing> = Mutex::new(Doing { style: None, what: String::new(), since: None });
+
+/// How often the process looks whether it has been silent for long.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+fn with_doing<T>(with: impl FnOnce(&mut Doing) -> T) -> T {
+    with(&mut DOING.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A command begins, and speaks in this style from now on.
+pub fn begin(style: Style) {
+    with_doing(|doing| doing.style = Some(style));
+    note("opening the data, the model and the plugins".to_owned());
+}
+
+/// The process now does this.
+fn note(what: String) {
+    with_doing(|doing| (doing.what, doing.since) = (what, Some(Instant::now())));
+}
+
+/// The process now does this, which is written only if it may be said.
+fn note_if_heard(what: impl FnOnce() -> String) {
+    if with_doing(|doing| doing.style.is_some()) {
+        note(what());
+    }
+}
+
+/// A part of the work that has no steps of its own; until it is dropped.
+#[must_use]
+pub struct Part(String);
+
+/// The process does this until the answer is dropped.
+pub fn part(what: impl Into<String>) -> Part {
+    let before = with_doing(|doing| doing.what.clone());
+    note(what.into());
+    Part(before)
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        note(std::mem::take(&mut self.0));
+    }
+}
+
+/// The time of silence after which a line says what the process does: longer than the time between
+/// two lines of work that speaks at every step, and below the 30 seconds that are promised.
+fn longest_silence() -> Duration {
+    let between = between_lines();
+    if between.is_zero() { BETWEEN_LINES } else { between + between / 4 }
+}
+
+/// From now on a line says what the process does whenever nothing else has been said for long, where
+/// the output is no terminal: also while data are read, inside long steps and in plugins.
+pub fn speak_in_silence() {
+    std::thread::spawn(|| {
+        let longest = longest_silence();
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            if since_last_line() >= longest {
+                speak();
+            }
+        }
+    });
+}
+
+fn speak() {
+    let (style, line) = with_doing(|doing| {
+        let seconds = doing.since.map_or(0, |since| since.elapsed().as_secs());
+        (doing.style, format!("{}: {seconds} s so far", doing.what))
+    });
+    if let Some(style) = style.filter(|style| !is_seen_on_a_terminal(*style)) {
+        print_progress(style, &line);
+    }
+}
+
+/// Whether the output in this style is on a terminal, which has a bar and where lines would disturb.
+fn is_seen_on_a_terminal(style: Style) -> bool {
+    stderr().is_terminal() && (style == Style::Json || output_is_terminal())
+}
+
+/// Prints a line of progress: on standard output, or on standard error if that is for JSON.
+fn print_progress(style: Style, line: &str) {
+    note_line();
+    match style {
+        Style::Human => say(line),
+        Style::Json if is_quiet() => {}
+        Style::Json => drop(writeln!(stderr(), "progress: {}", harmless(line))),
+    }
+}
+
+/// The time between two lines of progress.
+fn between_lines() -> Duration {
+    let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
+    given.map_or(BETWEEN_LINES, Duration::from_secs)
+}
 
 /// When the last line was printed, or first asked for.
 static LAST_LINE: Mutex<Option<Instant>> = Mutex::new(None);
@@ -148,16 +288,11 @@ impl Indicator {
 
     /// The status of a part of such work: lines alone, since the whole may have a bar.
     pub fn of_part(style: Style, length: u64, unit: &'static str) -> Self {
-        let is_terminal = match style {
-            Style::Human => output_is_terminal(),
-            Style::Json => stderr().is_terminal(),
-        };
-        let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
         Self {
             style,
             bar: ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden()),
-            prints_lines: !is_terminal,
-            between: given.map_or(BETWEEN_LINES, Duration::from_secs),
+            prints_lines: !is_seen_on_a_terminal(style) && !is_quiet(),
+            between: between_lines(),
             unit,
         }
     }
@@ -169,7 +304,7 @@ impl Indicator {
 
     /// Counts the items before this position as past ones, for the time that is left.
     pub fn begin_at(&self, position: u64) {
-        self.bar.set_position(position);
+        self.move_to(position);
         self.bar.reset_eta();
     }
 
@@ -181,6 +316,12 @@ impl Indicator {
     /// Moves the bar alone.
     pub fn move_to(&self, position: u64) {
         self.bar.set_position(position);
+        note_if_heard(|| self.at(position));
+    }
+
+    /// A position, for people.
+    fn at(&self, position: u64) -> String {
+        format!("{position} of {} {}", self.bar.length().unwrap_or_default(), self.unit)
     }
 
     /// Whether it is time for a line.
@@ -193,17 +334,13 @@ impl Indicator {
         self.bar.set_position(position);
         let is_due = self.is_due();
         if self.bar.is_hidden() && !is_due {
-            return;
+            return note_if_heard(|| format!("{}, {}", message(), self.at(position)));
         }
         let message = harmless(&message()).into_owned();
         if is_due {
-            note_line();
-            let length = self.bar.length().unwrap_or_default();
-            let line = format!("{message}, {position} of {length} {}", self.unit);
-            self.bar.suspend(|| match self.style {
-                Style::Human => say(line),
-                Style::Json => drop(writeln!(stderr(), "progress: {line}")),
-            });
+            let line = format!("{message}, {}", self.at(position));
+            self.bar.suspend(|| print_progress(self.style, &line));
+            note(line);
         }
         self.bar.set_message(message);
     }

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -131,6 +131,58 @@ pub fn append(file: &mut File, contents: &[u8]) -> io::Result<()> {
     before_writing()?;
     file.write_all(contents)?;
     file.sync_data()
+}
+
+/// Syncs an open file to the disk, what was written through a mapping of it included.
+pub fn sync(file: &File) -> io::Result<()> {
+    before_writing()?;
+    file.sync_data()
+}
+
+/// Overwrites bytes of an open file, and syncs it.
+pub fn overwrite(file: &mut File, place: u64, contents: &[u8]) -> io::Result<()> {
+    before_writing()?;
+    file.write_all_at(contents, place)?;
+    file.sync_data()
+}
+
+/// Cuts an open file off, and lets the next write append to it.
+pub fn cut(file: &mut File, length: u64) -> io::Result<()> {
+    before_writing()?;
+    file.set_len(length)?;
+    file.seek(SeekFrom::Start(length)).map(drop)
+}
+
+/// Refuses a disk on which fewer bytes are free than `what` takes. Where the kernel does not tell,
+/// the write will.
+///
+/// # Errors
+/// Both numbers, before anything is written.
+pub fn check_room(folder: &Path, needed: u64, what: &str) -> Result<()> {
+    match free(folder) {
+        Some(free) if free < needed => Err(Error::new(format!(
+            "not enough room in {} for {what}: expected {needed} bytes ({:.1} GB), got {free} free ({:.1} GB)",
+            shown(folder),
+            needed as f64 / 1e9,
+            free as f64 / 1e9
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the disk of a folder that this user may still write.
+fn free(folder: &Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    if let Some(bytes) = super::fault::room() {
+        return Some(bytes);
+    }
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
+    // SAFETY: zeros are a valid `statvfs`, which the call overwrites; the path ends with a zero.
+    let (code, found) = unsafe {
+        let mut found: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &raw mut found), found)
+    };
+    (code == 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Renames a file or a folder.
@@ -291,7 +343,11 @@ fn warn_unless(has_digests: bool, path: &Path) {
     }
 }
 
-fn read_text(path: &Path) -> Result<String> {
+/// Reads a whole file of text.
+///
+/// # Errors
+/// If it cannot be read, or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(|why| Error::file("understand", path, why))
 }
 

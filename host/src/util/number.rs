@@ -23,6 +23,25 @@ pub(crate) fn fraction(text: &str) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
+/// A number in few characters.
+pub(crate) fn short_number(number: f64) -> String {
+    if number == 0.0 {
+        return "0".to_owned();
+    }
+    let tidy = |digits: &str| {
+        let whole = !digits.contains('.');
+        if whole { digits.to_owned() } else { digits.trim_end_matches('0').trim_end_matches('.').to_owned() }
+    };
+    let size = number.abs();
+    if !(1e-3..1e6).contains(&size) {
+        let written = format!("{number:.2e}");
+        let (digits, power) = written.split_once('e').unwrap_or((&written, "0"));
+        return format!("{}e{power}", tidy(digits));
+    }
+    let decimals = (3 - size.log10().floor() as i32).max(0) as usize;
+    tidy(&format!("{number:.decimals$}"))
+}
+
 impl From<Real> for f64 {
     fn from(number: Real) -> Self {
         number.0
@@ -88,6 +107,25 @@ impl Visitor<'_> for RealVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short_but_precise_enough() {
+        for (number, expected) in [
+            (0.0, "0"),
+            (-0.0, "0"),
+            (1.5e-4, "1.5e-4"),
+            (2e-4, "2e-4"),
+            (-1.25e7, "-1.25e7"),
+            (0.00125, "0.00125"),
+            (0.0313725, "0.03137"),
+            (0.5, "0.5"),
+            (100.0, "100"),
+            (60000.0, "60000"),
+            (99.5, "99.5"),
+        ] {
+            assert_eq!(short_number(number), expected);
+        }
+    }
 
     #[test]
     fn a_flag_takes_numbers_and_fractions() {

@@ -1,7 +1,7 @@
 //! The paper's two convolutional networks for MNIST, on images of any size. Initial weights are
 //! those of PyTorch, with which the paper's results were made.
 
-use plugin_api::layers::{linear, uniform_init};
+use plugin_api::layers::{Normalization, linear, uniform_init};
 use plugin_api::tch::nn::{self, Module};
 use plugin_api::tch::{Device, Tensor};
 use plugin_api::{Error, Model, Result, Task, export_model};
@@ -16,6 +16,7 @@ const FEW_CHANNELS: i64 = 4;
 /// Architecture A or B.
 pub struct Cnn {
     arch: Arch,
+    normalization: Normalization,
     convolutions: Vec<nn::Conv2D>,
     /// The padding of the first convolution.
     padding: i64,
@@ -28,6 +29,12 @@ pub struct Cnn {
 pub struct Options {
     /// One of the paper's architectures.
     pub arch: Arch,
+    /// Means of the channels, subtracted from the images; 0 if the list is empty. MNIST's is
+    /// [0.1307].
+    pub mean: Vec<f64>,
+    /// Standard deviations of the channels, by which the images are divided; 1 if the list is
+    /// empty. MNIST's is [0.3081].
+    pub std: Vec<f64>,
 }
 
 /// The paper's architectures.
@@ -60,7 +67,7 @@ impl Cnn {
             Some(bias) => products + bias,
             None => products,
         };
-        products.relu_().view([sides[0], side(2), side(3), outputs]).permute([0, 3, 1, 2])
+        products.relu_().unflatten(1, [side(2), side(3)]).permute([0, 3, 1, 2])
     }
 }
 
@@ -95,6 +102,7 @@ impl Model for Cnn {
             });
         Ok(Self {
             arch: options.arch,
+            normalization: Normalization::new(&options.mean, &options.std, task, path.device())?,
             convolutions: convolutions.collect(),
             padding: layers[0].3,
             hidden: linear(path / "hidden", features, hidden),
@@ -108,7 +116,7 @@ impl Model for Cnn {
     }
 
     fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        let mut features = self.first(images);
+        let mut features = self.first(&self.normalization.forward(images));
         for (number, convolution) in self.convolutions[1..].iter().enumerate() {
             features = convolution.forward(&if number == 0 { features } else { features.relu_() });
         }
@@ -134,7 +142,8 @@ mod tests {
 
     fn parameters(arch: Arch, task: Task) -> (usize, Vec<i64>) {
         let variables = nn::VarStore::new(Device::Cpu);
-        let model = Cnn::new(Options { arch }, task, &variables.root()).expect("a model");
+        let model =
+            Cnn::new(Options { arch, ..Options::default() }, task, &variables.root()).expect("a model");
         let images = Tensor::zeros([3, task.channels, task.height, task.width], (Kind::Float, Device::Cpu));
         let logits = model.forward(&images, false).expect("logits");
         (variables.trainable_variables().iter().map(Tensor::numel).sum(), logits.size())
@@ -153,7 +162,8 @@ mod tests {
         let three = Task { channels: 3, height: 11, width: 14, classes: 3 };
         for (arch, task) in [(Arch::A, MNIST), (Arch::B, MNIST), (Arch::A, three), (Arch::B, three)] {
             let mut variables = nn::VarStore::new(Device::Cpu);
-            let model = Cnn::new(Options { arch }, task, &variables.root()).expect("a model");
+            let model =
+                Cnn::new(Options { arch, ..Options::default() }, task, &variables.root()).expect("a model");
             variables.double();
             let images =
                 Tensor::rand([3, task.channels, task.height, task.width], (Kind::Double, Device::Cpu));
@@ -177,13 +187,42 @@ mod tests {
     }
 
     #[test]
+    fn mean_and_std_normalise_the_images_and_name_no_tensor() {
+        let task = Task { channels: 2, height: 9, width: 9, classes: 3 };
+        let made = |mean: &[f64], std: &[f64]| {
+            let variables = nn::VarStore::new(Device::Cpu);
+            let options = Options { mean: mean.into(), std: std.into(), ..Options::default() };
+            let model = Cnn::new(options, task, &variables.root()).expect("a model");
+            (model, variables)
+        };
+        let names = |variables: &nn::VarStore| {
+            let mut names: Vec<_> = variables.variables().into_keys().collect();
+            names.sort();
+            names
+        };
+        let (plain, variables) = made(&[], &[]);
+        let (normalising, mut same) = made(&[0.5, 0.25], &[0.5, 2.0]);
+        assert_eq!(names(&variables), names(&same));
+        // Seeds are no help: other tests draw from the same generator at the same time.
+        same.copy(&variables).expect("copied");
+        let images = Tensor::rand([4, 2, 9, 9], (Kind::Float, Device::Cpu));
+        let per_channel = |numbers: &[f32]| Tensor::from_slice(numbers).reshape([1, 2, 1, 1]);
+        let by_hand = (&images - per_channel(&[0.5, 0.25])) / per_channel(&[0.5, 2.0]);
+        let logits = |model: &Cnn, images: &Tensor| model.forward(images, false).expect("logits");
+        assert_eq!(logits(&normalising, &images), logits(&plain, &by_hand));
+        assert_ne!(logits(&normalising, &images), logits(&plain, &images));
+    }
+
+    #[test]
     fn images_of_other_sizes_work_or_are_refused() {
         let wide = Task { channels: 3, height: 9, width: 14, classes: 3 };
         assert_eq!(parameters(Arch::A, wide).1, [3, 3]);
         assert_eq!(parameters(Arch::B, wide).1, [3, 3]);
         let variables = nn::VarStore::new(Device::Cpu);
         let small = Task { height: 8, ..MNIST };
-        let refused = Cnn::new(Options { arch: Arch::A }, small, &variables.root()).err().expect("refused");
+        let refused = Cnn::new(Options { arch: Arch::A, ..Options::default() }, small, &variables.root())
+            .err()
+            .expect("refused");
         assert!(refused.to_string().contains("at least 9x9 pixels, got 8x28"));
     }
 }

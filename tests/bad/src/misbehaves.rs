@@ -74,7 +74,15 @@ impl Sampler for Misbehaves {
 
     fn step(&self, step: &Step) -> Result<Next> {
         self.0.at("step")?;
-        Ok(step.particles.copy().into())
+        // "fails-at-7": the process that has point 7 does, and no other one.
+        let at = self.0.how.split_once("-at-").and_then(|(what, point)| Some((what, point.parse().ok()?)));
+        match at.filter(|(_, point)| step.points.contains(point)) {
+            Some(("fails", point)) => Err(Error::new(format!("point {point} is one too many"))),
+            Some(("waits", _)) => loop {
+                std::thread::sleep(std::time::Duration::from_secs(1));
+            },
+            _ => Ok(step.particles.copy().into()),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod cargo_test;
 mod determinism;
 mod errors;
 mod hygiene;
+mod law;
 mod lifecycle;
 mod load;
 mod model;
@@ -186,6 +187,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         .chain(&errors::CHECKS)
         .chain(&lifecycle::CHECKS)
         .chain(&sampler::CHECKS)
+        .chain(&law::CHECKS)
         .chain(&attack::CHECKS)
         .chain(&model::CHECKS)
 }

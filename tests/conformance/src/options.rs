@@ -5,8 +5,12 @@ use crate::{Check, Outcome, Plugin, Table, Verdict, about_to};
 use serde_json::{Map, Value, json};
 
 pub const CHECKS: [Check; 4] = [
-    Check::new("options-defaults", "an instance can be made without any option but those given", defaults)
-        .after(&["load-cold"]),
+    Check::new(
+        "options-defaults",
+        "an instance can be made without any option but those given, and a file if it needs one",
+        defaults,
+    )
+    .after(&["load-cold"]),
     Check::new("options-documented", "every option has a type and a help text", documented)
         .after(&["load-cold"]),
     Check::new("options-unknown", "an unknown option is refused by name", unknown).after(&["load-cold"]),
@@ -37,9 +41,19 @@ pub fn with(mut options: Map<String, Value>, others: &str) -> String {
 }
 
 fn defaults(plugin: &Plugin, seed: u64) -> Verdict {
-    match Instance::with_options(plugin, &plugin.given, &Problem::new(seed).batch(0..4)) {
+    let batch = Problem::new(seed).batch(0..4);
+    let Err(error) = Instance::with_options(plugin, &plugin.given, &batch) else {
+        return Ok(Outcome::Passed);
+    };
+    // There is no default of a file of the user's.
+    let schema = schema(plugin)?;
+    let mut files = declared(&schema).filter(|(_, option)| !option["x-file"].is_null());
+    if !files.any(|(name, _)| error.to_string().contains(&format!("`{name}`"))) {
+        return Ok(Outcome::failed("an instance with default options", error));
+    }
+    match Instance::with_options(plugin, &plugin.options, &batch) {
         Ok(_) => Ok(Outcome::Passed),
-        Err(error) => Ok(Outcome::failed("an instance with default options", error)),
+        Err(error) => Ok(Outcome::failed("an instance with the options of `x-conform`", error)),
     }
 }
 

@@ -45,6 +45,11 @@ fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
     sampler.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
 }
 
+/// The threat models of the checks that the sampler supports.
+fn supported(sampler: &SamplerInstance) -> impl Iterator<Item = ThreatModel> {
+    THREATS.into_iter().filter(|threat| guarded(|| sampler.supports(threat)).is_ok())
+}
+
 /// Number of points, with one chain each.
 const POINTS: i64 = 8;
 
@@ -67,7 +72,7 @@ impl<'a> Chains<'a> {
     fn new(sampler: &'a SamplerInstance, threat: ThreatModel, seed: u64) -> Self {
         let problem = Problem { kind: Kind::Double, threat, ..Problem::new(seed) };
         let batch = problem.batch(0..POINTS);
-        let state = (0..sampler.declaration().state_tensors).map(|_| batch.images.zeros_like()).collect();
+        let state = sampler.declaration().fresh_state(&batch.images);
         Self {
             sampler,
             problem,
@@ -92,15 +97,17 @@ impl<'a> Chains<'a> {
             particles_per_point: 1,
             threat: self.problem.threat,
             particles: select(&self.particles),
-            state: self.state.iter().map(select).collect(),
+            state: self
+                .sampler
+                .declaration()
+                .begin_visit(self.state.iter().map(select).collect(), &select(&self.particles)),
         };
         let at = |chains: &Visit| {
             self.victim.loss_and_gradient(&chains.particles, chains.labels).map_err(no_result)
         };
         Walk { sampler: self.sampler, steps: STEPS }.run(
             &mut chains,
-            |_, chains| at(chains),
-            |chains| at(chains).map(|(loss, _)| loss),
+            |due, chains| at(chains).map(|(loss, gradient)| (loss, due.gradient.then_some(gradient))),
             |call| {
                 let seed = self.problem.seed ^ mix(visit << 16 | call.number as u64);
                 perform(self.sampler, call, &Numbers::new(mix(seed), points))
@@ -133,10 +140,11 @@ impl<'a> Chains<'a> {
 }
 
 /// Makes a call of a walk, and fails if the state does not have the declared shapes.
-fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Result<Next, Outcome> {
+pub fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Result<Next, Outcome> {
     let next = guarded(|| call.make(random)).map_err(no_result)?;
     let shapes: Vec<_> = next.state.iter().map(Tensor::size).collect();
-    let expected = vec![call.visit.particles.size(); sampler.declaration().state_tensors];
+    let state = sampler.declaration().state().into_iter();
+    let expected: Vec<_> = state.map(|shape| shape.size(&call.visit.particles)).collect();
     if shapes != expected {
         return Err(Outcome::failed(
             format!("state of shapes {expected:?}"),
@@ -153,7 +161,7 @@ fn state(plugin: &Plugin, seed: u64) -> Verdict {
 
 fn zero_gradient(plugin: &Plugin, seed: u64) -> Verdict {
     let sampler = made(plugin)?;
-    for threat in THREATS {
+    for threat in supported(&sampler) {
         let mut chains = Chains::new(&sampler, threat, seed);
         // Zero weights give a zero gradient.
         chains.victim.weights = chains.victim.weights.zeros_like().set_requires_grad(true);
@@ -203,7 +211,7 @@ fn projection(plugin: &Plugin, seed: u64) -> Verdict {
     if sampler.declaration().projection == Projection::Host {
         return Err(Outcome::Skipped("the host projects for this sampler".to_owned()));
     }
-    for threat in THREATS {
+    for threat in supported(&sampler) {
         let mut chains = Chains::new(&sampler, threat, seed);
         for visit in 0..5 {
             chains.visit_all(visit)?;

@@ -90,8 +90,7 @@ impl Batch {
         let (loss, gradient, state) = match instance {
             Instance::Sampler(sampler) => {
                 let (loss, gradient) = self.victim.loss_and_gradient(&self.particles, &self.labels)?;
-                let state = (0..sampler.declaration().state_tensors).map(|_| self.images.zeros_like());
-                (loss, gradient, state.collect())
+                (loss, gradient, sampler.declaration().fresh_state(&self.images))
             }
             _ => (self.images.zeros_like(), self.images.zeros_like(), Vec::new()),
         };
@@ -120,7 +119,8 @@ impl Inputs {
     /// The same inputs with `change` applied to every tensor that is shaped like images.
     pub fn with_images(mut self, change: impl Fn(&Tensor) -> Tensor) -> Self {
         let images = [&mut self.natural, &mut self.particles, &mut self.gradient];
-        for tensor in images.into_iter().chain(&mut self.state) {
+        let state = self.state.iter_mut().filter(|state| state.dim() == 4);
+        for tensor in images.into_iter().chain(state) {
             *tensor = change(tensor);
         }
         self
@@ -362,32 +362,36 @@ impl Instance {
                     particles_per_point: 1,
                     number: 0,
                     of: 1,
-                    threat: problem.threat,
+                    threat: supported(|threat| sampler.supports(threat), problem.threat)?,
                     random: Random::new(random),
                 };
                 let next = sampler.step(&step, random)?;
                 std::iter::once(next.particles).chain(next.state).collect()
             }
             Self::Attack(attack) => {
-                let threat = supported(attack, problem.threat)?;
+                let threat = supported(|threat| attack.supports(threat), problem.threat)?;
                 vec![attack.run((natural, labels), points, problem.classes, threat, victim, random)?]
             }
         })
     }
 
-    /// The shape that `act` must return.
-    pub fn shape(&self, batch: &Batch) -> Vec<i64> {
+    /// The shapes that `act` must return.
+    pub fn shapes(&self, batch: &Batch) -> Vec<Vec<i64>> {
+        let images = || batch.images.size();
         match self {
-            Self::Model(_) => vec![batch.points.len() as i64, batch.problem.classes],
-            _ => batch.images.size(),
+            Self::Model(_) => vec![vec![batch.points.len() as i64, batch.problem.classes]],
+            Self::Sampler(sampler) => {
+                let state = sampler.declaration().state().into_iter();
+                std::iter::once(images()).chain(state.map(|shape| shape.size(&batch.images))).collect()
+            }
+            Self::Attack(_) => vec![images()],
         }
     }
 }
 
-/// The threat model if the attack supports it, else one in the other norm.
-fn supported(attack: &AttackInstance, threat: ThreatModel) -> Result<ThreatModel> {
+/// The threat model if the plugin supports it, else one in the other norm.
+fn supported(supports: impl Fn(&ThreatModel) -> Result<()>, threat: ThreatModel) -> Result<ThreatModel> {
     let others = THREATS.into_iter().filter(|other| other.domain == threat.domain);
-    let mut supported =
-        std::iter::once(threat).chain(others).filter(|threat| attack.supports(threat).is_ok());
+    let mut supported = std::iter::once(threat).chain(others).filter(|threat| supports(threat).is_ok());
     supported.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
 }

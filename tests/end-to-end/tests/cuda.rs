@@ -24,6 +24,7 @@ fn a_repeated_training_has_the_same_weights() {
         ("faithful", "--model cnn.so,arch=B --mode faithful --momentum 0.9 --particles 3"),
         ("trades", "--model cnn.so,arch=A --objective trades --sampler pgd.so,steps=3 --start uniform"),
         ("bf16", "--model cnn.so,arch=B --mode fused --precision bf16 --store u8 --optimizer adam"),
+        ("tf32", "--model cnn.so,arch=B --mode fused --precision tf32"),
         ("probed", "--model bad_plugins.so,plugin=normalised --probe pgd.so,steps=3 --validation-points 50"),
     ] {
         let runs = [1, 2].map(|time| {
@@ -33,6 +34,32 @@ fn a_repeated_training_has_the_same_weights() {
         });
         runs[0].assert_same_as(&runs[1]);
     }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn tf32_is_of_updates_alone() {
+    let place = Place::with_digits(9, 400);
+    place.host(&format!("{TRAIN} --precision tf32 --out run")).ended_with(0);
+    place.host("eval run --attack fgsm.so").ended_with(0);
+    let run = place.run("run");
+    let (record, evaluation) = (run.record(), run.evaluations().remove(0));
+    for flag in ["tf32_cudnn", "tf32_cublas"] {
+        assert_eq!(record["arithmetic"][flag], true, "{flag}");
+        assert_eq!(evaluation["settings"]["arithmetic"][flag], false, "{flag}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn numbers_that_are_drawn_ahead_train_the_same_network_on_a_gpu() {
+    let place = Place::with_digits(9, 400);
+    let runs = ["0", "1"].map(|ahead| {
+        let train = format!("{TRAIN} --sampler langevin.so,steps=2 --particles 2 --out run-{ahead}");
+        place.outcome(place.command(&train).env("DRO_DRAW_AHEAD", ahead)).ended_with(0);
+        place.run(&format!("run-{ahead}"))
+    });
+    runs[0].assert_same_as(&runs[1]);
 }
 
 #[test]
@@ -96,7 +123,9 @@ fn a_suite_runs_to_its_end() {
 #[ignore = "needs a GPU"]
 fn every_plugin_passes_its_checks_on_the_gpu() {
     let place = Place::empty();
-    for library in ["cnn", "resnet", "wide_resnet", "langevin", "pgd", "fgsm", "apgd", "fab", "square"] {
+    let models = ["cnn", "linear", "resnet", "wide_resnet"].into_iter();
+    let samplers = ["langevin", "ula", "mala", "metropolis", "pgd", "fgsm"];
+    for library in models.chain(samplers).chain(["apgd", "fab", "square"]) {
         let options = if library.contains("resnet") { ",width=1" } else { "" };
         let library = built(&format!("lib{library}.so"));
         let outcome = place.host(&format!("conform {}{options} --include tensors-cuda", library.display()));

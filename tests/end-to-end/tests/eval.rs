@@ -312,7 +312,7 @@ fn an_error_of_an_attack_names_it_and_leaves_all_files_unchanged() {
             ],
         ),
     ] {
-        let command = format!("eval run --attack {attack}");
+        let command = format!("eval run --attack {attack} --batch 100");
         place.host(&command).fails(1, parts);
         assert!(place.contents() == before, "{command}");
     }

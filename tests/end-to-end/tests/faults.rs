@@ -59,13 +59,12 @@ fn names(run: &Path) -> BTreeSet<String> {
 
 fn train(step: usize) {
     let place = Place::with_digits(8, 50);
-    place.host(&format!("{TRAIN} --store-file kept --out whole")).ended_with(0);
+    place.host(&format!("{TRAIN} --store-file --out whole")).ended_with(0);
     let (run, whole) = (place.run("run"), place.run("whole"));
-    let files = ["kept", "particles"].map(|name| place.path(name));
     for fault in FAULTS {
         let disturbed = at_operations(step, |at| {
-            let _ = (fs::remove_dir_all(place.path("run")), fs::remove_file(&files[1]));
-            let command = format!("{TRAIN} --store-file particles --out run");
+            let _ = fs::remove_dir_all(place.path("run"));
+            let command = format!("{TRAIN} --store-file --out run");
             let ended = is_undisturbed(disturbed(&place, &command, fault, "train", at), fault);
             if place.path("run/run.json").exists() {
                 place.host("train --resume run").ended_with(0);
@@ -83,7 +82,7 @@ fn train(step: usize) {
             assert_eq!(best_exists[0], best_exists[1]);
             let events: Vec<_> = run.event_files().concat();
             assert!(events.len() >= whole.event_files().concat().len(), "{fault} at {at}");
-            assert!(!place.path("particles.begun").exists(), "{fault} at {at}");
+            assert!(!place.path("run.particles.begun").exists(), "{fault} at {at}");
             ended
         });
         assert!(disturbed * step > 50, "{disturbed} operations were disturbed");

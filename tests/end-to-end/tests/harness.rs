@@ -46,6 +46,11 @@ fn cargo<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Out
     as_a_user_would(&mut command).output().expect("cargo starts")
 }
 
+/// The flag that makes cargo build beside the host; empty for the usual profile.
+pub fn profile_of_host() -> &'static str {
+    profile(&PROGRAMS).unwrap_or_default()
+}
+
 /// Builds a crate outside the workspace; its library is then beside the host.
 pub fn build_beside_host<'a>(folder: &Path, arguments: impl IntoIterator<Item = &'a str>) {
     cargo_build(folder, arguments.into_iter().chain(profile(&PROGRAMS)));
@@ -113,7 +118,8 @@ impl Place {
         self.any_command(built("host"), arguments.split_whitespace())
     }
 
-    fn any_command<S: AsRef<OsStr>>(
+    /// Any other program with these arguments, to be run in the folder.
+    pub fn any_command<S: AsRef<OsStr>>(
         &self,
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = S>,
@@ -451,18 +457,55 @@ impl Run {
     #[track_caller]
     pub fn assert_same_as(&self, other: &Self) {
         assert_eq!(self.newest_update(), other.newest_update());
-        for file in
-            ["weights", "optimizer", "particles", "average"].map(|group| format!("{group}.safetensors"))
-        {
+        assert!(
+            self.particles() == other.particles(),
+            "particles of {:?} and {:?} differ",
+            self.folder,
+            other.folder
+        );
+        for file in ["weights", "optimizer", "average"].map(|group| format!("{group}.safetensors")) {
             let [ours, theirs] = [self, other].map(|run| fs::read(run.newest(&file)).ok());
             assert!(ours == theirs, "{file} of {:?} and {:?} differ", self.folder, other.folder);
         }
         let timeless = |mut lines: Vec<Value>| {
-            lines.iter_mut().for_each(|line| line["seconds"] = Value::Null);
+            for line in &mut lines {
+                (line["seconds"], line["communication_seconds"]) = (Value::Null, Value::Null);
+            }
             lines
         };
         assert_eq!(timeless(self.metrics()), timeless(other.metrics()));
         assert_eq!(self.trace().map(timeless), other.trace().map(timeless));
+    }
+}
+
+impl Run {
+    /// The bytes of the particles and state tensors of the newest checkpoint, by name; none without a
+    /// store. In a file, each point has three slots, of which the checkpoint names one.
+    fn particles(&self) -> Option<BTreeMap<String, Vec<u8>>> {
+        let bytes = fs::read(self.newest("particles.safetensors")).ok()?;
+        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let Ok(slots) = tensors.tensor("slots") else {
+            return Some(
+                tensors.iter().map(|(name, view)| (name.to_owned(), view.data().to_vec())).collect(),
+            );
+        };
+        let record = self.record();
+        let named = record["experiment"]["train"]["store_file"].as_str().expect("a file");
+        let file = if named == "run" { self.folder.join("particles") } else { PathBuf::from(named) };
+        let files = tensors.tensor("digests").expect("digests").shape()[0];
+        let read = |number: usize| {
+            let (name, path) = match number {
+                0 => ("particles".to_owned(), file.clone()),
+                _ => (format!("state.{number}"), PathBuf::from(format!("{}.state-{number}", file.display()))),
+            };
+            let bytes = fs::read(path).expect("readable");
+            let (points, row) = (slots.data().len(), bytes.len() / (3 * slots.data().len()));
+            let rows = slots.data().iter().enumerate().flat_map(|(point, slot)| {
+                bytes[row * (usize::from(*slot) * points + point)..][..row].to_vec()
+            });
+            (name, rows.collect())
+        };
+        Some((0..files).map(read).collect())
     }
 }
 

@@ -44,7 +44,9 @@ fn run_path(host: &Path) -> (String, String) {
     let start = bytes.windows(8).position(|window| window == b"$ORIGIN/").expect("a run path");
     let path = bytes[start..].split(|byte| *byte == 0).next().expect("a text");
     let path = String::from_utf8(path.to_vec()).expect("a path");
-    let (relative, absolute) = path.split_once(':').expect("two folders");
+    let (relative, others) = path.split_once(':').expect("several folders");
+    // Between the two is the folder of an installed libtorch.
+    let absolute = others.rsplit(':').next().expect("a folder");
     (relative.trim_start_matches("$ORIGIN/").to_owned(), absolute.to_owned())
 }
 

@@ -6,6 +6,7 @@ use crate::harness::{Place, built, edit, write_sealed};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 fn read(place: &Place, file: &str) -> String {
     fs::read_to_string(place.path(file)).unwrap_or_else(|why| panic!("{file}: {why}"))
@@ -80,7 +81,7 @@ fn assert_well_formed(page: &str) {
 }
 
 /// Makes `report.html`, which must be a well-formed page with a folder of files beside it.
-fn report(place: &Place, arguments: &str) -> String {
+pub fn report(place: &Place, arguments: &str) -> String {
     place.host(&format!("report {arguments}")).succeeds();
     let page = read(place, "report.html");
     assert_well_formed(&page);
@@ -347,6 +348,40 @@ fn a_run_without_its_plugin_data_or_examples_is_reported_with_marks() {
     fs::copy(built("libcnn.so"), &model).expect("copied");
     edit(&place.path(&format!("run/{examples}")), |bytes| bytes.truncate(100));
     assert!(report(&place, "run --force").contains("the adversarial examples cannot be shown"));
+}
+
+#[test]
+fn a_diagnosis_is_shown_and_marked_where_one_is_missing_or_damaged() {
+    let place = Place::with_digits(8, 100);
+    let train = "train --recipe algorithm-1 --data digits --threads 1 --epochs 1 --batch 20 --epsilon 0.1";
+    place.host(&format!("{train} --sampler langevin.so,step_size=0.02,noise=0.02 --out run")).ended_with(0);
+    // Only particles that are kept can be diagnosed.
+    place.host(&format!("{train} --sampler pgd.so,steps=1,step_size=0.1 --out anew")).ended_with(0);
+    assert!(!report(&place, "anew").contains("diagnos"));
+    let page = report(&place, "run --force");
+    assert!(page.contains("there is no diagnosis (<code>host diagnose run</code>)"));
+
+    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/diagnosis.json");
+    fs::copy(saved, place.path("run/diagnosis.json")).expect("copied");
+    let page = report(&place, "run --force");
+    assert!(!page.contains("there is no diagnosis"));
+    for words in ["How far the particles are from the law", "as adversarial as the law of lambda 31.6"] {
+        assert!(page.contains(words), "{words}");
+    }
+    for part in ["places", "lambda", "dual"] {
+        assert!(page.contains(&format!("id=\"run-run-diagnosis-{part}\"")), "{part}");
+        assert!(place.path(&format!("report/run-run-diagnosis-{part}.png")).is_file(), "{part}");
+    }
+    for part in ["particles", "losses", "law", "chains", "game", "transfer"] {
+        assert!(page.contains(&format!("run-run-diagnosis-{part}.csv")), "{part}");
+        assert!(!csv(&place, &format!("report/run-run-diagnosis-{part}.csv")).is_empty(), "{part}");
+    }
+    // All of these files are a report's, and replaced by the next one.
+    edit(&place.path("run/diagnosis.json"), |bytes| bytes.truncate(1000));
+    let page = report(&place, "run --force");
+    assert!(page.contains("the diagnosis cannot be shown") && page.contains("run/diagnosis.json"));
+    assert!(page.contains("move the file away, then host diagnose run"));
+    assert!(!place.path("report/run-run-diagnosis-dual.svg").exists());
 }
 
 #[test]

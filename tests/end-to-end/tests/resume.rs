@@ -458,7 +458,7 @@ fn own_data_and_plugins_that_were_moved_are_found() {
     renamed("pictures", "store/pictures");
     for command in &commands[..2] {
         place
-            .refuses(command, &["the run's data", "/pictures are missing"])
+            .refuses(command, &["the recorded data", "/pictures are missing"])
             .explains(&["--data-folder FOLDER: pictures itself, or the folder around it"]);
     }
     place.host(commands[2]).succeeds();
@@ -473,10 +473,7 @@ fn own_data_and_plugins_that_were_moved_are_found() {
     }
     // Other data are not taken for them.
     write_image_tree(&place.path("other"), 8, 40);
-    place.refuses(
-        &format!("{} --data-folder other", commands[1]),
-        &["is not the one that the run began with"],
-    );
+    place.refuses(&format!("{} --data-folder other", commands[1]), &["is not the recorded one"]);
     renamed("store/pictures", "pictures");
 
     renamed("mine", "theirs");
@@ -541,7 +538,7 @@ fn changed_data_are_refused_unless_allowed() {
     edit(&place.path("digits").join(file), |contents| contents[16] ^= 1);
     let recorded = run.record()["data"]["checksums"][file].as_str().expect("a checksum").to_owned();
     for command in ["train --resume run", "eval run --attack fgsm.so"] {
-        place.refuses(command, &[file, "is not the one that the run began with"]).explains(&[
+        place.refuses(command, &[file, "is not the recorded one"]).explains(&[
             &recorded,
             "found",
             "--allow-changed",

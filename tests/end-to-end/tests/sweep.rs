@@ -1,7 +1,7 @@
 //! `host sweep`: many runs from one file; interruptions, failures, shares and summaries.
 
 use crate::harness::{Outcome, Place, built, edit, repository, sha256};
-use libc::{SIGINT, SIGKILL, SIGTERM, SIGUSR1};
+use libc::{SIGINT, SIGKILL, SIGTERM, SIGXCPU};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -183,7 +183,7 @@ fn a_sweep_can_grow_and_be_evaluated_later() {
 /// Starts the long sweep and sends a signal in the middle of the second run: to the sweep's process
 /// only, or, like a terminal, also to the processes that it started.
 fn stop(place: &Place, signal: i32, to_all: bool) -> std::process::Output {
-    let mut command = place.command("sweep long.toml");
+    let mut command = place.command("sweep long.toml --stop-signal XCPU");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut sweep = command.spawn().expect("the host starts");
     let second = place.run("sweeps/long/seed=1");
@@ -221,7 +221,7 @@ fn a_killed_sweep_continues() {
 
 #[test]
 fn a_sweep_that_was_stopped_by_a_signal_continues() {
-    for (signal, to_all) in [(SIGINT, false), (SIGINT, true), (SIGUSR1, true)] {
+    for (signal, to_all) in [(SIGINT, false), (SIGINT, true), (SIGXCPU, true)] {
         let place = Place::with_digits(8, 400);
         long_sweep(&place);
         let output = stop(&place, signal, to_all);

@@ -120,9 +120,9 @@ fn weights_of_another_model_are_refused() {
     assert!(text.contains("cnn.so,arch=B"));
     write_sealed(&place.path("run/run.json"), &text.replace("cnn.so,arch=B", "cnn.so,arch=A"));
     let before: Value = place.run("run").record();
-    place
-        .host("eval run --attack fgsm.so")
-        .fails(2, &["the weights do not match model cnn", "`conv1.bias`", "expected Float [64]"])
-        .explains(&["the model plugin and options that the weights were saved with"]);
+    place.host("eval run --attack fgsm.so").fails(2, &["the weights do not match model cnn"]).explains(&[
+        "`conv1.bias`: expected Float [64], got Float [32]",
+        "the model plugin and options that the weights were saved with",
+    ]);
     assert_eq!(place.run("run").record(), before);
 }

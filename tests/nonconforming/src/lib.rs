@@ -1,12 +1,14 @@
 //! Plugins that each break one rule of `host conform`, and a few good ones.
 
 use plugin_api::abi::{self, SamplerTableRef};
+use plugin_api::law::Law;
 use plugin_api::losses::cross_entropy;
+use plugin_api::metropolis::{Boundary, Judged, Metropolis};
 use plugin_api::tch::nn::{self, Module, ModuleT};
 use plugin_api::tch::{self, Kind, Tensor};
 use plugin_api::{
-    Attack, Error, Model, Next, NoOptions, Result, Sampler, Step, Target, Task, export_attack, export_model,
-    export_plugin, export_sampler,
+    Attack, Error, Model, Next, NoOptions, Projection, Result, Sampler, Step, Target, Task, ThreatModel,
+    export_attack, export_model, export_plugin, export_sampler,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +41,116 @@ macro_rules! sampler {
         sampler!($name, $sampler, NoOptions, |_| Ok(()), $step);
     };
 }
+
+/// The factor of the loss in the law that the samplers of `gibbs!` declare.
+const LAMBDA: f64 = 10.0;
+
+/// A sampler on boxes that declares a Gibbs law, whose `step` and `finish` are the function given. It
+/// keeps the numbers of a Metropolis chain, the position that a proposal was made from, and the
+/// gradient there.
+macro_rules! gibbs {
+    ($name:literal, $sampler:ident, $next:expr) => {
+        export_sampler!($name, $sampler);
+
+        struct $sampler;
+
+        impl Sampler for $sampler {
+            type Options = NoOptions;
+
+            fn new(_: NoOptions) -> Result<Self> {
+                Ok(Self)
+            }
+
+            fn law(&self) -> Law {
+                Law::Gibbs { lambda: LAMBDA }
+            }
+
+            fn supports(&self, threat: &ThreatModel) -> Result<()> {
+                Boundary::Reflect.supports(threat)
+            }
+
+            fn projection(&self) -> Projection {
+                Projection::Sampler
+            }
+
+            fn numbers(&self) -> Vec<&'static str> {
+                Metropolis::NUMBERS.to_vec()
+            }
+
+            fn visit_tensors(&self) -> usize {
+                2
+            }
+
+            fn judges_last_proposal(&self) -> bool {
+                true
+            }
+
+            fn step(&self, step: &Step) -> Result<Next> {
+                let next: fn(&Step) -> Result<Next> = $next;
+                next(step)
+            }
+
+            fn finish(&self, step: &Step) -> Result<Next> {
+                self.step(step)
+            }
+        }
+    };
+}
+
+/// Judges the proposal with this factor of the loss, as if proposals were symmetric. The next
+/// proposal is `propose` of the position and the gradient there, brought back by `bring_back`.
+fn metropolis(
+    step: &Step,
+    lambda: f64,
+    propose: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    bring_back: impl Fn(&Tensor, &Tensor) -> Tensor,
+) -> Result<Next> {
+    let [numbers, position, gradient] = step.state else {
+        return Err(Error::new("expected 3 state tensors"));
+    };
+    let chain = Metropolis::new(lambda, TAU, 0, 0.5)?;
+    let Judged { accepted, numbers } = chain.judge(step, numbers, position, None)?;
+    let position = step.particles.where_self(&accepted, position);
+    let gradient = step.gradient.where_self(&accepted, gradient);
+    let particles = if step.number == step.of {
+        position.copy()
+    } else {
+        bring_back(&position, &propose(&position, &gradient)?)
+    };
+    Ok(Next { particles, state: vec![numbers, position, gradient] })
+}
+
+/// The standard deviation of the noise of a step.
+const TAU: f64 = 0.1;
+
+fn walk(step: &Step, position: &Tensor) -> Result<Tensor> {
+    Ok(position + step.random.normal(position)? * TAU)
+}
+
+fn langevin(step: &Step, position: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    Ok(walk(step, position)? + gradient * (TAU * TAU / 2.0 * LAMBDA))
+}
+
+gibbs!("forgets-to-judge", ForgetsToJudge, |step| {
+    let proposal = langevin(step, step.particles, step.gradient)?;
+    let (particles, _) = Boundary::Reflect.bring_back(step, step.particles, &proposal);
+    Ok(Next { particles, state: step.state.iter().map(Tensor::copy).collect() })
+});
+
+gibbs!("forgets-the-way-back", ForgetsTheWayBack, |step| {
+    let reflect = |from: &Tensor, proposal: &Tensor| Boundary::Reflect.bring_back(step, from, proposal).0;
+    metropolis(step, LAMBDA, |position, gradient| langevin(step, position, gradient), reflect)
+});
+
+gibbs!("projects-proposals", ProjectsProposals, |step| {
+    let project = |_: &Tensor, proposal: &Tensor| step.threat.project(proposal, step.natural);
+    metropolis(step, LAMBDA, |position, _| walk(step, position), project)
+});
+
+gibbs!("halves-lambda", HalvesLambda, |step| {
+    let reflect = |from: &Tensor, proposal: &Tensor| Boundary::Reflect.bring_back(step, from, proposal).0;
+    metropolis(step, LAMBDA / 2.0, |position, _| walk(step, position), reflect)
+});
 
 /// An attack without options that runs the function given.
 macro_rules! attack {

@@ -30,6 +30,11 @@ impl Run {
         }
     }
 
+    /// Diagnoses the run.
+    pub(super) fn diagnose_command(&self) -> String {
+        shell_words(["host", "diagnose", &self.path.to_string_lossy()])
+    }
+
     /// Evaluates the run and saves adversarial examples, or continues its training if it has no
     /// weights yet.
     pub(super) fn save_examples_command(&self) -> String {

@@ -2,16 +2,14 @@
 
 use super::{Collector, Gap, Part, Run};
 use crate::data::examples::{Examples, repeat_rows};
+use crate::law::faces::{BARS, histogram};
 use crate::run::progress::Progress;
 use crate::run::{RunFolder, checkpoint};
 use crate::training::setup::split;
-use crate::training::store::ParticleStore;
+use crate::training::shards::{self, Stores};
 use crate::{Error, Result};
 use plugin_api::{Norm, ThreatModel};
 use tch::{Device, Kind, Tensor};
-
-/// The number of bars of a histogram over distances from 0 to the largest.
-pub(in crate::report) const BARS: usize = 20;
 
 /// The distances of particles from their natural examples.
 pub(crate) struct Distances {
@@ -51,18 +49,21 @@ impl Collector<'_> {
 
     fn read_distances(&mut self, folder: &RunFolder, run: &Run) -> Result<Option<Distances>> {
         let experiment = &run.record.experiment;
-        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &["particles"])? else {
+        let groups = shards::groups(&experiment.train);
+        let groups: Vec<_> = groups.iter().map(String::as_str).collect();
+        let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Err(Error::new("there is no checkpoint yet"));
         };
         // Chains that begin anew at every visit are not saved.
-        let Some(saved) = saved.groups.remove("particles") else { return Ok(None) };
-        let dataset = self.dataset(&run.record)?;
+        if saved.groups.is_empty() {
+            return Ok(None);
+        }
+        let dataset = self.dataset(&run.record.experiment.data, &run.record.data.checksums)?;
         let (points, _) = split(experiment, &dataset)?;
         let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
-        let (format, threat) = (experiment.train.store, experiment.training_threat());
-        let mut store = ParticleStore::new(&examples, experiment.train.particles, 0, threat, format, None)?;
-        store.load_state(&saved)?;
-        distances(&store, &examples, experiment.train.particles, threat).map(Some)
+        let stores = Stores::of_checkpoint(experiment, folder.path(), &examples, &[], &mut saved.groups)?;
+        let threat = experiment.training_threat();
+        distances(&stores, &examples, experiment.train.particles, threat).map(Some)
     }
 }
 
@@ -90,28 +91,27 @@ fn lengths(rows: &Tensor, norm: Norm) -> Tensor {
 
 /// The distances in both norms.
 fn distances(
-    store: &ParticleStore,
+    stores: &Stores,
     examples: &Examples,
     particles_per_point: usize,
     threat: ThreatModel,
 ) -> Result<Distances> {
     const POINTS_AT_A_TIME: i64 = 1000;
     let epsilon = threat.epsilon.max(f64::MIN_POSITIVE);
-    let none = examples.batch(&Tensor::from_slice::<i64>(&[])).0;
+    let none = examples.batch(&Tensor::from_slice::<i64>(&[]))?.0;
     let pixels = none.size()[1..].iter().product();
     let units = units(threat.norm, pixels);
     let mut tallies = [(); 2].map(|()| (Tensor::zeros([BARS as i64], (Kind::Double, Device::Cpu)), 0.0));
     let mut particles = 0;
     for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
     {
-        let natural = repeat_rows(&examples.batch(&points).0, particles_per_point);
+        let natural = repeat_rows(&examples.batch(&points)?.0, particles_per_point);
         let difference =
-            (store.load(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
+            (stores.load_any(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
         particles += difference.size()[0] as usize;
         for ((counts, sum), (norm, largest, _)) in tallies.iter_mut().zip(&units) {
             let shares = lengths(&difference, *norm) / epsilon / *largest;
-            let bar = (&shares * BARS as f64).floor().clamp(0.0, BARS as f64 - 1.0).to_kind(Kind::Int64);
-            *counts += bar.bincount::<&Tensor>(None, BARS as i64).to_kind(Kind::Double);
+            *counts += histogram(&shares);
             *sum += shares.sum(Kind::Double).double_value(&[]);
         }
     }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::config::Format;
     use crate::data::Split;
-    use crate::training::store::Stored;
+    use crate::training::store::{ParticleStore, Place, Stored};
 
     #[test]
     fn distances_are_in_units_of_epsilon_in_every_format() {
@@ -136,7 +136,7 @@ mod tests {
         let split = Split { images, labels: Tensor::zeros([4], (Kind::Int64, Device::Cpu)) };
         let examples = Examples::new(&split, 0, 4, Device::Cpu).expect("room");
         let points = Tensor::arange(4, (Kind::Int64, Device::Cpu));
-        let (natural, _) = examples.batch(&points);
+        let (natural, _) = examples.batch(&points).expect("in memory");
         // One pixel moves, or both as far: by 0, 0.27, 0.52 and 0.94 of epsilon.
         let moves = [[0.0f32, 0.0], [0.054, 0.0], [-0.104, 0.104], [0.188, 0.0]].concat();
         let half = 0.5f64.sqrt();
@@ -151,10 +151,12 @@ mod tests {
             let threat = ThreatModel { norm, epsilon: 0.2, domain: (0.0, 1.0) };
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
             for format in [Format::F32, Format::F16, Format::U8] {
-                let mut store = ParticleStore::new(&examples, 1, 0, threat, format, None).expect("room");
+                let mut store =
+                    ParticleStore::new(&examples.part(0, 1), 1, &[], threat, format, Place::Memory)
+                        .expect("room");
                 let stored = Stored { particles: moved.shallow_clone(), state: Vec::new() };
-                store.save(&points, &natural, &stored);
-                let found = distances(&store, &examples, 1, threat).expect("distances");
+                store.save(&points, &natural, &stored).expect("saved");
+                let found = distances(&Stores::new(vec![store]), &examples, 1, threat).expect("distances");
                 for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
                     let mut expected = [0.0; BARS];
                     bars.iter().for_each(|bar| expected[*bar] += 0.25);

@@ -7,6 +7,7 @@ use crate::run::{self, RunFolder};
 use crate::torch::tensors;
 use crate::util::files;
 use crate::{Error, Result};
+use plugin_api::ThreatModel;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
@@ -20,6 +21,8 @@ pub(crate) struct Strip {
     pub examples: Vec<Example>,
     /// The file of the examples.
     pub file: PathBuf,
+    /// The threat model that they were made in.
+    pub threat: ThreatModel,
 }
 
 /// An example that fooled a model: images `[C, H, W]`, f32, 0 to 1.
@@ -86,7 +89,7 @@ impl Collector<'_> {
                 .fix("this is not an error; stronger attacks may find some"));
         }
         let (labels, points, attacks) = (numbers("labels")?, numbers("points")?, numbers("attacks")?);
-        let dataset = self.dataset(&run.record)?;
+        let dataset = self.dataset(&run.record.experiment.data, &run.record.data.checksums)?;
         let test = Examples::new(&dataset.test, 0, dataset.test.count() as usize, Device::Cpu)?;
         if points.iter().any(|point| !(0..test.len() as i64).contains(point))
             || images.size()[1..] != dataset.test.images.size()[1..]
@@ -108,7 +111,7 @@ impl Collector<'_> {
         let rows = Tensor::from_slice(&chosen);
         let adversarial = images.index_select(0, &rows);
         let at: Vec<i64> = chosen.iter().map(|row| points[*row as usize]).collect();
-        let (natural, _) = test.batch(&Tensor::from_slice(&at));
+        let (natural, _) = test.batch(&Tensor::from_slice(&at))?;
         let (before, after) = (guesses(&model, &natural)?, guesses(&model, &adversarial)?);
         let examples = chosen.iter().zip(0..).map(|(row, place)| {
             let row = *row as usize;
@@ -122,7 +125,8 @@ impl Collector<'_> {
                 attack: attack.map_or(String::new(), |attack| attack.attack.clone()),
             }
         });
-        Ok(Strip { examples: examples.collect(), file })
+        let threat = evaluation.threat(&run.record.experiment.threat);
+        Ok(Strip { examples: examples.collect(), file, threat })
     }
 }
 

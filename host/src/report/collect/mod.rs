@@ -3,15 +3,18 @@
 mod commands;
 mod distances;
 mod examples;
+mod pairs;
 mod run;
 mod sweep;
 
 pub(super) use commands::shell_words;
-pub(super) use distances::{BARS, Distances};
+pub(super) use distances::Distances;
 pub(super) use examples::{Example, Strip};
+pub(super) use pairs::{CollectedCheck, PicturedPair};
 pub(super) use run::{Run, SavedEvaluation};
 pub(super) use sweep::CollectedSweep;
 
+use crate::config::Data;
 use crate::data::Dataset;
 use crate::run::{self as run_folder, RunFolder, RunRecord};
 use crate::sweep::folder::SweepFolder;
@@ -26,13 +29,16 @@ pub(crate) struct Collection {
     pub runs: Vec<Run>,
     /// The sweeps.
     pub sweeps: Vec<CollectedSweep>,
+    /// The results of `host data check`.
+    pub checks: Vec<CollectedCheck>,
 }
 
 impl Collection {
     /// The number of gaps in the report.
     pub(crate) fn gaps(&self) -> usize {
         let of_runs = self.runs.iter().flat_map(|run| &run.gaps);
-        of_runs.chain(self.sweeps.iter().flat_map(|sweep| &sweep.gaps)).count()
+        let of_sweeps = self.sweeps.iter().flat_map(|sweep| &sweep.gaps);
+        of_runs.chain(of_sweeps).chain(self.checks.iter().flat_map(|check| &check.gaps)).count()
     }
 }
 
@@ -60,6 +66,10 @@ pub(crate) enum Part {
     Examples,
     /// The histogram of distances.
     Distances,
+    /// How far the particles are from the law.
+    Diagnosis,
+    /// The images of a data check.
+    Pairs,
 }
 
 /// The record of a run. Every run's folder begins with it.
@@ -81,15 +91,17 @@ impl<'a> Collector<'a> {
         Self { data_folder, plugins, allow_changed, datasets: BTreeMap::new() }
     }
 
-    /// Reads the folders of runs and sweeps, each run once.
+    /// Reads the folders of runs and sweeps, each run once, and the files of data checks.
     ///
     /// # Errors
-    /// If a folder is neither a run's nor a sweep's, or a run's record is damaged.
+    /// If a folder is neither a run's nor a sweep's, or a file or a run's record is damaged.
     pub(crate) fn collect(&mut self, paths: &[PathBuf]) -> Result<Collection> {
-        let (mut sweeps, mut found) = (Vec::new(), Vec::new());
+        let (mut sweeps, mut found, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         for path in paths {
             let folder = SweepFolder::at(path);
-            if folder.is_sweep() {
+            if path.is_file() {
+                checks.push((path, pairs::read(path)?));
+            } else if folder.is_sweep() {
                 let (sweep, runs) = sweep::read(&folder)?;
                 sweeps.push(sweep);
                 found.extend(runs);
@@ -102,7 +114,7 @@ impl<'a> Collector<'a> {
                     path.display(),
                     file.file_name().unwrap_or_default().display()
                 ))
-                .fix("give the folders that `host train` or `host sweep` wrote (their --out)"));
+                .fix("give the folders that `host train` or `host sweep` wrote (their --out), or the file of `host data check --out`"));
             }
         }
         let mut seen = BTreeSet::new();
@@ -112,7 +124,9 @@ impl<'a> Collector<'a> {
         let names = names(&found);
         let runs =
             opened.into_iter().zip(names).map(|((folder, record), name)| self.run(folder, record, name));
-        Ok(Collection { runs: runs.collect(), sweeps })
+        let runs = runs.collect();
+        let checks = checks.into_iter().map(|(path, check)| self.check(path, check)).collect();
+        Ok(Collection { runs, sweeps, checks })
     }
 
     fn run(&mut self, folder: RunFolder, record: RunRecord, name: String) -> Run {
@@ -125,19 +139,19 @@ impl<'a> Collector<'a> {
             Ok(distances) => run.distances = distances,
             Err(gap) => run.gaps.push(gap),
         }
+        run.read_diagnosis(&folder);
         run
     }
 
-    /// The data of a run. Data sets of several runs are read once.
-    fn dataset(&mut self, record: &RunRecord) -> Result<Rc<Dataset>> {
-        let data = &record.experiment.data;
+    /// Data that were recorded with these checksums. Data sets of several runs are read once.
+    fn dataset(&mut self, data: &Data, checksums: &BTreeMap<String, String>) -> Result<Rc<Dataset>> {
         let key = (data.name.clone(), data.folder.clone());
         let dataset = match self.datasets.get(&key) {
             Some(dataset) => Rc::clone(dataset),
             None => Rc::new(run_folder::recorded_data(data, self.data_folder)?),
         };
         self.datasets.insert(key, Rc::clone(&dataset));
-        run_folder::check_data(&dataset, &record.data, &mut run_folder::unless(self.allow_changed))?;
+        run_folder::check_data(&dataset, checksums, &mut run_folder::unless(self.allow_changed))?;
         Ok(dataset)
     }
 }

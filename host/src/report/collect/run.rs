@@ -1,11 +1,14 @@
 //! The measurements of a run: its epochs, its trace and its evaluations.
 
 use super::{Distances, Gap, Part, Strip};
+use crate::config::Objective;
+use crate::diagnosis::record::Diagnosis;
 use crate::evaluation::verdict::{Caveat, Evaluation, Verdicts, share};
 use crate::plugin::Record;
 use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
 use crate::run::{RunFolder, RunRecord, Versions, checkpoint};
 use crate::{Error, Result};
+use plugin_api::ThreatModel;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -27,6 +30,8 @@ pub(crate) struct Run {
     pub examples: Option<Strip>,
     /// The distances of its particles from their natural examples.
     pub distances: Option<Distances>,
+    /// How far its particles are from the law of its inner problem.
+    pub diagnosis: Option<Diagnosis>,
     /// The missing parts.
     pub gaps: Vec<Gap>,
 }
@@ -49,6 +54,10 @@ pub(crate) struct SavedEvaluation {
     pub restarts: u16,
     /// The update of the evaluated weights.
     pub update: u64,
+    /// The threat model that it was judged in; unknown in a file of an older version, where it is the
+    /// run's.
+    #[serde(default)]
+    threat: Option<ThreatModel>,
     /// The plugins of the attacks.
     pub plugins: Vec<Record>,
     /// The software.
@@ -80,6 +89,11 @@ impl SavedEvaluation {
                 .iter()
                 .zip(&verdicts.attacks)
                 .all(|(attack, robust)| same(attack.robust, share(robust)))
+    }
+
+    /// The threat model that it was judged in, in a run with this one.
+    pub(in crate::report) fn threat(&self, of_run: &ThreatModel) -> ThreatModel {
+        self.threat.unwrap_or(*of_run)
     }
 
     /// The number of its points.
@@ -116,6 +130,7 @@ impl Run {
             evaluations: Vec::new(),
             examples: None,
             distances: None,
+            diagnosis: None,
             gaps: Vec::new(),
         };
         run.read_epochs(folder);
@@ -182,6 +197,26 @@ impl Run {
         self.gaps.push(Gap { part: Part::Evaluations, what, fix });
     }
 
+    /// Reads the diagnosis. One is missing where there could be one: in a run that keeps particles
+    /// which climb the cross-entropy. The distances of such particles have been read before.
+    pub(super) fn read_diagnosis(&mut self, folder: &RunFolder) {
+        let climbs = self.record.experiment.train.objective == Objective::CrossEntropy;
+        let command = self.diagnose_command();
+        let (what, fix) = match crate::diagnosis::read(folder.path()) {
+            Ok(Some(found)) => {
+                self.diagnosis = Some(found);
+                return;
+            }
+            Ok(None) if self.distances.is_some() && climbs => ("there is no diagnosis".to_owned(), command),
+            Ok(None) => return,
+            Err(why) => (
+                format!("the diagnosis cannot be shown: {}", why.first_line()),
+                format!("move the file away, then {command}"),
+            ),
+        };
+        self.gaps.push(Gap { part: Part::Diagnosis, what, fix });
+    }
+
     /// The gaps of one part.
     pub(in crate::report) fn gaps_of(&self, part: Part) -> impl Iterator<Item = &Gap> {
         self.gaps.iter().filter(move |gap| gap.part == part)
@@ -199,6 +234,14 @@ mod fuzz {
         let run = RunFolder::at(folder.path());
         withstands(&[corpus("eval.json")], &folder.path().join("eval.json"), USUAL, |_| {
             run.evaluations().and_then(|found| found.read::<SavedEvaluation>(&run))
+        });
+    }
+
+    #[test]
+    fn diagnoses_may_be_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        withstands(&[corpus("diagnosis.json")], &folder.path().join("diagnosis.json"), USUAL, |_| {
+            crate::diagnosis::read(folder.path())
         });
     }
 }

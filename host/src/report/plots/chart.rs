@@ -2,6 +2,7 @@
 //!
 //! Figures have the colours of [`INKS`]. A page replaces them in dark mode, see [`dark_style`].
 
+use crate::util::number::short_number;
 use crate::{Error, Result};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
@@ -68,7 +69,7 @@ pub(super) enum Scale {
 }
 
 impl Scale {
-    fn place(self, value: f64) -> f64 {
+    pub(super) fn place(self, value: f64) -> f64 {
         match self {
             Self::Log => value.log10(),
             Self::Linear | Self::Percent | Self::Whole => value,
@@ -83,7 +84,7 @@ impl Scale {
     }
 
     /// The ends of an axis with these places.
-    fn extent(self, places: impl Iterator<Item = f64>) -> Range<f64> {
+    pub(super) fn extent(self, places: impl Iterator<Item = f64>) -> Range<f64> {
         let range = extent(places);
         match self {
             Self::Linear | Self::Whole | Self::Log => range,
@@ -159,26 +160,63 @@ pub(super) fn label(colour: RGBColor) -> TextStyle<'static> {
 
 /// Panels one below the other, each with its legend if it has more than one series.
 pub(super) fn draw(panels: &[Panel]) -> Result<String> {
-    let legend = |panel: &Panel| match panel.series.as_slice() {
-        [] | [_] => 0,
-        series => legend_height(series.iter().map(|series| series.name.as_str())),
+    let names = |panel: &Panel| match panel.series.as_slice() {
+        [] | [_] => Vec::new(),
+        series => series.iter().map(|series| series.name.clone()).collect(),
     };
-    let height: u32 = panels.iter().map(|panel| SIZE.1 + legend(panel)).sum();
+    stacked(panels, names, draw_panel)
+}
+
+/// Items one below the other, each drawn on an area of the usual size, with the legend of its names.
+pub(super) fn stacked<Item>(
+    items: &[Item],
+    names: impl Fn(&Item) -> Vec<String>,
+    draw: impl Fn(&DrawingArea<SVGBackend, Shift>, &Item) -> Result<()>,
+) -> Result<String> {
+    let legend = |item: &Item| legend_height(names(item).iter().map(String::as_str));
+    let height: u32 = items.iter().map(|item| SIZE.1 + legend(item)).sum();
     let mut svg = String::new();
     {
         let mut rest = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
-        for panel in panels {
-            let (here, below) = rest.split_vertically(SIZE.1 + legend(panel));
+        for item in items {
+            let (here, below) = rest.split_vertically(SIZE.1 + legend(item));
             let (area, legend_area) = here.split_vertically(SIZE.1);
-            draw_panel(&area, panel)?;
-            if panel.series.len() > 1 {
-                draw_legend(&legend_area, panel.series.iter().map(|series| series.name.as_str()))?;
-            }
+            draw(&area, item)?;
+            draw_legend(&legend_area, names(item).iter().map(String::as_str))?;
             rest = below;
         }
         rest.present().map_err(defect)?;
     }
     Ok(svg)
+}
+
+/// Shares in equal steps from 0 to 1.
+pub(super) struct Histogram<'a> {
+    pub x: &'a str,
+    pub y: &'a str,
+    /// The name of each series, and its shares.
+    pub series: Vec<(String, &'a [f64])>,
+}
+
+/// Histograms one below the other, with the bars of all series beside each other.
+pub(super) fn draw_histograms(histograms: &[Histogram]) -> Result<String> {
+    let names = |histogram: &Histogram| histogram.series.iter().map(|(name, _)| name.clone()).collect();
+    stacked(histograms, names, |area, Histogram { x, y, series }| {
+        let highest = series.iter().flat_map(|(_, shares)| *shares).copied().fold(0.0, f64::max);
+        let (across, up) = (0.0..1.0, 0.0..(105.0 * highest).clamp(1.0, 100.0));
+        let mut chart = axes(area, (&Axis::linear(x), across), (&Axis::linear(y), up))?;
+        for (number, (_, shares)) in series.iter().enumerate() {
+            let width = 1.0 / shares.len() as f64;
+            let each = 0.9 * width / series.len() as f64;
+            let bars = shares.iter().enumerate().map(|(bar, share)| {
+                let left = (bar as f64 + 0.05) * width + number as f64 * each;
+                let corners = [(left, 0.0), (left + each, 100.0 * share)];
+                Rectangle::new(corners, ink_of_series(number).filled())
+            });
+            chart.draw_series(bars).map_err(defect)?;
+        }
+        Ok(())
+    })
 }
 
 /// The ends of a range around some values, even if all values are equal.
@@ -275,7 +313,7 @@ fn draw_panel(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel) -> Result<()
     Ok(())
 }
 
-pub(super) fn draw_legend<'a>(
+fn draw_legend<'a>(
     area: &DrawingArea<SVGBackend, Shift>,
     names: impl Iterator<Item = &'a str>,
 ) -> Result<()> {
@@ -294,7 +332,7 @@ pub(super) fn draw_legend<'a>(
 }
 
 /// The height of a legend with these names.
-pub(super) fn legend_height<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
+fn legend_height<'a>(names: impl Iterator<Item = &'a str>) -> u32 {
     names.map(|name| wrapped(name).len() as u32 * LEGEND_LINE).sum()
 }
 
@@ -324,25 +362,6 @@ fn wrapped(name: &str) -> Vec<String> {
 /// A width that is enough for a text.
 pub(super) fn width_of(text: &str) -> i32 {
     (text.chars().count() as i32 * TEXT * 3).div_euclid(5)
-}
-
-/// A number in few characters.
-pub(super) fn short_number(number: f64) -> String {
-    if number == 0.0 {
-        return "0".to_owned();
-    }
-    let tidy = |digits: &str| {
-        let whole = !digits.contains('.');
-        if whole { digits.to_owned() } else { digits.trim_end_matches('0').trim_end_matches('.').to_owned() }
-    };
-    let size = number.abs();
-    if !(1e-3..1e6).contains(&size) {
-        let written = format!("{number:.2e}");
-        let (digits, power) = written.split_once('e').unwrap_or((&written, "0"));
-        return format!("{}e{power}", tidy(digits));
-    }
-    let decimals = (3 - size.log10().floor() as i32).max(0) as usize;
-    tidy(&format!("{number:.decimals$}"))
 }
 
 #[cfg(test)]
@@ -387,25 +406,6 @@ mod tests {
         let narrow = percent(&[50.0, 50.1]);
         assert!((narrow.end - narrow.start - 1.0).abs() < 1e-9, "{narrow:?}");
         assert!(Scale::Linear.ticks(&(-0.3..0.3)).contains(&0.0));
-    }
-
-    #[test]
-    fn numbers_are_short_but_precise_enough() {
-        for (number, expected) in [
-            (0.0, "0"),
-            (-0.0, "0"),
-            (1.5e-4, "1.5e-4"),
-            (2e-4, "2e-4"),
-            (-1.25e7, "-1.25e7"),
-            (0.00125, "0.00125"),
-            (0.0313725, "0.03137"),
-            (0.5, "0.5"),
-            (100.0, "100"),
-            (60000.0, "60000"),
-            (99.5, "99.5"),
-        ] {
-            assert_eq!(short_number(number), expected);
-        }
     }
 
     #[test]

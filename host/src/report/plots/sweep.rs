@@ -8,6 +8,7 @@ use crate::report::collect::CollectedSweep;
 use crate::report::tables::setting_text;
 use crate::sweep::short;
 use crate::sweep::summary::{COSTS, OF_TRAINING, SavedSummary, Status, is_shown, title};
+use crate::util::number::short_number;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use serde_json::{Map, Value};

@@ -2,7 +2,9 @@
 
 use crate::plugin::PluginSpec;
 use crate::report::collect::{Run, SavedEvaluation};
+use crate::report::method::ball;
 use crate::report::paper;
+use plugin_api::Norm;
 
 /// A column of robust accuracies: an attack on its own, or a suite.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +23,22 @@ pub(super) struct Found<'a> {
     pub evaluation: &'a SavedEvaluation,
 }
 
-/// The accuracies of an evaluation.
-pub(super) fn found(evaluation: &SavedEvaluation) -> Vec<Found<'_>> {
+/// The accuracies of an evaluation of a run, named with the ball if it is not the run's own.
+pub(super) fn found<'a>(run: &Run, evaluation: &'a SavedEvaluation) -> Vec<Found<'a>> {
+    let of_run = &run.record.experiment.threat;
+    let threat = evaluation.threat(of_run);
+    let mut found = found_in_any_ball(evaluation);
+    if threat != *of_run {
+        for Found { measure, .. } in &mut found {
+            measure.name = format!("{}, {}", measure.name, ball(threat.norm, threat.epsilon));
+            measure.in_paper = None;
+        }
+    }
+    found
+}
+
+/// The accuracies of an evaluation, whatever its ball.
+fn found_in_any_ball(evaluation: &SavedEvaluation) -> Vec<Found<'_>> {
     let SavedEvaluation { result, suite, source, restarts, plugins, .. } = evaluation;
     let elsewhere = source.as_ref().map_or(String::new(), |source| format!(", made on {}", source.display()));
     let often = if *restarts > 1 { format!(", {restarts} restarts") } else { String::new() };
@@ -61,7 +77,9 @@ pub(super) fn best<'a, T>(
 /// The columns for the evaluations of these runs.
 pub(super) fn measures(runs: &[Run]) -> Vec<Measure> {
     let mut measures: Vec<Measure> = Vec::new();
-    for found in runs.iter().flat_map(|run| &run.evaluations).flat_map(found) {
+    for found in
+        runs.iter().flat_map(|run| run.evaluations.iter().flat_map(move |evaluation| found(run, evaluation)))
+    {
         if !measures.contains(&found.measure) {
             measures.push(found.measure);
         }
@@ -74,4 +92,45 @@ pub(super) fn measures(runs: &[Run]) -> Vec<Measure> {
         None => (3, None),
     });
     measures
+}
+
+/// Robust accuracy over the radius of the ball, of an attack on its own or a suite.
+pub(in crate::report) struct Curve {
+    /// The attack or the suite.
+    pub name: String,
+    /// The norm of the balls.
+    pub norm: Norm,
+    /// Accuracy without an attack.
+    pub clean: f64,
+    /// The number of points.
+    pub count: usize,
+    /// Radii, rising, each with the robust accuracy there.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// The curves of a run: of its newest evaluated weights, for each measure and norm that was evaluated
+/// at several radii on equally many points. Of several evaluations at one radius, the latest counts.
+pub(in crate::report) fn curves(run: &Run) -> Vec<Curve> {
+    let newest = run.evaluations.iter().map(|evaluation| evaluation.update).max();
+    let mut curves: Vec<Curve> = Vec::new();
+    for evaluation in run.evaluations.iter().filter(|evaluation| Some(evaluation.update) == newest) {
+        let threat = evaluation.threat(&run.record.experiment.threat);
+        for Found { measure, share, .. } in found_in_any_ball(evaluation) {
+            let (norm, count) = (threat.norm, evaluation.points());
+            let is_same =
+                |curve: &Curve| (&curve.name, curve.norm, curve.count) == (&measure.name, norm, count);
+            let at = curves.iter().position(is_same).unwrap_or_else(|| {
+                let (name, clean) = (measure.name.clone(), evaluation.result.clean);
+                curves.push(Curve { name, norm, clean, count, points: Vec::new() });
+                curves.len() - 1
+            });
+            curves[at].points.retain(|(epsilon, _)| *epsilon != threat.epsilon);
+            curves[at].points.push((threat.epsilon, share));
+        }
+    }
+    curves.retain(|curve| curve.points.len() > 1);
+    for curve in &mut curves {
+        curve.points.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    }
+    curves
 }

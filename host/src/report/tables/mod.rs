@@ -1,13 +1,20 @@
 //! The tables of a report.
 
+mod diagnosis;
 mod evaluations;
 mod measures;
+mod pairs;
 mod provenance;
+mod radii;
 mod summary;
 mod sweep;
 
+pub(super) use diagnosis::diagnosis;
 pub(super) use evaluations::evaluations;
+pub(super) use measures::{Curve, curves};
+pub(super) use pairs::pairs;
 pub(super) use provenance::{plugins, provenance};
+pub(super) use radii::radii;
 pub(super) use summary::summary;
 pub(super) use sweep::{setting_text, sweep};
 

@@ -105,7 +105,8 @@ fn columns<'a>(measures: &'a [Measure]) -> Vec<Column<'a, &'a Subject<'a>>> {
         column(
             &measure.name,
             |notes, run| {
-                let found = run.evaluations.iter().flat_map(found).filter(|found| found.measure == *measure);
+                let found = run.evaluations.iter().flat_map(|evaluation| found(run, evaluation));
+                let found = found.filter(|found| found.measure == *measure);
                 measured(notes, run, best(found.map(|found| (found.evaluation, found.share))))
             },
             |notes, column| printed_under(notes, column, measure),

@@ -2,20 +2,25 @@
 //!
 //! Classes are numbered in the order of their names. Within a split, images are sorted by the MD5
 //! of `CLASS/FILE`: the order is the same on every machine, and the first or last N images are a
-//! mix of all classes. All images have one size. If all images are grey they have one channel,
+//! mix of all classes. All images have one size, or are resized to one. If all images are grey they have one channel,
 //! otherwise all have three.
 
-use super::{Dataset, Origin, Split, md5};
+mod picture;
+mod resize;
+
+use super::pack::write::Show;
+use super::spec::RESIZE;
+use super::{DataSpec, Dataset, Origin, Split, in_parallel, md5};
 use crate::util::files;
 use crate::{Error, Result};
-use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageReader};
-use std::collections::BTreeMap;
+pub(super) use picture::Picture;
+use picture::{Header, inspect, planes};
+use resize::resized;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Cursor;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use tch::{Device, Kind, Tensor};
 
 /// The folder of the training images.
@@ -27,81 +32,264 @@ pub(super) const TEST: [&str; 2] = ["test", "val"];
 /// File extensions of images, in lower case.
 const ENDINGS: [&str; 3] = ["png", "jpg", "jpeg"];
 
-/// The first bytes of a JPEG.
-const JPEG: [u8; 2] = [0xff, 0xd8];
-
 /// Number of images that are decoded before they are copied into the tensor of the split.
 const IMAGES_AT_A_TIME: usize = 1024;
 
-/// Whether a folder looks like a tree of images: it has a folder of training images.
+/// Whether a folder looks like a tree of images: it has a folder of training or of test images.
 pub(super) fn found(folder: &Path) -> bool {
-    folder.join(TRAIN).is_dir()
+    [TRAIN].into_iter().chain(TEST).any(|split| folder.join(split).is_dir())
 }
 
-/// The file of an image.
-struct Picture {
-    path: PathBuf,
-    /// `CLASS/FILE`.
-    name: String,
-    class: usize,
+/// The files of images of a data set.
+pub(super) struct Tree {
+    /// The images of each split by its name in the source: those of training, if there are any, and
+    /// those of the test.
+    pub splits: Vec<(&'static str, Vec<Picture>)>,
+    /// The names of the classes.
+    pub classes: Vec<String>,
 }
 
-/// Properties of an image that are known before it is decoded.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Header {
-    height: u32,
-    width: u32,
-    grey: bool,
+/// An image that was inspected.
+#[derive(Clone, Copy)]
+pub(super) struct Picked {
+    /// Its place among the images of its split.
+    pub place: usize,
+    pub header: Header,
 }
 
 /// Reads a tree of images.
 ///
 /// # Errors
-/// If there are fewer than two classes, a class is empty or missing in one split, or an image is
-/// damaged, has transparent parts or has another size.
-pub(super) fn load(folder: &Path, name: &str) -> Result<Dataset> {
+/// As [`tree`], and if an image is damaged, has transparent parts or has another size.
+pub(super) fn load_tree(folder: &Path, spec: &DataSpec) -> Result<Dataset> {
+    assemble(spec, &tree(folder)?)
+}
+
+/// Lists a tree of images. The folder of training images may be missing.
+///
+/// # Errors
+/// If there are fewer than two classes, or a class is empty or missing in one split.
+pub(super) fn tree(folder: &Path) -> Result<Tree> {
     let test = TEST.into_iter().find(|test| folder.join(test).is_dir()).ok_or_else(|| {
         Error::new(format!("{} has no folder {} or {}", folder.display(), TEST[0], TEST[1]))
             .fix("put the test images into test/CLASS/")
     })?;
     let [train_folder, test_folder] = [TRAIN, test].map(|split| folder.join(split));
-    let classes = class_names(&train_folder)?;
-    same_classes(&train_folder, &classes, &test_folder, &class_names(&test_folder)?)?;
-    let splits = [pictures(&train_folder, &classes)?, pictures(&test_folder, &classes)?];
-
-    let mut checksums = BTreeMap::new();
-    let mut headers = Vec::new();
-    for (split, pictures) in [TRAIN, test].into_iter().zip(&splits) {
-        let (digests, found): (Vec<_>, Vec<_>) = in_parallel(pictures, inspect)?.into_iter().unzip();
-        checksums.insert(split.to_owned(), digest_of_all(pictures, &digests));
-        headers.extend(found);
+    let classes = class_names(&test_folder)?;
+    let mut splits = vec![(test, pictures(&test_folder, &classes)?)];
+    if train_folder.is_dir() {
+        let of_train = class_names(&train_folder)?;
+        same_classes(&train_folder, &of_train, &test_folder, &classes)?;
+        splits.insert(0, (TRAIN, pictures(&train_folder, &of_train)?));
     }
-    let [first, ..] = headers[..] else { return Err(Error::new("no images")) };
-    let all_pictures = splits.iter().flatten();
-    if let Some((picture, other)) = all_pictures
-        .zip(&headers)
-        .find(|(_, other)| (other.height, other.width) != (first.height, first.width))
-    {
+    Ok(Tree { splits, classes })
+}
+
+/// The list of the classes of Tiny ImageNet, and the labels of its validation images.
+const CLASS_LIST: &str = "wnids.txt";
+const ANNOTATIONS: &str = "val_annotations.txt";
+
+/// Whether a folder is laid out as Tiny ImageNet.
+pub(super) fn is_tiny_imagenet(folder: &Path) -> bool {
+    folder.join(CLASS_LIST).is_file() && folder.join("val").join(ANNOTATIONS).is_file()
+}
+
+/// Reads a folder in the layout of Tiny ImageNet.
+///
+/// # Errors
+/// As [`tiny_imagenet`], and as [`load_tree`].
+pub(super) fn load_tiny_imagenet(folder: &Path, spec: &DataSpec) -> Result<Dataset> {
+    assemble(spec, &tiny_imagenet(folder)?)
+}
+
+/// Lists a folder in the layout of Tiny ImageNet: training images in `train/CLASS/images`, and in
+/// `val/images` those of the test split, whose classes are in `val/val_annotations.txt`. The images
+/// of its folder `test` have no labels.
+///
+/// # Errors
+/// As for [`tree`], and if an image of `val` has no class.
+pub(super) fn tiny_imagenet(folder: &Path) -> Result<Tree> {
+    let list = folder.join(CLASS_LIST);
+    let text = files::read_text(&list)?;
+    let mut classes: Vec<_> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    classes.sort();
+    classes.dedup();
+    let folders = class_names(&folder.join(TRAIN))?;
+    if let Some(class) = classes.iter().find(|class| !folders.contains(class)) {
+        return Err(Error::new(format!(
+            "{} has the class {class}: there is no folder of it in {TRAIN}",
+            list.display()
+        ))
+        .fix("get the data from their source again"));
+    }
+    let mut of_train = Vec::new();
+    for (label, class) in classes.iter().enumerate() {
+        of_train.extend(pictures_in(&folder.join(TRAIN).join(class).join("images"), class, label)?);
+    }
+    let images = folder.join("val/images");
+    let annotations = folder.join("val").join(ANNOTATIONS);
+    let mut labels = BTreeMap::new();
+    let text = files::read_text(&annotations)?;
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let mut fields = line.split('\t');
+        let (name, class) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default().trim());
+        let label = classes.iter().position(|known| known == class).ok_or_else(|| {
+            Error::new(format!(
+                "{}, line {}: expected the name of an image and a class of {CLASS_LIST}, got `{}`",
+                annotations.display(),
+                number + 1,
+                line.chars().take(80).collect::<String>().escape_debug()
+            ))
+        })?;
+        labels.insert(name.to_owned(), (class.to_owned(), label));
+    }
+    let (mut of_test, mut present) = (Vec::new(), BTreeSet::new());
+    for (path, name) in image_files(&images)? {
+        let (class, label) = labels.get(&name).ok_or_else(|| {
+            Error::new(format!(
+                "{} has no class: {} has no line for it",
+                path.display(),
+                annotations.display()
+            ))
+        })?;
+        of_test.push(Picture { path, name: format!("{class}/{name}"), class: *label });
+        present.insert(name);
+    }
+    if let Some(name) = labels.keys().find(|name| !present.contains(*name)) {
+        let (place, annotations) = (images.display(), annotations.display());
+        return Err(Error::new(format!("{place} has no image {name}: {annotations} has a line for it"))
+            .fix("get the data from their source again"));
+    }
+    [&mut of_train, &mut of_test].into_iter().for_each(|pictures| sort(pictures));
+    Ok(Tree { splits: vec![(TRAIN, of_train), ("val", of_test)], classes })
+}
+
+/// Largest side of resized images.
+const LARGEST_SIDE: usize = 4096;
+
+/// The side to which a data set's images are to be resized; none if they are not.
+///
+/// # Errors
+/// If it is no such.
+pub(super) fn side(spec: &DataSpec) -> Result<Option<usize>> {
+    let expected = format!("a size from 1 to {LARGEST_SIDE}");
+    let side: Option<usize> = spec.parsed(RESIZE, &expected)?;
+    match side.filter(|side| !(1..=LARGEST_SIDE).contains(side)) {
+        Some(got) => Err(spec.error(format!("option {RESIZE}: expected {expected}, got {got}"))),
+        None => Ok(side),
+    }
+}
+
+/// The same side, given as `--size`.
+///
+/// # Errors
+/// If images cannot have it.
+pub(super) fn checked_side(side: usize) -> Result<usize> {
+    if (1..=LARGEST_SIDE).contains(&side) {
+        return Ok(side);
+    }
+    Err(Error::new(format!("--size: expected a size from 1 to {LARGEST_SIDE}, got {side}")))
+}
+
+impl Tree {
+    /// Reads every file once: the checksum of each split, and the images with their headers. With
+    /// `skip_bad`, images that cannot be decoded are left out of both.
+    ///
+    /// # Errors
+    /// If a file cannot be read or understood.
+    pub(super) fn inspect(&self, skip_bad: bool, show: Show) -> Result<Inspected> {
+        let all = self.splits.iter().map(|(_, pictures)| pictures.len()).sum();
+        let done = AtomicUsize::new(0);
+        let look = |picture: &Picture| {
+            let found = inspect(picture);
+            show("reading headers", done.fetch_add(1, Relaxed) + 1, all);
+            match found {
+                Ok(found) => Ok(Ok(found)),
+                Err(error) if skip_bad && picture.is_readable() => Ok(Err(error.first_line().to_owned())),
+                Err(error) => Err(error),
+            }
+        };
+        let mut inspected = Inspected::default();
+        for (split, pictures) in &self.splits {
+            let (mut lines, mut picked, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+            for (place, found) in in_parallel(pictures, look)?.into_iter().enumerate() {
+                let name = &pictures[place].name;
+                match found {
+                    Ok((digest, header)) => {
+                        lines.push((name, digest));
+                        picked.push(Picked { place, header });
+                    }
+                    Err(why) => refused.push((name.clone(), why)),
+                }
+            }
+            inspected.checksums.insert((*split).to_owned(), digest_of_all(lines));
+            inspected.picked.push(picked);
+            inspected.refused.push(refused);
+        }
+        Ok(inspected)
+    }
+}
+
+/// What is known of the images of a tree before they are decoded, by split.
+#[derive(Default)]
+pub(super) struct Inspected {
+    pub checksums: BTreeMap<String, String>,
+    pub picked: Vec<Vec<Picked>>,
+    /// Images that cannot be decoded: `CLASS/FILE`, and why.
+    pub refused: Vec<Vec<(String, String)>>,
+}
+
+/// The number of channels of all images: 1 if all are grey, otherwise 3.
+///
+/// # Errors
+/// If there are no images, or they differ in size and are not resized. `flag` is what resizes them.
+pub(super) fn channels(tree: &Tree, picked: &[Vec<Picked>], is_resized: bool, flag: &str) -> Result<i64> {
+    let of_split = |(pictures, picked): (&'_ (&str, Vec<Picture>), &'_ Vec<Picked>)| {
+        picked.iter().map(|picked| (pictures.1[picked.place].path.clone(), picked.header)).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = tree.splits.iter().zip(picked).flat_map(of_split).collect();
+    let [(ref place, first), ..] = all[..] else { return Err(Error::new("no images")) };
+    let differs =
+        |(_, other): &&(PathBuf, Header)| (other.height, other.width) != (first.height, first.width);
+    if let (false, Some((other_place, other))) = (is_resized, all.iter().find(differs)) {
         return Err(Error::new(format!(
             "{} is {} x {} pixels (height x width): expected {} x {}, as {} is",
-            picture.path.display(),
+            other_place.display(),
             other.height,
             other.width,
             first.height,
             first.width,
-            splits[0][0].path.display()
+            place.display()
         ))
-        .fix("resize or crop all images to one size"));
+        .fix(format!(
+            "resize all images as they are read: {flag}, for N x N pixels (or the option {RESIZE}=N after the \
+             name of the data)"
+        )));
     }
-    let channels = if headers.iter().all(|header| header.grey) { 1 } else { 3 };
-    let [train, test] = splits.map(|pictures| decode(&pictures, channels, first));
+    Ok(if all.iter().all(|(_, header)| header.grey) { 1 } else { 3 })
+}
+
+/// Reads the images of a tree.
+fn assemble(spec: &DataSpec, tree: &Tree) -> Result<Dataset> {
+    spec.takes(&[RESIZE])?;
+    let side = side(spec)?;
+    let Inspected { checksums, picked, .. } = tree.inspect(false, &|_, _, _| {})?;
+    let channels = channels(tree, &picked, side.is_some(), "--resize N")?;
+    let mut decoded = Vec::new();
+    for ((_, pictures), picked) in tree.splits.iter().zip(&picked) {
+        decoded.push(decode(pictures, picked, channels, side)?);
+    }
+    let test = decoded.pop().ok_or_else(|| Error::new("no images"))?;
+    let train = decoded.pop().map_or_else(|| test.none(), Ok)?;
     Ok(Dataset {
-        name: name.to_owned(),
-        train: train?,
-        test: test?,
-        classes: classes.len() as i64,
-        class_names: classes,
+        name: spec.name(),
+        train,
+        test,
+        classes: tree.classes.len() as i64,
+        class_names: tree.classes.clone(),
         checksums,
+        remarks: Vec::new(),
         origin: Origin::Own,
     })
 }
@@ -150,31 +338,40 @@ fn same_classes(train: &Path, of_train: &[String], test: &Path, of_test: &[Strin
 /// The images of a split, sorted by the MD5 of their names.
 fn pictures(split: &Path, classes: &[String]) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
-    for (class, class_name) in classes.iter().enumerate() {
-        let folder = split.join(class_name);
-        let before = pictures.len();
-        for (path, name) in entries(&folder)? {
-            // Reading a named pipe would block.
-            if !path.is_file() || !is_image(&name) {
-                return Err(Error::new(format!(
-                    "{} is not an image: expected PNG or JPEG files",
-                    path.display()
-                ))
-                .note("endings", ENDINGS.join(", "))
-                .fix("convert it, or move it out of the folder"));
-            }
-            pictures.push(Picture { path, name: format!("{class_name}/{name}"), class });
-        }
-        if pictures.len() == before {
-            return Err(Error::new(format!(
-                "{} holds no images: expected PNG or JPEG files",
-                folder.display()
-            ))
+    for (label, class) in classes.iter().enumerate() {
+        pictures.extend(pictures_in(&split.join(class), class, label)?);
+    }
+    sort(&mut pictures);
+    Ok(pictures)
+}
+
+fn sort(pictures: &mut [Picture]) {
+    pictures.sort_by_cached_key(|picture| md5(picture.name.as_bytes()));
+}
+
+/// The images in a folder, all of one class.
+fn pictures_in(folder: &Path, class_name: &str, class: usize) -> Result<Vec<Picture>> {
+    let picture = |(path, name)| Picture { path, name: format!("{class_name}/{name}"), class };
+    let pictures: Vec<_> = image_files(folder)?.into_iter().map(picture).collect();
+    if pictures.is_empty() {
+        return Err(Error::new(format!("{} holds no images: expected PNG or JPEG files", folder.display()))
             .note("endings", ENDINGS.join(", ")));
+    }
+    Ok(pictures)
+}
+
+/// The paths and names of the images in a folder, which has nothing else.
+fn image_files(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let entries = entries(folder)?;
+    // Reading a named pipe would block.
+    match entries.iter().find(|(path, name)| !path.is_file() || !is_image(name)) {
+        None => Ok(entries),
+        Some((path, _)) => {
+            Err(Error::new(format!("{} is not an image: expected PNG or JPEG files", path.display()))
+                .note("endings", ENDINGS.join(", "))
+                .fix("convert it, or move it out of the folder"))
         }
     }
-    pictures.sort_by_cached_key(|picture| md5(picture.name.as_bytes()));
-    Ok(pictures)
 }
 
 /// The paths and names in a folder, without hidden entries.
@@ -197,198 +394,50 @@ fn is_image(name: &str) -> bool {
     ending.is_some_and(|ending| ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
 }
 
-/// The MD5 of a split. It is the MD5 of the lines that `md5sum` writes for the files of the split,
-/// sorted by name.
-fn digest_of_all(pictures: &[Picture], digests: &[String]) -> String {
-    let mut lines: Vec<_> = pictures.iter().map(|picture| &picture.name).zip(digests).collect();
+/// The MD5 of a split, of the names and MD5s of its files. It is the MD5 of the lines that `md5sum`
+/// writes for the files of the split, sorted by name.
+fn digest_of_all(mut lines: Vec<(&String, String)>) -> String {
     lines.sort();
     let lines: String = lines.into_iter().map(|(name, digest)| format!("{digest}  {name}\n")).collect();
     md5(lines.as_bytes())
 }
 
-/// The MD5 of the file of an image, and its header.
-fn inspect(picture: &Picture) -> Result<(String, Header)> {
-    let bytes = files::read(&picture.path)?;
-    let mut decoder = decoder(&bytes).map_err(|why| damaged(picture, why))?;
-    let (width, height) = decoder.dimensions();
-    let (claimed, most) = (u64::from(width) * u64::from(height), most_pixels(&bytes));
-    if claimed > most {
-        let length = bytes.len();
-        let why = format!(
-            "its header claims {height} x {width} pixels, but {length} bytes hold at most {most} pixels"
-        );
-        return Err(damaged(picture, why));
-    }
-    if let Some(components) = ambiguous_components(&bytes) {
-        return Err(Error::new(format!(
-            "{} has {components} and no marker of Adobe that says how they are stored: expected grey or RGB",
-            picture.path.display()
-        ))
-        .fix("convert it to RGB with the program that wrote it"));
-    }
-    match decoder.orientation().map_err(|why| damaged(picture, why))? {
-        Orientation::NoTransforms => {}
-        other => {
-            return Err(Error::new(format!(
-                "{} is stored rotated or mirrored (EXIF orientation {}): expected pixels as they are to be seen",
-                picture.path.display(),
-                other.to_exif()
-            ))
-            .fix(
-                "turn the pixels (`mogrify -auto-orient FILE`), or remove the tag if it is wrong \
-                 (`exiftool -Orientation= FILE`)",
-            ));
-        }
-    }
-    let grey = match decoder.color_type() {
-        ColorType::L8 | ColorType::La8 => true,
-        ColorType::Rgb8 | ColorType::Rgba8 => false,
-        other => {
-            let bits = 8 * u32::from(other.bytes_per_pixel()) / u32::from(other.channel_count());
-            return Err(Error::new(format!(
-                "{} has {bits} bits per channel: expected 8, grey or RGB",
-                picture.path.display()
-            ))
-            .fix("convert it to 8 bits per channel"));
-        }
-    };
-    Ok((md5(&bytes), Header { height, width, grey }))
-}
-
-/// The images and labels of a split.
-fn decode(pictures: &[Picture], channels: i64, Header { height, width, .. }: Header) -> Result<Split> {
-    let (height, width) = (i64::from(height), i64::from(width));
-    let count = pictures.len() as i64;
+/// The images and labels of a split, resized to `side` x `side` pixels if there is a side.
+fn decode(pictures: &[Picture], picked: &[Picked], channels: i64, side: Option<usize>) -> Result<Split> {
+    let [Picked { header: first, .. }, ..] = picked else { return Err(Error::new("no images")) };
+    let own = [first.height, first.width].map(|size| size as usize);
+    let [height, width] = side.map_or(own, |side| [side, side]).map(|size| size as i64);
+    let count = picked.len() as i64;
     let images = Tensor::f_zeros([count, channels, height, width], (Kind::Uint8, Device::Cpu))?;
-    for (number, some) in pictures.chunks(IMAGES_AT_A_TIME).enumerate() {
-        let planes = in_parallel(some, |picture| planes(picture, channels))?.concat();
+    let read = |picked: &Picked| pixels(&pictures[picked.place], &picked.header, channels, side);
+    for (number, some) in picked.chunks(IMAGES_AT_A_TIME).enumerate() {
+        let planes = in_parallel(some, read)?.concat();
         let first = (number * IMAGES_AT_A_TIME) as i64;
         let planes = Tensor::f_from_slice(&planes)?.f_view([-1, channels, height, width])?;
         images.f_narrow(0, first, some.len() as i64)?.f_copy_(&planes)?;
     }
-    let labels: Vec<_> = pictures.iter().map(|picture| picture.class as i64).collect();
+    let labels: Vec<_> = picked.iter().map(|picked| pictures[picked.place].class as i64).collect();
     Ok(Split { images, labels: Tensor::f_from_slice(&labels)? })
 }
 
-/// The pixels of an image, plane by plane.
-fn planes(picture: &Picture, channels: i64) -> Result<Vec<u8>> {
-    let bytes = files::read(&picture.path)?;
-    let decoded =
-        decoder(&bytes).and_then(DynamicImage::from_decoder).map_err(|why| damaged(picture, why))?;
-    if !is_whole(&bytes) {
-        return Err(damaged(picture, "it is truncated: the end of the JPEG is missing"));
-    }
-    let opaque = match &decoded {
-        DynamicImage::ImageLumaA8(image) => image.pixels().all(|pixel| pixel[1] == u8::MAX),
-        DynamicImage::ImageRgba8(image) => image.pixels().all(|pixel| pixel[3] == u8::MAX),
-        _ => true,
-    };
-    if !opaque {
-        return Err(Error::new(format!(
-            "{} has transparent parts: expected grey or RGB",
-            picture.path.display()
-        ))
-        .fix("replace the transparent parts with a background colour"));
-    }
-    if channels == 1 {
-        return Ok(decoded.into_luma8().into_raw());
-    }
-    let interleaved = decoded.into_rgb8().into_raw();
-    let plane = |channel: usize| interleaved[channel..].iter().step_by(3).copied();
-    Ok((0..3).flat_map(plane).collect())
-}
-
-/// A decoder for the format that the first bytes show; the name of the file does not count.
-fn decoder(bytes: &[u8]) -> image::ImageResult<impl ImageDecoder + '_> {
-    ImageReader::new(Cursor::new(bytes)).with_guessed_format()?.into_decoder()
-}
-
-/// Whether a JPEG is complete; true for other formats. Decoders do not report a truncated JPEG but
-/// fill up the missing pixels. Markers cannot occur in the data of a scan: in a complete file, an
-/// end of image follows the last start of a scan.
-fn is_whole(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: [u8; 2] = [0xff, 0xda];
-    const END_OF_IMAGE: [u8; 2] = [0xff, 0xd9];
-    let last = |marker| bytes.windows(2).rposition(|window| window == marker);
-    !bytes.starts_with(&JPEG) || last(END_OF_IMAGE) > last(START_OF_SCAN)
-}
-
-/// The most pixels that a file of these bytes can hold. A header may claim more: decoding would then
-/// fail only after memory for all of them was taken.
-fn most_pixels(bytes: &[u8]) -> u64 {
-    // Deflate, which PNG uses, compresses to 1/1032 at best. JPEG needs a bit for 64 pixels at least.
-    const PIXEL_BYTES_PER_BYTE: u64 = 1032;
-    const PNG_BIT_DEPTH: usize = 24;
-    let pixels_per_pixel_byte = match bytes.get(PNG_BIT_DEPTH) {
-        Some(depth @ (1 | 2 | 4)) if bytes.starts_with(b"\x89PNG") => u64::from(8 / depth),
-        _ => 1,
-    };
-    PIXEL_BYTES_PER_BYTE * pixels_per_pixel_byte * bytes.len() as u64
-}
-
-/// The components of a JPEG if decoders disagree about their meaning; none for other images.
+/// The pixels of an image, plane by plane, resized if there is a side.
 ///
-/// Without a marker of Adobe, four components are ink, but whether 0 is no ink or full ink is not
-/// said. Components named R, G and B are taken for these colours by some decoders, and for YCbCr by
-/// others.
-fn ambiguous_components(bytes: &[u8]) -> Option<String> {
-    let mut rest = bytes.strip_prefix(&JPEG)?;
-    let (mut names, mut of_adobe, mut of_jfif) = (Vec::new(), false, false);
-    loop {
-        // Between segments, decoders skip anything that is not a marker.
-        rest = &rest[rest.iter().position(|byte| *byte == 0xff)?..];
-        let [_, marker, after @ ..] = rest else { return None };
-        let [high, low, ..] = after else { return None };
-        let end = usize::from(u16::from_be_bytes([*high, *low]));
-        match (marker, after.get(2..end)) {
-            (0x00 | 0x01 | 0xd0..=0xd8 | 0xff, _) => {
-                rest = &rest[1..];
-                continue;
-            }
-            // The first scan, or the end.
-            (0xd9 | 0xda, _) | (_, None) => break,
-            (
-                0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf,
-                Some([_, _, _, _, _, count, of_each @ ..]),
-            ) => names = of_each.chunks(3).take(usize::from(*count)).map(|one| one[0]).collect(),
-            (0xe0, Some(segment)) => of_jfif |= segment.starts_with(b"JFIF\0"),
-            (0xee, Some(segment)) => of_adobe |= segment.starts_with(b"Adobe"),
-            _ => {}
-        }
-        rest = &after[end..];
-    }
-    match &names[..] {
-        b"RGB" if !of_adobe && !of_jfif => Some("components named R, G and B".to_owned()),
-        [] | [_] | [_, _, _] => None,
-        [_, _, _, _] if of_adobe => None,
-        names => Some(format!("{} components", names.len())),
-    }
+/// # Errors
+/// If it cannot be decoded.
+pub(super) fn pixels(
+    picture: &Picture,
+    header: &Header,
+    channels: i64,
+    side: Option<usize>,
+) -> Result<Vec<u8>> {
+    let size = [header.height, header.width].map(|size| size as usize);
+    Ok(of_side(planes(picture, channels)?, size, side))
 }
 
-fn damaged(picture: &Picture, why: impl std::fmt::Display) -> Error {
-    let why = why.to_string();
-    Error::file("decode", &picture.path, why.lines().next().unwrap_or_default())
-        .fix("get the file from its source again, or remove it")
-}
-
-/// Applies a function to all items, on all cores. The results are in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let work = &work;
-    let parts: Vec<Result<Vec<R>>> = thread::scope(|scope| {
-        let share = items.len().div_ceil(cores).max(1);
-        let parts: Vec<_> = items
-            .chunks(share)
-            .map(|part| scope.spawn(move || part.iter().map(work).collect::<Result<Vec<R>>>()))
-            .collect();
-        let panicked = |_| Err(Error::new("a thread that reads images panicked"));
-        parts.into_iter().map(|part| part.join().unwrap_or_else(panicked)).collect()
-    });
-    let mut results = Vec::with_capacity(items.len());
-    for part in parts {
-        results.extend(part?);
-    }
-    Ok(results)
+/// Planes of this height and width, resized if there is a side.
+pub(super) fn of_side(planes: Vec<u8>, size: [usize; 2], side: Option<usize>) -> Vec<u8> {
+    let Some(side) = side else { return planes };
+    planes.chunks(size[0] * size[1]).flat_map(|plane| resized(plane, size, side)).collect()
 }
 
 #[cfg(test)]
@@ -396,7 +445,9 @@ mod tests {
     use super::*;
     use crate::data::load as load_any;
     use crate::data::tests::first_line;
-    use image::{GrayImage, ImageEncoder, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+    use image::{DynamicImage, GrayImage, ImageEncoder, ImageFormat, Luma, Rgb, RgbImage, Rgba, RgbaImage};
+    use picture::{ambiguous_components, most_pixels};
+    use std::io::Cursor;
     use tempfile::TempDir;
 
     fn put(folder: &TempDir, name: &str, image: impl Into<DynamicImage>) {
@@ -535,6 +586,107 @@ mod tests {
     }
 
     #[test]
+    fn images_of_any_size_are_resized_on_request() {
+        let folder = tree();
+        put(&folder, "test/cat/d.png", GrayImage::from_pixel(20, 30, Luma([200])));
+        let load =
+            |options: &str| load_any(&format!("{}{options}", folder.path().display()), Path::new("unused"));
+        assert!(load("").expect_err("refused").advice().is_some_and(|fix| fix.contains("--resize N")));
+        let data = load(",resize=5").expect("a data set");
+        assert_eq!((data.train.images.size(), data.test.images.size()), (vec![3, 1, 5, 5], vec![2, 1, 5, 5]));
+        let row = (0..2).find(|row| data.test.labels.int64_value(&[*row]) == 0).expect("a cat");
+        assert_eq!(data.test.images.get(row), Tensor::full([1, 5, 5], 200, (Kind::Uint8, Device::Cpu)));
+        for (size, got) in [("0", "0"), ("4097", "4097"), ("a", "a")] {
+            let message = first_line(load(&format!(",resize={size}")), folder.path());
+            assert!(
+                message.ends_with(&format!("option resize: expected a size from 1 to 4096, got {got}")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn resized_jpeg_files_are_those_of_torchvision() {
+        use crate::util::fuzz::repository_file;
+        let expected = repository_file("tests/end-to-end/inputs/resized-jpeg.bin");
+        for (number, wanted) in expected.chunks(3 * 12 * 12).enumerate() {
+            let folder = tree();
+            let file = repository_file(&format!("tests/end-to-end/inputs/resized-{number}.jpg"));
+            fs::remove_file(folder.path().join("test/cat/d.png")).expect("removed");
+            fs::write(folder.path().join("test/cat/d.jpg"), file).expect("written");
+            let written = format!("{},resize=12", folder.path().display());
+            let data = load_any(&written, Path::new("unused")).expect("a data set");
+            let row = (0..2).find(|row| data.test.labels.int64_value(&[*row]) == 0).expect("a cat");
+            let got = Vec::<u8>::try_from(data.test.images.get(row).flatten(0, -1)).expect("bytes");
+            // The decoders round differently; PNG files give the same bytes.
+            let most = got.iter().zip(wanted).map(|(one, other)| one.abs_diff(*other)).max();
+            assert!(most <= Some(4), "image {number}: {most:?} levels");
+        }
+    }
+
+    #[test]
+    fn the_layout_of_tiny_imagenet_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, value) in [
+            ("train/n02/images/n02_0.JPEG", 10),
+            ("train/n01/images/n01_0.JPEG", 20),
+            ("train/n01/images/n01_1.JPEG", 30),
+            ("val/images/val_0.JPEG", 40),
+            ("val/images/val_1.JPEG", 50),
+            ("test/images/test_0.JPEG", 60),
+        ] {
+            put(&folder, name, colour(value));
+        }
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+        write("wnids.txt", "n02\nn01\n");
+        write("train/n01/n01_boxes.txt", "n01_0.JPEG\t0\t0\t1\t1\n");
+        write("val/val_annotations.txt", "val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn01\t0\t0\t1\t1\n");
+        let data = load_tree(&folder).expect("a data set");
+        assert_eq!((data.train.count(), data.test.count(), data.classes), (3, 2, 2));
+        assert_eq!(data.class_names, ["n01", "n02"]);
+        assert_eq!(data.checksums.keys().collect::<Vec<_>>(), ["train", "val"]);
+        let labels: Vec<i64> = Vec::try_from(&data.test.labels).expect("labels");
+        let mut order = [("n02/val_0.JPEG", 1), ("n01/val_1.JPEG", 0)];
+        order.sort_by_key(|(name, _)| md5(name.as_bytes()));
+        assert_eq!(labels, order.map(|(_, label)| label));
+        write("val/val_annotations.txt", "val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn03\t0\t0\t1\t1\n");
+        let message = refusal(&folder);
+        assert!(
+            message.starts_with(
+                "DIR/val/val_annotations.txt, line 2: expected the name of an image and a class"
+            ),
+            "{message}"
+        );
+        write("val/val_annotations.txt", "val_0.JPEG\tn02\n");
+        assert!(
+            refusal(&folder).starts_with("DIR/val/images/val_1.JPEG has no class: "),
+            "{}",
+            refusal(&folder)
+        );
+        write("val/val_annotations.txt", "val_0.JPEG\tn02\nval_1.JPEG\tn01\nval_2.JPEG\tn01\n");
+        assert!(
+            refusal(&folder).starts_with("DIR/val/images has no image val_2.JPEG: "),
+            "{}",
+            refusal(&folder)
+        );
+        write("wnids.txt", "n02\nn01\nn03\n");
+        assert!(refusal(&folder).starts_with("DIR/wnids.txt has the class n03: "), "{}", refusal(&folder));
+    }
+
+    #[test]
+    fn test_images_alone_can_be_read() {
+        let folder = tree();
+        fs::remove_dir_all(folder.path().join("train")).expect("removed");
+        let data = load_tree(&folder).expect("a data set");
+        assert_eq!(
+            (data.train.count(), data.test.count(), data.train.images.size()),
+            (0, 2, vec![0, 1, 2, 3])
+        );
+        fs::rename(folder.path().join("test"), folder.path().join("train")).expect("renamed");
+        assert_eq!(refusal(&folder), "DIR has no folder test or val");
+    }
+
+    #[test]
     fn there_may_be_more_than_256_classes() {
         let folder = tempfile::tempdir().expect("a folder");
         for class in 0..300 {
@@ -613,7 +765,7 @@ mod tests {
     /// A file of the end-to-end tests.
     macro_rules! input {
         ($name:literal) => {
-            include_bytes!(concat!("../../../tests/end-to-end/inputs/", $name)).as_slice()
+            include_bytes!(concat!("../../../../tests/end-to-end/inputs/", $name)).as_slice()
         };
     }
 
@@ -719,88 +871,5 @@ mod tests {
             fs::write(folder.path().join("train/cat/b.png"), bytes).expect("written");
             assert!(load_tree(&folder).is_ok());
         }
-    }
-}
-
-#[cfg(test)]
-mod fuzz {
-    use super::*;
-    use crate::util::fuzz::{for_cases, repository_file, withstands};
-    use image::{ExtendedColorType, ImageFormat};
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    /// A byte can hold 8 pixels of 1032 bytes, and each pixel has three bytes, twice.
-    const UNPACKED: usize = 8 * 1032 * 3 * 2;
-
-    fn encoded(
-        format: ImageFormat,
-        colour: ExtendedColorType,
-        [height, width]: [u32; 2],
-        pixels: &[u8],
-    ) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        image::write_buffer_with_format(&mut bytes, pixels, width, height, colour, format).expect("encoded");
-        bytes.into_inner()
-    }
-
-    fn picture(path: &Path) -> Picture {
-        Picture { path: path.to_owned(), name: "a/0".to_owned(), class: 0 }
-    }
-
-    /// What [`load`] does with one image.
-    fn read(path: &Path) -> Result<Vec<u8>> {
-        let (_, Header { grey, .. }) = inspect(&picture(path))?;
-        planes(&picture(path), if grey { 1 } else { 3 })
-    }
-
-    #[test]
-    fn images_may_be_damaged() {
-        let pixels: Vec<u8> = (0..108).collect();
-        let mut valid = Vec::new();
-        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
-            valid.push(encoded(format, ExtendedColorType::Rgb8, [6, 6], &pixels));
-            valid.push(encoded(format, ExtendedColorType::L8, [9, 12], &pixels));
-        }
-        let folder = tempfile::tempdir().expect("a folder");
-        withstands(&valid, &folder.path().join("mine.png"), UNPACKED, read);
-    }
-
-    #[test]
-    fn impossible_headers_may_be_changed() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("mine.png");
-        for name in ["header-60000x60000.png", "header-65500x65500.jpg", "plain-cmyk-no-adobe-cyan.jpg"] {
-            let bytes = repository_file(&format!("tests/end-to-end/inputs/{name}"));
-            let refuse = |path: &Path| match read(path) {
-                Err(error) if fs::read(path).expect("readable") != bytes => Err(error),
-                _ => Ok(()),
-            };
-            withstands(std::slice::from_ref(&bytes), &path, UNPACKED, refuse);
-        }
-    }
-
-    #[test]
-    fn png_images_come_back_as_they_were_written() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("mine.png");
-        let images = (1..9usize, 1..9usize, select_channels()).prop_flat_map(|(height, width, channels)| {
-            (Just([height, width, channels]), vec(any::<u8>(), height * width * channels))
-        });
-        for_cases(&images, |([height, width, channels], pixels)| {
-            let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
-            let size = [height, width].map(|size| size as u32);
-            fs::write(&path, encoded(ImageFormat::Png, colour, size, &pixels)).expect("written");
-            let read = read(&path).expect("valid");
-            for (place, value) in pixels.iter().enumerate() {
-                let (pixel, channel) = (place / channels, place % channels);
-                prop_assert_eq!(read[channel * height * width + pixel], *value);
-            }
-            Ok(())
-        });
-    }
-
-    fn select_channels() -> impl Strategy<Value = usize> {
-        proptest::sample::select([1, 3].as_slice())
     }
 }

@@ -1,0 +1,452 @@
+//! Processes that work on one run together. Each has a number, its rank; the first one, rank 0, writes
+//! the run's files and prints. A process that is alone is the first one of one.
+
+mod place;
+mod watch;
+
+pub use place::Place;
+
+use crate::torch::c10d::{Group, Meeting, Reducer, Store, Sum, has_groups};
+use crate::torch::device::load_cuda;
+use crate::util::interrupt::interrupted;
+use crate::util::{console, pulse};
+use crate::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::num::NonZero;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+use watch::{FAILED, FAREWELL, Failure, SILENCE, Watch, key, named, wait_for_all};
+
+/// The time between two questions whether another process has said something.
+const ASK_EVERY: Duration = Duration::from_millis(5);
+
+/// The key of the names of all processes, once all are there.
+const EVERYBODY: &str = "everybody";
+
+/// The key that is set once the user has stopped one of the processes in the middle of its own part.
+const STOPPED: &str = "stopped";
+
+/// All processes that work on one run.
+pub struct Ranks {
+    rank: usize,
+    size: usize,
+    local_rank: usize,
+    together: Option<Together>,
+}
+
+/// What a process needs to work with the others.
+struct Together {
+    store: Store,
+    group: Group,
+    watch: Arc<Watch>,
+    /// The names of the processes, for people.
+    who: Vec<String>,
+    /// The number of messages so far: the same in all processes.
+    messages: Cell<usize>,
+    /// The vote that is counted.
+    vote: RefCell<Option<Sum>>,
+}
+
+impl Ranks {
+    /// This process alone.
+    pub fn alone() -> Rc<Self> {
+        Rc::new(Self { rank: 0, size: 1, local_rank: 0, together: None })
+    }
+
+    /// Joins the processes of which this is one according to its environment, and waits until all
+    /// have arrived. `task` is what all of them do. From then on, each looks after the others: if one
+    /// fails, or does not move for as long as `patience`, all of them end.
+    ///
+    /// # Errors
+    /// If the environment is incomplete, this program was built without Gloo, or processes do not
+    /// arrive in this time.
+    pub fn join(task: &str, patience: Duration) -> Result<Rc<Self>> {
+        let Some(place) = Place::from_environment()? else { return Ok(Self::alone()) };
+        let _part = console::part(format!("waiting for all {} processes", place.size));
+        let together = Together::new(&place, task, patience)?;
+        if place.rank > 0 {
+            console::be_quiet();
+        }
+        let Place { rank, size, local_rank, .. } = place;
+        Ok(Rc::new(Self { rank, size, local_rank, together: Some(together) }))
+    }
+
+    /// The number of this process, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many processes there are.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The threads of this process: `given` ones, otherwise its share of the machine's. None leaves
+    /// the choice to libtorch.
+    pub fn threads(&self, given: Option<usize>) -> Option<usize> {
+        let share = || place::threads(thread::available_parallelism().map_or(1, NonZero::get));
+        given.or_else(|| (!self.is_alone()).then(share))
+    }
+
+    /// The device of this process: a GPU of its own, unless one is named.
+    ///
+    /// # Errors
+    /// If libtorch's CUDA half cannot be loaded.
+    pub fn device(&self, device: Device) -> Result<Device> {
+        if self.is_alone() || device != Device::Cuda(0) {
+            return Ok(device);
+        }
+        load_cuda()?;
+        // A launcher may show each process one GPU alone.
+        Ok(Device::Cuda(self.local_rank % (tch::Cuda::device_count() as usize).max(1)))
+    }
+
+    /// Whether this process writes the run's files and prints.
+    pub fn is_first(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Whether there is no other process.
+    pub fn is_alone(&self) -> bool {
+        self.together.is_none()
+    }
+
+    /// Sums numbers over all processes.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>> {
+        let Some(together) = &self.together else { return Ok(values.to_vec()) };
+        let sum = self.finished(together.group.begin_sum(Tensor::from_slice(values))?)?;
+        Ok(Vec::try_from(sum)?)
+    }
+
+    /// Waits for a sum.
+    fn finished(&self, sum: Sum) -> Result<Tensor> {
+        pulse::waiting(|| sum.wait()).map_err(|error| self.explained(error))
+    }
+
+    /// Gives all processes the numbers of the first one, in place.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn copy_from_first(&self, tensors: &[&Tensor]) -> Result<()> {
+        let Some(together) = self.together.as_ref().filter(|_| !tensors.is_empty()) else { return Ok(()) };
+        let flat: Vec<_> = tensors.iter().map(|tensor| tensor.to_kind(Kind::Double).flatten(0, -1)).collect();
+        let flat = Tensor::f_cat(&flat, 0)?;
+        // A sum with zeros is exact.
+        let own = if self.is_first() { flat } else { flat.zeros_like() };
+        let sum = self.finished(together.group.begin_sum(own)?)?;
+        if self.is_first() {
+            return Ok(());
+        }
+        let sizes: Vec<_> = tensors.iter().map(|tensor| tensor.numel() as i64).collect();
+        for (tensor, numbers) in tensors.iter().zip(sum.f_split_with_sizes(&sizes, 0)?) {
+            tensor.shallow_clone().f_copy_(&numbers.f_reshape(tensor.size())?)?;
+        }
+        Ok(())
+    }
+
+    /// What the first process says, given to all: `say` is called there alone.
+    ///
+    /// # Errors
+    /// That of `say`, in the first process.
+    pub fn from_first<T: Serialize + DeserializeOwned>(&self, say: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(together) = &self.together else { return say() };
+        let key = together.next_message("said");
+        if self.is_first() {
+            let said = say()?;
+            let text = serde_json::to_vec(&said).map_err(|why| Error::new(why).on_the_way())?;
+            together.store.set(&key, &text)?;
+            return Ok(said);
+        }
+        let said = together.wait_for(&key)?;
+        serde_json::from_slice(&said).map_err(|why| Error::new(why).on_the_way())
+    }
+
+    /// What each process says, in the order of their ranks; empty in all but the first one.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn to_first<T: Serialize + DeserializeOwned>(&self, said: T) -> Result<Vec<T>> {
+        let Some(together) = &self.together else { return Ok(vec![said]) };
+        let message = together.next_message("told");
+        if !self.is_first() {
+            let text = serde_json::to_vec(&said).map_err(|why| Error::new(why).on_the_way())?;
+            together.store.set(&key(&message, self.rank), &text)?;
+            return Ok(Vec::new());
+        }
+        let others = (1..self.size).map(|rank| {
+            let text = together.wait_for(&key(&message, rank))?;
+            serde_json::from_slice(&text).map_err(|why| Error::new(why).on_the_way())
+        });
+        std::iter::once(Ok(said)).chain(others).collect()
+    }
+
+    /// Waits until all processes are here.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn meet(&self) -> Result<()> {
+        self.to_first(())?;
+        self.from_first(|| Ok(()))
+    }
+
+    /// Compares what must be the same in all processes, by name.
+    ///
+    /// # Errors
+    /// In the first process: what differs, where, and both values.
+    pub fn agree(&self, facts: &BTreeMap<String, String>) -> Result<()> {
+        let Some(together) = &self.together else { return Ok(()) };
+        let said = self.to_first(facts.clone())?;
+        self.from_first(|| {
+            let value =
+                |of: &BTreeMap<String, String>, name| of.get(name).map_or("none", String::as_str).to_owned();
+            for (rank, other) in said.iter().enumerate().skip(1) {
+                let mut names = facts.keys().chain(other.keys());
+                if let Some(name) = names.find(|name| facts.get(*name) != other.get(*name)) {
+                    let who = named(rank, &together.who);
+                    return Err(Error::new(format!("{who} has another {name} than process 0"))
+                        .note("process 0", value(facts, name))
+                        .note("there", value(other, name))
+                        .fix("start all processes with the same command, files and data"));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Says after an update whether this process was asked to stop, and returns whether any process
+    /// was after the update before: the votes are counted while the next update runs. Alone, its own
+    /// counts at once.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn vote_to_stop(&self, stop: bool) -> Result<bool> {
+        let Some(together) = &self.together else { return Ok(stop) };
+        let counted = self.count_votes()?;
+        let ballot = Tensor::from_slice(&[i32::from(stop)]);
+        together.vote.replace(Some(together.group.begin_sum(ballot)?));
+        Ok(counted)
+    }
+
+    /// Waits for the votes that are counted, if there are any.
+    ///
+    /// # Errors
+    /// If another process is gone.
+    pub fn count_votes(&self) -> Result<bool> {
+        let vote = self.together.as_ref().and_then(|together| together.vote.take());
+        Ok(vote.map(|vote| self.finished(vote)).transpose()?.is_some_and(|sum| sum.int64_value(&[0]) > 0))
+    }
+
+    /// Sums the gradients of these parameters over all processes from now on; none if this process
+    /// is alone.
+    ///
+    /// # Errors
+    /// If libtorch refuses.
+    pub(crate) fn reducer(&self, parameters: &[Tensor]) -> Result<Option<Reducer>> {
+        self.together.as_ref().map(|together| together.group.reducer(parameters)).transpose()
+    }
+
+    /// An error that another process may be the cause of: if it is, it ends this process with a
+    /// message of its own soon.
+    pub(crate) fn explained(&self, error: Error) -> Error {
+        let is_lost =
+            ["gloo", "Connection", "Broken pipe"].iter().any(|word| error.first_line().contains(word));
+        if self.together.is_some() && is_lost {
+            thread::sleep(SILENCE + 2 * FAREWELL);
+            return error.fix("look at the messages of the other processes");
+        }
+        error
+    }
+
+    /// Ends this process's part. If it failed, all processes end, and the first one prints the
+    /// error.
+    ///
+    /// # Errors
+    /// The error, where this process prints it.
+    pub fn end(&self, ending: Result<u8>) -> Result<u8> {
+        let Some(together) = &self.together else { return ending };
+        match ending {
+            Ok(code) => {
+                self.leave(together)?;
+                Ok(code)
+            }
+            // The user stopped this process while it worked on its own part. All of them stop, and
+            // each keeps what it has.
+            Err(error) if error.is_interrupted() => {
+                together.store.set(STOPPED, b"")?;
+                self.leave(together)?;
+                Err(error)
+            }
+            Err(error) => self.fail(together, error),
+        }
+    }
+
+    /// Ends well. The first process may serve the store: it waits for the others.
+    fn leave(&self, together: &Together) -> Result<()> {
+        together.store.set(&key("done", self.rank), b"")?;
+        for rank in (1..self.size).filter(|_| self.is_first()) {
+            pulse::waiting(|| together.poll(&key("done", rank), || Ok(())))?;
+        }
+        together.watch.ends.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn fail(&self, together: &Together, error: Error) -> Result<u8> {
+        let Together { store, watch, who, .. } = together;
+        if store.get(FAILED).is_ok_and(|failed| failed.is_some()) {
+            // Another process failed before: its message is the one.
+            thread::sleep(SILENCE);
+        }
+        watch.ends.store(true, Ordering::SeqCst);
+        let message = match self.rank {
+            0 => String::new(),
+            rank => format!("{}: {error}", named(rank, who)),
+        };
+        let failure = Failure { rank: self.rank, message, code: error.exit_code() };
+        let _ = store.set(FAILED, &serde_json::to_vec(&failure).unwrap_or_default());
+        let _ = store.set(&key("heard", self.rank), b"");
+        if self.is_first() {
+            let keys: Vec<_> = (1..self.size).map(|rank| key("heard", rank)).collect();
+            wait_for_all(store, &keys, FAREWELL);
+            return Err(error);
+        }
+        if wait_for_all(store, &[key("heard", 0)], FAREWELL) {
+            let _ = store.set(&key("ended", self.rank), b"");
+            return Ok(error.exit_code());
+        }
+        console::be_heard();
+        Err(error)
+    }
+}
+
+impl Together {
+    fn new(place: &Place, task: &str, patience: Duration) -> Result<Self> {
+        if !has_groups() {
+            return Err(Error::new(format!(
+                "there are {} processes, but this program was built without Gloo, which they speak through",
+                place.size
+            ))
+            .note("missing", "Gloo's headers when it was built (gloo/algorithm.h), or c10d in this libtorch")
+            .fix(
+                "install Debian's libgloo-dev, or name the headers' folder with GLOO_INCLUDE; build again",
+            ));
+        }
+        let address = (place.address.as_str(), place.port);
+        if let Err(why) = address.to_socket_addrs() {
+            return Err(Error::new(format!("MASTER_ADDR: there is no machine `{}`: {why}", place.address))
+                .fix("give the name or the address of the machine of process 0"));
+        }
+        let open = |serves| {
+            let prefix = format!("host/{}/", place.attempt);
+            let opened = Store::open(address, serves, patience, prefix);
+            let fix = if serves {
+                "choose a free port with MASTER_PORT, or stop the program that uses it"
+            } else {
+                "look whether process 0 runs, and MASTER_ADDR and MASTER_PORT name it"
+            };
+            opened.map_err(|error| error.fix(fix))
+        };
+        let store = open(place.serves())?;
+        let who = arrive(place, task, &store, patience)?;
+        let interface = std::env::var("GLOO_SOCKET_IFNAME").ok();
+        let meeting = match &interface {
+            Some(interface) => Meeting::Interface(interface),
+            None if place.is_on_one_machine() => Meeting::Address("127.0.0.1"),
+            None => Meeting::OwnName,
+        };
+        let group = Group::open(&store, (place.rank, place.size), meeting)?;
+        let watch = Watch::begin(place, open(false)?, patience, who.clone());
+        Ok(Self { store, group, watch, who, messages: Cell::new(0), vote: RefCell::default() })
+    }
+
+    /// The key of the next message. All processes exchange the same messages in the same order.
+    fn next_message(&self, what: &str) -> String {
+        self.messages.set(self.messages.get() + 1);
+        format!("{what}/{}", self.messages.get())
+    }
+
+    /// Waits for a key. The watch ends the process if it cannot come any more.
+    fn wait_for(&self, key: &str) -> Result<Vec<u8>> {
+        let refuse_if_stopped =
+            || if self.store.get(STOPPED)?.is_some() { Err(interrupted()) } else { Ok(()) };
+        pulse::waiting(|| self.poll(key, refuse_if_stopped))
+    }
+
+    /// Asks for a key until it is there; in between, `refuse` may end that.
+    fn poll(&self, key: &str, refuse: impl Fn() -> Result<()>) -> Result<Vec<u8>> {
+        loop {
+            if let Some(value) = self.store.get(key)? {
+                return Ok(value);
+            }
+            refuse()?;
+            thread::sleep(ASK_EVERY);
+        }
+    }
+}
+
+/// Waits until all processes are there. Returns their names, for people.
+fn arrive(place: &Place, task: &str, store: &Store, patience: Duration) -> Result<Vec<String>> {
+    let Place { rank, size, .. } = place;
+    let here = |rank| key("here", rank);
+    let own = format!("pid {} on {}", std::process::id(), place::machine());
+    // Others may do something else, or be of another version: they would never meet.
+    let work = format!("host {task}, version {}", env!("CARGO_PKG_VERSION"));
+    store.set(&here(*rank), &serde_json::to_vec(&(own, &work)).unwrap_or_default())?;
+    let begun = Instant::now();
+    // Those that wait for the first process's word wait longer than it does.
+    let limit = if *rank == 0 { patience } else { patience + FAREWELL };
+    loop {
+        if *rank == 0 {
+            let arrived: Vec<_> = (0..*size).map(|rank| store.get(&here(rank))).collect::<Result<_>>()?;
+            if arrived.iter().all(Option::is_some) {
+                let said =
+                    arrived.iter().flatten().map(|text| serde_json::from_slice(text).unwrap_or_default());
+                let (who, works): (Vec<String>, Vec<String>) = said.unzip();
+                if let Some(other) = works.iter().position(|other| *other != work) {
+                    return Err(Error::new(format!("{} does other work than process 0", named(other, &who)))
+                        .note("process 0", &work)
+                        .note("there", &works[other])
+                        .fix("start all processes with the same command"));
+                }
+                store.set(EVERYBODY, &serde_json::to_vec(&who).unwrap_or_default())?;
+                return Ok(who);
+            }
+            if begun.elapsed() > limit {
+                return Err(not_all(&arrived, patience));
+            }
+        } else if let Some(who) = store.get(EVERYBODY)? {
+            return serde_json::from_slice(&who).map_err(|why| Error::new(why).on_the_way());
+        } else if begun.elapsed() > limit {
+            return Err(Error::new(format!(
+                "process 0 did not say within {} s that all {size} processes are there",
+                patience.as_secs()
+            ))
+            .fix("look at its messages"));
+        }
+        thread::sleep(ASK_EVERY);
+    }
+}
+
+fn not_all(arrived: &[Option<Vec<u8>>], patience: Duration) -> Error {
+    let missing: Vec<_> =
+        (0..arrived.len()).filter(|rank| arrived[*rank].is_none()).map(|rank| rank.to_string()).collect();
+    Error::new(format!(
+        "{} of {} processes did not arrive within {} s: {} {}",
+        missing.len(),
+        arrived.len(),
+        patience.as_secs(),
+        if missing.len() == 1 { "rank" } else { "ranks" },
+        missing.join(", ")
+    ))
+    .fix("look why they do not start, or allow more time with --rank-timeout")
+}
