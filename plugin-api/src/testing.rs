@@ -1,6 +1,9 @@
 //! Helpers for tests of a plugin's arithmetic, without a host.
 
-use crate::{Distribution, Next, Random, RandomSource, Result, Sampler, Step, ThreatModel};
+use crate::{
+    losses, Batch, Distribution, Network, NetworkCalls, Next, Random, RandomSource, Result, Sampler, Step,
+    ThreatModel,
+};
 use tch::Tensor;
 
 /// Fixed random numbers. Every draw is filled with these values, row by row, from the first one on;
@@ -92,6 +95,82 @@ pub fn one_visit<S: Sampler>(
         next = if number < steps { sampler.step(&step) } else { sampler.finish(&step) }?;
     }
     Ok(next)
+}
+
+/// A minibatch for tests of an objective. Images are those of [`Round::new`] unless they are replaced.
+pub struct Round<'a> {
+    /// [`Batch::logits`].
+    pub logits: Tensor,
+    /// [`Batch::natural_logits`].
+    pub natural_logits: Option<Tensor>,
+    /// [`Batch::natural`].
+    pub natural: Tensor,
+    /// [`Batch::particles`].
+    pub particles: Tensor,
+    /// [`Batch::labels`].
+    pub labels: Tensor,
+    /// [`Batch::points`].
+    pub points: Vec<i64>,
+    /// [`Batch::particles_per_point`].
+    pub particles_per_point: usize,
+    /// [`Batch::threat`].
+    pub threat: ThreatModel,
+    /// [`Batch::state`].
+    pub state: Vec<Tensor>,
+    /// The network: logits of images.
+    pub network: &'a dyn Fn(&Tensor) -> Tensor,
+    /// The random numbers.
+    pub numbers: FixedNumbers,
+}
+
+impl Round<'_> {
+    /// Rows with these logits (`[N, classes]`) and labels, one particle a point, black images of one
+    /// pixel, and a network whose logits are zero.
+    pub fn new(logits: Tensor, labels: &[i64]) -> Self {
+        let rows = labels.len() as i64;
+        let images = Tensor::zeros([rows, 1, 1, 1], (logits.kind(), logits.device()));
+        Self {
+            natural_logits: None,
+            natural: images.shallow_clone(),
+            particles: images,
+            labels: Tensor::from_slice(labels).to_device(logits.device()),
+            points: (0..rows).collect(),
+            particles_per_point: 1,
+            threat: ThreatModel::default(),
+            state: Vec::new(),
+            network: &|images| images.flatten(1, -1) * 0.0,
+            numbers: FixedNumbers(vec![0.0]),
+            logits,
+        }
+    }
+
+    /// The minibatch, as an objective is given it.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            logits: &self.logits,
+            natural_logits: self.natural_logits.as_ref(),
+            natural: &self.natural,
+            particles: &self.particles,
+            labels: &self.labels,
+            points: &self.points,
+            particles_per_point: self.particles_per_point,
+            classes: self.logits.size()[1],
+            threat: self.threat,
+            state: &self.state,
+            network: Network::new(self),
+            random: Random::new(&self.numbers),
+        }
+    }
+}
+
+impl NetworkCalls for Round<'_> {
+    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
+        Ok((self.network)(images))
+    }
+
+    fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> Result<Tensor> {
+        losses::differentiable_gradient(&loss.f_sum(loss.kind())?, images)
+    }
 }
 
 /// Asserts that a step returned these particles, in order, up to rounding.

@@ -686,6 +686,8 @@ pub enum NewKind {
     Sampler,
     /// A whole procedure
     Attack,
+    /// The losses of the outer and the inner problem
+    Objective,
 }
 
 /// `host data`
@@ -812,7 +814,7 @@ mod tests {
 
     /// A value of each flag that differs from the recipe's, and the resulting value of the option.
     fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
-        let values: [(&str, &str, serde_json::Value); 48] = [
+        let values: [(&str, &str, serde_json::Value); 49] = [
             ("model", "a.so", "a.so".into()),
             ("sampler", "none", "none".into()),
             ("data.name", "fashion-mnist", "fashion-mnist".into()),
@@ -822,8 +824,9 @@ mod tests {
             ("threat.epsilon", "0.5", 0.5.into()),
             ("train.mode", "faithful", "faithful".into()),
             ("train.replay", "7", 7.into()),
-            ("train.objective", "trades", "trades".into()),
-            ("train.trades_beta", "0.5", 0.5.into()),
+            ("train.objective", "trades.so", "trades.so".into()),
+            ("train.clip_gradient", "0.5", 0.5.into()),
+            ("train.awp", "0.5", 0.5.into()),
             ("train.start", "uniform-store", "uniform-store".into()),
             ("train.sampler_gradient", "eval", "eval".into()),
             ("train.precision", "bf16", "bf16".into()),

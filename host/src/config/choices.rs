@@ -70,28 +70,6 @@ pub enum Select {
     Best,
 }
 
-/// The losses of the outer and the inner problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Objective {
-    /// The cross-entropy at the particles, for both problems
-    CrossEntropy,
-    /// TRADES (Zhang et al. 2019): the inner loss is the KL divergence between the predictions at
-    /// the natural example and at the particle; the outer loss is the cross-entropy at the natural
-    /// example plus `trades_beta` times this divergence
-    Trades,
-}
-
-impl Objective {
-    /// Whether the inner loss differs from the outer loss.
-    pub fn has_its_own_inner_loss(self) -> bool {
-        match self {
-            Self::CrossEntropy => false,
-            Self::Trades => true,
-        }
-    }
-}
-
 /// How particles are stored. Every computation with them is in f32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -118,6 +96,10 @@ pub enum Algorithm {
     SignSgd,
     /// Adam (Kingma and Ba 2015), with weight decay added to the gradient
     Adam,
+    /// Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)
+    #[serde(rename = "adamw")]
+    #[value(name = "adamw")]
+    AdamW,
 }
 
 /// The schedule of the learning rate.

@@ -3,7 +3,7 @@
 use super::exact::Affine;
 use super::ladder::{self, STEPS_PER_DRAW};
 use super::record::Settings;
-use crate::config::{Experiment, Objective};
+use crate::config::Experiment;
 use crate::data::{Dataset, examples::Examples};
 use crate::law::chain::FEWEST_DRAWS;
 use crate::law::sampling::Subject;
@@ -319,14 +319,16 @@ fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
             "the uniform law on an l2 ball cut to the domain, with which every law is compared, cannot be drawn from",
         ));
     }
-    match record.experiment.train.objective {
-        Objective::CrossEntropy => Ok(()),
-        Objective::Trades => Err(Error::new(format!(
-            "{}: expected a run whose particles climb the cross-entropy, got train.objective trades",
-            path.display()
+    let train = &record.experiment.train;
+    if !train.is_cross_entropy() {
+        return Err(Error::new(format!(
+            "{}: expected a run whose particles climb the cross-entropy, got train.objective {}",
+            path.display(),
+            train.objective
         ))
-        .note("because", "the law that is measured is exp(lambda * cross-entropy)")),
+        .note("because", "the law that is measured is exp(lambda * cross-entropy)"));
     }
+    Ok(())
 }
 
 fn without_particles(path: &Path, why: &str) -> Error {

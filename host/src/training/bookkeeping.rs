@@ -32,6 +32,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
 
+/// The group of the objective's state in a checkpoint.
+const OBJECTIVE: &str = "objective";
+
 /// Number of updates between two reads of what the device has noted (losses, NaN).
 const UPDATES_PER_READ: u64 = 50;
 
@@ -368,6 +371,9 @@ impl Training {
             let players = &self.players;
             groups.insert("weights".to_owned(), named_clones(players.model.state()));
             groups.insert("optimizer".to_owned(), players.optimizer.state());
+            if !players.losses.state.is_empty() {
+                groups.insert(OBJECTIVE.to_owned(), named_clones(&players.losses.state));
+            }
             if let Some(average) = averaged(&players.average) {
                 groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
             }
@@ -405,7 +411,7 @@ impl Training {
     /// If every checkpoint is damaged, or it does not fit this run.
     pub(super) fn load_checkpoint(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
         let names = self.own_groups();
-        let mut groups = vec!["weights", "optimizer", checkpoint::AVERAGE];
+        let mut groups = vec!["weights", "optimizer", OBJECTIVE, checkpoint::AVERAGE];
         groups.extend(names.iter().map(String::as_str));
         let Some(mut saved) = self.newest_checkpoint(folder, &groups)? else { return Ok((0, Vec::new())) };
         let epochs = self.plan.experiment.train.epochs;
@@ -414,6 +420,7 @@ impl Training {
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
         players.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
+        players.losses.load(&group(OBJECTIVE))?;
         let stores = players.store.iter_mut().flat_map(Stores::iter_mut);
         for ((name, shard), store) in names.iter().zip(self.plan.shards.own()).zip(stores) {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);

@@ -14,6 +14,7 @@ mod extension;
 mod fixtures;
 mod objective;
 pub mod optimizer;
+mod perturbation;
 pub(crate) mod reporter;
 mod resampling;
 mod schedule;
@@ -23,6 +24,7 @@ mod slots;
 pub mod store;
 mod tally;
 mod trace;
+mod trial;
 mod update;
 
 pub use setup::{ResumeOptions, adopt, begin, resume};

@@ -3,6 +3,7 @@
 use super::average::{Average, Averaging};
 use super::cost::{ExpectedCost, passes_per_epoch};
 use super::extension::check_epochs;
+use super::objective::Losses;
 use super::optimizer::{Optimizer, Settings};
 use super::reporter::Reporter;
 use super::schedule::Schedule;
@@ -12,10 +13,10 @@ use super::tally::Tally;
 use super::trace::Trace;
 use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
-use crate::config::{Experiment, Format, Mode, Objective, Start as StartChoice, Train, name_of};
+use crate::config::{Experiment, Format, Mode, Start as StartChoice, Train, name_of};
 use crate::data::examples::{Examples, Part};
 use crate::data::{self, DataSpec, Dataset, Origin};
-use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
+use crate::plugin::{Attack, LoadedModel, Objective, PluginSpec, Sampler, trust};
 use crate::ranks::Ranks;
 use crate::run::init::InitialWeights;
 use crate::run::outline::{Outline, Points};
@@ -326,6 +327,7 @@ fn assemble(
         given.map(|init| InitialWeights::load(init, &model, || build(seed.wrapping_add(1)))).transpose()?;
     let sampler =
         experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
+    let objective = Objective::make(&experiment.train.objective)?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
@@ -334,12 +336,14 @@ fn assemble(
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
+        objective: Some(objective.record.clone()),
         probe: probe.as_ref().map(|probe| probe.record.clone()),
         trace: trace.as_ref().map(|trace| trace.attack.record.clone()),
     };
     let attacks = (probe, trace);
     let there = (ranks, device, places);
-    let training = Training::there(there, experiment.clone(), model, sampler, attacks, dataset)?;
+    let players = (model, objective, sampler);
+    let training = Training::there(there, experiment.clone(), players, attacks, dataset)?;
     Ok((training, plugins, init))
 }
 
@@ -364,7 +368,7 @@ impl Places {
 }
 
 impl Training {
-    /// A run that has done nothing yet. `sampler` is none for ordinary training; the probe attacks
+    /// A run that has done nothing yet. There is no sampler in ordinary training; the probe attacks
     /// validation points, the trace test points.
     ///
     /// # Errors
@@ -372,28 +376,27 @@ impl Training {
     /// device has no room.
     pub fn new(
         experiment: Experiment,
-        model: LoadedModel,
-        sampler: Option<Sampler>,
+        players: (LoadedModel, Objective, Option<Sampler>),
         attacks: (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {
         let there = (&Ranks::alone(), device, &Places::default());
-        Self::there(there, experiment, model, sampler, attacks, dataset)
+        Self::there(there, experiment, players, attacks, dataset)
     }
 
     /// As [`Training::new`], in one of several processes and with particles at these places.
     fn there(
         (ranks, device, places): (&Rc<Ranks>, Device, &Places),
         experiment: Experiment,
-        model: LoadedModel,
-        sampler: Option<Sampler>,
+        (model, objective, sampler): (LoadedModel, Objective, Option<Sampler>),
         (probe, trace): (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
         check(&experiment, dataset, sampler.as_ref())?;
+        let losses = Losses::of(objective, &experiment, dataset.task(), (count, sampler.is_some()), ranks)?;
         let examples = Examples::new(&dataset.train, 0, count, device)?;
         let validation = (held_out > 0)
             .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
@@ -417,6 +420,7 @@ impl Training {
             optimizer,
             average: averaging(train, schedule.updates).map(|kind| Average::new(kind, &model)),
             model,
+            losses: losses.to_device(device),
             sampler,
             store,
         };
@@ -593,7 +597,7 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
     if experiment.train.diagnose_every.is_some() {
         let Experiment { threat, train, .. } = experiment;
         let is_stored = sampler.is_some() && start_of_chains(experiment, sampler) == Start::Store;
-        if !is_stored || threat.norm != Norm::Linf || train.objective != Objective::CrossEntropy {
+        if !is_stored || threat.norm != Norm::Linf || !train.is_cross_entropy() {
             return Err(Error::new(
                 "train.diagnose_every: expected a sampler whose particles stay in a store, norm linf and the objective \
                  cross-entropy",

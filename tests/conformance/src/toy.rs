@@ -1,7 +1,8 @@
 //! Small problems for the checks.
 
+use crate::objective;
 use crate::{Outcome, Plugin, Table};
-use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
+use plugin_api::abi::{AttackInstance, ModelInstance, ObjectiveInstance, SamplerInstance};
 use plugin_api::losses::{correct, cross_entropy, gradient};
 use plugin_api::tch::{self, Device, Kind, Tensor};
 use plugin_api::{Distribution, Error, Norm, Random, RandomSource, Result, Step, ThreatModel, VictimCalls};
@@ -259,6 +260,11 @@ impl LinearVictim {
         Ok(logits)
     }
 
+    /// Logits with a graph through images and weights, if gradients are tracked.
+    pub fn tracked_logits(&self, images: &Tensor) -> Result<Tensor> {
+        self.forward(images)
+    }
+
     /// Loss of each example and its gradient with respect to the images.
     pub fn loss_and_gradient(&self, images: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor)> {
         let (logits, leaf) = self.differentiable(images)?;
@@ -308,6 +314,7 @@ pub enum Instance {
     Model(ModelInstance),
     Sampler(SamplerInstance),
     Attack(AttackInstance),
+    Objective(ObjectiveInstance),
 }
 
 impl Instance {
@@ -331,10 +338,12 @@ impl Instance {
             }
             Table::Sampler(sampler) => Self::Sampler(sampler.create(options)?),
             Table::Attack(attack) => Self::Attack(attack.create(options)?),
+            Table::Objective(objective) => Self::Objective(objective.create(options)?),
         })
     }
 
-    /// Logits of a model, the next particles and state of a sampler, candidates of an attack.
+    /// Logits of a model, the next particles and state of a sampler, candidates of an attack, outer
+    /// and inner losses of an objective.
     pub fn act(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         self.act_on(batch, &batch.inputs(self)?)
     }
@@ -372,6 +381,20 @@ impl Instance {
                 let threat = supported(|threat| attack.supports(threat), problem.threat)?;
                 vec![attack.run((natural, labels), points, problem.classes, threat, victim, random)?]
             }
+            Self::Objective(objective) => {
+                let rows = objective::Rows {
+                    natural,
+                    particles,
+                    labels,
+                    points,
+                    particles_per_point: 1,
+                    problem: *problem,
+                    sureness: 1.0,
+                };
+                let first = objective::first_state(objective, &rows)?;
+                let losses = objective::losses(objective, &rows, &first, (victim, random))?;
+                vec![losses.outer, losses.inner]
+            }
         })
     }
 
@@ -385,6 +408,7 @@ impl Instance {
                 std::iter::once(images()).chain(state.map(|shape| shape.size(&batch.images))).collect()
             }
             Self::Attack(_) => vec![images()],
+            Self::Objective(_) => vec![vec![batch.points.len() as i64]; 2],
         }
     }
 }

@@ -20,6 +20,7 @@ mod interrupts;
 mod misbehaving;
 mod modes;
 mod networks;
+mod objectives;
 mod packs;
 mod pages;
 mod pairs;

@@ -100,7 +100,7 @@ fn resumes_after_a_kill_with_crops_flips_and_particles_with_state() {
 fn resumes_after_a_kill_with_trades_and_dropout() {
     goes_on_after_a_kill(
         9,
-        "--model cnn.so,arch=A --particles 2 --objective trades --sampler pgd.so,steps=2 --start uniform-store",
+        "--model cnn.so,arch=A --particles 2 --objective trades.so --sampler pgd.so,steps=2 --start uniform-store",
     );
 }
 

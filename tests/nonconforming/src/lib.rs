@@ -1,5 +1,7 @@
 //! Plugins that each break one rule of `host conform`, and a few good ones.
 
+mod objectives;
+
 use plugin_api::abi::{self, SamplerTableRef};
 use plugin_api::law::Law;
 use plugin_api::losses::cross_entropy;
