@@ -37,8 +37,8 @@ const ABOUT: &str = "Distributionally robust training with plugins";
 const LONG_ABOUT: &str = "\
 Trains classifiers against adversarial distributions, and evaluates their robustness.
 
-Models, samplers and attacks are plugins: shared libraries that are loaded at run time. A plugin
-is written FILE[,option=value]… everywhere, for example
+Models, samplers, attacks and objectives are plugins: shared libraries that are loaded at run time.
+A plugin is written FILE[,option=value]… everywhere, for example
 
     host train --model cnn.so,arch=B --sampler langevin.so,step_size=0.2,noise=0.2
     host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
