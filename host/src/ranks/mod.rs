@@ -1,6 +1,7 @@
 //! Processes that work on one run together. Each has a number, its rank; the first one, rank 0, writes
 //! the run's files and prints. A process that is alone is the first one of one.
 
+mod meeting;
 mod place;
 mod watch;
 
@@ -11,11 +12,12 @@ use crate::torch::device::load_cuda;
 use crate::util::interrupt::interrupted;
 use crate::util::{console, pulse};
 use crate::{Error, Result};
+use meeting::{address_of_way_to, address_that_others_reach, arrive, open_store, tell_failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,13 +25,10 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use watch::{FAILED, FAREWELL, Failure, SILENCE, Watch, key, named, wait_for_all};
+use watch::{FAILED, FAREWELL, SILENCE, Watch, end, key, named};
 
 /// The time between two questions whether another process has said something.
 const ASK_EVERY: Duration = Duration::from_millis(5);
-
-/// The key of the names of all processes, once all are there.
-const EVERYBODY: &str = "everybody";
 
 /// The key that is set once the user has stopped one of the processes in the middle of its own part.
 const STOPPED: &str = "stopped";
@@ -44,6 +43,7 @@ pub struct Ranks {
 
 /// What a process needs to work with the others.
 struct Together {
+    place: Place,
     store: Store,
     group: Group,
     watch: Arc<Watch>,
@@ -71,12 +71,23 @@ impl Ranks {
     pub fn join(task: &str, patience: Duration) -> Result<Rc<Self>> {
         let Some(place) = Place::from_environment()? else { return Ok(Self::alone()) };
         let _part = console::part(format!("waiting for all {} processes", place.size));
-        let together = Together::new(&place, task, patience)?;
-        if place.rank > 0 {
+        let Place { rank, size, local_rank, .. } = place;
+        let together = Together::new(place, task, patience)?;
+        if rank > 0 {
             console::be_quiet();
         }
-        let Place { rank, size, local_rank, .. } = place;
         Ok(Rc::new(Self { rank, size, local_rank, together: Some(together) }))
+    }
+
+    /// Tells the processes that wait for this one, if there are any, that it ends before it has joined
+    /// them: `message` is printed already. It ends well if none of them can be reached soon.
+    pub fn turn_down(message: &str, code: u8) {
+        let Ok(Some(place)) = Place::from_environment() else { return };
+        if has_groups()
+            && let Ok(store) = open_store(&place, place.serves(), SILENCE)
+        {
+            tell_failure(&store, &place, message, code);
+        }
     }
 
     /// The number of this process, from 0.
@@ -302,26 +313,13 @@ impl Ranks {
     }
 
     fn fail(&self, together: &Together, error: Error) -> Result<u8> {
-        let Together { store, watch, who, .. } = together;
+        let Together { place, store, watch, .. } = together;
         if store.get(FAILED).is_ok_and(|failed| failed.is_some()) {
             // Another process failed before: its message is the one.
             thread::sleep(SILENCE);
         }
         watch.ends.store(true, Ordering::SeqCst);
-        let message = match self.rank {
-            0 => String::new(),
-            rank => format!("{}: {error}", named(rank, who)),
-        };
-        let failure = Failure { rank: self.rank, message, code: error.exit_code() };
-        let _ = store.set(FAILED, &serde_json::to_vec(&failure).unwrap_or_default());
-        let _ = store.set(&key("heard", self.rank), b"");
-        if self.is_first() {
-            let keys: Vec<_> = (1..self.size).map(|rank| key("heard", rank)).collect();
-            wait_for_all(store, &keys, FAREWELL);
-            return Err(error);
-        }
-        if wait_for_all(store, &[key("heard", 0)], FAREWELL) {
-            let _ = store.set(&key("ended", self.rank), b"");
+        if tell_failure(store, place, &error.to_string(), error.exit_code()) {
             return Ok(error.exit_code());
         }
         console::be_heard();
@@ -330,7 +328,7 @@ impl Ranks {
 }
 
 impl Together {
-    fn new(place: &Place, task: &str, patience: Duration) -> Result<Self> {
+    fn new(place: Place, task: &str, patience: Duration) -> Result<Self> {
         if !has_groups() {
             return Err(Error::new(format!(
                 "there are {} processes, but this program was built without Gloo, which they speak through",
@@ -341,32 +339,30 @@ impl Together {
                 "install Debian's libgloo-dev, or name the headers' folder with GLOO_INCLUDE; build again",
             ));
         }
-        let address = (place.address.as_str(), place.port);
-        if let Err(why) = address.to_socket_addrs() {
-            return Err(Error::new(format!("MASTER_ADDR: there is no machine `{}`: {why}", place.address))
-                .fix("give the name or the address of the machine of process 0"));
+        let own = address_of_way_to(&place.address, place.port).map_err(|why| {
+            Error::new(format!("MASTER_ADDR: there is no machine `{}`: {why}", place.address))
+                .fix("give the name or the address of the machine of process 0")
+        })?;
+        let begun = Instant::now();
+        let store = open_store(&place, place.serves(), patience)?;
+        let joined = arrive(&place, (task, own), &store, (begun, patience)).and_then(|arrived| {
+            let (who, addresses): (Vec<String>, Vec<IpAddr>) = arrived.into_iter().unzip();
+            let group = join_group(&place, &store, address_that_others_reach(own, &addresses))?;
+            let watch = Watch::begin(&place, open_store(&place, false, patience)?, patience, who.clone());
+            Ok((who, group, watch))
+        });
+        match joined {
+            Ok((who, group, watch)) => {
+                let (messages, vote) = (Cell::new(0), RefCell::default());
+                Ok(Self { place, store, group, watch, who, messages, vote })
+            }
+            Err(error) => {
+                if tell_failure(&store, &place, &error.to_string(), error.exit_code()) {
+                    end("", error.exit_code());
+                }
+                Err(error)
+            }
         }
-        let open = |serves| {
-            let prefix = format!("host/{}/", place.attempt);
-            let opened = Store::open(address, serves, patience, prefix);
-            let fix = if serves {
-                "choose a free port with MASTER_PORT, or stop the program that uses it"
-            } else {
-                "look whether process 0 runs, and MASTER_ADDR and MASTER_PORT name it"
-            };
-            opened.map_err(|error| error.fix(fix))
-        };
-        let store = open(place.serves())?;
-        let who = arrive(place, task, &store, patience)?;
-        let interface = std::env::var("GLOO_SOCKET_IFNAME").ok();
-        let meeting = match &interface {
-            Some(interface) => Meeting::Interface(interface),
-            None if place.is_on_one_machine() => Meeting::Address("127.0.0.1"),
-            None => Meeting::OwnName,
-        };
-        let group = Group::open(&store, (place.rank, place.size), meeting)?;
-        let watch = Watch::begin(place, open(false)?, patience, who.clone());
-        Ok(Self { store, group, watch, who, messages: Cell::new(0), vote: RefCell::default() })
     }
 
     /// The key of the next message. All processes exchange the same messages in the same order.
@@ -394,59 +390,19 @@ impl Together {
     }
 }
 
-/// Waits until all processes are there. Returns their names, for people.
-fn arrive(place: &Place, task: &str, store: &Store, patience: Duration) -> Result<Vec<String>> {
-    let Place { rank, size, .. } = place;
-    let here = |rank| key("here", rank);
-    let own = format!("pid {} on {}", std::process::id(), place::machine());
-    // Others may do something else, or be of another version: they would never meet.
-    let work = format!("host {task}, version {}", env!("CARGO_PKG_VERSION"));
-    store.set(&here(*rank), &serde_json::to_vec(&(own, &work)).unwrap_or_default())?;
-    let begun = Instant::now();
-    // Those that wait for the first process's word wait longer than it does.
-    let limit = if *rank == 0 { patience } else { patience + FAREWELL };
-    loop {
-        if *rank == 0 {
-            let arrived: Vec<_> = (0..*size).map(|rank| store.get(&here(rank))).collect::<Result<_>>()?;
-            if arrived.iter().all(Option::is_some) {
-                let said =
-                    arrived.iter().flatten().map(|text| serde_json::from_slice(text).unwrap_or_default());
-                let (who, works): (Vec<String>, Vec<String>) = said.unzip();
-                if let Some(other) = works.iter().position(|other| *other != work) {
-                    return Err(Error::new(format!("{} does other work than process 0", named(other, &who)))
-                        .note("process 0", &work)
-                        .note("there", &works[other])
-                        .fix("start all processes with the same command"));
-                }
-                store.set(EVERYBODY, &serde_json::to_vec(&who).unwrap_or_default())?;
-                return Ok(who);
-            }
-            if begun.elapsed() > limit {
-                return Err(not_all(&arrived, patience));
-            }
-        } else if let Some(who) = store.get(EVERYBODY)? {
-            return serde_json::from_slice(&who).map_err(|why| Error::new(why).on_the_way());
-        } else if begun.elapsed() > limit {
-            return Err(Error::new(format!(
-                "process 0 did not say within {} s that all {size} processes are there",
-                patience.as_secs()
+/// Joins the group of these processes, whose connections come to this process at this address, unless
+/// the user names interfaces of the network.
+fn join_group(place: &Place, store: &Store, own: IpAddr) -> Result<Group> {
+    let (at, own) = ((place.rank, place.size), own.to_string());
+    let names = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|names| !names.is_empty());
+    match &names {
+        Some(names) => Group::open(store, at, Meeting::Interfaces(names)).map_err(|error| {
+            error.fix(format!(
+                "name an interface that `ip link` lists with GLOO_SOCKET_IFNAME, or unset it; got `{names}`"
             ))
-            .fix("look at its messages"));
-        }
-        thread::sleep(ASK_EVERY);
+        }),
+        None => Group::open(store, at, Meeting::Address(&own)).map_err(|error| {
+            error.note("address", &own).fix("name another interface of this machine with GLOO_SOCKET_IFNAME")
+        }),
     }
-}
-
-fn not_all(arrived: &[Option<Vec<u8>>], patience: Duration) -> Error {
-    let missing: Vec<_> =
-        (0..arrived.len()).filter(|rank| arrived[*rank].is_none()).map(|rank| rank.to_string()).collect();
-    Error::new(format!(
-        "{} of {} processes did not arrive within {} s: {} {}",
-        missing.len(),
-        arrived.len(),
-        patience.as_secs(),
-        if missing.len() == 1 { "rank" } else { "ranks" },
-        missing.join(", ")
-    ))
-    .fix("look why they do not start, or allow more time with --rank-timeout")
 }

@@ -46,7 +46,7 @@ struct Sign {
     steps: u64,
     /// Whether it waits for another process.
     waits: bool,
-    /// The plugin that is running, and what it does.
+    /// The plugin that is running, and what it does; otherwise what the process does.
     running: Option<String>,
 }
 
@@ -160,7 +160,7 @@ impl Looking {
 
     fn look_once(&self, number: u64, seen: &mut [Seen]) -> Result<()> {
         let (steps, waits) = pulse::read();
-        let sign = Sign { number, steps, waits, running: running::running() };
+        let sign = Sign { number, steps, waits, running: what_is_running() };
         self.store.set(&key("sign", self.rank), &serde_json::to_vec(&sign).unwrap_or_default())?;
         seen[self.rank].sign = sign;
         if let Some(failure) = self.store.get(FAILED)? {
@@ -203,7 +203,7 @@ impl Looking {
             )));
         }
         if self.watch.since(seen.moved) > self.patience {
-            let place = seen.sign.running.as_ref().map(|call| format!(", in {call}")).unwrap_or_default();
+            let place = seen.sign.running.as_ref().map(|what| format!(", {what}")).unwrap_or_default();
             return Ok(Some(format!(
                 "{} has not moved for {} s{place}\n  fix      mend it, or allow more time with --rank-timeout",
                 named(rank, &self.who),
@@ -216,20 +216,30 @@ impl Looking {
     /// Ends this process because of a failure somewhere.
     fn obey(&self, failure: Option<Failure>) {
         // Its own error is on its way.
-        if self.watch.ends.load(Ordering::SeqCst) {
-            return;
+        if !self.watch.ends.load(Ordering::SeqCst) {
+            obey(&self.store, (self.rank, self.size), failure);
         }
-        let _ = self.store.set(&key("heard", self.rank), b"");
-        let Failure { rank, message, code } =
-            failure.unwrap_or(Failure { rank: 0, message: "another process failed".to_owned(), code: 1 });
-        let prints = self.rank == 0 || (rank == 0 && self.rank == 1 && !message.is_empty());
-        if self.rank == 0 {
-            // The others ask this process's store, as long as it lives.
-            let name = |other| if other == rank { key("ended", other) } else { key("heard", other) };
-            wait_for_all(&self.store, &(1..self.size).map(name).collect::<Vec<_>>(), FAREWELL);
-        }
-        end(if prints { &message } else { "" }, code);
     }
+}
+
+/// Ends this process, number `own` of `size`, because of a failure somewhere.
+pub(super) fn obey(store: &Store, (own, size): (usize, usize), failure: Option<Failure>) -> ! {
+    let _ = store.set(&key("heard", own), b"");
+    let Failure { rank, message, code } =
+        failure.unwrap_or(Failure { rank: 0, message: "another process failed".to_owned(), code: 1 });
+    let prints = own == 0 || (rank == 0 && own == 1 && !message.is_empty());
+    if own == 0 {
+        // The others ask this process's store, as long as it lives.
+        let name = |other| if other == rank { key("ended", other) } else { key("heard", other) };
+        wait_for_all(store, &(1..size).map(name).collect::<Vec<_>>(), FAREWELL);
+    }
+    end(if prints { &message } else { "" }, code)
+}
+
+/// What takes this process's time, for people.
+fn what_is_running() -> Option<String> {
+    let of_plugin = running::running().map(|call| format!("in {call}"));
+    of_plugin.or_else(|| console::doing().map(|what| format!("which was at: {what}")))
 }
 
 /// Waits until all of these keys are set, at most this long. Returns whether they are.
@@ -253,11 +263,11 @@ pub(super) fn key(what: &str, rank: usize) -> String {
 }
 
 /// Ends the process at once: its main thread may wait for ever.
-fn end(message: &str, code: u8) {
+pub(super) fn end(message: &str, code: u8) -> ! {
     if !message.is_empty() {
         console::be_heard();
         console::report(message);
     }
     // SAFETY: `_exit` ends the process at once.
-    unsafe { libc::_exit(code.into()) };
+    unsafe { libc::_exit(code.into()) }
 }

@@ -26,6 +26,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -173,19 +174,21 @@ extern "C" const char* host_store_get(HostStore* store, const char* key, const u
     });
 }
 
-// Joins a group. `address` is where the processes meet; null for the device that Gloo chooses.
+// Joins a group. The other processes reach this one at `address`, or at the addresses of `interfaces`,
+// names separated by commas. One of both is null.
 extern "C" const char* host_group_open(
-    HostStore* store, const char* prefix, int rank, int size, int64_t milliseconds, const char* interface,
+    HostStore* store, const char* prefix, int rank, int size, int64_t milliseconds, const char* interfaces,
     const char* address, HostGroup** opened) {
     return attempt([&] {
         const auto timeout = std::chrono::milliseconds(milliseconds);
         auto options = c10d::ProcessGroupGloo::Options::create(timeout);
-        if (interface != nullptr)
-            options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
-        else if (address != nullptr)
+        if (interfaces != nullptr) {
+            std::istringstream names(interfaces);
+            for (std::string name; std::getline(names, name, ',');)
+                options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+        } else {
             options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
-        else
-            options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+        }
         auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store->store);
         *opened = new HostGroup{c10::make_intrusive<c10d::ProcessGroupGloo>(own, rank, size, options)};
     });

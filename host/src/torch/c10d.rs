@@ -40,7 +40,7 @@ unsafe extern "C" {
         rank: c_int,
         size: c_int,
         milliseconds: i64,
-        interface: *const c_char,
+        interfaces: *const c_char,
         address: *const c_char,
         opened: *mut *mut c_void,
     ) -> *const c_char;
@@ -174,12 +174,10 @@ impl Drop for Store {
 
 /// Where the members of a group reach each other.
 pub(crate) enum Meeting<'a> {
-    /// At the address of this network interface.
-    Interface(&'a str),
+    /// At the addresses of these network interfaces, separated by commas.
+    Interfaces(&'a str),
     /// At this address.
     Address(&'a str),
-    /// At the address of this machine's name.
-    OwnName,
 }
 
 /// Processes that sum tensors. All of them begin the same sums in the same order.
@@ -197,10 +195,9 @@ impl Group {
     /// If the others cannot be reached.
     pub fn open(store: &Store, (rank, size): (usize, usize), meeting: Meeting<'_>) -> Result<Self> {
         let name = text(&format!("{}group", store.prefix))?;
-        let (interface, address) = match meeting {
-            Meeting::Interface(interface) => (Some(text(interface)?), None),
+        let (interfaces, address) = match meeting {
+            Meeting::Interfaces(interfaces) => (Some(text(interfaces)?), None),
             Meeting::Address(address) => (None, Some(text(address)?)),
-            Meeting::OwnName => (None, None),
         };
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         let (milliseconds, mut opened) = (LONGEST_WAIT.as_millis() as i64, ptr::null_mut());
@@ -213,7 +210,7 @@ impl Group {
                 rank as c_int,
                 size as c_int,
                 milliseconds,
-                pointer(&interface),
+                pointer(&interfaces),
                 pointer(&address),
                 &raw mut opened,
             )

@@ -10,6 +10,7 @@ use super::{SplitRecord, changed};
 use crate::data::in_parallel;
 use crate::error::shown;
 use crate::util::console::{Indicator, Style};
+use crate::util::pulse;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::fs::{File, Metadata};
@@ -220,6 +221,7 @@ fn crc_of(file: &File, mut place: u64, mut left: u64) -> std::io::Result<u32> {
     while left > 0 {
         let now = left.min(some.len() as u64) as usize;
         file.read_exact_at(&mut some[..now], place)?;
+        pulse::beat();
         crc = crc32c::crc32c_append(crc, &some[..now]);
         (place, left) = (place + now as u64, left - now as u64);
     }
