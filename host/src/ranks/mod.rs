@@ -7,6 +7,8 @@ mod watch;
 
 pub use place::Place;
 
+use crate::data::Split;
+use crate::data::examples::Examples;
 use crate::torch::c10d::{Group, Meeting, Reducer, Store, Sum, has_groups};
 use crate::torch::device::load_cuda;
 use crate::util::interrupt::interrupted;
@@ -233,6 +235,28 @@ impl Ranks {
             }
             Ok(())
         })
+    }
+
+    /// Points `first..first + count` of a split, on `device`, as [`Examples::new`] gives them, in all
+    /// processes. Those that see the same file of a pack compare a part of it each.
+    ///
+    /// # Errors
+    /// If the device has too little memory, a pack was changed, or another process is gone.
+    pub fn examples(
+        &self,
+        split: &Split,
+        (first, count): (usize, usize),
+        device: Device,
+    ) -> Result<Examples> {
+        let examples = Examples::unchecked(split, first, count, device)?;
+        let seen = self.to_first(examples.file()?)?;
+        let seen = self.from_first(|| Ok(seen))?;
+        let mine = (0..self.size).filter(|rank| seen[*rank] == seen[self.rank]);
+        let (before, rest): (Vec<_>, Vec<_>) = mine.partition(|rank| *rank < self.rank);
+        examples.check((before.len(), before.len() + rest.len()))?;
+        // The file is whole only where all have found their parts to be.
+        self.meet()?;
+        Ok(examples)
     }
 
     /// Says after an update whether this process was asked to stop, and returns whether any process

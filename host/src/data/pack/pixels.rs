@@ -115,15 +115,17 @@ impl Rows {
         Some(Self { pixels: Arc::clone(pixels), first, count: images.size()[0] as usize })
     }
 
-    /// Compares all rows with what was packed, on all cores, once in a process.
+    /// Compares rows with what was packed, on all cores, once in a process: of all blocks of images,
+    /// every `of`-th from number `number`.
     ///
     /// # Errors
-    /// If a block of images differs, or cannot be read.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// If a block differs, or cannot be read.
+    pub(crate) fn check(&self, (number, of): (usize, usize)) -> Result<()> {
         let pixels = &self.pixels;
         let last = (self.first + self.count - 1) / pixels.images_per_block;
         let is_open = |block: &usize| !pixels.is_checked(*block);
-        let blocks: Vec<_> = (self.first / pixels.images_per_block..=last).filter(is_open).collect();
+        let all = self.first / pixels.images_per_block..=last;
+        let blocks: Vec<_> = all.skip(number).step_by(of).filter(is_open).collect();
         let status = Indicator::of_part(Style::Json, blocks.len() as u64, "blocks");
         let done = AtomicU64::new(0);
         in_parallel(&blocks, |block| {
@@ -133,6 +135,18 @@ impl Rows {
             Ok(())
         })
         .map(drop)
+    }
+
+    /// What tells the file from others, and from what it was before. Machines that share a disk see the
+    /// same.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub(crate) fn identity(&self) -> Result<String> {
+        let Pixels { path, file, .. } = &*self.pixels;
+        let found = file.metadata().map_err(|why| Error::file("read", path, why))?;
+        let (bytes, number) = (found.len(), found.ino());
+        Ok(format!("{bytes} bytes, inode {number}, {}.{:09}", found.ctime(), found.ctime_nsec()))
     }
 
     /// Refuses to go on if the file was written to since it was opened.
