@@ -11,16 +11,19 @@ use crate::data::Split;
 use crate::data::examples::Examples;
 use crate::torch::c10d::{Group, Meeting, Reducer, Store, Sum, has_groups};
 use crate::torch::device::load_cuda;
+use crate::torch::nccl::Nccl;
+use crate::util::console::warn;
 use crate::util::interrupt::interrupted;
 use crate::util::{console, pulse};
 use crate::{Error, Result};
 use meeting::{address_of_way_to, address_that_others_reach, arrive, open_store, tell_failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZero;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,6 +34,9 @@ use watch::{FAILED, FAREWELL, SILENCE, Watch, end, key, named};
 
 /// The time between two questions whether another process has said something.
 const ASK_EVERY: Duration = Duration::from_millis(5);
+
+/// The variable that names the interfaces of the network, as for PyTorch.
+const INTERFACES: &str = "GLOO_SOCKET_IFNAME";
 
 /// The key that is set once the user has stopped one of the processes in the middle of its own part.
 const STOPPED: &str = "stopped";
@@ -48,6 +54,8 @@ struct Together {
     place: Place,
     store: Store,
     group: Group,
+    /// The one that sums through NCCL, if there is one.
+    of_gpus: OnceCell<Group>,
     watch: Arc<Watch>,
     /// The names of the processes, for people.
     who: Vec<String>,
@@ -282,20 +290,41 @@ impl Ranks {
         Ok(vote.map(|vote| self.finished(vote)).transpose()?.is_some_and(|sum| sum.int64_value(&[0]) > 0))
     }
 
-    /// Sums the gradients of these parameters over all processes from now on; none if this process
-    /// is alone.
+    /// Sums the gradients of these parameters over all processes from now on: on GPUs through NCCL, if
+    /// all processes can. None if this process is alone.
     ///
     /// # Errors
-    /// If libtorch refuses.
+    /// If libtorch refuses, or another process is gone.
     pub(crate) fn reducer(&self, parameters: &[Tensor]) -> Result<Option<Reducer>> {
-        self.together.as_ref().map(|together| together.group.reducer(parameters)).transpose()
+        let Some(together) = &self.together else { return Ok(None) };
+        let is_on_gpu = parameters.iter().any(|parameter| parameter.device().is_cuda());
+        let nccl = if is_on_gpu { Nccl::find() } else { Err(Error::new("its network is on the CPU")) };
+        let said = self.to_first(nccl.as_ref().err().map(|why| why.first_line().to_owned()))?;
+        let refused = said.into_iter().enumerate().find_map(|(rank, why)| Some((rank, why?)));
+        let group = match (self.from_first(|| Ok(refused))?, nccl) {
+            (None, Ok(nccl)) => {
+                let group = Group::open_nccl(&together.store, (self.rank, self.size), nccl)?;
+                together.of_gpus.get_or_init(|| group)
+            }
+            (refused, _) => {
+                if let Some((rank, why)) = refused.filter(|_| is_on_gpu) {
+                    warn(format_args!(
+                        "gradients are summed through Gloo, by way of the CPU, since {} cannot use NCCL: {why}",
+                        named(rank, &together.who)
+                    ));
+                }
+                &together.group
+            }
+        };
+        group.reducer(parameters).map(Some)
     }
 
     /// An error that another process may be the cause of: if it is, it ends this process with a
     /// message of its own soon.
     pub(crate) fn explained(&self, error: Error) -> Error {
-        let is_lost =
-            ["gloo", "Connection", "Broken pipe"].iter().any(|word| error.first_line().contains(word));
+        let is_lost = ["gloo", "NCCL", "Connection", "Broken pipe"]
+            .iter()
+            .any(|word| error.first_line().contains(word));
         if self.together.is_some() && is_lost {
             thread::sleep(SILENCE + 2 * FAREWELL);
             return error.fix("look at the messages of the other processes");
@@ -328,6 +357,8 @@ impl Ranks {
 
     /// Ends well. The first process may serve the store: it waits for the others.
     fn leave(&self, together: &Together) -> Result<()> {
+        // Its threads would outlive what they need.
+        together.of_gpus.get().into_iter().for_each(Group::shut_down);
         together.store.set(&key("done", self.rank), b"")?;
         for rank in (1..self.size).filter(|_| self.is_first()) {
             pulse::waiting(|| together.poll(&key("done", rank), || Ok(())))?;
@@ -377,8 +408,8 @@ impl Together {
         });
         match joined {
             Ok((who, group, watch)) => {
-                let (messages, vote) = (Cell::new(0), RefCell::default());
-                Ok(Self { place, store, group, watch, who, messages, vote })
+                let (of_gpus, messages, vote) = (OnceCell::new(), Cell::new(0), RefCell::default());
+                Ok(Self { place, store, group, of_gpus, watch, who, messages, vote })
             }
             Err(error) => {
                 if tell_failure(&store, &place, &error.to_string(), error.exit_code()) {
@@ -418,15 +449,17 @@ impl Together {
 /// the user names interfaces of the network.
 fn join_group(place: &Place, store: &Store, own: IpAddr) -> Result<Group> {
     let (at, own) = ((place.rank, place.size), own.to_string());
-    let names = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|names| !names.is_empty());
-    match &names {
-        Some(names) => Group::open(store, at, Meeting::Interfaces(names)).map_err(|error| {
-            error.fix(format!(
-                "name an interface that `ip link` lists with GLOO_SOCKET_IFNAME, or unset it; got `{names}`"
-            ))
-        }),
-        None => Group::open(store, at, Meeting::Address(&own)).map_err(|error| {
-            error.note("address", &own).fix("name another interface of this machine with GLOO_SOCKET_IFNAME")
-        }),
+    let Some(names) = std::env::var(INTERFACES).ok().filter(|names| !names.is_empty()) else {
+        return Group::open(store, at, Meeting::Address(&own)).map_err(|error| {
+            error
+                .note("address", &own)
+                .fix(format!("name another interface of this machine with {INTERFACES}"))
+        });
+    };
+    let is_missing = |name: &&str| !Path::new("/sys/class/net").join(name).exists();
+    match names.split(',').find(is_missing) {
+        None => Group::open(store, at, Meeting::Interfaces(&names)),
+        Some(name) => Err(Error::new(format!("{INTERFACES}: there is no network interface `{name}` here"))
+            .fix("give one that `ip link` lists, or unset the variable")),
     }
 }

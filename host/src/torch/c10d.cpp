@@ -13,11 +13,12 @@
 #ifdef HOST_GLOO
 
 #define USE_C10D_GLOO
+#include "c10d.h"
+
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -30,14 +31,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-struct HostStore {
-    c10::intrusive_ptr<c10d::TCPStore> store;
-};
-
-struct HostGroup {
-    c10::intrusive_ptr<c10d::Backend> backend;
-};
 
 struct HostSum {
     // Its memory belongs to the sum until that is done.
@@ -194,6 +187,11 @@ extern "C" const char* host_group_open(
     });
 }
 
+// Ends the threads of a group that is not used any more.
+extern "C" const char* host_group_shut_down(HostGroup* group) {
+    return attempt([&] { group->backend->shutdown(); });
+}
+
 // Begins to sum a tensor over all processes, in place.
 extern "C" const char* host_sum_begin(HostGroup* group, at::Tensor* tensor, HostSum** begun) {
     return attempt([&] {
@@ -298,6 +296,7 @@ extern "C" const char* host_group_open(
     HostStore*, const char*, int, int, int64_t, const char*, const char*, HostGroup**) {
     return missing;
 }
+extern "C" const char* host_group_shut_down(HostGroup*) { return missing; }
 extern "C" const char* host_sum_begin(HostGroup*, at::Tensor*, HostSum**) { return missing; }
 extern "C" const char* host_sum_wait(HostSum*) { return missing; }
 extern "C" const char* host_reducer_open(

@@ -1,8 +1,9 @@
 //! Processes that work on one run together, by libtorch's own c10d: a store of keys that all of them
-//! see, sums over all of them (Gloo), and gradients that are summed while the backward pass still
-//! runs.
+//! see, sums over all of them (Gloo; NCCL on GPUs), and gradients that are summed while the backward
+//! pass still runs.
 
 use super::device::refusal;
+use super::nccl::Nccl;
 use crate::util::pulse;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -44,6 +45,7 @@ unsafe extern "C" {
         address: *const c_char,
         opened: *mut *mut c_void,
     ) -> *const c_char;
+    fn host_group_shut_down(group: *mut c_void) -> *const c_char;
     fn host_sum_begin(group: *mut c_void, tensor: *mut C_tensor, begun: *mut *mut c_void) -> *const c_char;
     fn host_sum_wait(sum: *mut c_void) -> *const c_char;
     fn host_reducer_open(
@@ -218,6 +220,28 @@ impl Group {
         checked("join the other processes", message)?;
         let group = NonNull::new(opened).ok_or_else(|| Error::new("c10d gave no group"))?;
         Ok(Self { group })
+    }
+
+    /// Joins the group of this store whose members sum through NCCL, each on a GPU of its own.
+    ///
+    /// # Errors
+    /// If there is no GPU.
+    pub fn open_nccl(store: &Store, place: (usize, usize), nccl: Nccl) -> Result<Self> {
+        let (name, milliseconds) = (text(&format!("{}nccl", store.prefix))?, LONGEST_WAIT.as_millis() as i64);
+        // SAFETY: the store is open, and both outlive the call.
+        let opened = unsafe { nccl.open(store.store.as_ptr(), name.as_ptr(), place, milliseconds) };
+        let opened = opened.map_err(|why| {
+            let why = plugin_api::first_line(&why).to_owned();
+            Error::new(format!("cannot join the other processes through NCCL: {why}")).on_the_way()
+        })?;
+        let group = NonNull::new(opened).ok_or_else(|| Error::new("c10d gave no group"))?;
+        Ok(Self { group })
+    }
+
+    /// Ends its threads. It must not be used any more.
+    pub fn shut_down(&self) {
+        // SAFETY: the group is open. An error would come too late for anything.
+        let _ = refusal(unsafe { host_group_shut_down(self.group.as_ptr()) });
     }
 
     /// Begins to sum a tensor over all processes, in place. It must not be used until the sum is
