@@ -13,7 +13,7 @@ use crate::torch::c10d::{Group, Meeting, Reducer, Store, Sum, has_groups};
 use crate::torch::device::load_cuda;
 use crate::torch::nccl::Nccl;
 use crate::util::console::warn;
-use crate::util::interrupt::interrupted;
+use crate::util::interrupt::{interrupted, refuse_if_stopped};
 use crate::util::{console, pulse};
 use crate::{Error, Result};
 use meeting::{address_of_way_to, address_that_others_reach, arrive, open_store, tell_failure};
@@ -26,11 +26,11 @@ use std::num::NonZero;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use watch::{FAILED, FAREWELL, SILENCE, Watch, end, key, named};
+use watch::{FAILED, FAREWELL, SILENCE, STOPS, Watch, end, key, named};
 
 /// The time between two questions whether another process has said something.
 const ASK_EVERY: Duration = Duration::from_millis(5);
@@ -279,6 +279,35 @@ impl Ranks {
         let ballot = Tensor::from_slice(&[i32::from(stop)]);
         together.vote.replace(Some(together.group.begin_sum(ballot)?));
         Ok(counted)
+    }
+
+    /// An error that is an interruption if the user has stopped this process or another one. Where it
+    /// makes a process leave what all of them do, [`Ranks::leave_together`] must follow.
+    ///
+    /// # Errors
+    /// If so, or if another process is gone.
+    pub fn refuse_if_stopped(&self, stop: &AtomicBool) -> Result<()> {
+        if let Some(Together { store, watch, .. }) = &self.together {
+            if stop.load(Ordering::Relaxed) && !watch.stops.swap(true, Ordering::SeqCst) {
+                store.set(STOPS, b"")?;
+            }
+            return refuse_if_stopped(&watch.stops);
+        }
+        refuse_if_stopped(stop)
+    }
+
+    /// Makes all processes leave what they do if one has left it since it was to stop: `ending` is how it
+    /// ended here. All processes call this at the same place.
+    ///
+    /// # Errors
+    /// That of `ending`, an interruption if another process has left, or if one is gone.
+    pub fn leave_together(&self, ending: Result<()>) -> Result<()> {
+        let has_left = ending.as_ref().is_err_and(Error::is_interrupted);
+        if self.is_alone() || (ending.is_err() && !has_left) {
+            return ending;
+        }
+        let left = self.sum(&[f64::from(u8::from(has_left))])?[0];
+        if left > 0.0 { Err(interrupted()) } else { Ok(()) }
     }
 
     /// Waits for the votes that are counted, if there are any.

@@ -26,6 +26,9 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(3);
 /// The key of the failure that ends all processes.
 pub(super) const FAILED: &str = "failed";
 
+/// The key that is set once the user has stopped a process: the others leave the update under way.
+pub(super) const STOPS: &str = "stops";
+
 /// A failure that ends all processes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Failure {
@@ -59,6 +62,8 @@ const DEADLOCK: Duration = Duration::from_secs(60);
 pub(super) struct Watch {
     /// The process ends by itself, well or with an error of its own.
     pub ends: AtomicBool,
+    /// The user has stopped this process or another one.
+    pub stops: AtomicBool,
     /// The clock: looks since the beginning. It stands while this process is suspended.
     looks: AtomicU64,
     /// The look at which the store last answered.
@@ -163,6 +168,9 @@ impl Looking {
         let sign = Sign { number, steps, waits, running: what_is_running() };
         self.store.set(&key("sign", self.rank), &serde_json::to_vec(&sign).unwrap_or_default())?;
         seen[self.rank].sign = sign;
+        if !self.watch.stops.load(Ordering::SeqCst) && self.store.get(STOPS)?.is_some() {
+            self.watch.stops.store(true, Ordering::SeqCst);
+        }
         if let Some(failure) = self.store.get(FAILED)? {
             self.obey(serde_json::from_slice(&failure).ok());
         }

@@ -99,6 +99,31 @@ fn open_library() -> std::result::Result<Open, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::torch::c10d::{Group, Store, Sum};
+    use crate::torch::device::load_cuda;
+    use std::time::Duration;
+    use tch::{Device, Tensor};
+
+    /// A group of one process, where there is NVIDIA's software; it needs a GPU.
+    #[test]
+    fn a_group_is_opened_where_there_is_a_gpu() {
+        if load_cuda().is_err() || LIBRARY.is_empty() {
+            return;
+        }
+        let nccl = Nccl::find().expect("it fits libtorch's CUDA half");
+        let patience = Duration::from_secs(10);
+        let store = Store::open(("127.0.0.1", 0), true, patience, String::new()).expect("a free port");
+        match (Group::open_nccl(&store, (0, 1), nccl), tch::Cuda::device_count()) {
+            (Err(why), 0) => assert!(why.first_line().contains("no GPUs found"), "{why}"),
+            (group, _) => {
+                let group = group.expect("a GPU");
+                let numbers = Tensor::from_slice(&[1.5, -2.0]).to_device(Device::Cuda(0));
+                let sum = group.begin_sum(numbers).and_then(Sum::wait).expect("a sum");
+                assert_eq!(Vec::<f64>::try_from(sum).expect("numbers"), [1.5, -2.0]);
+                group.shut_down();
+            }
+        }
+    }
 
     /// Where libtorch's CUDA half is not loaded, the library cannot be opened; and without its headers
     /// there is none.

@@ -179,15 +179,14 @@ impl Players {
         let train = &plan.experiment.train;
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
-        // Passes in training mode change the buffers of the model.
-        let changes_nothing = !train_mode && !train.objective.has_its_own_inner_loss();
+        let may_be_left = self.may_be_left(plan);
         let objective = self.losses(plan, update, visit)?;
         let model = &self.model;
         if let Some(sampler) = &self.sampler {
-            sampler.walk().run(
+            let walked = sampler.walk().run(
                 visit,
                 |due, visit| {
-                    if changes_nothing {
+                    if may_be_left {
                         refuse_if_stopped()?;
                     }
                     // The last proposal is judged by the function that was climbed, before the
@@ -200,7 +199,12 @@ impl Players {
                     })
                 },
                 |call| sampler.perform(call, draws, &mut sums.finite),
-            )?;
+            );
+            if may_be_left {
+                plan.ranks.leave_together(walked)?
+            } else {
+                walked?
+            }
             sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
         seed_forward(plan, update, Forward::Weights);
@@ -325,8 +329,22 @@ impl Players {
         }
     }
 
+    /// Whether an update may be left in the steps of its particles, since they change nothing of the run.
+    /// Several processes must say to each other whether they have: they do so in long updates alone.
+    fn may_be_left(&self, plan: &Plan) -> bool {
+        let train = &plan.experiment.train;
+        // Passes in training mode change the buffers of the model.
+        let changes_nothing =
+            train.sampler_gradient() != ModelMode::Train && !train.objective.has_its_own_inner_loss();
+        let is_long = self.sampler.as_ref().is_some_and(|sampler| sampler.steps > 1);
+        train.mode == Mode::Faithful && changes_nothing && (is_long || plan.ranks.is_alone())
+    }
+
     /// An update in which this process has no points: its weights follow those of the others.
     fn follow(&mut self, plan: &Plan, update: u64) -> Result<()> {
+        if self.may_be_left(plan) {
+            plan.ranks.leave_together(Ok(()))?;
+        }
         // Only mode fused replays a minibatch.
         for _ in 0..plan.experiment.train.replay {
             let Some(reducer) = &self.reducer else { return Ok(()) };

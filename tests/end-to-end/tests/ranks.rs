@@ -25,11 +25,16 @@ fn training(flags: &str) -> String {
 /// A folder with data; none if this host was built without Gloo's headers, which `make setup` says.
 fn place() -> Option<Place> {
     let place = Place::with_digits(9, 200);
+    has_gloo(&place).then_some(place)
+}
+
+/// Whether several processes can work together.
+pub fn has_gloo(place: &Place) -> bool {
     let has_gloo = !place.host("doctor --json").words().contains("without Gloo");
     if !has_gloo {
         eprintln!("skipped: this host was built without Gloo (libgloo-dev)");
     }
-    has_gloo.then_some(place)
+    has_gloo
 }
 
 /// Trains in so many processes, or in one without a launcher. So short a training may warn that it
@@ -248,6 +253,25 @@ fn a_stop_ends_all_processes_at_one_update_and_the_run_goes_on_bit_for_bit() {
     place.host("launch -n 2 -- train --resume run").ended_with(0);
     let whole = train(&place, 2, "--sampler bad_plugins.so,plugin=momentum,steps=1", "whole");
     place.run("run").assert_same_as(&whole);
+}
+
+#[test]
+fn a_stop_is_heard_within_an_update_of_many_steps_in_all_processes() {
+    let Some(place) = place() else { return };
+    // The first update would take a minute or more. One of the processes alone is told to stop.
+    let (arguments, port) = (training("--sampler pgd.so,steps=60000 --out run"), free_port());
+    let processes = [0, 1].map(|rank| start(&place, &arguments, (rank, 2), port));
+    let begun = Instant::now();
+    while !place.path("run/metrics.jsonl").exists() {
+        assert!(begun.elapsed() < PATIENCE, "training does not begin");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
+    assert_eq!(unsafe { libc::kill(processes[1].0.id() as i32, SIGTERM) }, 0);
+    for process in processes {
+        assert_eq!(ended(process).0, Some(130));
+    }
+    assert_eq!(place.run("run").newest_update(), Some(0), "the state before the update is kept");
 }
 
 #[test]
@@ -510,9 +534,38 @@ fn an_evaluation_in_several_processes_has_the_verdicts_of_one() {
         !place.path("run/shards").exists()
             || fs::read_dir(place.path("run/shards")).expect("a folder").count() == 0
     );
+    // One outline, of all points.
+    let words =
+        place.host(&format!("launch -n 2 -- {}", evaluate.replace(" --json", ""))).ended_with(0).words();
+    assert_eq!(words.matches("test points").count(), 2, "in the outline and under the table: {words}");
+    assert_eq!(words.matches("41 ").count(), 2, "{words}");
     place
         .host(&format!("launch -n 2 -- {evaluate} --shard 1/2"))
         .fails(2, &["--shard", "2 processes share the points by themselves"]);
+}
+
+#[test]
+fn a_network_from_elsewhere_is_evaluated_in_several_processes() {
+    let Some(place) = place() else { return };
+    train(&place, 1, "--sampler langevin.so --epochs 1", "run");
+    let weights = place.run("run").newest("weights.safetensors");
+    fs::copy(weights, place.path("weights.safetensors")).expect("copied");
+    let evaluate = |out: &str| {
+        format!(
+            "eval --model cnn.so,arch=B --init weights.safetensors --data digits --out {out} --attack fgsm.so \
+             --epsilon 0.1 --points 41 --threads 1 --json"
+        )
+    };
+    let alone = place.host(&evaluate("alone")).ended_with(0).json();
+    let together = format!("launch -n 2 -- {}", evaluate("together"));
+    // The second time, the folder is there.
+    for _ in 0..2 {
+        let answer = place.host(&together).ended_with(0).json();
+        for key in ["clean", "worst_case", "points"] {
+            assert_eq!(answer[key], alone[key], "{key}");
+        }
+        assert_eq!(answer["shards"], 2);
+    }
 }
 
 #[test]
