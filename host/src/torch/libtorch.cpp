@@ -11,6 +11,7 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
@@ -256,6 +257,13 @@ extern "C" const char* host_adam_step(at::Tensor* const* parameters, at::Tensor*
                          listed(second_moments, count), /*max_exp_avg_sqs=*/{}, Tensors(count, *step),
                          learning_rate, keep_first, keep_second, weight_decay, epsilon, /*amsgrad=*/false,
                          /*maximize=*/false);
+    });
+}
+
+// Moves every average this share of the way to its weights, in one call.
+extern "C" const char* host_lerp(at::Tensor* const* averages, at::Tensor* const* weights, size_t count, double share) {
+    return attempt([&] {
+        if (count > 0) at::_foreach_lerp_(listed(averages, count), listed(weights, count), share);
     });
 }
 

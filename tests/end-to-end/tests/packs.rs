@@ -260,8 +260,8 @@ fn processes_compare_a_part_of_a_pack_each() {
     place.host("data pack many --out pack").succeeds();
     let images = place.path("pack/train_images.npy");
     let command = format!("launch -n 2 -- {} --shards 2", train("pack", "run"));
-    // Two blocks of images: process 0 compares the first one, process 1 the second one.
-    for (image, is_of_the_second) in [(7, false), (2100, true)] {
+    // Three blocks of 1024 images: process 1 compares the second one, process 0 the others.
+    for (image, is_of_the_second) in [(7, false), (1100, true), (2100, false)] {
         edit(&images, |bytes| bytes[128 + 9 * image] ^= 4);
         let outcome = place.host(&command).fails(2, &["train_images.npy has changed: images"]);
         assert_eq!(
