@@ -3,6 +3,7 @@
 
 libtorch := .setup/libtorch
 gloo := .setup/gloo
+cuda := .setup/cuda
 host := cargo run --release --quiet -p host --
 
 python := .setup/python/bin/python
@@ -11,7 +12,7 @@ PREFIX ?= $(HOME)/.local
 # The folder of the built program: another profile's, for tests.
 build := target/release
 
-.PHONY: help setup install install-files uninstall python demo paper quick test faults fuzz report-test python-test gpu-test check bench parity peers gpu-peers classifiers
+.PHONY: help setup cuda-headers install install-files uninstall python demo paper quick test faults fuzz report-test python-test gpu-test check bench parity peers gpu-peers classifiers
 
 help:
 	@echo "make demo    train and evaluate a robust MNIST classifier"
@@ -30,6 +31,7 @@ help:
 	@echo "make gpu-peers    speed on a GPU beside PyTorch, eager and compiled, and the authors' AutoAttack"
 	@echo "make install    host, plugins, completions and manual pages into PREFIX (~/.local); make uninstall"
 	@echo "make setup   fetch libtorch (skipped if LIBTORCH or LIBTORCH_USE_PYTORCH is set)"
+	@echo "make cuda-headers  headers of NCCL and CUDA, for several processes with a GPU each (downloads 1 GB)"
 	@echo "make python  an environment with Python's torch, for python.so and what compares with PyTorch (5 GB)"
 
 setup: $(if $(LIBTORCH)$(LIBTORCH_USE_PYTORCH),,$(libtorch)) $(if $(wildcard /usr/include/gloo/algorithm.h)$(GLOO_INCLUDE),,$(gloo))
@@ -54,6 +56,20 @@ $(gloo):
 		&& dpkg-deb -x libgloo-dev_*.deb . && rm -rf lists *.deb && mv ../gloo.partial ../gloo \
 		&& touch ../../host/build.rs \
 		|| echo "Gloo's headers (libgloo-dev) cannot be had: one process trains alone; see $@.partial/log"
+
+# Headers of NCCL and CUDA, with which the host sums through NCCL: taken from NVIDIA's packages for
+# libtorch's CUDA, of which nothing else stays. Not needed where a CUDA toolkit with NCCL is installed.
+cuda-headers: $(cuda)
+
+$(cuda):
+	rm -rf $@.partial && mkdir -p $@.partial/include
+	python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version 3.12 --dest $@.partial nvidia-nccl-cu13==2.29.7 nvidia-cuda-runtime==13.0.96 \
+		nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.1.3 nvidia-cusparse==12.6.3.3 nvidia-cusolver==12.0.4.66
+	cd $@.partial && python3 -c 'import sys, zipfile; [wheel.extract(name) for wheel in \
+		map(zipfile.ZipFile, sys.argv[1:]) for name in wheel.namelist() if "/include/" in name]' *.whl
+	cd $@.partial && cp -r nvidia/*/include/. include && rm -rf nvidia *.whl
+	mv $@.partial/include $@ && rm -rf $@.partial && touch host/build.rs
 
 install: setup
 	cargo build --release

@@ -13,8 +13,11 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(answer) => {
             // Help, the version, or a mistake in the arguments.
-            let code = if answer.print().is_ok() { answer.exit_code() } else { 1 };
-            return ExitCode::from(code as u8);
+            let code = if answer.print().is_ok() { answer.exit_code() } else { 1 } as u8;
+            if answer.use_stderr() {
+                command::turn_down(&answer, code);
+            }
+            return ExitCode::from(code);
         }
     };
     // A panic is a defect of this program, or an error of libtorch such as a lack of memory. Both

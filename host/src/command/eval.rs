@@ -18,7 +18,6 @@ use plugin_api::ThreatModel;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use tch::Device;
 
 /// `host eval` of one run
 pub fn run(arguments: &EvalArguments) -> Result<u8> {
@@ -60,17 +59,11 @@ fn evaluate(arguments: &EvalArguments, ranks: &Ranks, stop: &AtomicBool) -> Resu
     };
     ranks.meet()?;
     let mut options = arguments.options.clone();
-    options.threads = ranks.threads(options.threads);
-    if options.device.as_deref() == Some("cuda")
-        && let Device::Cuda(own) = ranks.device(Device::Cuda(0))?
-    {
-        options.device = Some(format!("cuda:{own}"));
-    }
     if let Network::Foreign { .. } = network {
         // The same command means the same threat model, whatever the folder was made with.
         options.norm.get_or_insert(ThreatModel::default().norm);
     }
-    let setup = EvaluationSetup::open(path, &options)?.with_style(style);
+    let setup = EvaluationSetup::open_in(path, &options, ranks)?.with_style(style);
     let mut finished = match arguments.shard {
         Some(shard) => setup.evaluate_shard(path, shard, stop)?,
         None if arguments.merge => setup.merge(path, stop)?,

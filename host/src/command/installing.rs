@@ -42,7 +42,7 @@ pub fn libraries() -> Result<u8> {
     let is_library =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
     for library in all_mapped().iter().filter(|path| is_library(path)) {
-        say(&library.display().to_string());
+        say(library.display());
     }
     Ok(0)
 }

@@ -1,4 +1,5 @@
 use super::arguments::{Arguments, Command, LaunchArguments};
+use super::in_a_line;
 use super::signals::stop_on_signals;
 use crate::util::child::stops_with_parent;
 use crate::util::console::output;
@@ -39,10 +40,7 @@ pub fn run(arguments: &LaunchArguments) -> Result<u8> {
 fn check(command: &[String]) -> Result<()> {
     let words = std::iter::once("host").chain(command.iter().map(String::as_str));
     let parsed = Arguments::try_parse_from(words).map_err(|why| {
-        let text = why.to_string();
-        let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
-        let first = first.split_whitespace().collect::<Vec<_>>().join(" ");
-        Error::new(format!("the command after `--`: {first}"))
+        Error::new(format!("the command after `--`: {}", in_a_line(&why)))
             .fix("write `host launch -n 2 -- train ...` or eval; look at `host train --help`")
     })?;
     match parsed.command {

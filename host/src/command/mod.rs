@@ -21,6 +21,7 @@ mod transfer;
 mod trust;
 
 use crate::error::{absolute, shown};
+use crate::ranks::Ranks;
 pub use crate::util::console::report;
 use crate::util::console::{check_output, keep_output, speak_in_silence};
 use crate::{Error, Result};
@@ -58,6 +59,22 @@ pub fn run(command: &Command) -> Result<u8> {
     }?;
     check_output()?;
     Ok(code)
+}
+
+/// Tells the processes that wait for this one that its arguments are wrong, if the command is one that
+/// several processes carry.
+pub fn turn_down(why: &clap::Error, code: u8) {
+    let command = std::env::args_os().nth(1);
+    if command.is_some_and(|command| ["train", "eval"].iter().any(|name| command == *name)) {
+        Ranks::turn_down(&in_a_line(why), code);
+    }
+}
+
+/// What is wrong with arguments, in a line.
+fn in_a_line(why: &clap::Error) -> String {
+    let text = why.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Refuses a place for a new file that has something, or no folder around it. `fix` is what to do

@@ -45,14 +45,40 @@ impl Examples {
     /// # Errors
     /// If the device has too little memory, or a pack was changed.
     pub fn new(split: &Split, first: usize, count: usize, device: Device) -> Result<Self> {
+        let examples = Self::unchecked(split, first, count, device)?;
+        examples.check((0, 1))?;
+        Ok(examples)
+    }
+
+    /// The same without that comparison: [`Examples::check`] must follow, here or in other processes.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub(crate) fn unchecked(split: &Split, first: usize, count: usize, device: Device) -> Result<Self> {
         let rows = |tensor: &Tensor| tensor.f_narrow(0, first as i64, count as i64);
         let (images, labels) = (rows(&split.images)?, rows(&split.labels)?.f_to_device(device)?);
         let file = match Rows::of(&images) {
             None => return Ok(Self { images: images.f_to_device(device)?, labels, device, file: None }),
             Some(rows) => InFile { rows, ahead: Mutex::new(None) },
         };
-        file.rows.check()?;
         Ok(Self { images, labels, device, file: Some(file) })
+    }
+
+    /// Compares images of a pack with its digests: of all blocks, every `of`-th from number `number`.
+    ///
+    /// # Errors
+    /// If a block was changed.
+    pub(crate) fn check(&self, (number, of): (usize, usize)) -> Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.rows.check((number, of)))
+    }
+
+    /// What tells the file of a pack's images from others, the same wherever that file is seen; none if
+    /// the images are in memory.
+    ///
+    /// # Errors
+    /// If the file cannot be looked at.
+    pub(crate) fn file(&self) -> Result<Option<String>> {
+        self.file.as_ref().map(|file| file.rows.identity()).transpose()
     }
 
     /// Every `step`-th point from the one with number `first`.

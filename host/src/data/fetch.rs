@@ -2,6 +2,7 @@
 
 use super::layout::{DataFile, Layout};
 use super::{NAMES, cifar, idx, md5, svhn};
+use crate::util::child::stops_with_parent;
 use crate::util::files;
 use crate::{Error, Result};
 use flate2::read::GzDecoder;
@@ -462,6 +463,7 @@ pub(super) fn temporary_folder() -> Result<tempfile::TempDir> {
 /// Runs a program and returns its standard output.
 fn run(command: &mut Command) -> Result<Vec<u8>> {
     let program = command.get_program().to_string_lossy().into_owned();
+    stops_with_parent(command);
     let output = command
         .stdin(Stdio::null())
         .output()

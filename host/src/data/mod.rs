@@ -22,7 +22,7 @@ pub use fetch::{fetch, has_published_checksums};
 pub use spec::DataSpec;
 pub(crate) use spec::RESIZE;
 
-use crate::util::files;
+use crate::util::{files, pulse};
 use crate::{Error, Result};
 use layout::{DataFile, Found, LAYOUTS, Layout, Samples};
 use md5::{Digest, Md5};
@@ -282,7 +282,10 @@ fn sizes<T: ToString>(sizes: &[T]) -> String {
 /// Applies a function to all items, on all cores. The results are in the order of the items.
 fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let work = &work;
+    let work = &|item| {
+        pulse::beat();
+        work(item)
+    };
     let parts: Vec<Result<Vec<R>>> = thread::scope(|scope| {
         let share = items.len().div_ceil(cores).max(1);
         let parts: Vec<_> = items

@@ -193,7 +193,7 @@ impl Points {
             .fix("give data of several classes, or a larger --train-points"));
         }
         let images = split.images.f_narrow(0, 0, count as i64)?;
-        Rows::of(&images).map_or(Ok(()), |rows| rows.check())?;
+        Rows::of(&images).map_or(Ok(()), |rows| rows.check((0, 1)))?;
         let images = images.f_flatten(1, -1)?;
         // Some images are enough to find a good order.
         let some = images.f_narrow(0, 0, SAMPLE.min(count as i64))?.f_to_kind(Kind::Float)?;

@@ -8,7 +8,7 @@ use super::npy::Array;
 use super::spec::RELABEL;
 use super::{DataSpec, Dataset, Split, md5};
 use crate::error::absolute;
-use crate::util::files;
+use crate::util::{files, pulse};
 use crate::{Error, Result};
 use plugin_api::python::{VARIABLE, program};
 use serde::Deserialize;
@@ -170,6 +170,7 @@ impl Process<'_> {
             let now = self.state();
             if now != state {
                 (state, since) = (now, Instant::now());
+                pulse::beat();
             } else if since.elapsed() > self.patience {
                 return Ok(None);
             }

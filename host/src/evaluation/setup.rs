@@ -11,6 +11,7 @@ use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::shard::{Shard, Shards, of_shard};
 use crate::evaluation::verdict::{Caveat, CurvePoint, Evaluation, Order, PartialEvaluation, Verdicts};
 use crate::plugin::{Attack, LoadedModel, PluginSpec};
+use crate::ranks::Ranks;
 use crate::run::outline::{Outline, Points};
 use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
 use crate::torch::arithmetic::Arithmetic;
@@ -42,6 +43,8 @@ pub struct EvaluationSetup<'a> {
     examples: Examples,
     pub(crate) device: Device,
     arithmetic: Arithmetic,
+    /// Whether other processes evaluate other points at the same time.
+    is_shared: bool,
 }
 
 /// Passes of single images that the checks of a model took, beside those of the attacks.
@@ -58,10 +61,19 @@ impl<'a> EvaluationSetup<'a> {
     /// # Errors
     /// If there is no such run, data or device.
     pub fn open(path: &Path, options: &'a EvaluationOptions) -> Result<Self> {
+        Self::open_in(path, options, &Ranks::alone())
+    }
+
+    /// The same, in one of several processes that share the points: it has its own GPU and its share of
+    /// the threads.
+    ///
+    /// # Errors
+    /// As for [`EvaluationSetup::open`], or if another process is gone.
+    pub fn open_in(path: &Path, options: &'a EvaluationOptions, ranks: &Ranks) -> Result<Self> {
         let (_, RunRecord { experiment, data: recorded, .. }) = RunFolder::open(path)?;
-        device::set_threads(options.threads.or(experiment.train.threads))?;
+        device::set_threads(ranks.threads(options.threads).or(experiment.train.threads))?;
         let name = options.device.as_ref().unwrap_or(&experiment.train.device);
-        let device = device::open(device::parse(name).map_err(Error::new)?)?;
+        let device = device::open(ranks.device(device::parse(name).map_err(Error::new)?)?)?;
         let dataset = run::recorded_data(&experiment.data, options.moved.data_folder.as_deref())?;
         let caveats = dataset.findings()?.into_iter().map(|found| Caveat::new("data", found)).collect();
         let held_out = recorded.validation_points;
@@ -73,12 +85,14 @@ impl<'a> EvaluationSetup<'a> {
         }
         let (train, test) = (&dataset.train, &dataset.test);
         let examples = if options.validation {
-            Examples::new(train, (train.count() as usize).saturating_sub(held_out), held_out, device)?
+            let first = (train.count() as usize).saturating_sub(held_out);
+            ranks.examples(train, (first, held_out), device)?
         } else {
-            Examples::new(test, 0, test.count() as usize, device)?
+            ranks.examples(test, (0, test.count() as usize), device)?
         };
         let arithmetic = Arithmetic::current(device)?;
-        Ok(Self { options, style: Style::Json, dataset, caveats, examples, device, arithmetic })
+        let (style, is_shared) = (Style::Json, !ranks.is_alone());
+        Ok(Self { options, style, dataset, caveats, examples, device, arithmetic, is_shared })
     }
 
     /// Shows progress in this style. By default nothing is printed.
@@ -194,6 +208,7 @@ impl<'a> EvaluationSetup<'a> {
         let mut settings = self.settings(evaluator, &attacks, &threats, &all)?;
         settings.insert(TRANSFER.to_owned(), Value::Null);
         let mut shards = None;
+        let everywhere = all.len();
         let points = match &portion {
             Portion::Whole => all,
             Portion::Shard(shard) => {
@@ -208,7 +223,8 @@ impl<'a> EvaluationSetup<'a> {
                 all
             }
         };
-        let outline = self.outline(evaluator, &attacks, (path, 1), &threats, points.len());
+        let outlined = if self.is_shared { everywhere } else { points.len() };
+        let outline = self.outline(evaluator, &attacks, (path, 1), &threats, outlined);
         if self.options.once
             && let Some(radii) = self.earlier(evaluator, &target, &attacks, &threats, &points)?
         {
@@ -222,7 +238,8 @@ impl<'a> EvaluationSetup<'a> {
         let after = evaluator.model.passes();
         let checks = Passes { forward_passes: after.0 - before.0, backward_passes: after.1 - before.1 };
 
-        if self.style == Style::Human {
+        // Processes that share the points said it before they began.
+        if self.style == Style::Human && !(self.is_shared && shards.is_some()) {
             say(&outline);
         }
         let (mut journal, mut partial) = self.open_journal(&target, &portion, settings, &attacks, &points)?;

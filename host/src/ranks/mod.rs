@@ -1,35 +1,42 @@
 //! Processes that work on one run together. Each has a number, its rank; the first one, rank 0, writes
 //! the run's files and prints. A process that is alone is the first one of one.
 
+mod meeting;
 mod place;
 mod watch;
 
 pub use place::Place;
 
+use crate::data::Split;
+use crate::data::examples::Examples;
 use crate::torch::c10d::{Group, Meeting, Reducer, Store, Sum, has_groups};
 use crate::torch::device::load_cuda;
-use crate::util::interrupt::interrupted;
+use crate::torch::nccl::Nccl;
+use crate::util::console::warn;
+use crate::util::interrupt::{interrupted, refuse_if_stopped};
 use crate::util::{console, pulse};
 use crate::{Error, Result};
+use meeting::{address_of_way_to, address_that_others_reach, arrive, open_store, tell_failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
+use std::net::IpAddr;
 use std::num::NonZero;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-use watch::{FAILED, FAREWELL, Failure, SILENCE, Watch, key, named, wait_for_all};
+use watch::{FAILED, FAREWELL, SILENCE, STOPS, Watch, end, key, named};
 
 /// The time between two questions whether another process has said something.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
-/// The key of the names of all processes, once all are there.
-const EVERYBODY: &str = "everybody";
+/// The variable that names the interfaces of the network, as for PyTorch.
+const INTERFACES: &str = "GLOO_SOCKET_IFNAME";
 
 /// The key that is set once the user has stopped one of the processes in the middle of its own part.
 const STOPPED: &str = "stopped";
@@ -44,8 +51,11 @@ pub struct Ranks {
 
 /// What a process needs to work with the others.
 struct Together {
+    place: Place,
     store: Store,
     group: Group,
+    /// The one that sums through NCCL, if there is one.
+    of_gpus: OnceCell<Group>,
     watch: Arc<Watch>,
     /// The names of the processes, for people.
     who: Vec<String>,
@@ -71,12 +81,23 @@ impl Ranks {
     pub fn join(task: &str, patience: Duration) -> Result<Rc<Self>> {
         let Some(place) = Place::from_environment()? else { return Ok(Self::alone()) };
         let _part = console::part(format!("waiting for all {} processes", place.size));
-        let together = Together::new(&place, task, patience)?;
-        if place.rank > 0 {
+        let Place { rank, size, local_rank, .. } = place;
+        let together = Together::new(place, task, patience)?;
+        if rank > 0 {
             console::be_quiet();
         }
-        let Place { rank, size, local_rank, .. } = place;
         Ok(Rc::new(Self { rank, size, local_rank, together: Some(together) }))
+    }
+
+    /// Tells the processes that wait for this one, if there are any, that it ends before it has joined
+    /// them: `message` is printed already. It ends well if none of them can be reached soon.
+    pub fn turn_down(message: &str, code: u8) {
+        let Ok(Some(place)) = Place::from_environment() else { return };
+        if has_groups()
+            && let Ok(store) = open_store(&place, place.serves(), SILENCE)
+        {
+            tell_failure(&store, &place, message, code);
+        }
     }
 
     /// The number of this process, from 0.
@@ -224,6 +245,28 @@ impl Ranks {
         })
     }
 
+    /// Points `first..first + count` of a split, on `device`, as [`Examples::new`] gives them, in all
+    /// processes. Those that see the same file of a pack compare a part of it each.
+    ///
+    /// # Errors
+    /// If the device has too little memory, a pack was changed, or another process is gone.
+    pub fn examples(
+        &self,
+        split: &Split,
+        (first, count): (usize, usize),
+        device: Device,
+    ) -> Result<Examples> {
+        let examples = Examples::unchecked(split, first, count, device)?;
+        let seen = self.to_first(examples.file()?)?;
+        let seen = self.from_first(|| Ok(seen))?;
+        let mine = (0..self.size).filter(|rank| seen[*rank] == seen[self.rank]);
+        let (before, rest): (Vec<_>, Vec<_>) = mine.partition(|rank| *rank < self.rank);
+        examples.check((before.len(), before.len() + rest.len()))?;
+        // The file is whole only where all have found their parts to be.
+        self.meet()?;
+        Ok(examples)
+    }
+
     /// Says after an update whether this process was asked to stop, and returns whether any process
     /// was after the update before: the votes are counted while the next update runs. Alone, its own
     /// counts at once.
@@ -238,6 +281,35 @@ impl Ranks {
         Ok(counted)
     }
 
+    /// An error that is an interruption if the user has stopped this process or another one. Where it
+    /// makes a process leave what all of them do, [`Ranks::leave_together`] must follow.
+    ///
+    /// # Errors
+    /// If so, or if another process is gone.
+    pub fn refuse_if_stopped(&self, stop: &AtomicBool) -> Result<()> {
+        if let Some(Together { store, watch, .. }) = &self.together {
+            if stop.load(Ordering::Relaxed) && !watch.stops.swap(true, Ordering::SeqCst) {
+                store.set(STOPS, b"")?;
+            }
+            return refuse_if_stopped(&watch.stops);
+        }
+        refuse_if_stopped(stop)
+    }
+
+    /// Makes all processes leave what they do if one has left it since it was to stop: `ending` is how it
+    /// ended here. All processes call this at the same place.
+    ///
+    /// # Errors
+    /// That of `ending`, an interruption if another process has left, or if one is gone.
+    pub fn leave_together(&self, ending: Result<()>) -> Result<()> {
+        let has_left = ending.as_ref().is_err_and(Error::is_interrupted);
+        if self.is_alone() || (ending.is_err() && !has_left) {
+            return ending;
+        }
+        let left = self.sum(&[f64::from(u8::from(has_left))])?[0];
+        if left > 0.0 { Err(interrupted()) } else { Ok(()) }
+    }
+
     /// Waits for the votes that are counted, if there are any.
     ///
     /// # Errors
@@ -247,20 +319,41 @@ impl Ranks {
         Ok(vote.map(|vote| self.finished(vote)).transpose()?.is_some_and(|sum| sum.int64_value(&[0]) > 0))
     }
 
-    /// Sums the gradients of these parameters over all processes from now on; none if this process
-    /// is alone.
+    /// Sums the gradients of these parameters over all processes from now on: on GPUs through NCCL, if
+    /// all processes can. None if this process is alone.
     ///
     /// # Errors
-    /// If libtorch refuses.
+    /// If libtorch refuses, or another process is gone.
     pub(crate) fn reducer(&self, parameters: &[Tensor]) -> Result<Option<Reducer>> {
-        self.together.as_ref().map(|together| together.group.reducer(parameters)).transpose()
+        let Some(together) = &self.together else { return Ok(None) };
+        let is_on_gpu = parameters.iter().any(|parameter| parameter.device().is_cuda());
+        let nccl = if is_on_gpu { Nccl::find() } else { Err(Error::new("its network is on the CPU")) };
+        let said = self.to_first(nccl.as_ref().err().map(|why| why.first_line().to_owned()))?;
+        let refused = said.into_iter().enumerate().find_map(|(rank, why)| Some((rank, why?)));
+        let group = match (self.from_first(|| Ok(refused))?, nccl) {
+            (None, Ok(nccl)) => {
+                let group = Group::open_nccl(&together.store, (self.rank, self.size), nccl)?;
+                together.of_gpus.get_or_init(|| group)
+            }
+            (refused, _) => {
+                if let Some((rank, why)) = refused.filter(|_| is_on_gpu) {
+                    warn(format_args!(
+                        "gradients are summed through Gloo, by way of the CPU, since {} cannot use NCCL: {why}",
+                        named(rank, &together.who)
+                    ));
+                }
+                &together.group
+            }
+        };
+        group.reducer(parameters).map(Some)
     }
 
     /// An error that another process may be the cause of: if it is, it ends this process with a
     /// message of its own soon.
     pub(crate) fn explained(&self, error: Error) -> Error {
-        let is_lost =
-            ["gloo", "Connection", "Broken pipe"].iter().any(|word| error.first_line().contains(word));
+        let is_lost = ["gloo", "NCCL", "Connection", "Broken pipe"]
+            .iter()
+            .any(|word| error.first_line().contains(word));
         if self.together.is_some() && is_lost {
             thread::sleep(SILENCE + 2 * FAREWELL);
             return error.fix("look at the messages of the other processes");
@@ -293,6 +386,8 @@ impl Ranks {
 
     /// Ends well. The first process may serve the store: it waits for the others.
     fn leave(&self, together: &Together) -> Result<()> {
+        // Its threads would outlive what they need.
+        together.of_gpus.get().into_iter().for_each(Group::shut_down);
         together.store.set(&key("done", self.rank), b"")?;
         for rank in (1..self.size).filter(|_| self.is_first()) {
             pulse::waiting(|| together.poll(&key("done", rank), || Ok(())))?;
@@ -302,26 +397,13 @@ impl Ranks {
     }
 
     fn fail(&self, together: &Together, error: Error) -> Result<u8> {
-        let Together { store, watch, who, .. } = together;
+        let Together { place, store, watch, .. } = together;
         if store.get(FAILED).is_ok_and(|failed| failed.is_some()) {
             // Another process failed before: its message is the one.
             thread::sleep(SILENCE);
         }
         watch.ends.store(true, Ordering::SeqCst);
-        let message = match self.rank {
-            0 => String::new(),
-            rank => format!("{}: {error}", named(rank, who)),
-        };
-        let failure = Failure { rank: self.rank, message, code: error.exit_code() };
-        let _ = store.set(FAILED, &serde_json::to_vec(&failure).unwrap_or_default());
-        let _ = store.set(&key("heard", self.rank), b"");
-        if self.is_first() {
-            let keys: Vec<_> = (1..self.size).map(|rank| key("heard", rank)).collect();
-            wait_for_all(store, &keys, FAREWELL);
-            return Err(error);
-        }
-        if wait_for_all(store, &[key("heard", 0)], FAREWELL) {
-            let _ = store.set(&key("ended", self.rank), b"");
+        if tell_failure(store, place, &error.to_string(), error.exit_code()) {
             return Ok(error.exit_code());
         }
         console::be_heard();
@@ -330,7 +412,7 @@ impl Ranks {
 }
 
 impl Together {
-    fn new(place: &Place, task: &str, patience: Duration) -> Result<Self> {
+    fn new(place: Place, task: &str, patience: Duration) -> Result<Self> {
         if !has_groups() {
             return Err(Error::new(format!(
                 "there are {} processes, but this program was built without Gloo, which they speak through",
@@ -341,32 +423,30 @@ impl Together {
                 "install Debian's libgloo-dev, or name the headers' folder with GLOO_INCLUDE; build again",
             ));
         }
-        let address = (place.address.as_str(), place.port);
-        if let Err(why) = address.to_socket_addrs() {
-            return Err(Error::new(format!("MASTER_ADDR: there is no machine `{}`: {why}", place.address))
-                .fix("give the name or the address of the machine of process 0"));
+        let own = address_of_way_to(&place.address, place.port).map_err(|why| {
+            Error::new(format!("MASTER_ADDR: there is no machine `{}`: {why}", place.address))
+                .fix("give the name or the address of the machine of process 0")
+        })?;
+        let begun = Instant::now();
+        let store = open_store(&place, place.serves(), patience)?;
+        let joined = arrive(&place, (task, own), &store, (begun, patience)).and_then(|arrived| {
+            let (who, addresses): (Vec<String>, Vec<IpAddr>) = arrived.into_iter().unzip();
+            let group = join_group(&place, &store, address_that_others_reach(own, &addresses))?;
+            let watch = Watch::begin(&place, open_store(&place, false, patience)?, patience, who.clone());
+            Ok((who, group, watch))
+        });
+        match joined {
+            Ok((who, group, watch)) => {
+                let (of_gpus, messages, vote) = (OnceCell::new(), Cell::new(0), RefCell::default());
+                Ok(Self { place, store, group, of_gpus, watch, who, messages, vote })
+            }
+            Err(error) => {
+                if tell_failure(&store, &place, &error.to_string(), error.exit_code()) {
+                    end("", error.exit_code());
+                }
+                Err(error)
+            }
         }
-        let open = |serves| {
-            let prefix = format!("host/{}/", place.attempt);
-            let opened = Store::open(address, serves, patience, prefix);
-            let fix = if serves {
-                "choose a free port with MASTER_PORT, or stop the program that uses it"
-            } else {
-                "look whether process 0 runs, and MASTER_ADDR and MASTER_PORT name it"
-            };
-            opened.map_err(|error| error.fix(fix))
-        };
-        let store = open(place.serves())?;
-        let who = arrive(place, task, &store, patience)?;
-        let interface = std::env::var("GLOO_SOCKET_IFNAME").ok();
-        let meeting = match &interface {
-            Some(interface) => Meeting::Interface(interface),
-            None if place.is_on_one_machine() => Meeting::Address("127.0.0.1"),
-            None => Meeting::OwnName,
-        };
-        let group = Group::open(&store, (place.rank, place.size), meeting)?;
-        let watch = Watch::begin(place, open(false)?, patience, who.clone());
-        Ok(Self { store, group, watch, who, messages: Cell::new(0), vote: RefCell::default() })
     }
 
     /// The key of the next message. All processes exchange the same messages in the same order.
@@ -394,59 +474,21 @@ impl Together {
     }
 }
 
-/// Waits until all processes are there. Returns their names, for people.
-fn arrive(place: &Place, task: &str, store: &Store, patience: Duration) -> Result<Vec<String>> {
-    let Place { rank, size, .. } = place;
-    let here = |rank| key("here", rank);
-    let own = format!("pid {} on {}", std::process::id(), place::machine());
-    // Others may do something else, or be of another version: they would never meet.
-    let work = format!("host {task}, version {}", env!("CARGO_PKG_VERSION"));
-    store.set(&here(*rank), &serde_json::to_vec(&(own, &work)).unwrap_or_default())?;
-    let begun = Instant::now();
-    // Those that wait for the first process's word wait longer than it does.
-    let limit = if *rank == 0 { patience } else { patience + FAREWELL };
-    loop {
-        if *rank == 0 {
-            let arrived: Vec<_> = (0..*size).map(|rank| store.get(&here(rank))).collect::<Result<_>>()?;
-            if arrived.iter().all(Option::is_some) {
-                let said =
-                    arrived.iter().flatten().map(|text| serde_json::from_slice(text).unwrap_or_default());
-                let (who, works): (Vec<String>, Vec<String>) = said.unzip();
-                if let Some(other) = works.iter().position(|other| *other != work) {
-                    return Err(Error::new(format!("{} does other work than process 0", named(other, &who)))
-                        .note("process 0", &work)
-                        .note("there", &works[other])
-                        .fix("start all processes with the same command"));
-                }
-                store.set(EVERYBODY, &serde_json::to_vec(&who).unwrap_or_default())?;
-                return Ok(who);
-            }
-            if begun.elapsed() > limit {
-                return Err(not_all(&arrived, patience));
-            }
-        } else if let Some(who) = store.get(EVERYBODY)? {
-            return serde_json::from_slice(&who).map_err(|why| Error::new(why).on_the_way());
-        } else if begun.elapsed() > limit {
-            return Err(Error::new(format!(
-                "process 0 did not say within {} s that all {size} processes are there",
-                patience.as_secs()
-            ))
-            .fix("look at its messages"));
-        }
-        thread::sleep(ASK_EVERY);
+/// Joins the group of these processes, whose connections come to this process at this address, unless
+/// the user names interfaces of the network.
+fn join_group(place: &Place, store: &Store, own: IpAddr) -> Result<Group> {
+    let (at, own) = ((place.rank, place.size), own.to_string());
+    let Some(names) = std::env::var(INTERFACES).ok().filter(|names| !names.is_empty()) else {
+        return Group::open(store, at, Meeting::Address(&own)).map_err(|error| {
+            error
+                .note("address", &own)
+                .fix(format!("name another interface of this machine with {INTERFACES}"))
+        });
+    };
+    let is_missing = |name: &&str| !Path::new("/sys/class/net").join(name).exists();
+    match names.split(',').find(is_missing) {
+        None => Group::open(store, at, Meeting::Interfaces(&names)),
+        Some(name) => Err(Error::new(format!("{INTERFACES}: there is no network interface `{name}` here"))
+            .fix("give one that `ip link` lists, or unset the variable")),
     }
-}
-
-fn not_all(arrived: &[Option<Vec<u8>>], patience: Duration) -> Error {
-    let missing: Vec<_> =
-        (0..arrived.len()).filter(|rank| arrived[*rank].is_none()).map(|rank| rank.to_string()).collect();
-    Error::new(format!(
-        "{} of {} processes did not arrive within {} s: {} {}",
-        missing.len(),
-        arrived.len(),
-        patience.as_secs(),
-        if missing.len() == 1 { "rank" } else { "ranks" },
-        missing.join(", ")
-    ))
-    .fix("look why they do not start, or allow more time with --rank-timeout")
 }

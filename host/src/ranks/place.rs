@@ -110,9 +110,9 @@ impl Place {
         self.rank == 0 && !self.is_served
     }
 
-    /// Whether the processes meet on this machine alone.
-    pub fn is_on_one_machine(&self) -> bool {
-        ["localhost", "::1"].contains(&self.address.as_str()) || self.address.starts_with("127.")
+    /// Whether this process says what it waits for: one on each machine.
+    pub fn speaks(&self) -> bool {
+        self.rank == 0 || self.local_rank == 0
     }
 }
 

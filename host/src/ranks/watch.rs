@@ -26,6 +26,9 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(3);
 /// The key of the failure that ends all processes.
 pub(super) const FAILED: &str = "failed";
 
+/// The key that is set once the user has stopped a process: the others leave the update under way.
+pub(super) const STOPS: &str = "stops";
+
 /// A failure that ends all processes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Failure {
@@ -46,7 +49,7 @@ struct Sign {
     steps: u64,
     /// Whether it waits for another process.
     waits: bool,
-    /// The plugin that is running, and what it does.
+    /// The plugin that is running, and what it does; otherwise what the process does.
     running: Option<String>,
 }
 
@@ -59,6 +62,8 @@ const DEADLOCK: Duration = Duration::from_secs(60);
 pub(super) struct Watch {
     /// The process ends by itself, well or with an error of its own.
     pub ends: AtomicBool,
+    /// The user has stopped this process or another one.
+    pub stops: AtomicBool,
     /// The clock: looks since the beginning. It stands while this process is suspended.
     looks: AtomicU64,
     /// The look at which the store last answered.
@@ -160,9 +165,12 @@ impl Looking {
 
     fn look_once(&self, number: u64, seen: &mut [Seen]) -> Result<()> {
         let (steps, waits) = pulse::read();
-        let sign = Sign { number, steps, waits, running: running::running() };
+        let sign = Sign { number, steps, waits, running: what_is_running() };
         self.store.set(&key("sign", self.rank), &serde_json::to_vec(&sign).unwrap_or_default())?;
         seen[self.rank].sign = sign;
+        if !self.watch.stops.load(Ordering::SeqCst) && self.store.get(STOPS)?.is_some() {
+            self.watch.stops.store(true, Ordering::SeqCst);
+        }
         if let Some(failure) = self.store.get(FAILED)? {
             self.obey(serde_json::from_slice(&failure).ok());
         }
@@ -203,7 +211,7 @@ impl Looking {
             )));
         }
         if self.watch.since(seen.moved) > self.patience {
-            let place = seen.sign.running.as_ref().map(|call| format!(", in {call}")).unwrap_or_default();
+            let place = seen.sign.running.as_ref().map(|what| format!(", {what}")).unwrap_or_default();
             return Ok(Some(format!(
                 "{} has not moved for {} s{place}\n  fix      mend it, or allow more time with --rank-timeout",
                 named(rank, &self.who),
@@ -216,20 +224,30 @@ impl Looking {
     /// Ends this process because of a failure somewhere.
     fn obey(&self, failure: Option<Failure>) {
         // Its own error is on its way.
-        if self.watch.ends.load(Ordering::SeqCst) {
-            return;
+        if !self.watch.ends.load(Ordering::SeqCst) {
+            obey(&self.store, (self.rank, self.size), failure);
         }
-        let _ = self.store.set(&key("heard", self.rank), b"");
-        let Failure { rank, message, code } =
-            failure.unwrap_or(Failure { rank: 0, message: "another process failed".to_owned(), code: 1 });
-        let prints = self.rank == 0 || (rank == 0 && self.rank == 1 && !message.is_empty());
-        if self.rank == 0 {
-            // The others ask this process's store, as long as it lives.
-            let name = |other| if other == rank { key("ended", other) } else { key("heard", other) };
-            wait_for_all(&self.store, &(1..self.size).map(name).collect::<Vec<_>>(), FAREWELL);
-        }
-        end(if prints { &message } else { "" }, code);
     }
+}
+
+/// Ends this process, number `own` of `size`, because of a failure somewhere.
+pub(super) fn obey(store: &Store, (own, size): (usize, usize), failure: Option<Failure>) -> ! {
+    let _ = store.set(&key("heard", own), b"");
+    let Failure { rank, message, code } =
+        failure.unwrap_or(Failure { rank: 0, message: "another process failed".to_owned(), code: 1 });
+    let prints = own == 0 || (rank == 0 && own == 1 && !message.is_empty());
+    if own == 0 {
+        // The others ask this process's store, as long as it lives.
+        let name = |other| if other == rank { key("ended", other) } else { key("heard", other) };
+        wait_for_all(store, &(1..size).map(name).collect::<Vec<_>>(), FAREWELL);
+    }
+    end(if prints { &message } else { "" }, code)
+}
+
+/// What takes this process's time, for people.
+fn what_is_running() -> Option<String> {
+    let of_plugin = running::running().map(|call| format!("in {call}"));
+    of_plugin.or_else(|| console::doing().map(|what| format!("which was at: {what}")))
 }
 
 /// Waits until all of these keys are set, at most this long. Returns whether they are.
@@ -253,11 +271,11 @@ pub(super) fn key(what: &str, rank: usize) -> String {
 }
 
 /// Ends the process at once: its main thread may wait for ever.
-fn end(message: &str, code: u8) {
+pub(super) fn end(message: &str, code: u8) -> ! {
     if !message.is_empty() {
         console::be_heard();
         console::report(message);
     }
     // SAFETY: `_exit` ends the process at once.
-    unsafe { libc::_exit(code.into()) };
+    unsafe { libc::_exit(code.into()) }
 }

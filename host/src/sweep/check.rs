@@ -5,6 +5,7 @@ use crate::config::{Experiment, suite};
 use crate::data::{self, Dataset};
 use crate::evaluation::evaluator::check_count;
 use crate::plugin::{Attack, LoadedModel};
+use crate::ranks::Ranks;
 use crate::training::Trace;
 use crate::training::setup::{check as check_training, make_sampler, split};
 use crate::util::console::warn;
@@ -58,7 +59,7 @@ impl Checker {
         if let Some(probe) = &experiment.train.probe {
             Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
         }
-        Trace::make(experiment, dataset, Device::Cpu)?;
+        Trace::make(experiment, dataset, Device::Cpu, &Ranks::alone())?;
         for evaluation in evaluations {
             check_count(experiment.eval.points, dataset.test.count() as usize)?;
             let specs = match evaluation {

@@ -13,11 +13,12 @@
 #ifdef HOST_GLOO
 
 #define USE_C10D_GLOO
+#include "c10d.h"
+
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -26,17 +27,10 @@
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
-
-struct HostStore {
-    c10::intrusive_ptr<c10d::TCPStore> store;
-};
-
-struct HostGroup {
-    c10::intrusive_ptr<c10d::Backend> backend;
-};
 
 struct HostSum {
     // Its memory belongs to the sum until that is done.
@@ -173,22 +167,29 @@ extern "C" const char* host_store_get(HostStore* store, const char* key, const u
     });
 }
 
-// Joins a group. `address` is where the processes meet; null for the device that Gloo chooses.
+// Joins a group. The other processes reach this one at `address`, or at the addresses of `interfaces`,
+// names separated by commas. One of both is null.
 extern "C" const char* host_group_open(
-    HostStore* store, const char* prefix, int rank, int size, int64_t milliseconds, const char* interface,
+    HostStore* store, const char* prefix, int rank, int size, int64_t milliseconds, const char* interfaces,
     const char* address, HostGroup** opened) {
     return attempt([&] {
         const auto timeout = std::chrono::milliseconds(milliseconds);
         auto options = c10d::ProcessGroupGloo::Options::create(timeout);
-        if (interface != nullptr)
-            options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
-        else if (address != nullptr)
+        if (interfaces != nullptr) {
+            std::istringstream names(interfaces);
+            for (std::string name; std::getline(names, name, ',');)
+                options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+        } else {
             options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
-        else
-            options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+        }
         auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store->store);
         *opened = new HostGroup{c10::make_intrusive<c10d::ProcessGroupGloo>(own, rank, size, options)};
     });
+}
+
+// Ends the threads of a group that is not used any more.
+extern "C" const char* host_group_shut_down(HostGroup* group) {
+    return attempt([&] { group->backend->shutdown(); });
 }
 
 // Begins to sum a tensor over all processes, in place.
@@ -295,6 +296,7 @@ extern "C" const char* host_group_open(
     HostStore*, const char*, int, int, int64_t, const char*, const char*, HostGroup**) {
     return missing;
 }
+extern "C" const char* host_group_shut_down(HostGroup*) { return missing; }
 extern "C" const char* host_sum_begin(HostGroup*, at::Tensor*, HostSum**) { return missing; }
 extern "C" const char* host_sum_wait(HostSum*) { return missing; }
 extern "C" const char* host_reducer_open(

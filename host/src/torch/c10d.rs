@@ -1,8 +1,9 @@
 //! Processes that work on one run together, by libtorch's own c10d: a store of keys that all of them
-//! see, sums over all of them (Gloo), and gradients that are summed while the backward pass still
-//! runs.
+//! see, sums over all of them (Gloo; NCCL on GPUs), and gradients that are summed while the backward
+//! pass still runs.
 
 use super::device::refusal;
+use super::nccl::Nccl;
 use crate::util::pulse;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -40,10 +41,11 @@ unsafe extern "C" {
         rank: c_int,
         size: c_int,
         milliseconds: i64,
-        interface: *const c_char,
+        interfaces: *const c_char,
         address: *const c_char,
         opened: *mut *mut c_void,
     ) -> *const c_char;
+    fn host_group_shut_down(group: *mut c_void) -> *const c_char;
     fn host_sum_begin(group: *mut c_void, tensor: *mut C_tensor, begun: *mut *mut c_void) -> *const c_char;
     fn host_sum_wait(sum: *mut c_void) -> *const c_char;
     fn host_reducer_open(
@@ -174,12 +176,10 @@ impl Drop for Store {
 
 /// Where the members of a group reach each other.
 pub(crate) enum Meeting<'a> {
-    /// At the address of this network interface.
-    Interface(&'a str),
+    /// At the addresses of these network interfaces, separated by commas.
+    Interfaces(&'a str),
     /// At this address.
     Address(&'a str),
-    /// At the address of this machine's name.
-    OwnName,
 }
 
 /// Processes that sum tensors. All of them begin the same sums in the same order.
@@ -197,10 +197,9 @@ impl Group {
     /// If the others cannot be reached.
     pub fn open(store: &Store, (rank, size): (usize, usize), meeting: Meeting<'_>) -> Result<Self> {
         let name = text(&format!("{}group", store.prefix))?;
-        let (interface, address) = match meeting {
-            Meeting::Interface(interface) => (Some(text(interface)?), None),
+        let (interfaces, address) = match meeting {
+            Meeting::Interfaces(interfaces) => (Some(text(interfaces)?), None),
             Meeting::Address(address) => (None, Some(text(address)?)),
-            Meeting::OwnName => (None, None),
         };
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         let (milliseconds, mut opened) = (LONGEST_WAIT.as_millis() as i64, ptr::null_mut());
@@ -213,7 +212,7 @@ impl Group {
                 rank as c_int,
                 size as c_int,
                 milliseconds,
-                pointer(&interface),
+                pointer(&interfaces),
                 pointer(&address),
                 &raw mut opened,
             )
@@ -221,6 +220,28 @@ impl Group {
         checked("join the other processes", message)?;
         let group = NonNull::new(opened).ok_or_else(|| Error::new("c10d gave no group"))?;
         Ok(Self { group })
+    }
+
+    /// Joins the group of this store whose members sum through NCCL, each on a GPU of its own.
+    ///
+    /// # Errors
+    /// If there is no GPU.
+    pub fn open_nccl(store: &Store, place: (usize, usize), nccl: Nccl) -> Result<Self> {
+        let (name, milliseconds) = (text(&format!("{}nccl", store.prefix))?, LONGEST_WAIT.as_millis() as i64);
+        // SAFETY: the store is open, and both outlive the call.
+        let opened = unsafe { nccl.open(store.store.as_ptr(), name.as_ptr(), place, milliseconds) };
+        let opened = opened.map_err(|why| {
+            let why = plugin_api::first_line(&why).to_owned();
+            Error::new(format!("cannot join the other processes through NCCL: {why}")).on_the_way()
+        })?;
+        let group = NonNull::new(opened).ok_or_else(|| Error::new("c10d gave no group"))?;
+        Ok(Self { group })
+    }
+
+    /// Ends its threads. It must not be used any more.
+    pub fn shut_down(&self) {
+        // SAFETY: the group is open. An error would come too late for anything.
+        let _ = refusal(unsafe { host_group_shut_down(self.group.as_ptr()) });
     }
 
     /// Begins to sum a tensor over all processes, in place. It must not be used until the sum is

@@ -11,6 +11,7 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
@@ -262,6 +263,13 @@ extern "C" const char* host_adam_step(at::Tensor* const* parameters, at::Tensor*
         };
         if (decoupled) step_of([](auto&&... arguments) { at::_fused_adamw_(arguments...); });
         else step_of([](auto&&... arguments) { at::_fused_adam_(arguments...); });
+    });
+}
+
+// Moves every average this share of the way to its weights, in one call.
+extern "C" const char* host_lerp(at::Tensor* const* averages, at::Tensor* const* weights, size_t count, double share) {
+    return attempt([&] {
+        if (count > 0) at::_foreach_lerp_(listed(averages, count), listed(weights, count), share);
     });
 }
 

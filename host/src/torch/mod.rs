@@ -8,6 +8,7 @@ pub(crate) mod c10d;
 pub mod device;
 pub(crate) mod finite;
 pub(crate) mod identity;
+pub(crate) mod nccl;
 pub mod precision;
 pub(crate) mod process;
 pub mod random;

@@ -3,10 +3,9 @@
 use crate::util::files;
 use crate::{Error, Result};
 use safetensors::tensor::{Metadata, TensorInfo};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -16,11 +15,30 @@ use tch::{Device, Kind, Tensor};
 /// # Errors
 /// If a dtype is not known to safetensors, or the disk refuses.
 pub(crate) fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let views = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
-    let views: Vec<_> = views.collect::<Result<_>>()?;
-    let write = |file: &Path| safetensors::serialize_to_file(views, None, file).map_err(io::Error::other);
-    files::write_whole_with(path, write)
+    let tensors = tensors.iter().map(|(name, tensor)| Ok((name, OnCpu::new(tensor)?)));
+    let mut tensors: Vec<_> = tensors.collect::<Result<_>>()?;
+    // Numbers of more bytes come first, so that all of them are where their type allows.
+    tensors.sort_by(|(name, one), (other, two)| two.dtype.cmp(&one.dtype).then(name.cmp(other)));
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, on_cpu)| {
+        let start = end;
+        end += on_cpu.len();
+        let shape = on_cpu.tensor.size().iter().map(|&side| side as usize).collect();
+        ((*name).clone(), TensorInfo { dtype: on_cpu.dtype, shape, data_offsets: (start, end) })
+    });
+    let header = Metadata::new(None, infos.collect()).map_err(|why| Error::file("write", path, why))?;
+    let mut header = serde_json::to_vec(&header).map_err(|why| Error::file("write", path, why))?;
+    header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
+    files::write_whole_with(path, |file| {
+        let mut file = OpenOptions::new().write(true).open(file)?;
+        files::write_all(&mut file, &(header.len() as u64).to_le_bytes())?;
+        files::write_all(&mut file, &header)?;
+        tensors.iter().try_for_each(|(_, tensor)| files::write_all(&mut file, tensor.bytes()))
+    })
 }
+
+/// The bytes of which the numbers begin at a multiple.
+const ALIGNMENT: usize = 8;
 
 /// The named tensors of a file, on the CPU. They are mapped into memory: the file must not be
 /// changed while they are used. It may be removed.
@@ -89,7 +107,6 @@ const DTYPES: [(safetensors::Dtype, Kind); 12] = [
 /// A contiguous tensor on the CPU, for writing.
 struct OnCpu {
     tensor: Tensor,
-    shape: Vec<usize>,
     dtype: safetensors::Dtype,
 }
 
@@ -99,33 +116,20 @@ impl OnCpu {
         let dtype = DTYPES.iter().find(|(_, known)| *known == kind).map(|(dtype, _)| *dtype);
         let dtype =
             dtype.ok_or_else(|| Error::new(format!("a {kind:?} tensor cannot be saved as safetensors")))?;
-        let tensor = tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?;
-        Ok(Self { shape: tensor.size().iter().map(|&side| side as usize).collect(), tensor, dtype })
-    }
-}
-
-impl safetensors::View for OnCpu {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.dtype
+        Ok(Self { tensor: tensor.detach().f_to_device(Device::Cpu)?.f_contiguous()?, dtype })
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
+    fn len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
+    fn bytes(&self) -> &[u8] {
         // An empty tensor has no memory.
-        if self.data_len() == 0 {
-            return Cow::Borrowed(&[]);
+        if self.len() == 0 {
+            return &[];
         }
         // SAFETY: a contiguous tensor on the CPU, which this holds, has its numbers in one piece.
-        Cow::Borrowed(unsafe {
-            std::slice::from_raw_parts(self.tensor.data_ptr().cast_const().cast(), self.data_len())
-        })
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast_const().cast(), self.len()) }
     }
 }
 

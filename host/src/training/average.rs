@@ -1,9 +1,21 @@
 //! An average of the weights, which is evaluated instead of the weights.
 
+use super::optimizer::check;
 use crate::plugin::LoadedModel;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::ffi::c_char;
 use tch::Tensor;
+use torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn host_lerp(
+        averages: *const *mut C_tensor,
+        weights: *const *mut C_tensor,
+        count: usize,
+        share: f64,
+    ) -> *const c_char;
+}
 
 /// How the weights after each of the optimiser's steps are averaged.
 #[derive(Debug, Clone, Copy)]
@@ -63,16 +75,21 @@ impl Average {
             Averaging::EqualFrom(first) => (step - first) as f64 / (step - first + 1) as f64,
         };
         let with_buffers = matches!(self.averaging, Averaging::Exponential(_));
-        for ((_, average), (_, weights)) in self.tensors.iter_mut().zip(model.state()) {
-            if !with_buffers && !weights.requires_grad() {
+        let (mut averages, mut weights) = (Vec::new(), Vec::new());
+        for ((_, average), (_, new)) in self.tensors.iter_mut().zip(model.state()) {
+            if !with_buffers && !new.requires_grad() {
                 continue;
             }
             if average.is_floating_point() {
-                let _ = average.lerp_(weights, 1.0 - keep);
+                averages.push(average.as_ptr().cast_mut());
+                weights.push(new.as_ptr().cast_mut());
             } else {
-                average.copy_(weights);
+                average.copy_(new);
             }
         }
+        let share = 1.0 - keep;
+        // SAFETY: the pointers belong to tensors that live during the call, as many in each list.
+        check(unsafe { host_lerp(averages.as_ptr(), weights.as_ptr(), averages.len(), share) });
     }
 
     /// Recomputes the buffers (running statistics of batch normalisation) for the averaged

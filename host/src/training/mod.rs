@@ -41,7 +41,7 @@ use crate::run::RunFolder;
 use crate::run::progress::Progress;
 use crate::run::tensorboard::EventFile;
 use crate::torch::ahead::Ahead;
-use crate::util::interrupt::{self, refuse_if_stopped};
+use crate::util::interrupt;
 use plugin_api::Start;
 use reporter::Reporter;
 use schedule::Schedule;
@@ -129,9 +129,8 @@ impl Training {
         self.begin(folder, reporter, stop).map_err(|error| self.rescue_if_moved(folder, error))?;
         while !self.is_over() {
             let (epoch, done) = self.plan.epoch_of(self.records.progress.update);
-            // Several processes stop after the same update.
-            let is_alone = self.plan.ranks.is_alone();
-            let refuse = || if is_alone { refuse_if_stopped(stop) } else { Ok(()) };
+            let ranks = Rc::clone(&self.plan.ranks);
+            let refuse = || ranks.refuse_if_stopped(stop);
             let minibatches = self.plan.minibatches(epoch)?.into_iter().skip(done as usize);
             let minibatches: Vec<_> = minibatches.collect();
             let points: Vec<_> = minibatches.iter().map(|selection| selection.points.clone()).collect();

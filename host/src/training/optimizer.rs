@@ -240,7 +240,7 @@ fn pointers(chosen: &[usize], tensors: &[Tensor]) -> Vec<*mut C_tensor> {
 }
 
 /// Panics if libtorch returned an error message, as the in-place operations of tch do.
-fn check(message: *const c_char) {
+pub(super) fn check(message: *const c_char) {
     if let Some(why) = refusal(message) {
         panic!("{why}");
     }

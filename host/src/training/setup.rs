@@ -14,7 +14,7 @@ use super::trace::Trace;
 use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
 use crate::config::{Experiment, Format, Mode, Start as StartChoice, Train, name_of};
-use crate::data::examples::{Examples, Part};
+use crate::data::examples::Part;
 use crate::data::{self, DataSpec, Dataset, Origin};
 use crate::plugin::{Attack, LoadedModel, Objective, PluginSpec, Sampler, trust};
 use crate::ranks::Ranks;
@@ -332,7 +332,7 @@ fn assemble(
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
     }
-    let trace = Trace::make(experiment, dataset, device)?;
+    let trace = Trace::make(experiment, dataset, device, ranks)?;
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
@@ -397,9 +397,9 @@ impl Training {
         let all = dataset.train.count() as usize;
         check(&experiment, dataset, sampler.as_ref())?;
         let losses = Losses::of(objective, &experiment, dataset.task(), (count, sampler.is_some()), ranks)?;
-        let examples = Examples::new(&dataset.train, 0, count, device)?;
+        let examples = ranks.examples(&dataset.train, (0, count), device)?;
         let validation = (held_out > 0)
-            .then(|| Examples::new(&dataset.train, all - held_out, held_out, device))
+            .then(|| ranks.examples(&dataset.train, (all - held_out, held_out), device))
             .transpose()?;
         let start = start_of_chains(&experiment, sampler.as_ref());
         let train = &experiment.train;

@@ -7,7 +7,7 @@ use crate::error::shown;
 use crate::law::faces::Rounding;
 use crate::plugin::{fresh_start, uniform_in_box};
 use crate::torch::random::{Draws, Purpose};
-use crate::util::files;
+use crate::util::{files, pulse};
 use crate::{Error, Result};
 use plugin_api::abi::StateShape;
 use plugin_api::{Norm, Start, ThreatModel};
@@ -133,7 +133,10 @@ impl ParticleStore {
     fn fill(&mut self, examples: &Part) -> Result<()> {
         let points = examples.count() as i64;
         if self.format == Format::U8 {
-            let _ = self.tensors[0].f_narrow(0, 0, points)?.f_fill_(STEPS)?;
+            for some in self.tensors[0].f_narrow(0, 0, points)?.f_split(POINTS_AT_A_TIME, 0)? {
+                pulse::beat();
+                let _ = some.shallow_clone().f_fill_(STEPS)?;
+            }
         }
         if let Some(slots) = &mut self.slots {
             for (number, tensor) in self.tensors.iter().enumerate() {
@@ -162,6 +165,7 @@ impl ParticleStore {
         }
         let [before, now] = places;
         let moved = before != now;
+        pulse::beat();
         for (number, tensor) in self.tensors.iter_mut().enumerate() {
             let mut shape = tensor.size();
             shape[0] = points.size()[0];
@@ -490,7 +494,7 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind, is_kept: bool) -> Result<Map
             .set_len(0)
             .map_err(|why| refused(&why))
             .and_then(|()| room())
-            .and_then(|()| allocate(&file, bytes).map_err(|why| refused(&why)));
+            .and_then(|()| files::allocate(&file, bytes).map_err(|why| refused(&why)));
         // If the allocation fails, the file is left empty, so that a later run can use it.
         allocated.inspect_err(|_| drop(file.set_len(0))).map_err(|error| {
             error.fix("make room on the disk, choose another with --store-file FILE, or take fewer bytes: --store u8")
@@ -502,16 +506,6 @@ fn map_file(path: &Path, shape: &[i64], kind: Kind, is_kept: bool) -> Result<Map
         .and_then(|mapped| mapped.f_reshape(shape))
         .map(|tensor| Mapped { tensor, file, was_there })
         .map_err(|why| refused(&plugin_api::first_line(&why.to_string())))
-}
-
-/// Extends a file to this length and allocates disk space for all of it.
-fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor belongs to an open file, and the call only extends the file.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
-        0 => Ok(()),
-        code => Err(std::io::Error::from_raw_os_error(code)),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::config::Experiment;
 use crate::data::Dataset;
 use crate::data::examples::Examples;
 use crate::plugin::Attack;
+use crate::ranks::Ranks;
 use crate::{Error, Result};
 use tch::Device;
 
@@ -28,7 +29,12 @@ impl Trace {
     /// # Errors
     /// If the attack does not support the threat model or the data, or there are too few test
     /// points.
-    pub fn make(experiment: &Experiment, dataset: &Dataset, device: Device) -> Result<Option<Self>> {
+    pub fn make(
+        experiment: &Experiment,
+        dataset: &Dataset,
+        device: Device,
+        ranks: &Ranks,
+    ) -> Result<Option<Self>> {
         let Some(spec) = &experiment.train.trace else { return Ok(None) };
         let attack = Attack::make(spec)?;
         attack.supports(&experiment.threat, &dataset.task())?;
@@ -39,7 +45,7 @@ impl Trace {
                 "train.trace_points: expected at most {all} (the number of test points), got {points}"
             )));
         }
-        let examples = Examples::new(&dataset.test, 0, all, device)?;
+        let examples = ranks.examples(&dataset.test, (0, all), device)?;
         Ok(Some(Self { attack, examples, points, updates: Vec::new() }))
     }
 

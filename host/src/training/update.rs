@@ -183,15 +183,14 @@ impl Players {
         let train = &plan.experiment.train;
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
-        // Passes in training mode change the buffers of the model.
-        let changes_nothing = !train_mode && !self.losses.objective.declaration().uses_natural;
+        let may_be_left = self.may_be_left(plan);
         let prepared = self.losses.prepare(plan, update, &self.model, visit)?;
         let (model, losses) = (&self.model, &self.losses);
         if let Some(sampler) = &self.sampler {
-            sampler.walk().run(
+            let walked = sampler.walk().run(
                 visit,
                 |due, visit| {
-                    if changes_nothing {
+                    if may_be_left {
                         refuse_if_stopped()?;
                     }
                     // The last proposal is judged by the function that was climbed, before the
@@ -204,7 +203,12 @@ impl Players {
                     })
                 },
                 |call| sampler.perform(call, draws, &mut sums.finite),
-            )?;
+            );
+            if may_be_left {
+                plan.ranks.leave_together(walked)?
+            } else {
+                walked?
+            }
             sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
         let mut descent = self.outer_gradients(plan, update, visit, everywhere, &prepared)?;
@@ -333,8 +337,22 @@ impl Players {
         }
     }
 
+    /// Whether an update may be left in the steps of its particles, since they change nothing of the run.
+    /// Several processes must say to each other whether they have: they do so in long updates alone.
+    fn may_be_left(&self, plan: &Plan) -> bool {
+        let train = &plan.experiment.train;
+        // Passes in training mode change the buffers of the model.
+        let changes_nothing =
+            train.sampler_gradient() != ModelMode::Train && !self.losses.objective.declaration().uses_natural;
+        let is_long = self.sampler.as_ref().is_some_and(|sampler| sampler.steps > 1);
+        train.mode == Mode::Faithful && changes_nothing && (is_long || plan.ranks.is_alone())
+    }
+
     /// An update in which this process has no points: its weights follow those of the others.
     fn follow(&mut self, plan: &Plan, update: u64) -> Result<()> {
+        if self.may_be_left(plan) {
+            plan.ranks.leave_together(Ok(()))?;
+        }
         // Only mode fused replays a minibatch.
         for _ in 0..plan.experiment.train.replay {
             let Some(reducer) = &self.reducer else { return Ok(()) };

@@ -175,6 +175,11 @@ pub fn begin(style: Style) {
     note("opening the data, the model and the plugins".to_owned());
 }
 
+/// What the process does, for people; none before a command has begun.
+pub fn doing() -> Option<String> {
+    with_doing(|doing| doing.style.map(|_| doing.what.clone())).filter(|what| !what.is_empty())
+}
+
 /// The process now does this.
 fn note(what: String) {
     with_doing(|doing| (doing.what, doing.since) = (what, Some(Instant::now())));
@@ -250,8 +255,13 @@ fn print_progress(style: Style, line: &str) {
     }
 }
 
+/// Prints a line of progress in the style of the command that began.
+pub fn progress(line: &str) {
+    print_progress(with_doing(|doing| doing.style).unwrap_or(Style::Json), line);
+}
+
 /// The time between two lines of progress.
-fn between_lines() -> Duration {
+pub fn between_lines() -> Duration {
     let given = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok());
     given.map_or(BETWEEN_LINES, Duration::from_secs)
 }

@@ -2,18 +2,20 @@
 //!
 //! `DRO_FAULT=kill:COMMAND:N` kills `host COMMAND` before its N-th operation, and
 //! `DRO_FAULT=full:COMMAND:N` lets the disk be full from its N-th operation on. With
-//! `DRO_FAULT=room:COMMAND:N` a disk seems to have N free bytes. Only builds with debug assertions read
-//! the variable.
+//! `DRO_FAULT=room:COMMAND:N` a disk seems to have N free bytes, and with `DRO_FAULT=slow:COMMAND:N`
+//! each operation takes N milliseconds longer. Only builds with debug assertions read the variable.
 
 use std::io;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Kill,
     Full,
     Room,
+    Slow,
 }
 
 /// What the variable asks of this process, and its number.
@@ -24,6 +26,7 @@ static WANTED: LazyLock<Option<(Fault, u64)>> = LazyLock::new(|| {
     let fault = match fault {
         "kill" => Fault::Kill,
         "room" => Fault::Room,
+        "slow" => Fault::Slow,
         _ => Fault::Full,
     };
     Some((fault, number.parse().ok()?)).filter(|_| is_here)
@@ -52,6 +55,10 @@ fn is_due() -> bool {
         return false;
     }
     let Some((fault, first)) = *WANTED else { return false };
+    if fault == Fault::Slow {
+        std::thread::sleep(Duration::from_millis(first));
+        return false;
+    }
     let is_killed = fault == Fault::Kill;
     let number = DONE.fetch_add(1, Ordering::Relaxed) + 1;
     if is_killed && number == first {

@@ -4,7 +4,7 @@
 //! can kill the process, or fill the disk, at every place (`fault.rs`).
 
 use super::console::warn;
-use super::fault::{before_removing, before_writing};
+use super::{fault, pulse};
 use crate::error::shown;
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -13,9 +13,25 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+/// Bytes that are read or written at a time, so that others see that this process moves.
+const BYTES_AT_A_TIME: usize = 1 << 20;
+
+/// Called before an operation that a full disk refuses.
+fn before_writing() -> io::Result<()> {
+    pulse::beat();
+    fault::before_writing()
+}
+
+/// Called before an operation that a full disk allows.
+fn before_removing() {
+    pulse::beat();
+    fault::before_removing();
+}
 
 /// The start of the name of a file that is being written.
 const UNFINISHED: &str = ".unfinished-";
@@ -26,7 +42,7 @@ const UNFINISHED: &str = ".unfinished-";
 /// # Errors
 /// If the file cannot be written; the old file is then unchanged.
 pub fn write_whole(path: &Path, contents: &[u8]) -> Result<()> {
-    write_whole_with(path, |file| OpenOptions::new().write(true).open(file)?.write_all(contents))
+    write_whole_with(path, |file| write_all(&mut OpenOptions::new().write(true).open(file)?, contents))
 }
 
 /// The same, if `write` puts the contents into the file of the temporary name, or puts another file
@@ -48,6 +64,7 @@ pub fn write_whole_with(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>
         let written = File::open(temporary.path())?;
         written.set_permissions(permissions)?;
         before_writing()?;
+        write_back(&written)?;
         written.sync_all()?;
         before_removing();
         temporary.into_temp_path().persist(path)?;
@@ -136,7 +153,60 @@ pub fn append(file: &mut File, contents: &[u8]) -> io::Result<()> {
 /// Syncs an open file to the disk, what was written through a mapping of it included.
 pub fn sync(file: &File) -> io::Result<()> {
     before_writing()?;
+    write_back(file)?;
     file.sync_data()
+}
+
+/// Writes what an open file has in memory to the disk, part by part. A sync of a large file takes
+/// minutes, in which nothing would show that this process moves.
+fn write_back(file: &File) -> io::Result<()> {
+    const PART: u64 = 64 << 20;
+    const HOW: libc::c_uint =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    for place in (0..file.metadata()?.len()).step_by(PART as usize) {
+        pulse::beat();
+        // SAFETY: the descriptor belongs to an open file, and the call reads nothing but its arguments.
+        let code = unsafe {
+            libc::sync_file_range(file.as_raw_fd(), place as libc::off64_t, PART as libc::off64_t, HOW)
+        };
+        if code != 0 {
+            let why = io::Error::last_os_error();
+            return match why.raw_os_error() {
+                // Files of this kind are synced as a whole.
+                Some(libc::EINVAL | libc::ENOSYS | libc::ESPIPE) => Ok(()),
+                // The sync that follows might not repeat it.
+                _ => Err(why),
+            };
+        }
+    }
+    Ok(())
+}
+
+/// Allocates disk space for all of an open file, and extends it to this length.
+///
+/// # Errors
+/// If the disk has no room.
+pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    // Where a disk cannot allocate, the C library writes.
+    const PART: u64 = 1 << 30;
+    for place in (0..bytes).step_by(PART as usize) {
+        before_writing()?;
+        let part = PART.min(bytes - place);
+        // SAFETY: the descriptor belongs to an open file, and the call only extends the file.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), place as libc::off_t, part as libc::off_t) } {
+            0 => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+    Ok(())
+}
+
+/// Writes into an open file.
+pub fn write_all(file: &mut File, contents: &[u8]) -> io::Result<()> {
+    contents.chunks(BYTES_AT_A_TIME).try_for_each(|some| {
+        pulse::beat();
+        file.write_all(some)
+    })
 }
 
 /// Overwrites bytes of an open file, and syncs it.
@@ -412,13 +482,21 @@ pub fn damaged(path: &Path) -> Error {
 
 /// Reads a whole file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|why| Error::file("read", path, why))
+    let read = || -> io::Result<Vec<u8>> {
+        let (mut file, mut contents) = (File::open(path)?, Vec::new());
+        let expected = file.metadata()?.len();
+        contents.try_reserve_exact(usize::try_from(expected).unwrap_or(usize::MAX))?;
+        while (&mut file).take(BYTES_AT_A_TIME as u64).read_to_end(&mut contents)? > 0 {
+            pulse::beat();
+        }
+        Ok(contents)
+    };
+    read().map_err(|why| Error::file("read", path, why))
 }
 
 /// Length in bytes and SHA-256 (in hexadecimal) of a file. The file is read in parts, since it may
 /// be larger than the memory.
 pub fn size_and_sha256(path: &Path) -> Result<(u64, String)> {
-    const BYTES_AT_A_TIME: usize = 1 << 20;
     let (mut digest, mut size) = (Sha256::new(), 0);
     let mut read = || -> io::Result<()> {
         let mut file = File::open(path)?;
@@ -427,6 +505,7 @@ pub fn size_and_sha256(path: &Path) -> Result<(u64, String)> {
             match file.read(&mut some)? {
                 0 => return Ok(()),
                 count => {
+                    pulse::beat();
                     digest.update(&some[..count]);
                     size += count as u64;
                 }

@@ -1,4 +1,5 @@
-//! Whether this process moves: what other processes that wait for it look at.
+//! Whether this process moves: what other processes that wait for it look at. Passes of the network
+//! count, and so does work on files, part by part: what takes long is not taken for what hangs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

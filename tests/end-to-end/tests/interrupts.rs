@@ -2,12 +2,16 @@
 //! has long said nothing says what it does.
 
 use crate::eval::trained;
-use crate::harness::{Outcome, Place, json_file};
+use crate::harness::{Outcome, PATIENCE, Place, json_file};
 use libc::{SIGINT, SIGTERM, SIGXCPU};
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// An attack that would ask its victim for ten minutes in one batch.
 fn slow(how: &str) -> String {
@@ -84,6 +88,63 @@ fn a_stop_is_heard_within_an_update_of_many_steps() {
     let begun = || place.path("run/metrics.jsonl").exists();
     place.signal_when(train, SIGTERM, begun).was_interrupted(&["stopped at update 0,"]);
     assert_eq!(place.run("run").newest_update(), Some(0), "the state before the update is kept");
+}
+
+/// The processes that a process has started.
+fn children(pid: u32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of_thread =
+        |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    let text = threads.map(of_thread).collect::<Vec<_>>().concat();
+    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
+
+/// Sends a signal to a command once it has started a process of this name. Both must end.
+fn assert_both_end(command: &mut std::process::Command, name: &str) {
+    let mut host = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the host starts");
+    let begun = Instant::now();
+    let wait = |what: &str, done: &mut dyn FnMut() -> bool| {
+        while !done() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let is_named = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&words).contains(name)
+    };
+    let mut started = None;
+    wait("no such process", &mut || {
+        started = children(host.id()).into_iter().find(is_named);
+        started.is_some()
+    });
+    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
+    assert_eq!(unsafe { libc::kill(host.id() as i32, SIGINT) }, 0);
+    assert!(!host.wait().expect("a child").success());
+    // It is nobody's child now, and may be seen until the system has removed it.
+    let is_over = |pid: i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        status.is_empty() || status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    };
+    wait("the process that it started goes on", &mut || started.is_some_and(is_over));
+}
+
+#[test]
+fn a_stop_of_conform_or_of_a_download_ends_what_they_have_started() {
+    let place = Place::empty();
+    let mut conform = place.command("conform nonconforming.so,plugin=never-ends --timeout 600");
+    assert_both_end(&mut conform, "--judge");
+    // The sites of MNIST cannot be reached, and the program that is asked next takes its time.
+    let (programs, script) = (place.path("programs"), "#!/bin/sh\nexec sleep 600\n");
+    fs::create_dir(&programs).expect("made");
+    fs::write(programs.join("python3"), script).expect("written");
+    fs::set_permissions(programs.join("python3"), fs::Permissions::from_mode(0o755)).expect("changed");
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
+    let mut fetch = place.command("data fetch mnist --data-folder data");
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+        fetch.env(name, "http://127.0.0.1:9");
+    }
+    assert_both_end(fetch.env("PATH", path), "sleep");
 }
 
 /// A file that is read for ever.

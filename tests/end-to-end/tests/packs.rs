@@ -2,6 +2,7 @@
 
 use crate::data::{TEST_POINTS, digits, write_image_tree, write_rectangles};
 use crate::harness::{Place, edit, json_file, sha256, write_sealed};
+use crate::ranks::has_gloo;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -247,6 +248,34 @@ fn packs_that_are_damaged_or_of_another_version_are_refused() {
     }
     copy();
     place.host(&train("pack", "run")).ended_with(0);
+}
+
+#[test]
+fn processes_compare_a_part_of_a_pack_each() {
+    let place = Place::empty();
+    if !has_gloo(&place) {
+        return;
+    }
+    many(&place);
+    place.host("data pack many --out pack").succeeds();
+    let images = place.path("pack/train_images.npy");
+    let command = format!("launch -n 2 -- {} --shards 2", train("pack", "run"));
+    // Three blocks of 1024 images: process 1 compares the second one, process 0 the others.
+    for (image, is_of_the_second) in [(7, false), (1100, true), (2100, false)] {
+        edit(&images, |bytes| bytes[128 + 9 * image] ^= 4);
+        let outcome = place.host(&command).fails(2, &["train_images.npy has changed: images"]);
+        assert_eq!(
+            outcome.first_line().contains("process 1 (pid "),
+            is_of_the_second,
+            "{}",
+            outcome.report()
+        );
+        assert_eq!(outcome.errors().matches("error: ").count(), 1, "{}", outcome.report());
+        edit(&images, |bytes| bytes[128 + 9 * image] ^= 4);
+    }
+    assert!(!place.path("run").exists());
+    place.host(&command).ended_with(0);
+    place.host("launch -n 2 -- eval run --attack fgsm.so --points 20 --threads 1").ended_with(0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::harness::{Outcome, PATIENCE, Place, Run, Tensors};
 use libc::{SIGKILL, SIGTERM};
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,11 +25,16 @@ fn training(flags: &str) -> String {
 /// A folder with data; none if this host was built without Gloo's headers, which `make setup` says.
 fn place() -> Option<Place> {
     let place = Place::with_digits(9, 200);
+    has_gloo(&place).then_some(place)
+}
+
+/// Whether several processes can work together.
+pub fn has_gloo(place: &Place) -> bool {
     let has_gloo = !place.host("doctor --json").words().contains("without Gloo");
     if !has_gloo {
         eprintln!("skipped: this host was built without Gloo (libgloo-dev)");
     }
-    has_gloo.then_some(place)
+    has_gloo
 }
 
 /// Trains in so many processes, or in one without a launcher. So short a training may warn that it
@@ -251,6 +256,25 @@ fn a_stop_ends_all_processes_at_one_update_and_the_run_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_stop_is_heard_within_an_update_of_many_steps_in_all_processes() {
+    let Some(place) = place() else { return };
+    // The first update would take a minute or more. One of the processes alone is told to stop.
+    let (arguments, port) = (training("--sampler pgd.so,steps=60000 --out run"), free_port());
+    let processes = [0, 1].map(|rank| start(&place, &arguments, (rank, 2), port));
+    let begun = Instant::now();
+    while !place.path("run/metrics.jsonl").exists() {
+        assert!(begun.elapsed() < PATIENCE, "training does not begin");
+        thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
+    assert_eq!(unsafe { libc::kill(processes[1].0.id() as i32, SIGTERM) }, 0);
+    for process in processes {
+        assert_eq!(ended(process).0, Some(130));
+    }
+    assert_eq!(place.run("run").newest_update(), Some(0), "the state before the update is kept");
+}
+
+#[test]
 fn a_process_that_fails_ends_all_with_its_message() {
     let Some(place) = place() else { return };
     // Point 6 is in shard 2, which the first of two processes has; point 7 in shard 3 of the second.
@@ -271,6 +295,22 @@ fn a_process_that_hangs_ends_all_and_is_named_with_its_plugin() {
     let outcome = place.host(&format!("launch -n 2 -- {}", training(flags)));
     let outcome = outcome.fails(1, &["process 1 (pid ", "has not moved for 3 s, in misbehaves: step"]);
     outcome.explains(&["--rank-timeout"]);
+}
+
+#[test]
+fn work_on_files_may_take_longer_than_the_patience_and_a_hang_in_it_is_found() {
+    let Some(place) = place() else { return };
+    let flags = "--rank-timeout 3 --sampler langevin.so --epochs 1 --shards 2";
+    // A checkpoint has at least ten operations on files in each process: longer than 3 s.
+    let slow = |out: &str, milliseconds: u32| {
+        let mut command =
+            place.command(&format!("launch -n 2 -- {}", training(&format!("{flags} --out {out}"))));
+        place.outcome(command.env("DRO_FAULT", format!("slow:train:{milliseconds}")))
+    };
+    slow("run", 400).ended_with(0);
+    assert_eq!(place.run("run").newest_update(), Some(25));
+    let outcome = slow("hangs", 600_000);
+    outcome.fails(1, &[" (pid ", "has not moved for 3 s, which was at: "]);
 }
 
 #[test]
@@ -303,6 +343,86 @@ fn processes_that_differ_are_refused_with_both_values() {
         .explains(&["0.25", "0.5"]);
     assert_eq!(ended(second), (Some(2), String::new()));
     assert!(!place.path("run").exists());
+}
+
+#[test]
+fn a_process_whose_arguments_are_wrong_ends_those_that_wait_for_it() {
+    let Some(place) = place() else { return };
+    let arguments = |flags: &str| training(&format!("--sampler langevin.so --out run {flags}"));
+    for wrong in [1, 0] {
+        let port = free_port();
+        let right = start(&place, &arguments(""), (1 - wrong, 2), port);
+        let (code, errors) = ended(start(&place, &arguments("--learning-rat 3"), (wrong, 2), port));
+        let what = "unexpected argument '--learning-rat'";
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains(what), "{errors}");
+        let (code, errors) = ended(right);
+        assert_eq!(code, Some(2), "{errors}");
+        match wrong {
+            0 => assert_eq!(errors, "", "process 0 says it"),
+            _ => assert!(errors.starts_with("error: process 1 (pid ") && errors.contains(what), "{errors}"),
+        }
+    }
+    assert!(!place.path("run").exists());
+}
+
+#[test]
+fn a_process_that_waits_says_for_whom() {
+    let Some(place) = place() else { return };
+    let of_rank_0 = "waiting for ranks 1, 2 of 3 (";
+    let of_rank_1 = "waiting for process 0 at 127.0.0.1, port ";
+    for (at, awaited) in [((0, 3), of_rank_0), ((1, 3), of_rank_1)] {
+        let mut command = place.command(&training("--sampler langevin.so --out run --rank-timeout 4"));
+        in_place(&mut command, at, free_port());
+        // The first process of its machine.
+        command.env("LOCAL_RANK", "0").env("DRO_PROGRESS_SECONDS", "1");
+        let words = place.outcome(&mut command).ended_with(2).words();
+        assert!(words.contains(awaited) && words.contains(" s of 4)"), "{words}");
+    }
+}
+
+/// Starts both processes of a training of one epoch with these variables, and waits for their end.
+fn both(place: &Place, out: &str, port: u16, variables: &[(&str, &str)]) -> [(Option<i32>, String); 2] {
+    let arguments = training(&format!("--sampler langevin.so --epochs 1 --out {out}"));
+    let processes = [0, 1].map(|rank| {
+        let mut command = place.command(&arguments);
+        in_place(&mut command, (rank, 2), port);
+        command.envs(variables.iter().copied()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Process(command.spawn().expect("the host starts"))
+    });
+    processes.map(ended)
+}
+
+#[test]
+fn a_launcher_may_serve_the_store_itself() {
+    let (Some(place), port) = (place(), free_port()) else { return };
+    // A process that waits for another one serves a store. It is of another attempt, whose keys are
+    // others.
+    let server = start(&place, &training("--sampler langevin.so --out other"), (0, 2), port);
+    let of_torchrun = [("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "1")];
+    for (code, errors) in both(&place, "run", port, &of_torchrun) {
+        assert_eq!(code, Some(0), "{errors}");
+    }
+    assert_eq!(place.run("run").metrics().len(), 1);
+    drop(server);
+}
+
+#[test]
+fn processes_meet_at_an_address_of_the_network_or_at_a_named_interface() {
+    let Some(place) = place() else { return };
+    // The machine's own address; without a network there is the loopback alone.
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    let own = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr());
+    let own = own.map_or("127.0.0.1".to_owned(), |address| address.ip().to_string());
+    for (run, variable) in [("one", ("MASTER_ADDR", own.as_str())), ("two", ("GLOO_SOCKET_IFNAME", "lo"))] {
+        for (code, errors) in both(&place, run, free_port(), &[variable]) {
+            assert_eq!(code, Some(0), "{errors}");
+        }
+    }
+    for (code, errors) in both(&place, "three", free_port(), &[("GLOO_SOCKET_IFNAME", "none7")]) {
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.is_empty() || errors.contains("GLOO_SOCKET_IFNAME"), "{errors}");
+    }
 }
 
 #[test]
@@ -414,9 +534,38 @@ fn an_evaluation_in_several_processes_has_the_verdicts_of_one() {
         !place.path("run/shards").exists()
             || fs::read_dir(place.path("run/shards")).expect("a folder").count() == 0
     );
+    // One outline, of all points.
+    let words =
+        place.host(&format!("launch -n 2 -- {}", evaluate.replace(" --json", ""))).ended_with(0).words();
+    assert_eq!(words.matches("threat model").count(), 1, "{words}");
+    assert!(words.contains("digits: 41 test points"), "{words}");
     place
         .host(&format!("launch -n 2 -- {evaluate} --shard 1/2"))
         .fails(2, &["--shard", "2 processes share the points by themselves"]);
+}
+
+#[test]
+fn a_network_from_elsewhere_is_evaluated_in_several_processes() {
+    let Some(place) = place() else { return };
+    train(&place, 1, "--sampler langevin.so --epochs 1", "run");
+    let weights = place.run("run").newest("weights.safetensors");
+    fs::copy(weights, place.path("weights.safetensors")).expect("copied");
+    let evaluate = |out: &str| {
+        format!(
+            "eval --model cnn.so,arch=B --weights weights.safetensors --data digits --out {out} --attack fgsm.so \
+             --epsilon 0.1 --points 41 --threads 1 --json"
+        )
+    };
+    let alone = place.host(&evaluate("alone")).ended_with(0).json();
+    let together = format!("launch -n 2 -- {}", evaluate("together"));
+    // The second time, the folder is there.
+    for _ in 0..2 {
+        let answer = place.host(&together).ended_with(0).json();
+        for key in ["clean", "worst_case", "points"] {
+            assert_eq!(answer[key], alone[key], "{key}");
+        }
+        assert_eq!(answer["shards"], 2);
+    }
 }
 
 #[test]
@@ -477,7 +626,7 @@ fn processes_that_do_other_work_are_refused_when_they_meet() {
         .fails(2, &["process 1 (pid ", "does other work than process 0"])
         .explains(&["host train, version", "host eval, version"]);
     assert!(!place.path("other").exists());
-    drop(second);
+    assert_eq!(ended(second), (Some(2), String::new()));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::{SplitRecord, changed};
 use crate::data::in_parallel;
 use crate::error::shown;
 use crate::util::console::{Indicator, Style};
+use crate::util::pulse;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::fs::{File, Metadata};
@@ -114,15 +115,17 @@ impl Rows {
         Some(Self { pixels: Arc::clone(pixels), first, count: images.size()[0] as usize })
     }
 
-    /// Compares all rows with what was packed, on all cores, once in a process.
+    /// Compares rows with what was packed, on all cores, once in a process: of all blocks of images,
+    /// every `of`-th from number `number`.
     ///
     /// # Errors
-    /// If a block of images differs, or cannot be read.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// If a block differs, or cannot be read.
+    pub(crate) fn check(&self, (number, of): (usize, usize)) -> Result<()> {
         let pixels = &self.pixels;
         let last = (self.first + self.count - 1) / pixels.images_per_block;
         let is_open = |block: &usize| !pixels.is_checked(*block);
-        let blocks: Vec<_> = (self.first / pixels.images_per_block..=last).filter(is_open).collect();
+        let all = self.first / pixels.images_per_block..=last;
+        let blocks: Vec<_> = all.skip(number).step_by(of).filter(is_open).collect();
         let status = Indicator::of_part(Style::Json, blocks.len() as u64, "blocks");
         let done = AtomicU64::new(0);
         in_parallel(&blocks, |block| {
@@ -132,6 +135,18 @@ impl Rows {
             Ok(())
         })
         .map(drop)
+    }
+
+    /// What tells the file from others, and from what it was before. Machines that share a disk see the
+    /// same.
+    ///
+    /// # Errors
+    /// If it cannot be looked at.
+    pub(crate) fn identity(&self) -> Result<String> {
+        let Pixels { path, file, .. } = &*self.pixels;
+        let found = file.metadata().map_err(|why| Error::file("read", path, why))?;
+        let (bytes, number) = (found.len(), found.ino());
+        Ok(format!("{bytes} bytes, inode {number}, {}.{:09}", found.ctime(), found.ctime_nsec()))
     }
 
     /// Refuses to go on if the file was written to since it was opened.
@@ -220,6 +235,7 @@ fn crc_of(file: &File, mut place: u64, mut left: u64) -> std::io::Result<u32> {
     while left > 0 {
         let now = left.min(some.len() as u64) as usize;
         file.read_exact_at(&mut some[..now], place)?;
+        pulse::beat();
         crc = crc32c::crc32c_append(crc, &some[..now]);
         (place, left) = (place + now as u64, left - now as u64);
     }
