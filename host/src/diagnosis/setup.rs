@@ -165,10 +165,13 @@ impl<'a> Setup<'a> {
         let stores = Stores::of_checkpoint(&experiment, folder.path(), &examples, &state, &mut saved.groups)?;
 
         let threat = experiment.training_threat();
+        sampler.keeps_to_ball()?;
         let maximiser = Sampler::make(&options.maximiser)?;
-        maximiser.supports(&threat)?;
         let beside = options.beside.iter().map(Sampler::make).collect::<Result<Vec<_>>>()?;
-        beside.iter().try_for_each(|sampler| sampler.supports(&threat))?;
+        for sampler in std::iter::once(&maximiser).chain(&beside) {
+            sampler.keeps_to_ball()?;
+            sampler.supports(&threat)?;
+        }
         for lambda in &lambdas {
             ladder::law_sampler(&options.law_sampler, *lambda, options.steps)?.supports(&threat)?;
         }

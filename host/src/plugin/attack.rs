@@ -67,7 +67,7 @@ impl Attack {
                 instance.supports(threat)?;
                 instance.supports_task(task)
             }),
-            AttackKind::Sampler(sampler) => sampler.supports(threat),
+            AttackKind::Sampler(sampler) => sampler.keeps_to_ball().and_then(|()| sampler.supports(threat)),
         };
         supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
     }

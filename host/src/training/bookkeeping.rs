@@ -2,6 +2,7 @@
 //! comes after.
 
 use super::average::Average;
+use super::carried::Carried;
 use super::cost::statistics_passes;
 use super::reporter::Reporter;
 use super::shards::{self, Stores};
@@ -22,6 +23,7 @@ use crate::run::checkpoint::{self, Groups, ReadGroups, Wanted};
 use crate::run::progress::{EpochMetrics, LawMetrics, Progress, TracePoint, best_epoch};
 use crate::run::tensorboard::EventFile;
 use crate::torch::c10d::Reducer;
+use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::util::console::{Style, part, quoted};
 use crate::{Error, Result};
@@ -395,7 +397,9 @@ impl Training {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
             Ok((shards.group(*shard), store.state(place.as_deref())?))
         });
-        parts.collect()
+        let carried = self.players.carried.iter().flat_map(Carried::state);
+        let carried = shards.own().iter().zip(carried).map(|(shard, rows)| Ok((shards.group(*shard), rows)));
+        parts.chain(carried).collect()
     }
 
     /// Continues from the newest checkpoint that is whole. Returns its update, and which
@@ -418,6 +422,10 @@ impl Training {
         for ((name, shard), store) in names.iter().zip(self.plan.shards.own()).zip(stores) {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
             store.load_state(&group(name), place.as_deref())?;
+        }
+        if let Some(carried) = &mut players.carried {
+            let shards = names.iter().enumerate();
+            shards.into_iter().try_for_each(|(shard, name)| carried.load_state(shard, &group(name)))?;
         }
         if let Some(average) = &mut players.average {
             average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
@@ -514,7 +522,12 @@ impl Training {
             let selection = plan.shards.select(points, plan.device)?;
             let minibatch = self.players.minibatch(plan, update, &selection)?;
             let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
-            let visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
+            let mut visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
+            if let Some(sampler) = &self.players.sampler {
+                let mut watch = FiniteCheck::new("update", plan.device);
+                sampler.begin(&mut visit, &draws, &mut watch)?;
+                watch.read()?;
+            }
             let forward = Forward::Step(number).of_update(update);
             tch::manual_seed(seed_for(seed, Purpose::Statistics, forward));
             drop(no_grad(|| self.players.model.forward_in(precision, &visit.particles, true))?);

@@ -30,7 +30,7 @@ pub(crate) struct Selection {
     /// The points (`[B]`, i64, on the device).
     pub indices: Tensor,
     /// For each shard of this process, the rows of these points in its store (i64, on the device).
-    rows: Vec<Tensor>,
+    pub(super) rows: Vec<Tensor>,
     /// The number of points that all processes have in this update.
     pub everywhere: usize,
 }
@@ -280,7 +280,7 @@ fn joined(parts: &[Stored]) -> Stored {
 }
 
 /// The rows of `natural` that belong to each shard's part of a selection.
-fn sizes<'a>(selection: &'a Selection, natural: &Tensor) -> impl Iterator<Item = i64> + use<'a> {
+pub(super) fn sizes<'a>(selection: &'a Selection, natural: &Tensor) -> impl Iterator<Item = i64> + use<'a> {
     let copies = natural.size()[0] / (selection.points.len() as i64).max(1);
     selection.rows.iter().map(move |rows| rows.size()[0] * copies)
 }

@@ -4,6 +4,7 @@
 use super::Plan;
 use super::augmentation::Transformation;
 use super::average::Average;
+use super::carried::Carried;
 use super::objective::Losses;
 use super::optimizer::Optimizer;
 use super::shards::{Selection, Stores};
@@ -32,6 +33,8 @@ pub(super) struct Players {
     pub sampler: Option<Sampler>,
     /// None where chains begin anew at every visit.
     pub store: Option<Stores>,
+    /// What goes on from minibatch to minibatch; none unless chains begin there.
+    pub carried: Option<Carried>,
     /// Sums the gradients of the weights over all processes; none if this one is alone.
     pub reducer: Option<Reducer>,
 }
@@ -60,6 +63,9 @@ pub(super) struct Minibatch {
     augmented: Tensor,
     /// The chains of these points as they lie in the store, if there is one.
     stored: Option<Stored>,
+    /// What the rows of the minibatch before left to these, if chains begin there: perturbations, not
+    /// particles.
+    carried: Option<Stored>,
 }
 
 impl Players {
@@ -98,7 +104,11 @@ impl Players {
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
-            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural))?;
+            let ball = self.sampler.as_ref().map_or(visit.threat, |sampler| sampler.declaration().ball(&visit.threat));
+            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural, &ball))?;
+        }
+        if let Some(carried) = &mut self.carried {
+            carried.save(selection, &visit)?;
         }
         self.share_buffers(plan)
     }
@@ -124,6 +134,7 @@ impl Players {
         Ok(Minibatch {
             augmented: transformation.apply(&natural),
             stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
+            carried: self.carried.as_ref().map(|carried| carried.load(selection, copies)).transpose()?,
             everywhere: selection.everywhere * copies,
             points,
             natural,
@@ -140,26 +151,33 @@ impl Players {
         minibatch: &'a Minibatch,
         draws: &Draws,
     ) -> Result<Visit<'a>> {
-        let Minibatch { points, labels, augmented: natural, transformation, stored, .. } = minibatch;
+        let Minibatch { points, labels, augmented: natural, transformation, stored, carried, .. } = minibatch;
         let mut threat = plan.experiment.training_threat();
         let ramp = plan.epsilon_ramp(update);
         threat.epsilon *= ramp;
-        let (particles, state) = match (&self.sampler, stored) {
-            (_, Some(stored)) => {
+        let Some(declaration) = self.sampler.as_ref().map(Sampler::declaration) else {
+            let (particles, state) = (natural.shallow_clone(), Vec::new());
+            let particles_per_point = plan.experiment.train.particles;
+            return Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state });
+        };
+        let ball = declaration.ball(&threat);
+        let (particles, state) = match (stored, carried) {
+            (Some(stored), _) => {
                 let Stored { particles, state } = transformation.carry(stored);
                 // Draws from the whole ball may lie outside one that still grows.
-                let particles = if ramp < 1.0 { threat.project(&particles, natural) } else { particles };
-                let state = match &self.sampler {
-                    Some(sampler) => sampler.declaration().begin_visit(state, &particles),
-                    None => state,
-                };
+                let particles = if ramp < 1.0 { ball.project(&particles, natural) } else { particles };
+                let state = declaration.begin_visit(state, &particles);
                 (particles, state)
             }
-            (Some(sampler), None) => (
-                fresh_start(plan.start, natural, &threat, draws)?,
-                sampler.declaration().fresh_state(natural),
-            ),
-            (None, None) => (natural.shallow_clone(), Vec::new()),
+            (None, Some(Stored { particles: perturbations, state })) => {
+                let particles = ball.project(&(natural + perturbations), natural);
+                let state = state.iter().map(Tensor::shallow_clone).collect();
+                let state = declaration.begin_visit(state, &particles);
+                (particles, state)
+            }
+            (None, None) => {
+                (fresh_start(plan.start, natural, &threat, draws)?, declaration.fresh_state(natural))
+            }
         };
         let particles_per_point = plan.experiment.train.particles;
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
@@ -228,6 +246,9 @@ impl Players {
         sums: &mut Sums,
     ) -> Result<()> {
         let train = &plan.experiment.train;
+        if let Some(sampler) = &self.sampler {
+            sampler.begin(visit, draws, &mut sums.finite)?;
+        }
         for number in 0..train.replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
