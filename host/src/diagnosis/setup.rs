@@ -135,7 +135,7 @@ impl<'a> Setup<'a> {
         }
 
         let saved = {
-            let of_shards = shards::groups(&experiment.train);
+            let of_shards = shards::groups(shards::PARTICLES, &experiment.train);
             let groups: Vec<_> =
                 std::iter::once("weights").chain(of_shards.iter().map(String::as_str)).collect();
             checkpoint::load::<Progress>(&folder.checkpoints(), &groups)?

@@ -5,7 +5,7 @@ use super::average::Average;
 use super::carried::Carried;
 use super::cost::statistics_passes;
 use super::reporter::Reporter;
-use super::shards::{self, Stores};
+use super::shards::{self, CARRIED, PARTICLES, Stores};
 use super::store::{self, ParticleStore};
 use super::tally::{self, Tally};
 use super::trace::Trace;
@@ -395,10 +395,11 @@ impl Training {
         let stores = self.players.store.iter().flat_map(Stores::iter);
         let parts = shards.own().iter().zip(stores).map(|(shard, store)| {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
-            Ok((shards.group(*shard), store.state(place.as_deref())?))
+            Ok((shards.group(PARTICLES, *shard), store.state(place.as_deref())?))
         });
         let carried = self.players.carried.iter().flat_map(Carried::state);
-        let carried = shards.own().iter().zip(carried).map(|(shard, rows)| Ok((shards.group(*shard), rows)));
+        let named = |(shard, rows): (&usize, _)| Ok((shards.group(CARRIED, *shard), rows));
+        let carried = shards.own().iter().zip(carried).map(named);
         parts.chain(carried).collect()
     }
 
@@ -408,9 +409,9 @@ impl Training {
     /// # Errors
     /// If every checkpoint is damaged, or it does not fit this run.
     pub(super) fn load_checkpoint(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
-        let names = self.own_groups();
+        let (names, carried_names) = (self.own_groups(PARTICLES), self.own_groups(CARRIED));
         let mut groups = vec!["weights", "optimizer", checkpoint::AVERAGE];
-        groups.extend(names.iter().map(String::as_str));
+        groups.extend(names.iter().chain(&carried_names).map(String::as_str));
         let Some(mut saved) = self.newest_checkpoint(folder, &groups)? else { return Ok((0, Vec::new())) };
         let epochs = self.plan.experiment.train.epochs;
         saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
@@ -424,8 +425,9 @@ impl Training {
             store.load_state(&group(name), place.as_deref())?;
         }
         if let Some(carried) = &mut players.carried {
-            let shards = names.iter().enumerate();
-            shards.into_iter().try_for_each(|(shard, name)| carried.load_state(shard, &group(name)))?;
+            for (shard, name) in carried_names.iter().enumerate() {
+                carried.load_state(shard, &group(name))?;
+            }
         }
         if let Some(average) = &mut players.average {
             average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
@@ -444,10 +446,10 @@ impl Training {
         Ok((self.records.progress.update, saved.damaged))
     }
 
-    /// The groups of the particles of this process in a checkpoint.
-    fn own_groups(&self) -> Vec<String> {
+    /// The groups of this kind of this process's shards in a checkpoint.
+    fn own_groups(&self, kind: &str) -> Vec<String> {
         let shards = &self.plan.shards;
-        shards.own().iter().map(|shard| shards.group(*shard)).collect()
+        shards.own().iter().map(|shard| shards.group(kind, *shard)).collect()
     }
 
     /// The newest checkpoint that is whole in all processes: the first one proposes one after the
@@ -457,9 +459,10 @@ impl Training {
         folder: &RunFolder,
         groups: &[&str],
     ) -> Result<Option<checkpoint::Loaded<Progress>>> {
-        let (ranks, names) = (&self.plan.ranks, shards::groups(&self.plan.experiment.train));
-        let others: Vec<_> = names.iter().map(String::as_str).collect();
-        let own = self.own_groups();
+        let ranks = &self.plan.ranks;
+        let names = [PARTICLES, CARRIED].map(|kind| shards::groups(kind, &self.plan.experiment.train));
+        let others: Vec<_> = names.iter().flatten().map(String::as_str).collect();
+        let own = self.own_groups(PARTICLES);
         let check = |groups: &ReadGroups| {
             let stores = self.players.store.iter().flat_map(Stores::iter);
             let parts = own.iter().zip(stores).filter_map(|(name, store)| Some((groups.get(name)?, store)));

@@ -534,8 +534,7 @@ fn make_store(
 ) -> Result<ParticleStore> {
     let Train { particles, store, start, seed, .. } = experiment.train;
     let (threat, state) = (experiment.training_threat(), sampler.declaration().stored_state());
-    let ball = sampler.declaration().ball(&threat);
-    let mut made = ParticleStore::new(part, particles, &state, ball, store, place)?;
+    let mut made = ParticleStore::new(part, particles, &state, threat, store, place)?;
     if start == StartChoice::UniformStore && !matches!(place, Place::Kept(_)) {
         made.begin_at_uniform_draws(part, &threat, seed, sampler.has_law())?;
     }
@@ -622,6 +621,14 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         return Err(Error::new("train.store: expected f32 or f16 in norm l1, got u8")
             .note("because", "rounding a pixel to epsilon / 127 is small, but in l1 the roundings of all pixels add up")
             .fix("use --store f16, or --store f32 with --store-file if memory is short"));
+    }
+    if let Some(sampler) = sampler.filter(|sampler| store != Format::F32 && sampler.keeps_to_ball().is_err()) {
+        return Err(Error::new(format!(
+            "train.store: expected f32 for {}, whose particles may leave the ball of epsilon; got {}",
+            sampler.name(),
+            name_of(store)
+        ))
+        .note("because", "the smaller formats hold changes of at most epsilon"));
     }
     if let Some(sampler) = sampler.filter(|sampler| sampler.has_law() && store != Format::F32) {
         return Err(Error::new(format!(

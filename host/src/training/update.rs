@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::config::{Experiment, SamplerChoice};
     use crate::training::fixtures::dataset;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// A run of one epoch in this mode with this sampler, or of ordinary training, at its end.
     fn trained(mode: Mode, sampler: Option<&str>) -> Training {
@@ -443,6 +443,29 @@ mod tests {
         for mode in [Mode::Faithful, Mode::Fused] {
             assert_eq!(weights(mode, Some("rejecting")), weights(mode, None), "every proposal is rejected");
             assert_ne!(weights(mode, Some("judging")), weights(mode, None), "every proposal is accepted");
+        }
+    }
+
+    #[test]
+    fn rows_go_on_from_the_minibatch_before() {
+        // Two steps a visit; three replays a visit. Of minibatches of 4, 4 and 2 points, the first two
+        // rows are in all, the others in two.
+        for (mode, steps) in [(Mode::Faithful, 2.0), (Mode::Fused, 3.0)] {
+            let training = trained(mode, Some("drifting"));
+            assert!(training.players.store.is_none());
+            let carried = training.players.carried.as_ref().expect("rows");
+            let tensors = carried.state().next().expect("a shard");
+            let rows = |number: usize| {
+                let (_, tensor) = &tensors[number];
+                Vec::<f64>::try_from(tensor.flatten(1, -1).mean_dim([1i64].as_slice(), false, Kind::Double))
+                    .expect("f64")
+            };
+            for (row, (perturbation, counted)) in rows(0).into_iter().zip(rows(1)).enumerate() {
+                let visits = if row < 2 { 3.0 } else { 2.0 };
+                assert_eq!(counted, visits * steps, "{mode:?}, row {row}");
+                let expected = visits * (0.002 + 0.01 * steps);
+                assert!((perturbation - expected).abs() < 1e-6, "{mode:?}, row {row}: {perturbation}");
+            }
         }
     }
 

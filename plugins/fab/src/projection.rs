@@ -177,11 +177,8 @@ mod tests {
             let threat = ThreatModel { norm, epsilon: 0.1, domain: UNIT };
             let got = changes_to_hyperplanes(&points, &residuals, &normals, &threat).expect("a norm");
 
-            let directions = -residuals.sign()
-                * match norm {
-                    Norm::Linf => normals.sign(),
-                    Norm::L2 => normals.shallow_clone(),
-                };
+            let paces = if norm == Norm::Linf { normals.sign() } else { normals.shallow_clone() };
+            let directions = -residuals.sign() * paces;
             let change = |times: &Tensor| (&points + &directions * times).clamp(0.0, 1.0) - &points;
             let (mut low, mut high) = (residuals.zeros_like(), residuals.ones_like() * 1e6);
             for _ in 0..100 {

@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// The paper's setting for CIFAR-10: a step of 4/255 at an epsilon of 8/255.
+    /// A step of 4/255 at the epsilon of CIFAR-10, 8/255.
     fn default() -> Self {
         Self { step_scale: 0.5, reset: 10 }
     }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_particle_begins_where_it_was_and_anew_after_so_many_visits() {
         let sampler = Atta { options: Options { reset: 3, ..Options::default() } };
-        let (natural, particles) = (image(&[0.5]), image(&[0.625]));
+        let (natural, particles, numbers) = (image(&[0.5]), image(&[0.625]), FixedNumbers(vec![0.0]));
         for (visits, expected) in [(0.0, 0.5), (1.0, 0.625), (2.0, 0.625), (3.0, 0.5), (4.0, 0.625)] {
             let start = Step {
                 natural: &natural,
@@ -96,7 +96,7 @@ mod tests {
                 number: 0,
                 of: 1,
                 threat: LINF,
-                random: Random::new(&FixedNumbers(vec![0.0])),
+                random: Random::new(&numbers),
             };
             let begun = sampler.begin(&start).expect("a start");
             assert_close(&begun.particles, &[expected]);

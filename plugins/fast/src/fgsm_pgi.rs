@@ -1,5 +1,5 @@
-//! FGSM with prior-guided initialisation, momentum over all epochs (FGSM-MEP of Jia et al. 2022,
-//! equations 7 to 10): a step begins at a perturbation that the earlier epochs suggest.
+//! FGSM with prior-guided initialisation (Jia et al. 2022), with momentum over all epochs (their
+//! FGSM-MEP): a step begins at a perturbation that the earlier epochs suggest.
 //!
 //! For each point, with the perturbation eta where the visit begins and the momentum g:
 //!

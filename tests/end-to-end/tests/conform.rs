@@ -294,7 +294,7 @@ fn a_folder_for_temporary_files_is_not_needed() {
     assert_eq!(text(&lines[0], "status"), "passed");
 }
 
-const NONCONFORMING: [(&str, &[&str]); 76] = [
+const NONCONFORMING: [(&str, &[&str]); 81] = [
     ("aborts", &["tensors-result crashed"]),
     ("aborts-in-drop", &["errors-drop crashed", "errors-shape crashed"]),
     ("aborts-on-dtype", &["errors-dtype crashed"]),
@@ -305,6 +305,7 @@ const NONCONFORMING: [(&str, &[&str]); 76] = [
     ("always-trains", &["determinism-neighbours failed", "model-modes failed"]),
     ("asks-to-be-small", &[]),
     ("batch-norm", &[]),
+    ("begins-among-its-neighbours", &["sampler-begin failed"]),
     ("changes-its-table", &["load-twice failed"]),
     ("changes-the-directory", &["hygiene-process failed"]),
     ("changes-the-victim", &["attack-victim failed"]),
@@ -319,6 +320,7 @@ const NONCONFORMING: [(&str, &[&str]); 76] = [
     ("forgets-state", &["sampler-state failed"]),
     ("forgets-the-way-back", &["law-linear failed", "law-small failed", "law-softmax failed"]),
     ("forgets-to-judge", &["law-linear failed", "law-small failed", "law-softmax failed"]),
+    ("gathers", &[]),
     ("halves-lambda", &["law-linear failed", "law-small failed", "law-softmax failed"]),
     ("hides-parameters", &["model-parameters failed"]),
     ("ignores-channels-last", &["tensors-channels-last failed"]),
@@ -327,6 +329,8 @@ const NONCONFORMING: [(&str, &[&str]); 76] = [
     ("ignores-the-domain", &["attack-inside failed"]),
     ("ignores-victim-errors", &["errors-passed-on failed"]),
     ("keeps-an-alias", &[]),
+    ("interacts-in-order", &["sampler-interaction failed"]),
+    ("interacts-with-nobody", &["sampler-interaction failed"]),
     ("joins-threads", &[]),
     ("keeps-state-in-field", &["sampler-shuffled failed"]),
     ("leaks-memory", &["hygiene-memory failed"]),
@@ -347,6 +351,7 @@ const NONCONFORMING: [(&str, &[&str]); 76] = [
     ("prints", &[]),
     ("probabilities", &["model-logits warning"]),
     ("projects-proposals", &["law-linear failed", "law-small failed", "law-softmax failed"]),
+    ("reaches-nowhere", &["sampler-reach failed"]),
     ("returns-input", &["sampler-ascent failed", "tensors-memory failed"]),
     ("reuses-its-output", &["tensors-kept failed"]),
     ("reuses-its-result", &["tensors-kept failed"]),

@@ -23,6 +23,7 @@ mod networks;
 mod packs;
 mod pages;
 mod pairs;
+mod players;
 mod plugins;
 mod progress;
 mod python;

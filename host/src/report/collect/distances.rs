@@ -49,7 +49,7 @@ impl Collector<'_> {
 
     fn read_distances(&mut self, folder: &RunFolder, run: &Run) -> Result<Option<Distances>> {
         let experiment = &run.record.experiment;
-        let groups = shards::groups(&experiment.train);
+        let groups = shards::groups(shards::PARTICLES, &experiment.train);
         let groups: Vec<_> = groups.iter().map(String::as_str).collect();
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Err(Error::new("there is no checkpoint yet"));
