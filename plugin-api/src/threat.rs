@@ -42,7 +42,11 @@ impl Norm {
     /// # Errors
     /// If not: both.
     pub fn expect_one_of(self, known: &[Self]) -> Result<()> {
-        if known.contains(&self) { Ok(()) } else { Err(self.unexpected(known)) }
+        if known.contains(&self) {
+            Ok(())
+        } else {
+            Err(self.unexpected(known))
+        }
     }
 }
 
@@ -156,7 +160,7 @@ impl ThreatModel {
     /// the gradient is zero.
     ///
     /// In l1 the fastest direction is a single pixel, which soon meets the end of the domain. It is
-    /// therefore the signs of the largest 1 % of the entries (at least one), in equal parts: sparse
+    /// therefore the signs of the largest 5 % of the entries (at least one), in equal parts: sparse
     /// l1 descent (SLIDE, Tramèr and Boneh 2019).
     pub fn steepest_ascent(&self, gradient: &Tensor) -> Tensor {
         match self.norm {
@@ -199,7 +203,9 @@ impl ThreatModel {
         let rows = candidate.flatten(1, -1);
         let slack_of_sums = match self.norm {
             Norm::Linf | Norm::L2 => 0.0,
-            Norm::L1 => 1e-7 * rows.size()[1] as f64 * (1.0f64).max(self.domain.0.abs()).max(self.domain.1.abs()),
+            Norm::L1 => {
+                1e-7 * rows.size()[1] as f64 * (1.0f64).max(self.domain.0.abs()).max(self.domain.1.abs())
+            }
         };
         self.distance(candidate, natural)
             .le(self.epsilon + slack + slack_of_sums)
@@ -209,7 +215,7 @@ impl ThreatModel {
 }
 
 /// The share of the entries along which [`ThreatModel::steepest_ascent`] moves in l1.
-const STEEPEST_SHARE: f64 = 0.01;
+const STEEPEST_SHARE: f64 = 0.05;
 
 /// The change nearest to `change` whose sizes sum up to at most `radius` and are each at most `room`
 /// (at least 0); all of one shape, row by row.
@@ -372,8 +378,11 @@ mod tests {
         // A point p of a convex set is the nearest one to c if and only if no point of the set is
         // farther along c - p than p itself.
         tch::manual_seed(5);
-        let uniform = |low: f64, high: f64| Tensor::rand([200, 12], tch::kind::DOUBLE_CPU) * (high - low) + low;
-        for (epsilon, domain) in [(0.01, (0.0, 1.0)), (0.7, (0.0, 1.0)), (3.0, (-1.0, 1.0)), (20.0, (-1.0, 1.0))] {
+        let uniform =
+            |low: f64, high: f64| Tensor::rand([200, 12], tch::kind::DOUBLE_CPU) * (high - low) + low;
+        for (epsilon, domain) in
+            [(0.01, (0.0, 1.0)), (0.7, (0.0, 1.0)), (3.0, (-1.0, 1.0)), (20.0, (-1.0, 1.0))]
+        {
             let threat = ThreatModel { norm: Norm::L1, epsilon, domain };
             let natural = uniform(domain.0, domain.1);
             let candidate = &natural + uniform(-1.5, 1.5);
@@ -413,14 +422,14 @@ mod tests {
     }
 
     #[test]
-    fn l1_steepest_ascent_moves_the_largest_hundredth_in_equal_parts() {
-        // One of two entries; two of 101, of which one is zero.
+    fn l1_steepest_ascent_moves_the_largest_twentieth_in_equal_parts() {
+        // One of two entries; two of 40, of which one is zero in the second row.
         assert_eq!(values(&L1.steepest_ascent(&rows(&[3.0, -4.0, 0.0, 0.0], 2))), [0.0, -1.0, 0.0, 0.0]);
-        let mut gradient = vec![0.0f32; 202];
-        (gradient[7], gradient[50], gradient[60], gradient[150]) = (-2.0, 5.0, 1.0, 1.0);
-        let direction = values(&L1.steepest_ascent(&rows(&gradient, 101)));
+        let mut gradient = vec![0.0f32; 80];
+        (gradient[7], gradient[30], gradient[35], gradient[50]) = (-2.0, 5.0, 1.0, 1.0);
+        let direction = values(&L1.steepest_ascent(&rows(&gradient, 40)));
         let moved: Vec<_> = direction.iter().enumerate().filter(|(_, part)| **part != 0.0).collect();
-        assert_eq!(moved, [(7, &-0.5), (50, &0.5), (150, &1.0)]);
+        assert_eq!(moved, [(7, &-0.5), (30, &0.5), (50, &1.0)]);
         let natural = rows(&[0.5, 0.5], 2);
         assert_near(&L1.distance(&rows(&[0.75, 0.25], 2), &natural), &[0.5]);
     }

@@ -171,11 +171,7 @@ impl Walk<'_> {
     ///
     /// # Errors
     /// Those of `perform`; the particles are then unchanged.
-    pub fn begin<E>(
-        self,
-        visit: &mut Visit,
-        perform: impl FnMut(&Call) -> Result<Next, E>,
-    ) -> Result<(), E> {
+    pub fn begin<E>(self, visit: &mut Visit, perform: impl FnMut(&Call) -> Result<Next, E>) -> Result<(), E> {
         if !self.sampler.declaration().begins {
             return Ok(());
         }

@@ -35,9 +35,12 @@ pub fn pages(folder: &Path) -> Result<u8> {
 /// If libtorch is not among them: the system does not tell.
 pub fn libraries() -> Result<u8> {
     if mapped("libtorch_cpu.so").is_none() {
-        return Err(Error::new("where libtorch was loaded from cannot be told (/proc/self/maps)").fix("mount /proc"));
+        return Err(
+            Error::new("where libtorch was loaded from cannot be told (/proc/self/maps)").fix("mount /proc")
+        );
     }
-    let is_library = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
+    let is_library =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
     for library in all_mapped().iter().filter(|path| is_library(path)) {
         say(&library.display().to_string());
     }

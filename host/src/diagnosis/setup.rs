@@ -130,7 +130,12 @@ impl<'a> Setup<'a> {
         let sampler = make_sampler(&spec_of(spec, recorded)?, &experiment.train)?;
         let start = experiment.train.start.of(sampler.declaration().start);
         if start != Start::Store {
-            let why = format!("the chains of {} begin anew at every visit", sampler.name());
+            let name = sampler.name();
+            let why = if start == Start::Carried {
+                format!("the chains of {name} go on from minibatch to minibatch, not with their points")
+            } else {
+                format!("the chains of {name} begin anew at every visit")
+            };
             return Err(without_particles(path, &why));
         }
 

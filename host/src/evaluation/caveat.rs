@@ -32,10 +32,9 @@ pub(crate) fn of_threat(threat: &ThreatModel, values: i64) -> Option<Caveat> {
             let length = (values as f64).sqrt();
             (farthest * length, format!("half of the diagonal of the domain of {values} values"))
         }
-        Norm::L1 => (
-            farthest * values as f64,
-            format!("half of the width of the domain, times its {values} values"),
-        ),
+        Norm::L1 => {
+            (farthest * values as f64, format!("half of the width of the domain, times its {values} values"))
+        }
     };
     let finding = || {
         format!(

@@ -70,8 +70,12 @@ impl Sampler {
         if reach == 1.0 {
             return Ok(());
         }
-        let message = format!("{}: expected particles within epsilon of their natural examples, got {reach} epsilon", self.name);
-        Err(Error::new(message).note("because", "the sampler declares this reach, which is for training only"))
+        let message = format!(
+            "{}: expected particles within epsilon of their natural examples, got {reach} epsilon",
+            self.name
+        );
+        Err(Error::new(message)
+            .note("because", "the sampler declares this reach, which is for training only"))
     }
 
     /// The names of the options of the sampler that `spec` names.

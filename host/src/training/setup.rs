@@ -616,13 +616,19 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         }
     }
     let store = experiment.train.store;
-    if store == Format::U8 && experiment.threat.norm == Norm::L1 && start_of_chains(experiment, sampler) == Start::Store
+    if store == Format::U8
+        && experiment.threat.norm == Norm::L1
+        && start_of_chains(experiment, sampler) == Start::Store
     {
         return Err(Error::new("train.store: expected f32 or f16 in norm l1, got u8")
-            .note("because", "rounding a pixel to epsilon / 127 is small, but in l1 the roundings of all pixels add up")
+            .note(
+                "because",
+                "rounding a pixel to epsilon / 127 is small, but in l1 the roundings of all pixels add up",
+            )
             .fix("use --store f16, or --store f32 with --store-file if memory is short"));
     }
-    if let Some(sampler) = sampler.filter(|sampler| store != Format::F32 && sampler.keeps_to_ball().is_err()) {
+    if let Some(sampler) = sampler.filter(|sampler| store != Format::F32 && sampler.keeps_to_ball().is_err())
+    {
         return Err(Error::new(format!(
             "train.store: expected f32 for {}, whose particles may leave the ball of epsilon; got {}",
             sampler.name(),
@@ -654,13 +660,14 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
 fn refuse_interaction_of_processes(sampler: Option<&Sampler>, ranks: &Ranks) -> Result<()> {
     match sampler.filter(|sampler| sampler.declaration().interacts && ranks.size() > 1) {
         None => Ok(()),
-        Some(sampler) => Err(Error::new(format!(
-            "{}: expected one process, got {}",
-            sampler.name(),
-            ranks.size()
-        ))
-        .note("because", "its chains act on one another, and each process has only some of a minibatch")
-        .fix("train in one process, or with another sampler")),
+        Some(sampler) => {
+            Err(Error::new(format!("{}: expected one process, got {}", sampler.name(), ranks.size()))
+                .note(
+                    "because",
+                    "its chains act on one another, and each process has only some of a minibatch",
+                )
+                .fix("train in one process, or with another sampler"))
+        }
     }
 }
 

@@ -104,7 +104,10 @@ impl Players {
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
-            let ball = self.sampler.as_ref().map_or(visit.threat, |sampler| sampler.declaration().ball(&visit.threat));
+            let ball = self
+                .sampler
+                .as_ref()
+                .map_or(visit.threat, |sampler| sampler.declaration().ball(&visit.threat));
             store.save(selection, natural, &transformation.carry_back(&visit, stored, natural, &ball))?;
         }
         if let Some(carried) = &mut self.carried {

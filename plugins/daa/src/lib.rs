@@ -140,10 +140,7 @@ mod tests {
         // The attraction is 1/4 * 0.5 / h^2 = 2 ln 2.
         let velocities = blob(&column(&[0.0, 0.5]), &column(&[1.0, -3.0]), 0.5);
         let pull = 2.0 * 2f64.ln();
-        assert_close(
-            &velocities,
-            &[1.0 + 0.25 * (1.0 - 0.75 + pull), -3.0 + 0.25 * (-3.0 + 0.25 - pull)],
-        );
+        assert_close(&velocities, &[1.0 + 0.25 * (1.0 - 0.75 + pull), -3.0 + 0.25 * (-3.0 + 0.25 - pull)]);
     }
 
     #[test]

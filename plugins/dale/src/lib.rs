@@ -60,7 +60,8 @@ impl Sampler for Dale {
         if noise > 0.0 {
             direction += step.random.laplace(step.particles)? * noise;
         }
-        Ok((step.particles + step.threat.steepest_ascent(&direction) * (step_scale * step.threat.epsilon)).into())
+        Ok((step.particles + step.threat.steepest_ascent(&direction) * (step_scale * step.threat.epsilon))
+            .into())
     }
 }
 

@@ -13,8 +13,8 @@
 //! t, so Newton's method from t = 0 rises to the solution and never passes it. It is exact as soon
 //! as no further coordinate stops. It takes a few steps and needs no sorting.
 
-use crate::row_sums;
 use crate::NORMS;
+use crate::row_sums;
 use plugin_api::tch::Tensor;
 use plugin_api::{Norm, Result, ThreatModel};
 
@@ -205,7 +205,9 @@ mod tests {
             let changes = |kind: Kind| {
                 let [points, residuals, normals] =
                     [&points, &residuals, &normals].map(|tensor| tensor.to_kind(kind));
-                changes_to_hyperplanes(&points, &residuals, &normals, &threat).expect("a norm").to_kind(Kind::Double)
+                changes_to_hyperplanes(&points, &residuals, &normals, &threat)
+                    .expect("a norm")
+                    .to_kind(Kind::Double)
             };
             let exact = changes(Kind::Double);
             let apart = ((changes(Kind::Float) - &exact).abs().max() / exact.abs().max()).double_value(&[]);

@@ -67,9 +67,9 @@ impl Sampler for Atta {
 mod tests {
     use super::*;
     use crate::tests::{LINF, image, visit};
-    use plugin_api::testing::{FixedNumbers, assert_close};
-    use plugin_api::tch::Tensor;
     use plugin_api::Random;
+    use plugin_api::tch::Tensor;
+    use plugin_api::testing::{FixedNumbers, assert_close};
 
     #[test]
     fn a_visit_steps_by_a_multiple_of_epsilon_and_is_counted() {

@@ -88,9 +88,9 @@ impl Sampler for FgsmPgi {
 mod tests {
     use super::*;
     use crate::tests::{LINF, image, visit};
+    use plugin_api::Random;
     use plugin_api::tch::Tensor;
     use plugin_api::testing::{FixedNumbers, assert_close};
-    use plugin_api::Random;
 
     /// The next visit of the particle of a point, from this state: its start, then its step along
     /// this gradient.
@@ -123,7 +123,11 @@ mod tests {
         let options = Options { step_scale: 0.4, momentum: 0.5, reset: 40 };
         let (sampler, natural) = (FgsmPgi { options }, image(&[0.5, 0.5]));
         // First at a random corner: 0.1 along the signs of 0.75 - 0.5 and 0.25 - 0.5.
-        let fresh = vec![natural.zeros_like(), natural.zeros_like(), Tensor::zeros([1, 1], (natural.kind(), natural.device()))];
+        let fresh = vec![
+            natural.zeros_like(),
+            natural.zeros_like(),
+            Tensor::zeros([1, 1], (natural.kind(), natural.device())),
+        ];
         let (start, next) = next_visit(&sampler, &natural, fresh, &[2.0, 3.0]);
         assert_close(&start.particles, &[0.6, 0.4]);
         assert_close(&next.particles, &[0.7, 0.5]);

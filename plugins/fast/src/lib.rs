@@ -44,7 +44,13 @@ mod tests {
 
     /// A visit from this image, where the gradient is the same at every particle. Nothing is
     /// projected.
-    pub fn visit<S: Sampler>(sampler: &S, image: &Tensor, gradient: &[f64], steps: usize, numbers: &[f64]) -> Next {
+    pub fn visit<S: Sampler>(
+        sampler: &S,
+        image: &Tensor,
+        gradient: &[f64],
+        steps: usize,
+        numbers: &[f64],
+    ) -> Next {
         let gradient = super::tests::image(gradient);
         let numbers: &dyn RandomSource = &FixedNumbers(numbers.to_vec());
         let evaluate = |_: &Tensor| (Tensor::from_slice(&[0.0]), gradient.shallow_clone());

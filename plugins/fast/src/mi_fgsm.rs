@@ -89,7 +89,8 @@ mod tests {
             let gradient = if first { image(&[5.0, 0.0]) } else { image(&[-2.0, 6.0]) };
             (plugin_api::tch::Tensor::from_slice(&[0.0]), gradient)
         };
-        let next = one_visit(&sampler, &natural, evaluate, 2, LINF, &FixedNumbers(vec![0.0])).expect("a visit");
+        let next =
+            one_visit(&sampler, &natural, evaluate, 2, LINF, &FixedNumbers(vec![0.0])).expect("a visit");
         assert_close(&next.state[0], &[0.75, 0.75]);
         assert_close(&next.particles, &[0.7, 0.6]);
     }

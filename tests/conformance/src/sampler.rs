@@ -181,7 +181,8 @@ fn begin(plugin: &Plugin, seed: u64) -> Verdict {
     }
     // The start of the chains of these points, and their state.
     let begun = |points: std::ops::Range<i64>, kind: Kind| -> Result<Vec<Tensor>, Outcome> {
-        let problem = Problem { kind, threat: supported(&sampler).next().unwrap_or(THREATS[0]), ..Problem::new(seed) };
+        let problem =
+            Problem { kind, threat: supported(&sampler).next().unwrap_or(THREATS[0]), ..Problem::new(seed) };
         let batch = problem.batch(points);
         let mut visit = Visit {
             natural: &batch.images,
