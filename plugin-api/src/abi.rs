@@ -96,6 +96,8 @@ pub struct SamplerTable {
     // Since 1.2.
     #[sabi(missing_field(option))]
     supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
+    #[sabi(missing_field(option))]
+    begin: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
 }
 
 /// Functions of an attack plugin.
@@ -355,11 +357,25 @@ pub struct SamplerDeclaration {
     /// Whether `finish` is given the gradient at the last proposal.
     #[serde(default)]
     pub judges_by_gradient: bool,
+    /// Whether `begin` decides where a visit begins.
+    #[serde(default)]
+    pub begins: bool,
+    /// Radius of the ball that particles keep to, in units of epsilon.
+    #[serde(default = "one")]
+    pub reach: f64,
+    /// Whether the chains of a batch act on one another.
+    #[serde(default)]
+    pub interacts: bool,
 }
 
 /// What samplers that are older than a declaration mean.
 fn yes() -> bool {
     true
+}
+
+/// The reach of samplers that are older than its declaration.
+fn one() -> f64 {
+    1.0
 }
 
 /// The shape of a state tensor of N particles.
@@ -372,6 +388,11 @@ pub enum StateShape {
 }
 
 impl SamplerDeclaration {
+    /// The threat model with the ball that the particles keep to.
+    pub fn ball(&self, threat: &ThreatModel) -> ThreatModel {
+        ThreatModel { epsilon: threat.epsilon * self.reach, ..*threat }
+    }
+
     /// The state tensors that are stored with the particles, in order.
     pub fn stored_state(&self) -> Vec<StateShape> {
         let numbers = (!self.numbers.is_empty()).then_some(StateShape::Numbers(self.numbers.len()));
@@ -430,6 +451,21 @@ impl SamplerDeclaration {
         if self.judges_by_gradient && !(self.judges_last_proposal && self.uses_gradient) {
             return Err(Error::new(
                 "declares judges_by_gradient without judges_last_proposal and uses_gradient",
+            ));
+        }
+        if !(self.reach.is_finite() && self.reach >= 1.0) {
+            let reach = self.reach;
+            return Err(Error::new(format!("declares a reach of {reach}; expected a number of at least 1")));
+        }
+        if self.begins && self.judges_last_proposal {
+            return Err(Error::new(
+                "declares begins and judges_last_proposal; a chain that is judged goes on where it was accepted",
+            ));
+        }
+        if self.law != Law::Undeclared && (self.begins || self.interacts || self.reach > 1.0) {
+            return Err(Error::new(
+                "declares a law with begins, interacts or a reach above 1; a law is that of a chain alone, in the \
+                 ball of epsilon",
             ));
         }
         Ok(())
@@ -515,6 +551,7 @@ fn norm_code(norm: Norm) -> u32 {
     match norm {
         Norm::Linf => 0,
         Norm::L2 => 1,
+        Norm::L1 => 2,
     }
 }
 
@@ -812,6 +849,9 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
                     visit_tensors: sampler.visit_tensors(),
                     uses_gradient: sampler.uses_gradient(),
                     judges_by_gradient: sampler.judges_by_gradient(),
+                    begins: sampler.begins(),
+                    reach: sampler.reach(),
+                    interacts: sampler.interacts(),
                 })
             })
         }
@@ -837,6 +877,10 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
             Guarded::<S>::call(instance, |sampler| sampler.supports(&threat_model(norm, epsilon, low, high)?))
         }
     }
+    extern "C" fn begin<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
+        // SAFETY: as for `step`.
+        unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.begin(step))) }
+    }
     SamplerTable {
         describe: described::<S::Options>,
         create: create::<S>,
@@ -845,6 +889,7 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
         finish: finish::<S>,
         destroy: Guarded::<S>::destroy,
         supports: supports::<S>,
+        begin: begin::<S>,
     }
     .leak_into_prefix()
 }
@@ -1495,6 +1540,15 @@ impl SamplerInstance {
         self.call(self.table.step(), step, random)
     }
 
+    /// Where a visit begins, if it declares `begins`.
+    ///
+    /// # Errors
+    /// As for [`SamplerInstance::step`], or if the plugin's table has no such function.
+    pub fn begin(&self, start: &Step, random: &dyn RandomSource) -> Result<Next> {
+        let missing = || Error::new("declares begins, but exports no function `begin`");
+        self.call(self.table.begin().ok_or_else(missing)?, start, random)
+    }
+
     /// Accepts or rejects the last proposal.
     ///
     /// # Errors
@@ -1991,7 +2045,7 @@ mod tests {
     }
 
     /// A code that has no meaning yet.
-    const UNKNOWN: u32 = 2;
+    const UNKNOWN: u32 = 3;
 
     #[test]
     fn every_norm_and_distribution_is_read_back_from_its_code() {
@@ -2003,14 +2057,14 @@ mod tests {
             assert_eq!(distribution(distribution_code(known)), Ok(known));
         }
         // Built plugins contain these numbers.
-        assert_eq!([Norm::Linf, Norm::L2].map(norm_code), [0, 1]);
+        assert_eq!([Norm::Linf, Norm::L2, Norm::L1].map(norm_code), [0, 1, 2]);
         assert_eq!([Distribution::Normal, Distribution::Uniform].map(distribution_code), [0, 1]);
     }
 
     #[test]
     fn a_norm_that_a_plugin_does_not_support_is_an_error() {
         let expected =
-            format!("norm code 2 is not supported by this plugin (contract {})", contract::CURRENT);
+            format!("norm code 3 is not supported by this plugin (contract {})", contract::CURRENT);
         let error = threat_model(UNKNOWN, 0.3, 0.0, 1.0).expect_err("refused").to_string();
         assert!(error.starts_with(&expected), "{error}");
 
@@ -2062,7 +2116,7 @@ mod tests {
         };
         assert_eq!(step(norm_code(Norm::Linf)), Ok(images.shallow_clone()));
         let error = step(UNKNOWN).expect_err("refused").to_string();
-        assert!(error.starts_with("norm code 2 is not supported by this plugin"), "{error}");
+        assert!(error.starts_with("norm code 3 is not supported by this plugin"), "{error}");
         table.destroy()(instance);
     }
 
@@ -2074,7 +2128,7 @@ mod tests {
         assert_eq!(draw(1), Ok(Tensor::from_slice(&[0.5f32, 0.5])));
         let error = draw(UNKNOWN).expect_err("refused").to_string();
         let expected =
-            format!("distribution code 2 is not supported by this host (contract {})", contract::CURRENT);
+            format!("distribution code 3 is not supported by this host (contract {})", contract::CURRENT);
         assert!(error.starts_with(&expected), "{error}");
     }
 
@@ -2224,6 +2278,7 @@ mod tests {
         let first = declaration_with(|_| {});
         assert_eq!(first.check(), Ok(()));
         assert!(first.uses_gradient && !first.judges_by_gradient);
+        assert!(!first.begins && !first.interacts && first.reach == 1.0);
         assert_eq!(first.law, Law::Undeclared);
         assert_eq!(first.state(), [StateShape::Particles]);
     }
@@ -2272,6 +2327,34 @@ mod tests {
             });
             let error = refused.check().expect_err("refused").to_string();
             assert!(error.starts_with("declares judges_by_gradient without"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_start_of_its_own_a_reach_and_interaction_are_checked() {
+        let with = |changes: &[(&str, serde_json::Value)]| {
+            declaration_with(|declaration| {
+                declaration["judges_last_proposal"] = false.into();
+                changes.iter().for_each(|(key, value)| declaration[key] = value.clone());
+            })
+        };
+        let law = || ("law", serde_json::json!({"gibbs": {"lambda": 1.0}}));
+        let wide = with(&[("reach", 3.0.into()), ("begins", true.into()), ("interacts", true.into())]);
+        assert_eq!(wide.check(), Ok(()));
+        let threat = ThreatModel { epsilon: 0.25, ..ThreatModel::default() };
+        assert_eq!(wide.ball(&threat), ThreatModel { epsilon: 0.75, ..threat });
+        for (changes, expected) in [
+            (vec![("reach", 0.5.into())], "declares a reach of 0.5; expected a number of at least 1"),
+            (vec![("reach", 2.0.into()), law()], "declares a law with begins, interacts or a reach above 1"),
+            (vec![("begins", true.into()), law()], "declares a law with begins,"),
+            (vec![("interacts", true.into()), law()], "declares a law with begins,"),
+            (
+                vec![("begins", true.into()), ("judges_last_proposal", true.into())],
+                "declares begins and judges_last_proposal",
+            ),
+        ] {
+            let error = with(&changes).check().expect_err("refused").to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 

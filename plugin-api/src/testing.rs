@@ -53,9 +53,9 @@ pub fn one_step<S: Sampler>(
     })
 }
 
-/// A visit of `steps` steps of a sampler from natural examples `[N, C, H, W]` with fresh state, and
-/// its `finish` if it judges the last proposal. `evaluate` returns the loss (`[N]`) and the gradient
-/// at particles. Nothing is projected. Labels are zero, and every call gets the same numbers.
+/// A visit of `steps` steps of a sampler from natural examples `[N, C, H, W]` with fresh state, after
+/// its `begin` if it begins itself, and with its `finish` if it judges the last proposal. `evaluate`
+/// returns the loss (`[N]`) and the gradient at particles. Nothing is projected. Labels are zero, and every call gets the same numbers.
 ///
 /// # Errors
 /// Those of the sampler.
@@ -76,11 +76,11 @@ pub fn one_visit<S: Sampler>(
     };
     let state = images(sampler.state_tensors()).chain(kept).chain(images(sampler.visit_tensors())).collect();
     let mut next = Next { particles: natural.copy(), state };
-    for number in 0..steps + usize::from(sampler.judges_last_proposal()) {
-        let (loss, gradient) = evaluate(&next.particles);
-        let step = Step {
+    let labels = Tensor::zeros([rows], (tch::Kind::Int64, natural.device()));
+    let at = |next: &Next, (loss, gradient): (Tensor, Tensor), number: usize, take: Take| {
+        take(&Step {
             natural,
-            labels: &Tensor::zeros([rows], (tch::Kind::Int64, natural.device())),
+            labels: &labels,
             particles: &next.particles,
             loss: &loss,
             gradient: &gradient,
@@ -91,8 +91,17 @@ pub fn one_visit<S: Sampler>(
             of: steps,
             threat,
             random: Random::new(numbers),
-        };
-        next = if number < steps { sampler.step(&step) } else { sampler.finish(&step) }?;
+        })
+    };
+    if sampler.begins() {
+        let loss = natural.new_zeros([rows], (natural.kind(), natural.device()));
+        next = at(&next, (loss, natural.zeros_like()), 0, &|step| sampler.begin(step))?;
+    }
+    for number in 0..steps {
+        next = at(&next, evaluate(&next.particles), number, &|step| sampler.step(step))?;
+    }
+    if sampler.judges_last_proposal() {
+        next = at(&next, evaluate(&next.particles), steps, &|step| sampler.finish(step))?;
     }
     Ok(next)
 }
@@ -172,6 +181,8 @@ impl NetworkCalls for Round<'_> {
         losses::differentiable_gradient(&loss.f_sum(loss.kind())?, images)
     }
 }
+/// A method of a sampler.
+type Take<'a> = &'a dyn Fn(&Step) -> Result<Next>;
 
 /// Asserts that a step returned these particles, in order, up to rounding.
 ///

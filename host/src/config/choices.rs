@@ -45,6 +45,9 @@ pub enum Start {
     Natural,
     /// At a uniform draw from the ball, at every visit
     Uniform,
+    /// At the natural example plus the perturbation with which the same row of the minibatch before
+    /// ended
+    Carried,
 }
 
 impl Start {
@@ -55,6 +58,7 @@ impl Start {
             Self::Store | Self::UniformStore => plugin_api::Start::Store,
             Self::Natural => plugin_api::Start::Natural,
             Self::Uniform => plugin_api::Start::Uniform,
+            Self::Carried => plugin_api::Start::Carried,
         }
     }
 }

@@ -130,12 +130,17 @@ impl<'a> Setup<'a> {
         let sampler = make_sampler(&spec_of(spec, recorded)?, &experiment.train)?;
         let start = experiment.train.start.of(sampler.declaration().start);
         if start != Start::Store {
-            let why = format!("the chains of {} begin anew at every visit", sampler.name());
+            let name = sampler.name();
+            let why = if start == Start::Carried {
+                format!("the chains of {name} go on from minibatch to minibatch, not with their points")
+            } else {
+                format!("the chains of {name} begin anew at every visit")
+            };
             return Err(without_particles(path, &why));
         }
 
         let saved = {
-            let of_shards = shards::groups(&experiment.train);
+            let of_shards = shards::groups(shards::PARTICLES, &experiment.train);
             let groups: Vec<_> =
                 std::iter::once("weights").chain(of_shards.iter().map(String::as_str)).collect();
             checkpoint::load::<Progress>(&folder.checkpoints(), &groups)?
@@ -165,10 +170,13 @@ impl<'a> Setup<'a> {
         let stores = Stores::of_checkpoint(&experiment, folder.path(), &examples, &state, &mut saved.groups)?;
 
         let threat = experiment.training_threat();
+        sampler.keeps_to_ball()?;
         let maximiser = Sampler::make(&options.maximiser)?;
-        maximiser.supports(&threat)?;
         let beside = options.beside.iter().map(Sampler::make).collect::<Result<Vec<_>>>()?;
-        beside.iter().try_for_each(|sampler| sampler.supports(&threat))?;
+        for sampler in std::iter::once(&maximiser).chain(&beside) {
+            sampler.keeps_to_ball()?;
+            sampler.supports(&threat)?;
+        }
         for lambda in &lambdas {
             ladder::law_sampler(&options.law_sampler, *lambda, options.steps)?.supports(&threat)?;
         }

@@ -148,6 +148,39 @@ pub fn dataset() -> Dataset {
     }
 }
 
+export_sampler!("drifting", Drifting);
+
+/// Moves every pixel up by 0.01 at each step, and by 0.002 where a visit begins.
+struct Drifting;
+
+impl Sampler for Drifting {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn start(&self) -> plugin_api::Start {
+        plugin_api::Start::Carried
+    }
+
+    fn numbers(&self) -> Vec<&'static str> {
+        vec!["steps"]
+    }
+
+    fn begins(&self) -> bool {
+        true
+    }
+
+    fn begin(&self, start: &Step) -> Result<Next> {
+        Ok(Next { particles: start.particles + 0.002, state: vec![start.state[0].copy()] })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        Ok(Next { particles: step.particles + 0.01, state: vec![&step.state[0] + 1.0] })
+    }
+}
+
 export_sampler!("rejecting", Rejecting);
 
 /// Steps along the sign of the gradient and rejects the last proposal: it returns the natural

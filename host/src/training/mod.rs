@@ -8,6 +8,7 @@ mod alarm;
 mod augmentation;
 mod average;
 mod bookkeeping;
+mod carried;
 mod cost;
 mod extension;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Assembles a run from an experiment, or from the folder of one that was stopped.
 
 use super::average::{Average, Averaging};
+use super::carried::Carried;
 use super::cost::{ExpectedCost, passes_per_epoch};
 use super::extension::check_epochs;
 use super::objective::Losses;
@@ -39,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 /// How a run is resumed.
 #[derive(Debug, Default)]
@@ -413,6 +414,16 @@ impl Training {
             }
             _ => None,
         };
+        let carried = match &sampler {
+            Some(sampler) if start == Start::Carried => {
+                let points = (train.batch / train.shards).min(count.div_ceil(train.shards));
+                let (none, _) = examples.batch(&Tensor::f_zeros([0i64], (Kind::Int64, device))?)?;
+                let state = sampler.declaration().stored_state();
+                Some(Carried::new(shards.own().len(), points * train.particles, &none, &state)?)
+            }
+            _ => None,
+        };
+        refuse_interaction_of_processes(sampler.as_ref(), ranks)?;
         let schedule = Schedule::of(train, count.div_ceil(train.batch));
         let optimizer = Optimizer::new(Settings::of(train), &model.trainable());
         let players = Players {
@@ -423,6 +434,7 @@ impl Training {
             losses: losses.to_device(device),
             sampler,
             store,
+            carried,
         };
         let passes_per_epoch = passes_per_epoch(train, &players);
         let (ranks, ahead) = (Rc::clone(ranks), Ahead::for_device(device));
@@ -560,7 +572,8 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
                 .error("option `steps`: in mode fused a visit has as many steps as train.replay says")
                 .fix("set train.replay (--replay) instead, or take Algorithm 1 (--recipe algorithm-1)"));
         }
-        if train.replay == 1 && train.start.of(sampler.declaration().start) != Start::Store {
+        let start = train.start.of(sampler.declaration().start);
+        if train.replay == 1 && !matches!(start, Start::Store | Start::Carried) {
             return Err(spec
                 .error(
                     "train.replay: expected 2 or more, since no chain goes on from the visit before; got 1, with \
@@ -596,16 +609,37 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
     }
     if experiment.train.diagnose_every.is_some() {
         let Experiment { threat, train, .. } = experiment;
-        let is_stored = sampler.is_some() && start_of_chains(experiment, sampler) == Start::Store;
+        let keeps_to_ball = sampler.is_some_and(|sampler| sampler.keeps_to_ball().is_ok());
+        let is_stored = keeps_to_ball && start_of_chains(experiment, sampler) == Start::Store;
         if !is_stored || threat.norm != Norm::Linf || !train.is_cross_entropy() {
             return Err(Error::new(
-                "train.diagnose_every: expected a sampler whose particles stay in a store, norm linf and the objective \
-                 cross-entropy",
+                "train.diagnose_every: expected a sampler whose particles stay in the ball and in a store, norm linf and \
+                 the objective cross-entropy",
             )
             .fix("leave it out, or train with langevin.so"));
         }
     }
     let store = experiment.train.store;
+    if store == Format::U8
+        && experiment.threat.norm == Norm::L1
+        && start_of_chains(experiment, sampler) == Start::Store
+    {
+        return Err(Error::new("train.store: expected f32 or f16 in norm l1, got u8")
+            .note(
+                "because",
+                "rounding a pixel to epsilon / 127 is small, but in l1 the roundings of all pixels add up",
+            )
+            .fix("use --store f16, or --store f32 with --store-file if memory is short"));
+    }
+    if let Some(sampler) = sampler.filter(|sampler| store != Format::F32 && sampler.keeps_to_ball().is_err())
+    {
+        return Err(Error::new(format!(
+            "train.store: expected f32 for {}, whose particles may leave the ball of epsilon; got {}",
+            sampler.name(),
+            name_of(store)
+        ))
+        .note("because", "the smaller formats hold changes of at most epsilon"));
+    }
     if let Some(sampler) = sampler.filter(|sampler| sampler.has_law() && store != Format::F32) {
         return Err(Error::new(format!(
             "train.store: expected f32 for {}, whose chain has a law that rounding changes; got {}",
@@ -622,6 +656,22 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         // A mistake in the options, not one on the way.
         _ => sampler
             .map_or(Ok(()), |sampler| sampler.supports(&experiment.training_threat()).map_err(Error::new)),
+    }
+}
+
+/// Refuses a sampler whose chains act on one another, in several processes: each has only some of a
+/// minibatch's chains, so that the result would depend on the number of processes.
+fn refuse_interaction_of_processes(sampler: Option<&Sampler>, ranks: &Ranks) -> Result<()> {
+    match sampler.filter(|sampler| sampler.declaration().interacts && ranks.size() > 1) {
+        None => Ok(()),
+        Some(sampler) => {
+            Err(Error::new(format!("{}: expected one process, got {}", sampler.name(), ranks.size()))
+                .note(
+                    "because",
+                    "its chains act on one another, and each process has only some of a minibatch",
+                )
+                .fix("train in one process, or with another sampler"))
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use super::Plan;
 use super::augmentation::Transformation;
 use super::average::Average;
+use super::carried::Carried;
 use super::objective::{Losses, Prepared, seed_forward};
 use super::optimizer::{Optimizer, clipped};
 use super::perturbation::Perturbation;
@@ -36,6 +37,8 @@ pub(super) struct Players {
     pub sampler: Option<Sampler>,
     /// None where chains begin anew at every visit.
     pub store: Option<Stores>,
+    /// What goes on from minibatch to minibatch; none unless chains begin there.
+    pub carried: Option<Carried>,
     /// Sums the gradients of the weights over all processes; none if this one is alone.
     pub reducer: Option<Reducer>,
 }
@@ -64,6 +67,9 @@ pub(super) struct Minibatch {
     augmented: Tensor,
     /// The chains of these points as they lie in the store, if there is one.
     stored: Option<Stored>,
+    /// What the rows of the minibatch before left to these, if chains begin there: perturbations, not
+    /// particles.
+    carried: Option<Stored>,
 }
 
 impl Players {
@@ -102,7 +108,14 @@ impl Players {
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
-            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural))?;
+            let ball = self
+                .sampler
+                .as_ref()
+                .map_or(visit.threat, |sampler| sampler.declaration().ball(&visit.threat));
+            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural, &ball))?;
+        }
+        if let Some(carried) = &mut self.carried {
+            carried.save(selection, &visit)?;
         }
         self.share_buffers(plan)
     }
@@ -128,6 +141,7 @@ impl Players {
         Ok(Minibatch {
             augmented: transformation.apply(&natural),
             stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
+            carried: self.carried.as_ref().map(|carried| carried.load(selection, copies)).transpose()?,
             everywhere: selection.everywhere * copies,
             points,
             natural,
@@ -144,26 +158,33 @@ impl Players {
         minibatch: &'a Minibatch,
         draws: &Draws,
     ) -> Result<Visit<'a>> {
-        let Minibatch { points, labels, augmented: natural, transformation, stored, .. } = minibatch;
+        let Minibatch { points, labels, augmented: natural, transformation, stored, carried, .. } = minibatch;
         let mut threat = plan.experiment.training_threat();
         let ramp = plan.epsilon_ramp(update);
         threat.epsilon *= ramp;
-        let (particles, state) = match (&self.sampler, stored) {
-            (_, Some(stored)) => {
+        let Some(declaration) = self.sampler.as_ref().map(Sampler::declaration) else {
+            let (particles, state) = (natural.shallow_clone(), Vec::new());
+            let particles_per_point = plan.experiment.train.particles;
+            return Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state });
+        };
+        let ball = declaration.ball(&threat);
+        let (particles, state) = match (stored, carried) {
+            (Some(stored), _) => {
                 let Stored { particles, state } = transformation.carry(stored);
                 // Draws from the whole ball may lie outside one that still grows.
-                let particles = if ramp < 1.0 { threat.project(&particles, natural) } else { particles };
-                let state = match &self.sampler {
-                    Some(sampler) => sampler.declaration().begin_visit(state, &particles),
-                    None => state,
-                };
+                let particles = if ramp < 1.0 { ball.project(&particles, natural) } else { particles };
+                let state = declaration.begin_visit(state, &particles);
                 (particles, state)
             }
-            (Some(sampler), None) => (
-                fresh_start(plan.start, natural, &threat, draws)?,
-                sampler.declaration().fresh_state(natural),
-            ),
-            (None, None) => (natural.shallow_clone(), Vec::new()),
+            (None, Some(Stored { particles: perturbations, state })) => {
+                let particles = ball.project(&(natural + perturbations), natural);
+                let state = state.iter().map(Tensor::shallow_clone).collect();
+                let state = declaration.begin_visit(state, &particles);
+                (particles, state)
+            }
+            (None, None) => {
+                (fresh_start(plan.start, natural, &threat, draws)?, declaration.fresh_state(natural))
+            }
         };
         let particles_per_point = plan.experiment.train.particles;
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
@@ -261,6 +282,9 @@ impl Players {
         sums: &mut Sums,
     ) -> Result<()> {
         let train = &plan.experiment.train;
+        if let Some(sampler) = &self.sampler {
+            sampler.begin(visit, draws, &mut sums.finite)?;
+        }
         for number in 0..train.replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
@@ -420,7 +444,7 @@ mod tests {
     use crate::config::{Experiment, SamplerChoice};
     use crate::plugin::Objective;
     use crate::training::fixtures::dataset;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// A run of one epoch in this mode with this sampler, or of ordinary training, at its end.
     fn trained(mode: Mode, sampler: Option<&str>) -> Training {
@@ -450,6 +474,29 @@ mod tests {
         for mode in [Mode::Faithful, Mode::Fused] {
             assert_eq!(weights(mode, Some("rejecting")), weights(mode, None), "every proposal is rejected");
             assert_ne!(weights(mode, Some("judging")), weights(mode, None), "every proposal is accepted");
+        }
+    }
+
+    #[test]
+    fn rows_go_on_from_the_minibatch_before() {
+        // Two steps a visit; three replays a visit. Of minibatches of 4, 4 and 2 points, the first two
+        // rows are in all, the others in two.
+        for (mode, steps) in [(Mode::Faithful, 2.0), (Mode::Fused, 3.0)] {
+            let training = trained(mode, Some("drifting"));
+            assert!(training.players.store.is_none());
+            let carried = training.players.carried.as_ref().expect("rows");
+            let tensors = carried.state().next().expect("a shard");
+            let rows = |number: usize| {
+                let (_, tensor) = &tensors[number];
+                Vec::<f64>::try_from(tensor.flatten(1, -1).mean_dim([1i64].as_slice(), false, Kind::Double))
+                    .expect("f64")
+            };
+            for (row, (perturbation, counted)) in rows(0).into_iter().zip(rows(1)).enumerate() {
+                let visits = if row < 2 { 3.0 } else { 2.0 };
+                assert_eq!(counted, visits * steps, "{mode:?}, row {row}");
+                let expected = visits * (0.002 + 0.01 * steps);
+                assert!((perturbation - expected).abs() < 1e-6, "{mode:?}, row {row}: {perturbation}");
+            }
         }
     }
 

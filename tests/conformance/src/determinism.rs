@@ -1,5 +1,6 @@
 //! Checks that results depend on the inputs and the seed only.
 
+use crate::sampler::interacts;
 use crate::tensors::{act, demand_same, results};
 use crate::toy::{Instance, Numbers, Problem};
 use crate::{Check, Outcome, Plugin, Verdict};
@@ -66,6 +67,9 @@ fn generator(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 fn neighbours(plugin: &Plugin, seed: u64) -> Verdict {
+    if interacts(plugin) {
+        return Err(Outcome::Skipped("it declares that chains act on one another".to_owned()));
+    }
     let problem = Problem { kind: Kind::Double, ..Problem::new(seed) };
     if let Instance::Objective(objective) = Instance::new(plugin, &problem.batch(0..4))?
         && objective.declaration().couples_points

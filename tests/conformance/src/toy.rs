@@ -13,12 +13,14 @@ pub const SIDE: i64 = 12;
 
 pub const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.1, domain: (0.0, 1.0) };
 
-/// The threat models of the checks: both norms, the usual domain and another one.
-pub const THREATS: [ThreatModel; 4] = [
+/// The threat models of the checks: every norm, the usual domain and another one.
+pub const THREATS: [ThreatModel; 6] = [
     THREAT,
     ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) },
     ThreatModel { norm: Norm::Linf, epsilon: 0.2, domain: (-1.0, 1.0) },
     ThreatModel { norm: Norm::L2, epsilon: 1.0, domain: (-1.0, 1.0) },
+    ThreatModel { norm: Norm::L1, epsilon: 2.0, domain: (0.0, 1.0) },
+    ThreatModel { norm: Norm::L1, epsilon: 4.0, domain: (-1.0, 1.0) },
 ];
 
 /// The parameters of examples and a victim.
@@ -413,9 +415,9 @@ impl Instance {
     }
 }
 
-/// The threat model if the plugin supports it, else one in the other norm.
+/// The threat model if the plugin supports it, else one in another norm.
 fn supported(supports: impl Fn(&ThreatModel) -> Result<()>, threat: ThreatModel) -> Result<ThreatModel> {
     let others = THREATS.into_iter().filter(|other| other.domain == threat.domain);
     let mut supported = std::iter::once(threat).chain(others).filter(|threat| supports(threat).is_ok());
-    supported.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
+    supported.next().ok_or_else(|| Error::new("it supports none of linf, l2 and l1"))
 }

@@ -294,7 +294,7 @@ fn a_folder_for_temporary_files_is_not_needed() {
     assert_eq!(text(&lines[0], "status"), "passed");
 }
 
-const NONCONFORMING: [(&str, &[&str]); 86] = [
+const NONCONFORMING: [(&str, &[&str]); 91] = [
     ("aborts", &["tensors-result crashed"]),
     ("aborts-in-drop", &["errors-drop crashed", "errors-shape crashed"]),
     ("aborts-on-dtype", &["errors-dtype crashed"]),
@@ -305,6 +305,7 @@ const NONCONFORMING: [(&str, &[&str]); 86] = [
     ("always-trains", &["determinism-neighbours failed", "model-modes failed"]),
     ("asks-to-be-small", &[]),
     ("batch-norm", &[]),
+    ("begins-among-its-neighbours", &["sampler-begin failed"]),
     ("calls-backward", &["objective-parameters failed"]),
     ("changes-its-table", &["load-twice failed"]),
     ("changes-the-directory", &["hygiene-process failed"]),
@@ -322,6 +323,7 @@ const NONCONFORMING: [(&str, &[&str]); 86] = [
     ("forgets-state", &["sampler-state failed"]),
     ("forgets-the-way-back", &["law-linear failed", "law-small failed", "law-softmax failed"]),
     ("forgets-to-judge", &["law-linear failed", "law-small failed", "law-softmax failed"]),
+    ("gathers", &[]),
     ("good-number", &[]),
     ("good-rows", &[]),
     ("groups-in-pairs", &["objective-grouping failed", "objective-split failed"]),
@@ -335,6 +337,8 @@ const NONCONFORMING: [(&str, &[&str]); 86] = [
     ("ignores-victim-errors", &["errors-passed-on failed"]),
     ("infinite-gradient", &["objective-gradient failed"]),
     ("keeps-an-alias", &[]),
+    ("interacts-in-order", &["sampler-interaction failed"]),
+    ("interacts-with-nobody", &["sampler-interaction failed"]),
     ("joins-threads", &[]),
     ("keeps-state-in-field", &["sampler-shuffled failed"]),
     (
@@ -365,6 +369,7 @@ const NONCONFORMING: [(&str, &[&str]); 86] = [
     ("prints", &[]),
     ("probabilities", &["model-logits warning"]),
     ("projects-proposals", &["law-linear failed", "law-small failed", "law-softmax failed"]),
+    ("reaches-nowhere", &["sampler-reach failed"]),
     ("returns-input", &["sampler-ascent failed", "tensors-memory failed"]),
     ("reuses-its-output", &["tensors-kept failed"]),
     ("reuses-its-result", &["tensors-kept failed"]),

@@ -24,6 +24,7 @@ mod objectives;
 mod packs;
 mod pages;
 mod pairs;
+mod players;
 mod plugins;
 mod progress;
 mod python;

@@ -18,9 +18,8 @@ pub fn assert_losses_as_recorded<O: Objective>(name: &str) {
     let parameters = ["hidden", "bias", "output"];
     let weights = parameters.map(|key| of(key).detach().set_requires_grad(true));
     let [hidden, bias, output] = &weights;
-    let network = |images: &Tensor| {
-        (images.flatten(1, -1).matmul(&hidden.tr()) + bias).tanh().matmul(&output.tr())
-    };
+    let network =
+        |images: &Tensor| (images.flatten(1, -1).matmul(&hidden.tr()) + bias).tanh().matmul(&output.tr());
     let labels: Vec<i64> = Vec::try_from(of("labels")).expect("labels");
     let draws: Vec<f64> = Vec::try_from(of("draws").flatten(0, -1)).expect("numbers");
     let epsilon = of("epsilon").double_value(&[0]);
