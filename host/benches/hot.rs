@@ -10,7 +10,7 @@ use host::data::examples::Examples;
 use host::data::pairs::Points;
 use host::data::{Dataset, Origin, Split};
 use host::plugin::library::open_sampler;
-use host::plugin::{Guard, LoadedModel, PluginSpec, Sampler, parse};
+use host::plugin::{Guard, LoadedModel, Objective, PluginSpec, Sampler, parse};
 use host::torch::device::set_up;
 use host::torch::precision::Precision;
 use host::torch::random::{Draws, Purpose};
@@ -180,8 +180,10 @@ fn update(criterion: &mut Criterion) {
         (experiment.train.mode, experiment.train.precision) = (mode, precision);
         let model = LoadedModel::build(&plugin("libcnn.so"), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = sampler.then(|| Sampler::make(&plugin("liblangevin.so")).expect("built"));
-        let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
-            .expect("enough memory");
+        let objective = Objective::make(&experiment.train.objective).expect("an objective");
+        let players = (model, objective, sampler);
+        let mut training =
+            Training::new(experiment, players, (None, None), &dataset, Device::Cpu).expect("enough memory");
         group.bench_function(name, |bench| bench.iter(|| training.update_on(&points).expect("an update")));
     }
     group.finish();
@@ -213,8 +215,10 @@ fn guards(_: &mut Criterion) {
             // A forward and a step of the sampler for each step, and the forward of the weights.
             let calls = if mode == Mode::Fused { 2 } else { 2 * steps + 1 };
             let parts = (None, None);
-            let mut training = Training::new(experiment, build(), sampler, parts, &dataset, Device::Cpu)
-                .expect("enough memory");
+            let objective = Objective::make(&experiment.train.objective).expect("an objective");
+            let players = (build(), objective, sampler);
+            let mut training =
+                Training::new(experiment, players, parts, &dataset, Device::Cpu).expect("enough memory");
             training.update_on(&points).expect("an update");
             let started = Instant::now();
             (0..UPDATES).for_each(|_| training.update_on(&points).expect("an update"));
@@ -259,8 +263,10 @@ fn crossing(_: &mut Criterion) {
         (experiment.train.mode, experiment.train.replay) = (Mode::Fused, 1);
         let model = LoadedModel::build(&plugin(spec), dataset.task(), Device::Cpu, 0).expect("built");
         let sampler = Some(Sampler::make(&plugin("liblangevin.so")).expect("built"));
-        let mut training = Training::new(experiment, model, sampler, (None, None), &dataset, Device::Cpu)
-            .expect("enough memory");
+        let objective = Objective::make(&experiment.train.objective).expect("an objective");
+        let players = (model, objective, sampler);
+        let mut training =
+            Training::new(experiment, players, (None, None), &dataset, Device::Cpu).expect("enough memory");
         training.update_on(&points).expect("an update");
         let started = Instant::now();
         (0..updates).for_each(|_| training.update_on(&points).expect("an update"));

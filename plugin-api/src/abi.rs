@@ -12,14 +12,15 @@ use crate::contract::{self, Version};
 use crate::law::Law;
 use crate::tensor;
 use crate::{
-    error::in_one_line, first_line, options, Attack, Distribution, Error, Model, Next, Norm, Projection,
-    Random, RandomSource, Result, Sampler, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
+    error::in_one_line, first_line, options, Attack, Batch, Climbs, Distribution, Error, Model, Network,
+    NetworkCalls, Next, Norm, Objective, Outer, Passes, Projection, Random, RandomSource, Result, Sampler,
+    Setting, Start, Step, Target, Task, ThreatModel, Victim, VictimCalls,
 };
 use abi_stable::abi_stability::check_layout_compatibility;
 use abi_stable::library::{lib_header_from_path, LibHeader, LibraryError, RootModule};
 use abi_stable::prefix_type::{PrefixRef, PrefixTypeTrait, WithMetadata};
 use abi_stable::sabi_types::VersionStrings;
-use abi_stable::std_types::{RResult, RStr, RString, RVec};
+use abi_stable::std_types::{ROption, RResult, RStr, RString, RVec};
 use abi_stable::StableAbi;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -44,6 +45,9 @@ pub struct Library {
     // Since 1.2: the minor number of the contract that the library was built for.
     #[sabi(missing_field(option))]
     minor: u32,
+    // Since 1.2, as objectives themselves.
+    #[sabi(missing_field(option))]
+    objectives: extern "C" fn() -> RVec<Exported<ObjectiveTableRef>>,
 }
 
 impl RootModule for LibraryRef {
@@ -92,6 +96,8 @@ pub struct SamplerTable {
     // Since 1.2.
     #[sabi(missing_field(option))]
     supports: extern "C" fn(Instance, u32, f64, f64, f64) -> RResult<(), RString>,
+    #[sabi(missing_field(option))]
+    begin: extern "C" fn(Instance, StepCallRef) -> RResult<Moved, RString>,
 }
 
 /// Functions of an attack plugin.
@@ -110,6 +116,62 @@ pub struct AttackTable {
     declare: extern "C" fn(Instance) -> RResult<RString, RString>,
     #[sabi(missing_field(option))]
     supports_task: extern "C" fn(Instance, i64, i64, i64, i64) -> RResult<(), RString>,
+}
+
+/// Functions of an objective plugin.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = ObjectiveTableRef)))]
+pub struct ObjectiveTable {
+    describe: extern "C" fn() -> RString,
+    create: extern "C" fn(RStr<'_>) -> RResult<Instance, RString>,
+    declare: extern "C" fn(Instance) -> RResult<RString, RString>,
+    supports: extern "C" fn(Instance, SettingCall) -> RResult<(), RString>,
+    state: extern "C" fn(Instance, SettingCall) -> RResult<RVec<Parameter>, RString>,
+    outer: extern "C" fn(Instance, BatchCallRef) -> RResult<Descended, RString>,
+    inner: extern "C" fn(Instance, BatchCallRef) -> RResult<Given, RString>,
+    #[sabi(last_prefix_field)]
+    destroy: extern "C" fn(Instance),
+}
+
+/// The setting of an objective.
+#[repr(C)]
+#[derive(StableAbi, Clone, Copy)]
+pub struct SettingCall {
+    norm: u32,
+    epsilon: f64,
+    domain_low: f64,
+    domain_high: f64,
+    particles_per_point: usize,
+    classes: i64,
+    training_points: usize,
+}
+
+/// The inputs of an objective.
+#[repr(C)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = BatchCallRef)))]
+pub struct BatchCall {
+    logits: Lent,
+    natural_logits: ROption<Lent>,
+    natural: Lent,
+    particles: Lent,
+    labels: Lent,
+    points: *const i64,
+    points_length: usize,
+    particles_per_point: usize,
+    classes: i64,
+    norm: u32,
+    epsilon: f64,
+    domain_low: f64,
+    domain_high: f64,
+    state: *const Lent,
+    state_length: usize,
+    host: *const c_void,
+    draw: extern "C" fn(*const c_void, u32, Lent) -> RResult<Given, RString>,
+    network_logits: extern "C" fn(*const c_void, Lent, bool) -> RResult<Given, RString>,
+    #[sabi(last_prefix_field)]
+    input_gradient: extern "C" fn(*const c_void, Lent, Lent) -> RResult<Given, RString>,
 }
 
 /// The inputs of a sampler's step.
@@ -237,6 +299,14 @@ pub struct Moved {
     state: RVec<Given>,
 }
 
+/// An outer loss and the next state of the objective.
+#[repr(C)]
+#[derive(StableAbi)]
+pub struct Descended {
+    loss: Given,
+    state: RVec<Given>,
+}
+
 /// Differentiable logits and the images they came from.
 #[repr(C)]
 #[derive(StableAbi)]
@@ -287,11 +357,25 @@ pub struct SamplerDeclaration {
     /// Whether `finish` is given the gradient at the last proposal.
     #[serde(default)]
     pub judges_by_gradient: bool,
+    /// Whether `begin` decides where a visit begins.
+    #[serde(default)]
+    pub begins: bool,
+    /// Radius of the ball that particles keep to, in units of epsilon.
+    #[serde(default = "one")]
+    pub reach: f64,
+    /// Whether the chains of a batch act on one another.
+    #[serde(default)]
+    pub interacts: bool,
 }
 
 /// What samplers that are older than a declaration mean.
 fn yes() -> bool {
     true
+}
+
+/// The reach of samplers that are older than its declaration.
+fn one() -> f64 {
+    1.0
 }
 
 /// The shape of a state tensor of N particles.
@@ -304,6 +388,11 @@ pub enum StateShape {
 }
 
 impl SamplerDeclaration {
+    /// The threat model with the ball that the particles keep to.
+    pub fn ball(&self, threat: &ThreatModel) -> ThreatModel {
+        ThreatModel { epsilon: threat.epsilon * self.reach, ..*threat }
+    }
+
     /// The state tensors that are stored with the particles, in order.
     pub fn stored_state(&self) -> Vec<StateShape> {
         let numbers = (!self.numbers.is_empty()).then_some(StateShape::Numbers(self.numbers.len()));
@@ -364,6 +453,21 @@ impl SamplerDeclaration {
                 "declares judges_by_gradient without judges_last_proposal and uses_gradient",
             ));
         }
+        if !(self.reach.is_finite() && self.reach >= 1.0) {
+            let reach = self.reach;
+            return Err(Error::new(format!("declares a reach of {reach}; expected a number of at least 1")));
+        }
+        if self.begins && self.judges_last_proposal {
+            return Err(Error::new(
+                "declares begins and judges_last_proposal; a chain that is judged goes on where it was accepted",
+            ));
+        }
+        if self.law != Law::Undeclared && (self.begins || self.interacts || self.reach > 1.0) {
+            return Err(Error::new(
+                "declares a law with begins, interacts or a reach above 1; a law is that of a chain alone, in the \
+                 ball of epsilon",
+            ));
+        }
         Ok(())
     }
 }
@@ -408,6 +512,38 @@ pub struct AttackDeclaration {
     pub query_budget: Option<u64>,
 }
 
+/// An objective's declaration, for given options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectiveDeclaration {
+    /// What the sampler climbs.
+    pub climbs: Climbs,
+    /// Whether it needs the logits at the natural examples.
+    pub uses_natural: bool,
+    /// Whether the outer loss of a row depends on other points.
+    pub couples_points: bool,
+    /// The passes of the outer loss through the network.
+    pub passes: Passes,
+}
+
+impl ObjectiveDeclaration {
+    fn check(&self) -> Result<()> {
+        check_declared("passes of a point", self.passes.per_point, 0, MOST_PASSES)?;
+        check_declared("passes of a particle", self.passes.per_particle, 0, MOST_PASSES)?;
+        if self.climbs == Climbs::Outer && self.couples_points {
+            return Err(Error::new(
+                "declares climbs = outer and couples_points: the loss that a particle climbs depends on \
+                 this particle only",
+            ));
+        }
+        if self.climbs == Climbs::Outer && (self.uses_natural || self.passes != Passes::default()) {
+            return Err(Error::new(
+                "declares climbs = outer and further passes: a loss that both problems share has one pass",
+            ));
+        }
+        Ok(())
+    }
+}
+
 // ----------------------------------------------------------------------- codes of enumerations
 
 /// The code of a norm, which the host sends to the plugin. A code never changes its meaning.
@@ -415,6 +551,7 @@ fn norm_code(norm: Norm) -> u32 {
     match norm {
         Norm::Linf => 0,
         Norm::L2 => 1,
+        Norm::L1 => 2,
     }
 }
 
@@ -567,6 +704,11 @@ pub static SAMPLERS: [Export<SamplerTableRef>];
 #[linkme::distributed_slice]
 pub static ATTACKS: [Export<AttackTableRef>];
 
+/// Every objective this library exports.
+#[doc(hidden)]
+#[linkme::distributed_slice]
+pub static OBJECTIVES: [Export<ObjectiveTableRef>];
+
 /// The record that an export macro adds to a library.
 #[doc(hidden)]
 pub struct Export<Table> {
@@ -587,7 +729,10 @@ fn root_module() -> LibraryRef {
     extern "C" fn attacks() -> RVec<Exported<AttackTableRef>> {
         exported(&ATTACKS)
     }
-    Library { models, samplers, attacks, minor: contract::CURRENT.minor }.leak_into_prefix()
+    extern "C" fn objectives() -> RVec<Exported<ObjectiveTableRef>> {
+        exported(&OBJECTIVES)
+    }
+    Library { models, samplers, attacks, minor: contract::CURRENT.minor, objectives }.leak_into_prefix()
 }
 
 fn declared<T: Serialize>(declaration: &T) -> Result<RString> {
@@ -704,6 +849,9 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
                     visit_tensors: sampler.visit_tensors(),
                     uses_gradient: sampler.uses_gradient(),
                     judges_by_gradient: sampler.judges_by_gradient(),
+                    begins: sampler.begins(),
+                    reach: sampler.reach(),
+                    interacts: sampler.interacts(),
                 })
             })
         }
@@ -729,6 +877,10 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
             Guarded::<S>::call(instance, |sampler| sampler.supports(&threat_model(norm, epsilon, low, high)?))
         }
     }
+    extern "C" fn begin<S: Sampler>(instance: Instance, call: StepCallRef) -> RResult<Moved, RString> {
+        // SAFETY: as for `step`.
+        unsafe { Guarded::<S>::call(instance, |sampler| on_step(call, |step| sampler.begin(step))) }
+    }
     SamplerTable {
         describe: described::<S::Options>,
         create: create::<S>,
@@ -737,6 +889,7 @@ pub fn sampler_table<S: Sampler>() -> SamplerTableRef {
         finish: finish::<S>,
         destroy: Guarded::<S>::destroy,
         supports: supports::<S>,
+        begin: begin::<S>,
     }
     .leak_into_prefix()
 }
@@ -848,6 +1001,136 @@ pub fn attack_table<A: Attack>() -> AttackTableRef {
     .leak_into_prefix()
 }
 
+#[doc(hidden)]
+pub fn objective_table<O: Objective>() -> ObjectiveTableRef {
+    extern "C" fn create<O: Objective>(given: RStr<'_>) -> RResult<Instance, RString> {
+        guarded(|| Ok(Guarded::instance(O::new(options::parse(given.as_str())?)?)))
+    }
+    extern "C" fn declare<O: Objective>(instance: Instance) -> RResult<RString, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<O>::call(instance, |objective| {
+                declared(&ObjectiveDeclaration {
+                    climbs: objective.climbs(),
+                    uses_natural: objective.uses_natural(),
+                    couples_points: objective.couples_points(),
+                    passes: objective.passes(),
+                })
+            })
+        }
+    }
+    extern "C" fn supports<O: Objective>(instance: Instance, call: SettingCall) -> RResult<(), RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe { Guarded::<O>::call(instance, |objective| objective.supports(&setting(call)?)) }
+    }
+    extern "C" fn state<O: Objective>(
+        instance: Instance,
+        call: SettingCall,
+    ) -> RResult<RVec<Parameter>, RString> {
+        // SAFETY: the host calls this with an instance of this table.
+        unsafe {
+            Guarded::<O>::call(instance, |objective| {
+                let state = objective.state(&setting(call)?).into_iter();
+                Ok(state
+                    .map(|(name, tensor)| Parameter { name: name.into(), tensor: Given::new(tensor) })
+                    .collect())
+            })
+        }
+    }
+    extern "C" fn outer<O: Objective>(instance: Instance, call: BatchCallRef) -> RResult<Descended, RString> {
+        // SAFETY: the host calls this with an instance of this table and a call that is
+        // alive until it returns.
+        unsafe {
+            Guarded::<O>::call(instance, |objective| {
+                let Outer { loss, state } = on_batch(call, |batch| objective.outer(batch))?;
+                Ok(Descended { loss: Given::new(loss), state: state.into_iter().map(Given::new).collect() })
+            })
+        }
+    }
+    extern "C" fn inner<O: Objective>(instance: Instance, call: BatchCallRef) -> RResult<Given, RString> {
+        // SAFETY: as for `outer`.
+        unsafe {
+            Guarded::<O>::call(instance, |objective| {
+                on_batch(call, |batch| objective.inner(batch)).map(Given::new)
+            })
+        }
+    }
+    ObjectiveTable {
+        describe: described::<O::Options>,
+        create: create::<O>,
+        declare: declare::<O>,
+        supports: supports::<O>,
+        state: state::<O>,
+        outer: outer::<O>,
+        inner: inner::<O>,
+        destroy: Guarded::<O>::destroy,
+    }
+    .leak_into_prefix()
+}
+
+/// On the plugin's side, the setting that the host sent.
+fn setting(call: SettingCall) -> Result<Setting> {
+    Ok(Setting {
+        threat: threat_model(call.norm, call.epsilon, call.domain_low, call.domain_high)?,
+        particles_per_point: call.particles_per_point,
+        classes: call.classes,
+        training_points: call.training_points,
+    })
+}
+
+/// # Safety
+/// Everything `call` points to is alive until this returns.
+unsafe fn on_batch<T>(call: BatchCallRef, compute: impl FnOnce(&Batch) -> Result<T>) -> Result<T> {
+    let source = HostRandom { host: call.host(), draw: call.draw() };
+    let network = HostNetwork { call };
+    // SAFETY: the caller's promise; slices are never null, also when empty.
+    let (logits, natural_logits, natural, particles, labels, state, points) = unsafe {
+        (
+            call.logits().tensor(),
+            call.natural_logits().into_option().map(|logits| logits.tensor()),
+            call.natural().tensor(),
+            call.particles().tensor(),
+            call.labels().tensor(),
+            std::slice::from_raw_parts(call.state(), call.state_length())
+                .iter()
+                .map(|tensor| tensor.tensor())
+                .collect::<Vec<_>>(),
+            std::slice::from_raw_parts(call.points(), call.points_length()),
+        )
+    };
+    compute(&Batch {
+        logits: &logits,
+        natural_logits: natural_logits.as_ref(),
+        natural: &natural,
+        particles: &particles,
+        labels: &labels,
+        points,
+        particles_per_point: call.particles_per_point(),
+        classes: call.classes(),
+        threat: threat_model(call.norm(), call.epsilon(), call.domain_low(), call.domain_high())?,
+        state: &state,
+        network: Network::new(&network),
+        random: Random::new(&source),
+    })
+}
+
+/// The host's network, on the objective's side.
+struct HostNetwork {
+    call: BatchCallRef,
+}
+
+impl NetworkCalls for HostNetwork {
+    fn logits(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        received(self.call.network_logits()(self.call.host(), Lent::new(images), train))
+            .map(Given::into_tensor)
+    }
+
+    fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> Result<Tensor> {
+        received(self.call.input_gradient()(self.call.host(), Lent::new(loss), Lent::new(images)))
+            .map(Given::into_tensor)
+    }
+}
+
 /// The host's random numbers, on the plugin's side.
 struct HostRandom {
     host: *const c_void,
@@ -928,6 +1211,20 @@ macro_rules! export_attack {
     };
 }
 
+/// Exports an objective plugin: `export_objective!("name", Type);`.
+#[macro_export]
+macro_rules! export_objective {
+    ($name:literal, $objective:ty) => {
+        $crate::export_plugin!(
+            "objective",
+            $name,
+            $crate::abi::OBJECTIVES,
+            $crate::abi::ObjectiveTableRef,
+            $crate::abi::objective_table::<$objective>
+        );
+    };
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! export_plugin {
@@ -959,6 +1256,8 @@ pub struct Plugins {
     pub samplers: Vec<SamplerPlugin>,
     /// Its attacks.
     pub attacks: Vec<AttackPlugin>,
+    /// Its objectives.
+    pub objectives: Vec<ObjectivePlugin>,
 }
 
 /// Reads the root module of a library that is already open and is never closed.
@@ -999,6 +1298,10 @@ fn from_library(library: LibraryRef) -> Plugins {
         models: named(library.models()(), |name, table| ModelPlugin { name, table }),
         samplers: named(library.samplers()(), |name, table| SamplerPlugin { name, table, stated }),
         attacks: named(library.attacks()(), |name, table| AttackPlugin { name, table, stated }),
+        objectives: named(
+            library.objectives().map_or_else(RVec::new, |objectives| objectives()),
+            |name, table| ObjectivePlugin { name, table, stated },
+        ),
     }
 }
 
@@ -1036,6 +1339,9 @@ const MOST_NOTES: usize = 16;
 
 /// The largest number of state tensors of a particle.
 const MOST_STATE_TENSORS: usize = 64;
+
+/// The largest number of passes that an objective declares for each point or particle.
+const MOST_PASSES: usize = 1000;
 
 /// The largest query budget.
 const MOST_QUERIES: u64 = 1_000_000_000;
@@ -1232,6 +1538,15 @@ impl SamplerInstance {
     /// Those of the plugin, or if it was built before the norm was added to the contract.
     pub fn step(&self, step: &Step, random: &dyn RandomSource) -> Result<Next> {
         self.call(self.table.step(), step, random)
+    }
+
+    /// Where a visit begins, if it declares `begins`.
+    ///
+    /// # Errors
+    /// As for [`SamplerInstance::step`], or if the plugin's table has no such function.
+    pub fn begin(&self, start: &Step, random: &dyn RandomSource) -> Result<Next> {
+        let missing = || Error::new("declares begins, but exports no function `begin`");
+        self.call(self.table.begin().ok_or_else(missing)?, start, random)
     }
 
     /// Accepts or rejects the last proposal.
@@ -1458,6 +1773,244 @@ extern "C" fn victim_input_gradient(host: *const c_void, loss: Lent, leaf: Lent)
     })
 }
 
+/// An objective that can be made.
+pub struct ObjectivePlugin {
+    /// Its name.
+    pub name: String,
+    table: ObjectiveTableRef,
+    /// The contract that its library states.
+    stated: Option<Version>,
+}
+
+impl ObjectivePlugin {
+    /// Its description.
+    ///
+    /// # Errors
+    /// If its description is not valid.
+    pub fn describe(&self) -> Result<Description> {
+        description(&self.table.describe()())
+    }
+
+    /// Makes it with these options (a JSON object).
+    ///
+    /// # Errors
+    /// Those of the plugin.
+    pub fn create(&self, options: &str) -> Result<ObjectiveInstance> {
+        let instance = received(self.table.create()(options.into()))?;
+        // Whatever follows, the instance is destroyed.
+        let made = Destroyed { instance, destroy: self.table.destroy() };
+        let declaration: ObjectiveDeclaration = declaration(self.table.declare(), instance)?;
+        declaration.check()?;
+        let contract = self.stated.unwrap_or(contract::CURRENT);
+        Ok(ObjectiveInstance { table: self.table, instance: made, contract, declaration })
+    }
+}
+
+/// An objective that was made.
+pub struct ObjectiveInstance {
+    table: ObjectiveTableRef,
+    instance: Destroyed,
+    contract: Version,
+    declaration: ObjectiveDeclaration,
+}
+
+// SAFETY: `Objective: Send`, and an instance is used by one thread at a time (it is not Sync).
+unsafe impl Send for ObjectiveInstance {}
+
+/// The inputs of an objective on the host's side, but for the network and the random numbers: see
+/// [`Batch`].
+#[derive(Clone, Copy)]
+pub struct Minibatch<'a> {
+    /// [`Batch::logits`].
+    pub logits: &'a Tensor,
+    /// [`Batch::natural_logits`].
+    pub natural_logits: Option<&'a Tensor>,
+    /// [`Batch::natural`].
+    pub natural: &'a Tensor,
+    /// [`Batch::particles`].
+    pub particles: &'a Tensor,
+    /// [`Batch::labels`].
+    pub labels: &'a Tensor,
+    /// [`Batch::points`].
+    pub points: &'a [i64],
+    /// [`Batch::particles_per_point`].
+    pub particles_per_point: usize,
+    /// [`Batch::classes`].
+    pub classes: i64,
+    /// [`Batch::threat`].
+    pub threat: ThreatModel,
+    /// [`Batch::state`].
+    pub state: &'a [Tensor],
+}
+
+impl Minibatch<'_> {
+    /// The tensors that the objective is lent, with their names in [`Batch`].
+    pub fn lent(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        let Self { logits, natural_logits, natural, particles, labels, state, .. } = *self;
+        let named = [("logits", logits), ("natural", natural), ("particles", particles), ("labels", labels)];
+        let natural_logits = natural_logits.map(|logits| ("natural_logits", logits));
+        named.into_iter().chain(natural_logits).chain(state.iter().map(|state| ("state", state)))
+    }
+}
+
+/// The host's side of an objective's callbacks.
+struct ObjectiveHost<'a> {
+    random: &'a dyn RandomSource,
+    network: &'a dyn NetworkCalls,
+}
+
+impl ObjectiveInstance {
+    /// Its declaration.
+    pub fn declaration(&self) -> &ObjectiveDeclaration {
+        &self.declaration
+    }
+
+    /// Whether it can be used in this setting.
+    ///
+    /// # Errors
+    /// The plugin's reason. A plugin that was built before the norm was added to the contract is
+    /// not called, and the error names both versions.
+    pub fn supports(&self, setting: &Setting) -> Result<()> {
+        received(self.table.supports()(self.instance.instance, self.setting_call(setting)?))
+    }
+
+    /// The names and the first values of its state.
+    ///
+    /// # Errors
+    /// As for [`ObjectiveInstance::supports`], or if there are too many tensors.
+    pub fn state(&self, setting: &Setting) -> Result<Vec<(String, Tensor)>> {
+        let state = received(self.table.state()(self.instance.instance, self.setting_call(setting)?))?;
+        check_declared("state tensors", state.len(), 0, MOST_STATE_TENSORS)?;
+        let named = state.into_iter().map(|state| (state.name.into_string(), state.tensor.into_tensor()));
+        Ok(named.collect())
+    }
+
+    fn setting_call(&self, setting: &Setting) -> Result<SettingCall> {
+        let Setting { threat, particles_per_point, classes, training_points } = *setting;
+        contract::check_norm(threat.norm, self.contract)?;
+        let ThreatModel { norm, epsilon, domain: (domain_low, domain_high) } = threat;
+        Ok(SettingCall {
+            norm: norm_code(norm),
+            epsilon,
+            domain_low,
+            domain_high,
+            particles_per_point,
+            classes,
+            training_points,
+        })
+    }
+
+    /// The outer loss and the next state, with gradient tracking as it is. Random numbers come from
+    /// `random`, further logits from `network`.
+    ///
+    /// # Errors
+    /// Those of the plugin, or if it was built before the norm was added to the contract.
+    pub fn outer(
+        &self,
+        minibatch: &Minibatch,
+        network: &dyn NetworkCalls,
+        random: &dyn RandomSource,
+    ) -> Result<Outer> {
+        let outer = self.table.outer();
+        let descended = self.call(minibatch, network, random, outer)?;
+        Ok(Outer {
+            loss: descended.loss.into_tensor(),
+            state: descended.state.into_iter().map(Given::into_tensor).collect(),
+        })
+    }
+
+    /// The inner loss of each row, with gradient tracking as it is.
+    ///
+    /// # Errors
+    /// As for [`ObjectiveInstance::outer`].
+    pub fn inner(&self, minibatch: &Minibatch, random: &dyn RandomSource) -> Result<Tensor> {
+        self.call(minibatch, &NoNetwork, random, self.table.inner()).map(Given::into_tensor)
+    }
+
+    fn call<T>(
+        &self,
+        minibatch: &Minibatch,
+        network: &dyn NetworkCalls,
+        random: &dyn RandomSource,
+        function: extern "C" fn(Instance, BatchCallRef) -> RResult<T, RString>,
+    ) -> Result<T> {
+        let threat = minibatch.threat;
+        contract::check_norm(threat.norm, self.contract)?;
+        let state: Vec<Lent> = minibatch.state.iter().map(Lent::new).collect();
+        let host = ObjectiveHost { random, network };
+        let call = WithMetadata::new(BatchCall {
+            logits: Lent::new(minibatch.logits),
+            natural_logits: minibatch.natural_logits.map(Lent::new).into(),
+            natural: Lent::new(minibatch.natural),
+            particles: Lent::new(minibatch.particles),
+            labels: Lent::new(minibatch.labels),
+            points: minibatch.points.as_ptr(),
+            points_length: minibatch.points.len(),
+            particles_per_point: minibatch.particles_per_point,
+            classes: minibatch.classes,
+            norm: norm_code(threat.norm),
+            epsilon: threat.epsilon,
+            domain_low: threat.domain.0,
+            domain_high: threat.domain.1,
+            state: state.as_ptr(),
+            state_length: state.len(),
+            host: &raw const host as *const c_void,
+            draw: draw_for_objective,
+            network_logits: objective_logits,
+            input_gradient: objective_input_gradient,
+        });
+        // SAFETY: `call` outlives the plugin's use of it, which ends when the function returns.
+        let call = BatchCallRef(unsafe { PrefixRef::from_raw(&raw const call) });
+        received(function(self.instance.instance, call))
+    }
+}
+
+/// The network of an inner loss, which may not call it.
+struct NoNetwork;
+
+impl NetworkCalls for NoNetwork {
+    fn logits(&self, _: &Tensor, _: bool) -> Result<Tensor> {
+        Err(Error::new("the network can be called in `outer` only"))
+    }
+
+    fn input_gradient(&self, _: &Tensor, _: &Tensor) -> Result<Tensor> {
+        Err(Error::new("the network can be called in `outer` only"))
+    }
+}
+
+/// # Safety
+/// `host` is the pointer that `ObjectiveInstance::call` put into a call still in progress.
+unsafe fn objective_host<'a>(host: *const c_void) -> &'a ObjectiveHost<'a> {
+    // SAFETY: the caller's promise.
+    unsafe { &*(host as *const ObjectiveHost) }
+}
+
+extern "C" fn draw_for_objective(
+    host: *const c_void,
+    distribution: u32,
+    like: Lent,
+) -> RResult<Given, RString> {
+    // SAFETY: the plugin passes back the host pointer of its call.
+    drawn(unsafe { objective_host(host) }.random, distribution, like)
+}
+
+extern "C" fn objective_logits(host: *const c_void, images: Lent, train: bool) -> RResult<Given, RString> {
+    // SAFETY: the plugin passes back the host pointer of its call, and lends the tensor.
+    guarded(|| unsafe { objective_host(host).network.logits(&images.tensor(), train) }.map(Given::new))
+}
+
+extern "C" fn objective_input_gradient(
+    host: *const c_void,
+    loss: Lent,
+    images: Lent,
+) -> RResult<Given, RString> {
+    guarded(|| {
+        // SAFETY: the plugin passes back the host pointer of its call, and lends the tensors.
+        let (host, loss, images) = unsafe { (objective_host(host), loss.tensor(), images.tensor()) };
+        host.network.input_gradient(&loss, &images).map(Given::new)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1492,7 +2045,7 @@ mod tests {
     }
 
     /// A code that has no meaning yet.
-    const UNKNOWN: u32 = 2;
+    const UNKNOWN: u32 = 3;
 
     #[test]
     fn every_norm_and_distribution_is_read_back_from_its_code() {
@@ -1504,14 +2057,14 @@ mod tests {
             assert_eq!(distribution(distribution_code(known)), Ok(known));
         }
         // Built plugins contain these numbers.
-        assert_eq!([Norm::Linf, Norm::L2].map(norm_code), [0, 1]);
+        assert_eq!([Norm::Linf, Norm::L2, Norm::L1].map(norm_code), [0, 1, 2]);
         assert_eq!([Distribution::Normal, Distribution::Uniform].map(distribution_code), [0, 1]);
     }
 
     #[test]
     fn a_norm_that_a_plugin_does_not_support_is_an_error() {
         let expected =
-            format!("norm code 2 is not supported by this plugin (contract {})", contract::CURRENT);
+            format!("norm code 3 is not supported by this plugin (contract {})", contract::CURRENT);
         let error = threat_model(UNKNOWN, 0.3, 0.0, 1.0).expect_err("refused").to_string();
         assert!(error.starts_with(&expected), "{error}");
 
@@ -1563,7 +2116,7 @@ mod tests {
         };
         assert_eq!(step(norm_code(Norm::Linf)), Ok(images.shallow_clone()));
         let error = step(UNKNOWN).expect_err("refused").to_string();
-        assert!(error.starts_with("norm code 2 is not supported by this plugin"), "{error}");
+        assert!(error.starts_with("norm code 3 is not supported by this plugin"), "{error}");
         table.destroy()(instance);
     }
 
@@ -1575,7 +2128,7 @@ mod tests {
         assert_eq!(draw(1), Ok(Tensor::from_slice(&[0.5f32, 0.5])));
         let error = draw(UNKNOWN).expect_err("refused").to_string();
         let expected =
-            format!("distribution code 2 is not supported by this host (contract {})", contract::CURRENT);
+            format!("distribution code 3 is not supported by this host (contract {})", contract::CURRENT);
         assert!(error.starts_with(&expected), "{error}");
     }
 
@@ -1725,6 +2278,7 @@ mod tests {
         let first = declaration_with(|_| {});
         assert_eq!(first.check(), Ok(()));
         assert!(first.uses_gradient && !first.judges_by_gradient);
+        assert!(!first.begins && !first.interacts && first.reach == 1.0);
         assert_eq!(first.law, Law::Undeclared);
         assert_eq!(first.state(), [StateShape::Particles]);
     }
@@ -1773,6 +2327,34 @@ mod tests {
             });
             let error = refused.check().expect_err("refused").to_string();
             assert!(error.starts_with("declares judges_by_gradient without"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_start_of_its_own_a_reach_and_interaction_are_checked() {
+        let with = |changes: &[(&str, serde_json::Value)]| {
+            declaration_with(|declaration| {
+                declaration["judges_last_proposal"] = false.into();
+                changes.iter().for_each(|(key, value)| declaration[key] = value.clone());
+            })
+        };
+        let law = || ("law", serde_json::json!({"gibbs": {"lambda": 1.0}}));
+        let wide = with(&[("reach", 3.0.into()), ("begins", true.into()), ("interacts", true.into())]);
+        assert_eq!(wide.check(), Ok(()));
+        let threat = ThreatModel { epsilon: 0.25, ..ThreatModel::default() };
+        assert_eq!(wide.ball(&threat), ThreatModel { epsilon: 0.75, ..threat });
+        for (changes, expected) in [
+            (vec![("reach", 0.5.into())], "declares a reach of 0.5; expected a number of at least 1"),
+            (vec![("reach", 2.0.into()), law()], "declares a law with begins, interacts or a reach above 1"),
+            (vec![("begins", true.into()), law()], "declares a law with begins,"),
+            (vec![("interacts", true.into()), law()], "declares a law with begins,"),
+            (
+                vec![("begins", true.into()), ("judges_last_proposal", true.into())],
+                "declares begins and judges_last_proposal",
+            ),
+        ] {
+            let error = with(&changes).check().expect_err("refused").to_string();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! The interface between the host and its plugins, for authors of plugins.
 //!
-//! A plugin is a model, a sampler or an attack in a shared library that the `host` program
-//! loads at run time. Implement [`Model`], [`Sampler`] or [`Attack`], and export it:
+//! A plugin is a model, a sampler, an attack or an objective in a shared library that the `host`
+//! program loads at run time. Implement [`Model`], [`Sampler`], [`Attack`] or [`Objective`], and export
+//! it:
 //!
 //! ```
 //! use plugin_api::{NoOptions, Next, Result, Sampler, Step};
@@ -34,6 +35,7 @@
 mod attack;
 mod error;
 mod model;
+mod objective;
 mod options;
 mod random;
 mod sampler;
@@ -54,6 +56,7 @@ pub mod walk;
 pub use attack::{Attack, Evaluation, Target, Victim, VictimCalls};
 pub use error::{first_line, Error, Result};
 pub use model::{Model, Task};
+pub use objective::{Batch, Climbs, Network, NetworkCalls, Objective, Outer, Passes, Setting};
 pub use options::{NoOptions, PluginOptions};
 pub use random::{Distribution, Random, RandomSource};
 pub use sampler::{Next, Projection, Sampler, Start, Step};

@@ -17,18 +17,38 @@ pub fn gradient(loss: &Tensor, input: &Tensor, keep_graph: bool) -> Result<Tenso
     }
 }
 
+/// The gradient of a scalar `loss` with respect to `input`, in the input's shape, with a graph: it can
+/// be differentiated again, and so can the loss.
+///
+/// # Errors
+/// If the loss does not depend on the input.
+pub fn differentiable_gradient(loss: &Tensor, input: &Tensor) -> Result<Tensor> {
+    check_graph(loss)?;
+    let gradient = Tensor::f_run_backward(&[loss], std::slice::from_ref(input), true, true)?.remove(0);
+    if gradient.defined() {
+        Ok(gradient)
+    } else {
+        Err(Error::new("the loss has a graph that does not contain the input"))
+    }
+}
+
+/// Refuses a loss without a graph, with which libtorch would end the process.
+fn check_graph(loss: &Tensor) -> Result<()> {
+    if loss.requires_grad() {
+        return Ok(());
+    }
+    Err(Error::new(
+        "the loss has no graph: it, or a tensor it depends on, was detached or computed without gradients",
+    ))
+}
+
 /// The gradients with respect to several inputs; undefined for an input on which the loss does not
 /// depend. Sparse gradients (of embeddings) are made dense.
 ///
 /// # Errors
 /// If the loss has no graph.
 pub fn gradients(loss: &Tensor, inputs: &[Tensor], keep_graph: bool) -> Result<Vec<Tensor>> {
-    // Without a graph, libtorch would end the process here.
-    if !loss.requires_grad() {
-        return Err(Error::new(
-            "the loss has no graph: it, or a tensor it depends on, was detached or computed without gradients",
-        ));
-    }
+    check_graph(loss)?;
     let gradients = Tensor::f_run_backward(&[loss], inputs, keep_graph, false)?;
     let dense = |gradient: Tensor| {
         if gradient.defined() && gradient.is_sparse() {

@@ -56,4 +56,32 @@ impl<'a> Random<'a> {
     pub fn uniform(&self, like: &Tensor) -> Result<Tensor> {
         self.source.draw(Distribution::Uniform, like)
     }
+
+    /// Numbers of the Laplace distribution with scale 1 (density exp(-|z|) / 2) in the shape, dtype
+    /// and device of `like` (`[N, ...]`), from uniform ones by inversion.
+    ///
+    /// # Errors
+    /// If `like` has another number of rows.
+    pub fn laplace(&self, like: &Tensor) -> Result<Tensor> {
+        // On [-1, 1); the 24 bits of a uniform number keep the largest result finite.
+        let both_sides = self.uniform(like)? * 2.0 - 1.0;
+        let tail: Tensor = 1.0 - both_sides.abs().clamp_max(1.0 - 2f64.powi(-24));
+        Ok(tail.log() * both_sides.sign().neg())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, FixedNumbers};
+
+    #[test]
+    fn laplace_numbers_are_those_of_the_inverse_distribution_function() {
+        // F(z) = 1 - exp(-z) / 2 for z > 0, and by symmetry below: F(ln 2) = 0.75, F(-ln 4) = 0.125.
+        let numbers = FixedNumbers(vec![0.75, 0.5, 0.125, 0.0]);
+        let like = Tensor::zeros([4], tch::kind::DOUBLE_CPU);
+        let drawn = Random::new(&numbers).laplace(&like).expect("numbers");
+        let (two, four) = (2f64.ln(), 4f64.ln());
+        assert_close(&drawn, &[two, 0.0, -four, -24.0 * two]);
+    }
 }

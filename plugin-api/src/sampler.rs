@@ -13,6 +13,10 @@ pub enum Start {
     Natural,
     /// At a uniform draw from the ball, cut to the domain.
     Uniform,
+    /// At the natural example plus the perturbation with which the same row of the minibatch before
+    /// ended, projected onto the ball and the domain; at the natural example in the first minibatch,
+    /// and under attack. The state is that of the same row, too. Since contract 1.2.
+    Carried,
 }
 
 /// The side that keeps particles inside the threat model.
@@ -56,6 +60,17 @@ pub trait Sampler: Sized + Send + 'static {
     /// The side that keeps particles inside the threat model.
     fn projection(&self) -> Projection {
         Projection::Host
+    }
+
+    /// The radius of the ball that particles keep to, in units of epsilon; 1 or more. Where it is
+    /// above 1, the sampler is refused as an attack.
+    fn reach(&self) -> f64 {
+        1.0
+    }
+
+    /// Whether the chains of a batch act on one another, so that a chain depends on its neighbours.
+    fn interacts(&self) -> bool {
+        false
     }
 
     /// The distribution that the chain leaves invariant at fixed weights. The conformance checks
@@ -103,6 +118,11 @@ pub trait Sampler: Sized + Send + 'static {
         true
     }
 
+    /// Whether the host must call [`Sampler::begin`] before the first step of a visit.
+    fn begins(&self) -> bool {
+        false
+    }
+
     /// Whether the host must call [`Sampler::finish`] after the last step of a visit. This costs an
     /// evaluation of the loss.
     fn judges_last_proposal(&self) -> bool {
@@ -118,6 +138,15 @@ pub trait Sampler: Sized + Send + 'static {
     /// returns false.
     fn ascends(&self) -> bool {
         true
+    }
+
+    /// Where a visit begins, and with which state, given where it would begin by [`Sampler::start`].
+    /// Called before step 0 if `begins` returns true. It costs no pass: loss and gradient are zero.
+    ///
+    /// # Errors
+    /// As for `step`.
+    fn begin(&self, start: &Step) -> Result<Next> {
+        Ok(unchanged(start))
     }
 
     /// One step of the chain. Runs without gradient tracking.
@@ -137,7 +166,7 @@ pub trait Sampler: Sized + Send + 'static {
     /// # Errors
     /// As for `step`.
     fn finish(&self, proposal: &Step) -> Result<Next> {
-        Ok(Next { particles: proposal.particles.shallow_clone(), state: clones(proposal.state) })
+        Ok(unchanged(proposal))
     }
 }
 
@@ -191,6 +220,7 @@ impl From<Tensor> for Next {
     }
 }
 
-fn clones(tensors: &[Tensor]) -> Vec<Tensor> {
-    tensors.iter().map(Tensor::shallow_clone).collect()
+fn unchanged(step: &Step) -> Next {
+    let state = step.state.iter().map(Tensor::shallow_clone).collect();
+    Next { particles: step.particles.shallow_clone(), state }
 }

@@ -1,6 +1,9 @@
 //! Helpers for tests of a plugin's arithmetic, without a host.
 
-use crate::{Distribution, Next, Random, RandomSource, Result, Sampler, Step, ThreatModel};
+use crate::{
+    losses, Batch, Distribution, Network, NetworkCalls, Next, Random, RandomSource, Result, Sampler, Step,
+    ThreatModel,
+};
 use tch::Tensor;
 
 /// Fixed random numbers. Every draw is filled with these values, row by row, from the first one on;
@@ -50,9 +53,9 @@ pub fn one_step<S: Sampler>(
     })
 }
 
-/// A visit of `steps` steps of a sampler from natural examples `[N, C, H, W]` with fresh state, and
-/// its `finish` if it judges the last proposal. `evaluate` returns the loss (`[N]`) and the gradient
-/// at particles. Nothing is projected. Labels are zero, and every call gets the same numbers.
+/// A visit of `steps` steps of a sampler from natural examples `[N, C, H, W]` with fresh state, after
+/// its `begin` if it begins itself, and with its `finish` if it judges the last proposal. `evaluate`
+/// returns the loss (`[N]`) and the gradient at particles. Nothing is projected. Labels are zero, and every call gets the same numbers.
 ///
 /// # Errors
 /// Those of the sampler.
@@ -73,11 +76,11 @@ pub fn one_visit<S: Sampler>(
     };
     let state = images(sampler.state_tensors()).chain(kept).chain(images(sampler.visit_tensors())).collect();
     let mut next = Next { particles: natural.copy(), state };
-    for number in 0..steps + usize::from(sampler.judges_last_proposal()) {
-        let (loss, gradient) = evaluate(&next.particles);
-        let step = Step {
+    let labels = Tensor::zeros([rows], (tch::Kind::Int64, natural.device()));
+    let at = |next: &Next, (loss, gradient): (Tensor, Tensor), number: usize, take: Take| {
+        take(&Step {
             natural,
-            labels: &Tensor::zeros([rows], (tch::Kind::Int64, natural.device())),
+            labels: &labels,
             particles: &next.particles,
             loss: &loss,
             gradient: &gradient,
@@ -88,11 +91,98 @@ pub fn one_visit<S: Sampler>(
             of: steps,
             threat,
             random: Random::new(numbers),
-        };
-        next = if number < steps { sampler.step(&step) } else { sampler.finish(&step) }?;
+        })
+    };
+    if sampler.begins() {
+        let loss = natural.new_zeros([rows], (natural.kind(), natural.device()));
+        next = at(&next, (loss, natural.zeros_like()), 0, &|step| sampler.begin(step))?;
+    }
+    for number in 0..steps {
+        next = at(&next, evaluate(&next.particles), number, &|step| sampler.step(step))?;
+    }
+    if sampler.judges_last_proposal() {
+        next = at(&next, evaluate(&next.particles), steps, &|step| sampler.finish(step))?;
     }
     Ok(next)
 }
+
+/// A minibatch for tests of an objective. Images are those of [`Round::new`] unless they are replaced.
+pub struct Round<'a> {
+    /// [`Batch::logits`].
+    pub logits: Tensor,
+    /// [`Batch::natural_logits`].
+    pub natural_logits: Option<Tensor>,
+    /// [`Batch::natural`].
+    pub natural: Tensor,
+    /// [`Batch::particles`].
+    pub particles: Tensor,
+    /// [`Batch::labels`].
+    pub labels: Tensor,
+    /// [`Batch::points`].
+    pub points: Vec<i64>,
+    /// [`Batch::particles_per_point`].
+    pub particles_per_point: usize,
+    /// [`Batch::threat`].
+    pub threat: ThreatModel,
+    /// [`Batch::state`].
+    pub state: Vec<Tensor>,
+    /// The network: logits of images.
+    pub network: &'a dyn Fn(&Tensor) -> Tensor,
+    /// The random numbers.
+    pub numbers: FixedNumbers,
+}
+
+impl Round<'_> {
+    /// Rows with these logits (`[N, classes]`) and labels, one particle a point, black images of one
+    /// pixel, and a network whose logits are zero.
+    pub fn new(logits: Tensor, labels: &[i64]) -> Self {
+        let rows = labels.len() as i64;
+        let images = Tensor::zeros([rows, 1, 1, 1], (logits.kind(), logits.device()));
+        Self {
+            natural_logits: None,
+            natural: images.shallow_clone(),
+            particles: images,
+            labels: Tensor::from_slice(labels).to_device(logits.device()),
+            points: (0..rows).collect(),
+            particles_per_point: 1,
+            threat: ThreatModel::default(),
+            state: Vec::new(),
+            network: &|images| images.flatten(1, -1) * 0.0,
+            numbers: FixedNumbers(vec![0.0]),
+            logits,
+        }
+    }
+
+    /// The minibatch, as an objective is given it.
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            logits: &self.logits,
+            natural_logits: self.natural_logits.as_ref(),
+            natural: &self.natural,
+            particles: &self.particles,
+            labels: &self.labels,
+            points: &self.points,
+            particles_per_point: self.particles_per_point,
+            classes: self.logits.size()[1],
+            threat: self.threat,
+            state: &self.state,
+            network: Network::new(self),
+            random: Random::new(&self.numbers),
+        }
+    }
+}
+
+impl NetworkCalls for Round<'_> {
+    fn logits(&self, images: &Tensor, _: bool) -> Result<Tensor> {
+        Ok((self.network)(images))
+    }
+
+    fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> Result<Tensor> {
+        losses::differentiable_gradient(&loss.f_sum(loss.kind())?, images)
+    }
+}
+/// A method of a sampler.
+type Take<'a> = &'a dyn Fn(&Step) -> Result<Next>;
 
 /// Asserts that a step returned these particles, in order, up to rounding.
 ///

@@ -5,7 +5,7 @@
 //! accepts or rejects it. Training, evaluation and the conformance checks run chains through this module. They compute
 //! losses and call the plugin in different ways, and pass both in as closures.
 
-use crate::abi::SamplerInstance;
+use crate::abi::{SamplerInstance, MOST_STEPS};
 use crate::{Next, Projection, Random, RandomSource, Step, ThreatModel};
 use tch::Tensor;
 
@@ -28,9 +28,11 @@ pub struct Visit<'a> {
     pub state: Vec<Tensor>,
 }
 
-/// The two methods of a sampler that move particles.
+/// The methods of a sampler that move particles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
+    /// [`Sampler::begin`](crate::Sampler::begin).
+    Begin,
     /// [`Sampler::step`](crate::Sampler::step).
     Step,
     /// [`Sampler::finish`](crate::Sampler::finish).
@@ -38,9 +40,10 @@ pub enum Method {
 }
 
 impl Method {
-    /// Its name in messages: "step" or "finish".
+    /// Its name in messages: "begin", "step" or "finish".
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Begin => "begin",
             Self::Step => "step",
             Self::Finish => "finish",
         }
@@ -51,7 +54,7 @@ impl Method {
 pub struct Call<'a> {
     /// The method to call.
     pub method: Method,
-    /// The number of earlier steps in the visit: 0 to T - 1 for a step, T for `finish`.
+    /// The number of earlier steps in the visit: 0 to T - 1 for a step, 0 for `begin`, T for `finish`.
     pub number: usize,
     /// The chains before the call.
     pub visit: &'a Visit<'a>,
@@ -75,6 +78,16 @@ impl Call<'_> {
         named.into_iter().chain(state.iter().map(|state| ("state", state)))
     }
 
+    /// The number of the call's random numbers among those of the visit: 1 to T for the steps, T + 1
+    /// for `finish`, and one that no step has for `begin`. Numbers 0 are those of a start that the
+    /// host draws.
+    pub fn stream(&self) -> usize {
+        match self.method {
+            Method::Begin => MOST_STEPS + 2,
+            Method::Step | Method::Finish => self.number + 1,
+        }
+    }
+
     /// Calls the sampler with these random numbers. The result is neither checked nor projected.
     ///
     /// # Errors
@@ -96,6 +109,7 @@ impl Call<'_> {
             random: Random::new(random),
         };
         match self.method {
+            Method::Begin => sampler.begin(&step, random),
             Method::Step => sampler.step(&step, random),
             Method::Finish => sampler.finish(&step, random),
         }
@@ -114,7 +128,7 @@ pub struct Due {
 /// A sampler and the length of its visits.
 ///
 /// Each method takes the closure `perform`, which makes the call to the plugin ([`Call::make`],
-/// with random numbers for `call.number`), checks the result and returns it. It runs without
+/// with the random numbers of [`Call::stream`]), checks the result and returns it. It runs without
 /// gradient tracking; a change of this setting by the plugin has no effect.
 #[derive(Clone, Copy)]
 pub struct Walk<'a> {
@@ -125,7 +139,8 @@ pub struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// A whole visit: T steps, then `finish` if the sampler declares `judges_last_proposal`.
+    /// A whole visit: `begin` if the sampler declares `begins`, T steps, then `finish` if it declares
+    /// `judges_last_proposal`.
     ///
     /// `evaluate` returns the loss (`[N]`) at the particles and, if it is due, the gradient of its
     /// sum (`[N, C, H, W]`).
@@ -139,18 +154,30 @@ impl Walk<'_> {
         mut evaluate: impl FnMut(Due, &Visit) -> Result<(Tensor, Option<Tensor>), E>,
         mut perform: impl FnMut(&Call) -> Result<Next, E>,
     ) -> Result<(), E> {
+        self.begin(visit, &mut perform)?;
         let declaration = self.sampler.declaration();
-        let judgement = declaration.judges_last_proposal.then_some((Method::Finish, self.steps));
-        for (method, number) in (0..self.steps).map(|number| (Method::Step, number)).chain(judgement) {
-            let gradient = match method {
-                Method::Step => declaration.uses_gradient,
-                Method::Finish => declaration.judges_by_gradient,
-            };
+        let steps = (0..self.steps).map(|number| (Method::Step, number, declaration.uses_gradient));
+        let judgement = (Method::Finish, self.steps, declaration.judges_by_gradient);
+        let judgement = declaration.judges_last_proposal.then_some(judgement);
+        for (method, number, gradient) in steps.chain(judgement) {
             let (loss, gradient) = evaluate(Due { number, gradient }, visit)?;
             let gradient = gradient.unwrap_or_else(|| visit.particles.zeros_like());
             self.advance(method, visit, number, (&loss, &gradient), &mut perform)?;
         }
         Ok(())
+    }
+
+    /// Only the start of a visit: `begin`, if the sampler declares `begins`.
+    ///
+    /// # Errors
+    /// Those of `perform`; the particles are then unchanged.
+    pub fn begin<E>(self, visit: &mut Visit, perform: impl FnMut(&Call) -> Result<Next, E>) -> Result<(), E> {
+        if !self.sampler.declaration().begins {
+            return Ok(());
+        }
+        let gradient = visit.particles.zeros_like();
+        let loss = gradient.new_zeros([gradient.size()[0]], (gradient.kind(), gradient.device()));
+        self.advance(Method::Begin, visit, 0, (&loss, &gradient), perform)
     }
 
     /// Only step `number` (from 0), given the loss (`[N]`) and the gradient of its sum
@@ -179,8 +206,9 @@ impl Walk<'_> {
     ) -> Result<(), E> {
         let _guard = tch::no_grad_guard();
         let next = perform(&Call { method, number, visit, walk: self, loss, gradient })?;
-        visit.particles = match self.sampler.declaration().projection {
-            Projection::Host => visit.threat.project(&next.particles, visit.natural),
+        let declaration = self.sampler.declaration();
+        visit.particles = match declaration.projection {
+            Projection::Host => declaration.ball(&visit.threat).project(&next.particles, visit.natural),
             Projection::Sampler => next.particles,
         };
         visit.state = next.state;
@@ -199,7 +227,7 @@ mod tests {
     export_sampler!("recorder", Recorder);
 
     /// Adds the gradient and a random number to its particles. Its state holds the inputs of the
-    /// last call: method (0 or 1), number, number of steps, and loss.
+    /// last call: method (0 for step, 1 for finish, 2 for begin), number, number of steps, and loss.
     struct Recorder {
         options: Options,
     }
@@ -216,6 +244,12 @@ mod tests {
         /// Whether `finish` is given the gradient.
         #[serde(default)]
         judges_by_gradient: bool,
+        /// Whether `begin` is called.
+        #[serde(default)]
+        begins: bool,
+        /// How far particles may move beyond the ball, in units of epsilon.
+        #[serde(default)]
+        beyond: f64,
     }
 
     impl Recorder {
@@ -256,6 +290,18 @@ mod tests {
             } else {
                 Projection::Host
             }
+        }
+
+        fn begins(&self) -> bool {
+            self.options.begins
+        }
+
+        fn reach(&self) -> f64 {
+            1.0 + self.options.beyond
+        }
+
+        fn begin(&self, start: &Step) -> Result<Next> {
+            Self::next(start, 2.0)
         }
 
         fn step(&self, step: &Step) -> Result<Next> {
@@ -333,6 +379,45 @@ mod tests {
         // 0.25 + 0.01, then 0.25 + 0.02; the second step is number 1 of 2, at a loss of 2.6.
         assert_close(&visit.particles, &[0.53]);
         assert_close(&visit.state[0], &[0.0, 1.0, 2.0, 2.6]);
+    }
+
+    #[test]
+    fn begin_moves_the_start_before_the_first_loss() {
+        let pixel = Pixel::new();
+        let sampler = recorder(Options { begins: true, ..Options::default() });
+        let mut visit = pixel.visit();
+        let events = walked(&sampler, &mut visit);
+        assert_eq!(events, ["begin 0", "gradient 0", "step 0", "gradient 1", "step 1"]);
+        // 0.01 without a gradient, then 0.25 + 0.01 and 0.25 + 0.02.
+        assert_close(&visit.particles, &[0.54]);
+        assert_close(&visit.state[0], &[0.0, 1.0, 2.0, 2.7]);
+
+        let walk = Walk { sampler: &sampler, steps: 2 };
+        let mut visit = pixel.visit();
+        let mut streams = Vec::new();
+        let begun = walk.begin(&mut visit, |call| {
+            streams.push(call.stream());
+            call.make(&FixedNumbers(vec![5.0]))
+        });
+        assert_eq!(begun, Ok(()));
+        assert_close(&visit.particles, &[1.0]);
+        assert_close(&visit.state[0], &[2.0, 0.0, 2.0, 0.0]);
+        assert_eq!(streams, [MOST_STEPS + 2], "that of no step");
+        let without = recorder(Options::default());
+        let begun = Walk { sampler: &without, steps: 2 }.begin(&mut visit, |_| panic!("not called"));
+        assert_eq!(begun, Ok::<_, Error>(()));
+    }
+
+    #[test]
+    fn particles_are_projected_onto_the_ball_that_the_sampler_declares() {
+        let pixel = Pixel::new();
+        let sampler = recorder(Options { beyond: 0.5, ..Options::default() });
+        let mut visit = pixel.visit();
+        let at = (&loss(&visit), &visit.particles.full_like(3.0));
+        let step = Walk { sampler: &sampler, steps: 1 }
+            .step(&mut visit, 0, at, |call| call.make(&FixedNumbers(vec![0.0])));
+        assert_eq!(step, Ok(()));
+        assert_close(&visit.particles, &[1.5]);
     }
 
     #[test]

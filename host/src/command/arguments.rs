@@ -37,8 +37,8 @@ const ABOUT: &str = "Distributionally robust training with plugins";
 const LONG_ABOUT: &str = "\
 Trains classifiers against adversarial distributions, and evaluates their robustness.
 
-Models, samplers and attacks are plugins: shared libraries that are loaded at run time. A plugin
-is written FILE[,option=value]… everywhere, for example
+Models, samplers, attacks and objectives are plugins: shared libraries that are loaded at run time.
+A plugin is written FILE[,option=value]… everywhere, for example
 
     host train --model cnn.so,arch=B --sampler langevin.so,step_size=0.2,noise=0.2
     host eval runs/demo --attack pgd.so,steps=40 --attack apgd.so
@@ -686,6 +686,8 @@ pub enum NewKind {
     Sampler,
     /// A whole procedure
     Attack,
+    /// The losses of the outer and the inner problem
+    Objective,
 }
 
 /// `host data`
@@ -812,7 +814,7 @@ mod tests {
 
     /// A value of each flag that differs from the recipe's, and the resulting value of the option.
     fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
-        let values: [(&str, &str, serde_json::Value); 48] = [
+        let values: [(&str, &str, serde_json::Value); 49] = [
             ("model", "a.so", "a.so".into()),
             ("sampler", "none", "none".into()),
             ("data.name", "fashion-mnist", "fashion-mnist".into()),
@@ -822,8 +824,9 @@ mod tests {
             ("threat.epsilon", "0.5", 0.5.into()),
             ("train.mode", "faithful", "faithful".into()),
             ("train.replay", "7", 7.into()),
-            ("train.objective", "trades", "trades".into()),
-            ("train.trades_beta", "0.5", 0.5.into()),
+            ("train.objective", "trades.so", "trades.so".into()),
+            ("train.clip_gradient", "0.5", 0.5.into()),
+            ("train.awp", "0.5", 0.5.into()),
             ("train.start", "uniform-store", "uniform-store".into()),
             ("train.sampler_gradient", "eval", "eval".into()),
             ("train.precision", "bf16", "bf16".into()),

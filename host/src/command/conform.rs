@@ -391,6 +391,7 @@ impl Checked<'_> {
                 Kind::Model => Table::Model(library::open_model(&spec)?.plugin),
                 Kind::Sampler => Table::Sampler(library::open_sampler(&spec)?.plugin),
                 Kind::Attack => Table::Attack(library::open_attack(&spec)?.plugin),
+                Kind::Objective => Table::Objective(library::open_objective(&spec)?.plugin),
                 Kind::Unknown => return Err(Error::new("this host does not support plugins of this kind")),
             })
         });

@@ -210,6 +210,7 @@ fn opens(spec: &PluginSpec, kind: Kind) -> Result<()> {
         Kind::Model => library::open_model(spec)?.description,
         Kind::Sampler => library::open_sampler(spec)?.description,
         Kind::Attack => library::open_attack(spec)?.description,
+        Kind::Objective => library::open_objective(spec)?.description,
         Kind::Unknown => return Err(Error::new("it is of a kind that this host does not support")),
     };
     described.map(drop)

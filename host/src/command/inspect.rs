@@ -49,6 +49,7 @@ fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
         Kind::Model => library::open_model(&spec)?.description,
         Kind::Sampler => library::open_sampler(&spec)?.description,
         Kind::Attack => library::open_attack(&spec)?.description,
+        Kind::Objective => library::open_objective(&spec)?.description,
         Kind::Unknown => Err(Error::new(
             "this host does not support plugins of this kind; use the newer host that it was built for",
         )),

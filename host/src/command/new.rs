@@ -24,6 +24,9 @@ fn template(kind: NewKind) -> (&'static str, &'static str, &'static str) {
         NewKind::Model => (include_str!("../../../plugins/cnn/src/lib.rs"), "cnn", "Cnn"),
         NewKind::Sampler => (include_str!("../../../plugins/langevin/src/lib.rs"), "langevin", "Langevin"),
         NewKind::Attack => (include_str!("../../../examples/my-attack/src/lib.rs"), "my-attack", "MyAttack"),
+        NewKind::Objective => {
+            (include_str!("../../../examples/my-objective/src/lib.rs"), "my-objective", "MyObjective")
+        }
     }
 }
 
@@ -200,6 +203,7 @@ fn usage(kind: NewKind, plugin: &str) -> String {
         NewKind::Model => format!("host train --model {plugin}"),
         NewKind::Sampler => format!("host train --sampler {plugin}"),
         NewKind::Attack => format!("host eval RUN --attack {plugin}"),
+        NewKind::Objective => format!("host train --recipe algorithm-1 --objective {plugin}"),
     }
 }
 

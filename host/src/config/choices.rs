@@ -45,6 +45,9 @@ pub enum Start {
     Natural,
     /// At a uniform draw from the ball, at every visit
     Uniform,
+    /// At the natural example plus the perturbation with which the same row of the minibatch before
+    /// ended
+    Carried,
 }
 
 impl Start {
@@ -55,6 +58,7 @@ impl Start {
             Self::Store | Self::UniformStore => plugin_api::Start::Store,
             Self::Natural => plugin_api::Start::Natural,
             Self::Uniform => plugin_api::Start::Uniform,
+            Self::Carried => plugin_api::Start::Carried,
         }
     }
 }
@@ -68,28 +72,6 @@ pub enum Select {
     /// The weights of the epoch with the best score on the validation points: accuracy against the
     /// probe if there is one, clean accuracy otherwise
     Best,
-}
-
-/// The losses of the outer and the inner problem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Objective {
-    /// The cross-entropy at the particles, for both problems
-    CrossEntropy,
-    /// TRADES (Zhang et al. 2019): the inner loss is the KL divergence between the predictions at
-    /// the natural example and at the particle; the outer loss is the cross-entropy at the natural
-    /// example plus `trades_beta` times this divergence
-    Trades,
-}
-
-impl Objective {
-    /// Whether the inner loss differs from the outer loss.
-    pub fn has_its_own_inner_loss(self) -> bool {
-        match self {
-            Self::CrossEntropy => false,
-            Self::Trades => true,
-        }
-    }
 }
 
 /// How particles are stored. Every computation with them is in f32.
@@ -118,6 +100,10 @@ pub enum Algorithm {
     SignSgd,
     /// Adam (Kingma and Ba 2015), with weight decay added to the gradient
     Adam,
+    /// Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)
+    #[serde(rename = "adamw")]
+    #[value(name = "adamw")]
+    AdamW,
 }
 
 /// The schedule of the learning rate.

@@ -1,7 +1,7 @@
 //! An experiment: its keys and their defaults.
 
 use super::options::*;
-use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
+use super::{Algorithm, Format, Mode, ModelMode, Select, Shape, Start};
 use crate::data::DataSpec;
 use crate::plugin::PluginSpec;
 use crate::torch::precision::Precision;
@@ -70,8 +70,8 @@ pub struct Data {
     pub validation_points: Option<usize>,
 }
 
-/// The value of the authors of TRADES (Zhang et al. 2019).
-const DEFAULT_TRADES_BETA: f64 = 6.0;
+/// The plugin of the default objective.
+const CROSS_ENTROPY: &str = "cross_entropy.so";
 
 /// The value of `train.store_file` that stands for a file in the run's folder.
 pub(crate) const IN_RUN: &str = "run";
@@ -104,10 +104,8 @@ options! {
         mode: Mode = Mode::Faithful;
         /// Number of times that each minibatch is used in a row (mode fused)
         replay (value_name = "N"): usize = 1, |n| (1..=MOST_STEPS).contains(n) => "1 to 65534";
-        /// The losses that the weights minimise and the sampler maximises
-        objective: Objective = Objective::CrossEntropy;
-        /// Weight of the divergence in objective trades [default: 6]
-        trades_beta (value_name = "WEIGHT"): Option<f64> = None, at_least_0 => "a number of at least 0";
+        /// Objective plugin: the losses that the weights minimise and the sampler maximises
+        objective (value_name = "PLUGIN"): PluginSpec = default_plugin(CROSS_ENTROPY);
         /// Where chains begin
         start: Start = Start::Sampler;
         /// Mode of the model while the sampler's gradient is taken [default: eval in mode faithful;
@@ -156,6 +154,13 @@ options! {
         momentum (value_name = "SHARE"): f64 = 0.9, from_0_to_below_1 => "a number from 0 to below 1";
         /// Its weight decay
         weight_decay (value_name = "RATE"): f64 = 0.0, at_least_0 => "a number of at least 0";
+        /// Shorten the gradient of the weights to at most this length (Euclidean, of all weights
+        /// together)
+        clip_gradient (value_name = "LENGTH"): Option<f64> = None, above_0 => "a number above 0";
+        /// Adversarial weight perturbation (Wu et al. 2020): descend at the weights that are worst
+        /// within this share of the length of each layer's weights (mode faithful; twice the passes of
+        /// the weights)
+        awp (value_name = "SHARE"): Option<f64> = None, above_0 => "a number above 0";
         /// How the learning rate changes
         schedule: Shape = Shape::Cosine;
         /// Shares of the run at which the step schedule falls [default: 0.5,0.75]
@@ -324,9 +329,10 @@ impl Eval {
 }
 
 impl Train {
-    /// The weight of the KL divergence in objective trades.
-    pub fn trades_beta(&self) -> f64 {
-        self.trades_beta.unwrap_or(DEFAULT_TRADES_BETA)
+    /// Whether the objective is the plain cross-entropy at the particles, for both problems.
+    pub fn is_cross_entropy(&self) -> bool {
+        let Self { objective, .. } = self;
+        objective.is_called("cross_entropy") && objective.has_no_options()
     }
 
     /// The mode of the model while the sampler's gradient is taken.

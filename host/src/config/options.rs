@@ -1,6 +1,6 @@
 //! The macro that declares options: each option once, with its help, default and range.
 
-use super::{Algorithm, Format, Mode, ModelMode, Objective, Select, Shape, Start};
+use super::{Algorithm, Format, Mode, ModelMode, Select, Shape, Start};
 use crate::plugin::PluginSpec;
 use crate::torch::precision::Precision;
 use crate::util::number::{Real, Reals};
@@ -62,7 +62,7 @@ macro_rules! settings {
 
 settings!(f64: Real, Vec<f64>: Reals);
 settings!(bool, u64, usize, String, PathBuf, PluginSpec);
-settings!(Algorithm, Format, Mode, ModelMode, Objective, Precision, Select, Shape, Start);
+settings!(Algorithm, Format, Mode, ModelMode, Precision, Select, Shape, Start);
 
 /// Formats a value for the error message that refuses it.
 pub(super) trait Shown {

@@ -10,6 +10,8 @@ pub enum Role {
     Model,
     /// The training adversary.
     Sampler,
+    /// The losses of both problems.
+    Objective,
     /// The attack on the validation points after every epoch.
     Probe,
     /// The attack on test points during training.
@@ -20,13 +22,15 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 5] = [Self::Model, Self::Sampler, Self::Probe, Self::Trace, Self::Attack];
+    pub const ALL: [Self; 6] =
+        [Self::Model, Self::Sampler, Self::Objective, Self::Probe, Self::Trace, Self::Attack];
 
     /// Its key in an experiment.
     pub fn key(self) -> &'static str {
         match self {
             Self::Model => "model",
             Self::Sampler => "sampler",
+            Self::Objective => "train.objective",
             Self::Probe => "train.probe",
             Self::Trace => "train.trace",
             Self::Attack => "eval.attacks",
@@ -38,6 +42,7 @@ impl Role {
         match self {
             Self::Model => "model",
             Self::Sampler => "sampler",
+            Self::Objective => "objective",
             Self::Probe => "probe",
             Self::Trace => "trace",
             Self::Attack => "attack",
@@ -53,11 +58,12 @@ impl Role {
 impl Experiment {
     /// All plugins of the experiment.
     pub fn plugins(&self) -> impl Iterator<Item = (Role, &PluginSpec)> {
-        let Train { probe, trace, .. } = &self.train;
+        let Train { objective, probe, trace, .. } = &self.train;
         let one = |role, spec: Option<_>| spec.map(|spec| (role, spec));
         [
             one(Role::Model, Some(&self.model)),
             one(Role::Sampler, self.sampler.0.as_ref()),
+            one(Role::Objective, Some(objective)),
             one(Role::Probe, probe.as_ref()),
             one(Role::Trace, trace.as_ref()),
         ]
@@ -68,9 +74,10 @@ impl Experiment {
 
     /// All plugins of the experiment, mutable.
     pub fn plugins_mut(&mut self) -> Vec<(Role, &mut PluginSpec)> {
-        let Train { probe, trace, .. } = &mut self.train;
+        let Train { objective, probe, trace, .. } = &mut self.train;
         let mut plugins = vec![(Role::Model, &mut self.model)];
         plugins.extend(self.sampler.0.as_mut().map(|spec| (Role::Sampler, spec)));
+        plugins.push((Role::Objective, objective));
         plugins.extend(probe.as_mut().map(|spec| (Role::Probe, spec)));
         plugins.extend(trace.as_mut().map(|spec| (Role::Trace, spec)));
         plugins.extend(self.eval.attacks.iter_mut().map(|spec| (Role::Attack, spec)));

@@ -1,7 +1,7 @@
 //! Validation of an experiment. The range of a single option of `train` is in its declaration.
 
 use super::choices::name_of;
-use super::{Experiment, Mode, ModelMode, Objective, Select, Shape, Train};
+use super::{Experiment, Mode, ModelMode, Select, Shape, Train};
 use crate::torch::device;
 use crate::torch::precision::Precision;
 use crate::{Error, Result};
@@ -32,13 +32,8 @@ impl Experiment {
         let (train, eval, adversarial) = (&self.train, &self.eval, self.sampler.0.is_some());
         let (fused, epochs, trains) = (train.mode == Mode::Fused, train.epochs as f64, train.epochs > 0);
         let holds_images = low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite();
-        let has_divergence = match train.objective {
-            Objective::CrossEntropy => false,
-            Objective::Trades => true,
-        };
-        let objective = name_of(train.objective);
         #[rustfmt::skip]
-        let rules: [Rule; 17] = [
+        let rules: [Rule; 15] = [
             rule(trains || train.init.is_some(), "train.epochs", "at least 1 (0 only with train.init, which gives weights)", train.epochs),
             rule(trains || train.select == Select::Last, "train.select", "last (a run of 0 epochs scores none)", "best"),
             rule(trains || train.trace.is_none(), "train.trace", "no value (a run of 0 epochs does not train)", "an attack"),
@@ -48,9 +43,7 @@ impl Experiment {
             rule(!trains || (0.0..=epochs).contains(&train.warmup_epsilon), "train.warmup_epsilon", "a number from 0 to train.epochs", train.warmup_epsilon),
             rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch)", train.replay),
             rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused, the pass of the sampler's gradient also trains the weights)", "eval"),
-            rule(!fused || !train.objective.has_its_own_inner_loss(), "train.objective", "cross-entropy (mode fused takes both gradients from one loss, but trades has a separate inner loss)", &objective),
-            rule(adversarial || !has_divergence, "train.objective", "cross-entropy (without a sampler, the divergence of trades is always zero)", &objective),
-            rule(has_divergence || train.trades_beta.is_none(), "train.trades_beta", "no value (only objective trades uses it)", train.trades_beta()),
+            rule(!fused || train.awp.is_none(), "train.awp", "no value (in mode fused, one backward serves weights and particles)", train.awp.unwrap_or_default()),
             rule(adversarial || train.particles == 1, "train.particles", "1 (without a sampler, the only particle of a point is its natural example)", train.particles),
             rule(self.validation_points() > 0 || !self.is_scored(), "data.validation_points", "at least 1 (train.probe and train.select = \"best\" score the validation points)", 0),
             rule(train.precision != Precision::Tf32 || train.device != "cpu", "train.precision", "f32 or bf16 (only a GPU has TF32: --device cuda)", "tf32"),
@@ -59,8 +52,8 @@ impl Experiment {
         ];
         if let Some((_, key, expected, got)) = rules.into_iter().find(|(is_kept, ..)| !is_kept) {
             let error = refused(key, expected, &got);
-            // The likely reason: a flag laid over a recipe of mode fused.
-            return Err(if key == "train.objective" && fused && adversarial {
+            // The likely reason: a flag laid over a recipe of another mode.
+            return Err(if key == "train.awp" {
                 error.fix("use Algorithm 1 (--recipe algorithm-1, train.mode = \"faithful\")")
             } else if key == "train.replay" && !fused {
                 error.fix("set train.replay = 1 (--replay 1), or use Algorithm 1 (--recipe algorithm-1)")

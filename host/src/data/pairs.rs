@@ -284,7 +284,7 @@ pub fn check_epsilon(epsilon: f64) -> Result<()> {
 fn limit(norm: Norm, epsilon: f64) -> u64 {
     let steps = 2.0 * (epsilon + 1e-6 * (1.0 + epsilon)) * PIXEL_STEPS;
     match norm {
-        Norm::Linf => steps as u64,
+        Norm::Linf | Norm::L1 => steps as u64,
         Norm::L2 => (steps * steps) as u64,
     }
 }
@@ -294,7 +294,7 @@ const PIXEL_STEPS: f64 = 255.0;
 /// A distance in units of the range of pixels.
 fn distance(norm: Norm, measured: u64) -> f64 {
     match norm {
-        Norm::Linf => measured as f64 / PIXEL_STEPS,
+        Norm::Linf | Norm::L1 => measured as f64 / PIXEL_STEPS,
         Norm::L2 => (measured as f64).sqrt() / PIXEL_STEPS,
     }
 }
@@ -346,6 +346,19 @@ impl Measure for SumOfSquares {
     }
 }
 
+struct Sum;
+
+impl Measure for Sum {
+    fn of_chunk(one: &Chunk, other: &Chunk) -> u64 {
+        let differences = one.iter().zip(other).map(|(one, other)| u32::from(one.abs_diff(*other)));
+        differences.sum::<u32>().into()
+    }
+
+    fn joined(one: u64, other: u64) -> u64 {
+        one + other
+    }
+}
+
 /// A comparison of all pairs. Of two values, the first is for pairs of one label, the second for
 /// pairs of two.
 struct Search<'a> {
@@ -375,6 +388,7 @@ impl Search<'_> {
         match self.norm {
             Norm::Linf => self.all_by::<Largest>(),
             Norm::L2 => self.all_by::<SumOfSquares>(),
+            Norm::L1 => self.all_by::<Sum>(),
         }
     }
 
@@ -539,6 +553,7 @@ mod tests {
                 let distance = match norm {
                     Norm::Linf => differences.fold(0.0, f64::max),
                     Norm::L2 => differences.map(|difference| difference * difference).sum::<f64>().sqrt(),
+                    Norm::L1 => differences.sum(),
                 };
                 let differ = labels[first] != labels[second];
                 let kind = &mut kinds[usize::from(differ)];
@@ -609,9 +624,8 @@ mod tests {
 
         #[test]
         fn pairs_are_those_of_the_definition(
-            (width, pixels, labels) in data(), steps in 0u32..520, is_l2 in any::<bool>()
+            (width, pixels, labels) in data(), steps in 0u32..520, norm in prop::sample::select(Norm::ALL.to_vec())
         ) {
-            let norm = if is_l2 { Norm::L2 } else { Norm::Linf };
             let epsilon = f64::from(steps) / 510.0;
             let expected = by_definition(norm, epsilon, width, &pixels, &labels);
             prop_assert_eq!(rounded(found(norm, epsilon, width, &pixels, &labels)), rounded(expected));
@@ -665,6 +679,8 @@ mod tests {
         // By hand: a triangle of 3, 4 and 5 steps.
         assert_eq!(within(Norm::L2, 5.0 / 510.0, &[10, 20, 13, 24]), 1);
         assert_eq!(within(Norm::L2, 4.99 / 510.0, &[10, 20, 13, 24]), 0);
+        assert_eq!(within(Norm::L1, 7.0 / 510.0, &[10, 20, 13, 24]), 1);
+        assert_eq!(within(Norm::L1, 6.99 / 510.0, &[10, 20, 13, 24]), 0);
         // A whole number of half pixel steps below is no rounding.
         assert_eq!(within(Norm::Linf, 15.5 / 510.0, &[0, 16]), 0);
     }

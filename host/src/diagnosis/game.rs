@@ -7,7 +7,7 @@ use crate::Result;
 use crate::config::{Data, Mode, SamplerChoice, Select, Start, Train};
 use crate::data::examples::repeat_rows;
 use crate::data::{Dataset, Origin, Split};
-use crate::plugin::LoadedModel;
+use crate::plugin::{LoadedModel, Objective};
 use crate::torch::random::{Purpose, seed_for};
 use crate::training::Training;
 use crate::training::store::POINTS_AT_A_TIME;
@@ -95,7 +95,8 @@ impl Setup<'_> {
         };
         let seed = seed_for(self.seed, Purpose::Diagnosis, 0);
         let model = LoadedModel::build(&self.model_spec, frozen.task(), self.device, seed)?;
-        let training = Training::new(experiment, model, None, (None, None), frozen, self.device)?;
+        let players = (model, Objective::make(&experiment.train.objective)?, None);
+        let training = Training::new(experiment, players, (None, None), frozen, self.device)?;
         training.train_in_memory(|points| {
             advance(points);
             refuse_if_stopped(stop)

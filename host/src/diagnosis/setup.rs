@@ -3,7 +3,7 @@
 use super::exact::Affine;
 use super::ladder::{self, STEPS_PER_DRAW};
 use super::record::Settings;
-use crate::config::{Experiment, Objective};
+use crate::config::Experiment;
 use crate::data::{Dataset, examples::Examples};
 use crate::law::chain::FEWEST_DRAWS;
 use crate::law::sampling::Subject;
@@ -130,12 +130,17 @@ impl<'a> Setup<'a> {
         let sampler = make_sampler(&spec_of(spec, recorded)?, &experiment.train)?;
         let start = experiment.train.start.of(sampler.declaration().start);
         if start != Start::Store {
-            let why = format!("the chains of {} begin anew at every visit", sampler.name());
+            let name = sampler.name();
+            let why = if start == Start::Carried {
+                format!("the chains of {name} go on from minibatch to minibatch, not with their points")
+            } else {
+                format!("the chains of {name} begin anew at every visit")
+            };
             return Err(without_particles(path, &why));
         }
 
         let saved = {
-            let of_shards = shards::groups(&experiment.train);
+            let of_shards = shards::groups(shards::PARTICLES, &experiment.train);
             let groups: Vec<_> =
                 std::iter::once("weights").chain(of_shards.iter().map(String::as_str)).collect();
             checkpoint::load::<Progress>(&folder.checkpoints(), &groups)?
@@ -165,10 +170,13 @@ impl<'a> Setup<'a> {
         let stores = Stores::of_checkpoint(&experiment, folder.path(), &examples, &state, &mut saved.groups)?;
 
         let threat = experiment.training_threat();
+        sampler.keeps_to_ball()?;
         let maximiser = Sampler::make(&options.maximiser)?;
-        maximiser.supports(&threat)?;
         let beside = options.beside.iter().map(Sampler::make).collect::<Result<Vec<_>>>()?;
-        beside.iter().try_for_each(|sampler| sampler.supports(&threat))?;
+        for sampler in std::iter::once(&maximiser).chain(&beside) {
+            sampler.keeps_to_ball()?;
+            sampler.supports(&threat)?;
+        }
         for lambda in &lambdas {
             ladder::law_sampler(&options.law_sampler, *lambda, options.steps)?.supports(&threat)?;
         }
@@ -319,14 +327,16 @@ fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
             "the uniform law on an l2 ball cut to the domain, with which every law is compared, cannot be drawn from",
         ));
     }
-    match record.experiment.train.objective {
-        Objective::CrossEntropy => Ok(()),
-        Objective::Trades => Err(Error::new(format!(
-            "{}: expected a run whose particles climb the cross-entropy, got train.objective trades",
-            path.display()
+    let train = &record.experiment.train;
+    if !train.is_cross_entropy() {
+        return Err(Error::new(format!(
+            "{}: expected a run whose particles climb the cross-entropy, got train.objective {}",
+            path.display(),
+            train.objective
         ))
-        .note("because", "the law that is measured is exp(lambda * cross-entropy)")),
+        .note("because", "the law that is measured is exp(lambda * cross-entropy)"));
     }
+    Ok(())
 }
 
 fn without_particles(path: &Path, why: &str) -> Error {

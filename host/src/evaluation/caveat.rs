@@ -32,6 +32,9 @@ pub(crate) fn of_threat(threat: &ThreatModel, values: i64) -> Option<Caveat> {
             let length = (values as f64).sqrt();
             (farthest * length, format!("half of the diagonal of the domain of {values} values"))
         }
+        Norm::L1 => {
+            (farthest * values as f64, format!("half of the width of the domain, times its {values} values"))
+        }
     };
     let finding = || {
         format!(
@@ -333,6 +336,10 @@ mod tests {
             (Norm::L2, 14.1, unit, true),
             (Norm::L2, 27.9, wide, false),
             (Norm::L2, 28.1, wide, true),
+            (Norm::L1, 391.9, unit, false),
+            (Norm::L1, 392.1, unit, true),
+            (Norm::L1, 783.9, wide, false),
+            (Norm::L1, 784.1, wide, true),
         ] {
             let name = of(norm, epsilon, domain).map(|caveat| caveat.name);
             assert_eq!(name.as_deref(), is_caveat.then_some("large-epsilon"), "{norm} {epsilon} {domain:?}");

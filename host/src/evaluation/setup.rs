@@ -212,6 +212,7 @@ impl<'a> EvaluationSetup<'a> {
         let points = match &portion {
             Portion::Whole => all,
             Portion::Shard(shard) => {
+                attacks.iter().try_for_each(Attack::runs_in_shards)?;
                 settings = of_shard(settings, *shard);
                 shard.points(&all)?
             }

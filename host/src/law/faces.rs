@@ -140,7 +140,7 @@ impl Tally {
         }
         let particles = self.particles as f64;
         let coordinates = match self.threat.norm {
-            Norm::L2 => None,
+            Norm::L2 | Norm::L1 => None,
             Norm::Linf => Some(Coordinates {
                 on_faces: self.on_faces / self.coordinates,
                 on_domain: self.on_domain / self.coordinates,

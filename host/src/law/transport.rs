@@ -70,6 +70,7 @@ fn closer_pairs(
     let power = match threat.norm {
         Norm::Linf => f64::INFINITY,
         Norm::L2 => 2.0,
+        Norm::L1 => 1.0,
     };
     let mut pairs = Vec::new();
     let mut first = 0;
@@ -111,6 +112,7 @@ fn means(images: &Tensor, norm: Norm) -> (Tensor, f64) {
     match norm {
         Norm::Linf => (means, 1.0),
         Norm::L2 => (means, (size as f64).sqrt()),
+        Norm::L1 => (means, size as f64),
     }
 }
 

@@ -67,9 +67,25 @@ impl Attack {
                 instance.supports(threat)?;
                 instance.supports_task(task)
             }),
-            AttackKind::Sampler(sampler) => sampler.supports(threat),
+            AttackKind::Sampler(sampler) => sampler.keeps_to_ball().and_then(|()| sampler.supports(threat)),
         };
         supported.map_err(|error| Error::new(error).fix("choose other attacks with --attack"))
+    }
+
+    /// Refuses a sampler whose chains act on one another: the shards of an evaluation would give other
+    /// candidates than the whole.
+    ///
+    /// # Errors
+    /// If it is one.
+    pub fn runs_in_shards(&self) -> Result<()> {
+        match &self.kind {
+            AttackKind::Sampler(sampler) if sampler.declaration().interacts => Err(Error::new(format!(
+                "{}: its chains act on one another, so that a shard of the points would give other candidates",
+                self.name
+            ))
+            .fix("evaluate all points in one process, without --shard")),
+            _ => Ok(()),
+        }
     }
 
     /// The most forward and backward passes of a point, where they are known.

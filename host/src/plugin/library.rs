@@ -45,6 +45,8 @@ pub enum Kind {
     Sampler,
     /// A whole procedure.
     Attack,
+    /// The losses of the outer and the inner problem.
+    Objective,
     /// A kind that this host does not support.
     #[serde(other)]
     Unknown,
@@ -57,6 +59,7 @@ impl Kind {
             Kind::Model => "model",
             Kind::Sampler => "sampler",
             Kind::Attack => "attack",
+            Kind::Objective => "objective",
             Kind::Unknown => "unknown",
         }
     }
@@ -66,6 +69,7 @@ impl Kind {
             Kind::Model => "a model",
             Kind::Sampler => "a sampler",
             Kind::Attack => "an attack",
+            Kind::Objective => "an objective",
             Kind::Unknown => "of a kind that this host does not support",
         }
     }
@@ -237,6 +241,21 @@ pub(crate) fn open_attack(spec: &PluginSpec) -> Result<Opened<abi::AttackPlugin>
         |plugins| plugins.attacks,
         |plugin| &plugin.name,
         abi::AttackPlugin::describe,
+    )
+}
+
+/// Opens the objective that `spec` names.
+///
+/// # Errors
+/// As for [`open_model`].
+pub(crate) fn open_objective(spec: &PluginSpec) -> Result<Opened<abi::ObjectivePlugin>> {
+    open(
+        spec,
+        Kind::Objective,
+        &spec.options(),
+        |plugins| plugins.objectives,
+        |plugin| &plugin.name,
+        abi::ObjectivePlugin::describe,
     )
 }
 

@@ -317,7 +317,8 @@ impl LoadedModel {
             .on_the_way()
     }
 
-    fn count_backward(&self, rows: i64) {
+    /// Counts a backward pass of so many images.
+    pub(crate) fn count_backward(&self, rows: i64) {
         pulse::beat();
         self.backwards.set(self.backwards.get() + rows as u64);
     }

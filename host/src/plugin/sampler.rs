@@ -26,7 +26,7 @@ pub struct Sampler {
 /// If the draw fails.
 pub fn fresh_start(start: Start, natural: &Tensor, threat: &ThreatModel, draws: &Draws) -> Result<Tensor> {
     match start {
-        Start::Store | Start::Natural => Ok(natural.shallow_clone()),
+        Start::Store | Start::Natural | Start::Carried => Ok(natural.shallow_clone()),
         Start::Uniform => {
             threat.random_start(natural, &Random::new(draws)).map_err(|error| Error::new(error).on_the_way())
         }
@@ -59,6 +59,23 @@ impl Sampler {
     pub fn make(spec: &PluginSpec) -> Result<Self> {
         let Opened { plugin, record, options, .. } = open_sampler(spec)?;
         Self::of_plugin(&plugin, record, spec, &options)
+    }
+
+    /// Refuses a sampler whose particles may leave the ball of epsilon.
+    ///
+    /// # Errors
+    /// How far they may go.
+    pub fn keeps_to_ball(&self) -> Result<()> {
+        let reach = self.declaration().reach;
+        if reach == 1.0 {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: expected particles within epsilon of their natural examples, got {reach} epsilon",
+            self.name
+        );
+        Err(Error::new(message)
+            .note("because", "the sampler declares this reach, which is for training only"))
     }
 
     /// The names of the options of the sampler that `spec` names.
@@ -150,7 +167,7 @@ impl Sampler {
     /// # Errors
     /// If the plugin fails or its result does not pass the checks.
     pub fn perform(&self, due: &Call, draws: &Draws, watch: &mut FiniteCheck) -> Result<Next> {
-        let draws = draws.step(due.number + 1);
+        let draws = draws.step(due.stream());
         let next = call(&self.name, due.method.name(), due.lent(), || due.make(&draws))?;
         let Visit { threat, natural, ref particles, .. } = *due.visit;
         self.check(due.method, &next, particles)?;
@@ -159,9 +176,18 @@ impl Sampler {
             watch.finite(&self.name, state);
         }
         if self.declaration().projection == Projection::Sampler {
-            watch.inside(&self.name, &threat.contains(&next.particles, natural));
+            let ball = self.declaration().ball(&threat);
+            watch.inside(&self.name, &ball.contains(&next.particles, natural));
         }
         Ok(next)
+    }
+
+    /// Only the start of a visit, if the sampler declares `begins`.
+    ///
+    /// # Errors
+    /// As for [`Sampler::perform`].
+    pub fn begin(&self, visit: &mut Visit, draws: &Draws, watch: &mut FiniteCheck) -> Result<()> {
+        self.walk().begin(visit, |call| self.perform(call, draws, watch))
     }
 
     /// Only step `number` (from 0) of a visit, given the loss (`[N]`) and its gradient

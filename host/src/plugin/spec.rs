@@ -43,6 +43,17 @@ impl PluginSpec {
         Value::Object(self.options.clone()).to_string()
     }
 
+    /// Whether it names this plugin: by `plugin=NAME`, or else by its file.
+    pub fn is_called(&self, name: &str) -> bool {
+        let stem = Path::new(&self.file).file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        self.name.as_deref().unwrap_or(stem.strip_prefix("lib").unwrap_or(stem)) == name
+    }
+
+    /// Whether it gives the plugin no options.
+    pub fn has_no_options(&self) -> bool {
+        self.options.is_empty() && self.steps.is_none()
+    }
+
     /// The option `steps`, from 1 to 65534, if given.
     pub fn steps(&self) -> Option<usize> {
         self.steps

@@ -3,7 +3,7 @@
 
 use super::collect::Run;
 use super::tables::setting_text;
-use crate::config::{Experiment, MILESTONES, Mode, Objective, PEAK_AT, STEP_FACTOR, Shape, Train};
+use crate::config::{Experiment, MILESTONES, Mode, PEAK_AT, STEP_FACTOR, Shape, Train};
 use crate::sweep::short;
 use crate::torch::precision::Precision;
 use plugin_api::Norm;
@@ -50,10 +50,6 @@ fn resolved(experiment: &Experiment) -> Experiment {
     let by_default = Train { sampler_gradient: None, ..train.clone() }.sampler_gradient();
     if train.sampler_gradient == Some(by_default) {
         train.sampler_gradient = None;
-    }
-    match train.objective {
-        Objective::Trades => train.trades_beta = Some(train.trades_beta()),
-        Objective::CrossEntropy => {}
     }
     match train.schedule {
         Shape::Step => {
@@ -136,12 +132,8 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
     if train.particles > 1 {
         let _ = write!(label, "; {} particles", train.particles);
     }
-    match train.objective {
-        Objective::CrossEntropy => {}
-        Objective::Trades => {
-            shown.push("train.trades_beta");
-            let _ = write!(label, "; TRADES, beta {}", train.trades_beta());
-        }
+    if !train.is_cross_entropy() {
+        let _ = write!(label, "; {}", train.objective);
     }
     if train.average > 0.0 || train.swa_from.is_some() {
         label += "; averaged weights";
@@ -214,7 +206,7 @@ mod tests {
     fn other_value(key: &str, value: &Value) -> Value {
         match (key, value) {
             ("mode", _) => json!("fused"),
-            ("objective", _) => json!("trades"),
+            ("objective", _) => json!("trades.so"),
             ("start", _) => json!("natural"),
             ("sampler_gradient", _) => json!("train"),
             ("precision", _) => json!("bf16"),
@@ -226,7 +218,7 @@ mod tests {
             ("scale", _) => json!([0.25, 0.5]),
             ("probe" | "trace" | "store_file" | "init", _) => json!("fgsm.so"),
             ("device", _) => json!("cuda"),
-            ("trades_beta" | "step_factor" | "peak_at" | "swa_from", _) => json!(0.75),
+            ("clip_gradient" | "awp" | "step_factor" | "peak_at" | "swa_from", _) => json!(0.75),
             (_, Value::Null) => json!(3),
             (_, Value::Bool(value)) => json!(!value),
             (_, Value::Number(number)) if number.is_f64() => json!(0.75),
@@ -270,7 +262,6 @@ mod tests {
     fn a_default_and_its_value_are_the_same_method() {
         for keys in [
             json!({"train": {"sampler_gradient": "eval"}}),
-            json!({"train": {"objective": "trades", "trades_beta": 6.0}}),
             json!({"train": {"schedule": "step", "milestones": [0.5, 0.75], "step_factor": 0.1}}),
             json!({"train": {"schedule": "one-cycle", "peak_at": 0.4}}),
             json!({"data": {"validation_points": 0}}),
@@ -278,7 +269,6 @@ mod tests {
             let explicit = with(keys.clone());
             let mut implicit = explicit.clone();
             implicit.train.sampler_gradient = None;
-            implicit.train.trades_beta = None;
             implicit.train.milestones = None;
             implicit.train.step_factor = None;
             implicit.train.peak_at = None;

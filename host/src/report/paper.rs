@@ -1,6 +1,5 @@
 //! The paper's figures, and the runs that correspond to them.
 
-use crate::config::Objective;
 use crate::plugin::PluginSpec;
 use crate::run::RunRecord;
 use plugin_api::Norm;
@@ -85,14 +84,10 @@ impl Column {
         let threat = record.experiment.threat;
         let model = &record.plugins.model.manifest.name;
         let option = |key| option(&record.experiment.model, model, key);
-        let has_the_papers_objective = match record.experiment.train.objective {
-            Objective::CrossEntropy => true,
-            Objective::Trades => false,
-        };
         record.data.name == self.data
             && record.data.is_published()
             && record.data.test_points.is_none_or(|points| points == TEST_POINTS)
-            && has_the_papers_objective
+            && record.experiment.train.is_cross_entropy()
             && *model == self.model
             && self.options.iter().all(|(key, value)| option(key).as_ref() == Some(value))
             && sampler.is_some_and(|sampler| sampler.manifest.name == self.sampler)

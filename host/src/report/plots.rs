@@ -10,7 +10,6 @@ use super::collect::{Distances, Run};
 use super::method::ball;
 use super::tables::{self, Curve};
 use crate::Result;
-use crate::config::Objective;
 use crate::run::progress::TracePoint;
 use chart::*;
 use plugin_api::{Norm, ThreatModel};
@@ -158,13 +157,10 @@ pub(super) fn traces(runs: &[Run]) -> Result<Vec<Figure>> {
         };
         let cost_in_backprops = |run: &Run, point: &TracePoint| {
             let train = &run.record.experiment.train;
-            match train.objective {
-                Objective::CrossEntropy => {
-                    Some(backprops(point, run.record.data.train_points, train.batch, train.particles))
-                }
-                // The paper has no count for it.
-                Objective::Trades => None,
-            }
+            // The paper has no count for others.
+            train
+                .is_cross_entropy()
+                .then(|| backprops(point, run.record.data.train_points, train.batch, train.particles))
         };
         for (name, unit, x, title, caption, series) in [
             (

@@ -38,6 +38,7 @@ pub struct RunRecord {
     /// When it was started (UTC).
     pub started: String,
     /// All options and the seed.
+    #[serde(deserialize_with = "config::of_a_record")]
     pub experiment: Experiment,
     /// The plugins it used.
     pub plugins: Plugins,
@@ -104,6 +105,9 @@ pub struct Plugins {
     pub model: Record,
     /// The adversary; none for ordinary training.
     pub sampler: Option<Record>,
+    /// The objective; unknown in the record of an older version, where it was part of the host.
+    #[serde(default)]
+    pub objective: Option<Record>,
     /// The attack on the validation points, if there is one.
     pub probe: Option<Record>,
     /// The attack of the trace on test points, if there is one.
@@ -123,6 +127,7 @@ impl Plugins {
         match role {
             Role::Model => Some(&self.model),
             Role::Sampler => self.sampler.as_ref(),
+            Role::Objective => self.objective.as_ref(),
             Role::Probe => self.probe.as_ref(),
             Role::Trace => self.trace.as_ref(),
             Role::Attack => None,

@@ -13,6 +13,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/DefaultDtype.h>
@@ -247,16 +248,21 @@ extern "C" const char* host_sgd_step(at::Tensor* const* parameters, at::Tensor* 
     });
 }
 
-// `step` (f32, on the parameters' device) counts from 1.
+// `step` (f32, on the parameters' device) counts from 1. `decoupled`: weight decay as in AdamW.
 extern "C" const char* host_adam_step(at::Tensor* const* parameters, at::Tensor* const* gradients, size_t count,
                                       at::Tensor* const* first_moments, at::Tensor* const* second_moments,
                                       const at::Tensor* step, double learning_rate, double keep_first,
-                                      double keep_second, double weight_decay, double epsilon) {
+                                      double keep_second, double weight_decay, bool decoupled,
+                                      double epsilon) {
     return run(parameters, count, [&](const Tensors& dense) {
-        at::_fused_adam_(dense, laid_like(listed(gradients, count), dense), listed(first_moments, count),
-                         listed(second_moments, count), /*max_exp_avg_sqs=*/{}, Tensors(count, *step),
-                         learning_rate, keep_first, keep_second, weight_decay, epsilon, /*amsgrad=*/false,
-                         /*maximize=*/false);
+        const auto step_of = [&](auto fused) {
+            fused(dense, laid_like(listed(gradients, count), dense), listed(first_moments, count),
+                  listed(second_moments, count), /*max_exp_avg_sqs=*/Tensors{}, Tensors(count, *step),
+                  learning_rate, keep_first, keep_second, weight_decay, epsilon, /*amsgrad=*/false,
+                  /*maximize=*/false);
+        };
+        if (decoupled) step_of([](auto&&... arguments) { at::_fused_adamw_(arguments...); });
+        else step_of([](auto&&... arguments) { at::_fused_adam_(arguments...); });
     });
 }
 

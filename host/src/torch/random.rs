@@ -42,6 +42,8 @@ pub enum Purpose {
     Statistics = 11,
     /// Chains at fixed weights.
     Diagnosis = 12,
+    /// An objective, and the model's own numbers where the objective calls it.
+    Objective = 13,
 }
 
 /// The seed of a generator with its own state, for one purpose and step.

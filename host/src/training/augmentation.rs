@@ -18,7 +18,7 @@ use crate::plugin::Visit;
 use crate::torch::random::{Draws, Purpose};
 use crate::training::store::Stored;
 use crate::{Error, Result};
-use plugin_api::{Distribution, RandomSource};
+use plugin_api::{Distribution, RandomSource, ThreatModel};
 use tch::{Kind, Tensor};
 
 /// The transformation of each row of a minibatch.
@@ -110,16 +110,17 @@ impl Transformation {
     }
 
     /// The chains to be stored after a visit, in the data frame, given the chains stored `before`
-    /// the visit and the natural examples in the data frame. Changes of padding are discarded.
-    pub fn carry_back(&self, visit: &Visit, before: &Stored, natural: &Tensor) -> Stored {
+    /// the visit and the natural examples in the data frame. `ball` is where the particles may be.
+    /// Changes of padding are discarded.
+    pub fn carry_back(&self, visit: &Visit, before: &Stored, natural: &Tensor, ball: &ThreatModel) -> Stored {
         let particles = self.undo(&visit.particles, &before.particles);
         let state = visit.state.iter().zip(&before.state);
         let state = state.map(|(state, before)| of_pixels(state, |state| self.undo(state, before))).collect();
         match self {
             Self::None => Stored { particles, state },
             // Pixels inside and outside the window were moved at different visits. Together they
-            // may leave the l2 ball.
-            _ => Stored { particles: visit.threat.project(&particles, natural), state },
+            // may leave the l2 or the l1 ball.
+            _ => Stored { particles: ball.project(&particles, natural), state },
         }
     }
 }
@@ -162,7 +163,7 @@ impl Lookup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plugin_api::{Norm, ThreatModel};
+    use plugin_api::Norm;
     use tch::Device;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -274,7 +275,7 @@ mod tests {
     fn stored_particles_lie_in_the_ball_and_the_domain() {
         let points: Vec<i64> = (0..50).collect();
         let natural = Tensor::rand([50, 3, 6, 5], CPU);
-        for norm in [Norm::Linf, Norm::L2] {
+        for norm in Norm::ALL {
             let threat = ThreatModel { norm, epsilon: 0.25, domain: (0.0, 1.0) };
             let mut stored = Stored { particles: natural.shallow_clone(), state: vec![natural.zeros_like()] };
             for update in 0..10 {
@@ -292,7 +293,7 @@ mod tests {
                     particles: threat.project(&away, &seen),
                     state: vec![transformation.apply(&stored.state[0]) + 1.0],
                 };
-                let next = transformation.carry_back(&visit, &stored, &natural);
+                let next = transformation.carry_back(&visit, &stored, &natural, &threat);
                 let inside = threat.contains(&next.particles, &natural).all();
                 assert!(bool::try_from(inside).expect("a bool"), "{norm:?} at visit {update}");
                 // The state changes at every pixel inside the window, so an equal state shows the

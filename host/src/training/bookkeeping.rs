@@ -2,9 +2,10 @@
 //! comes after.
 
 use super::average::Average;
+use super::carried::Carried;
 use super::cost::statistics_passes;
 use super::reporter::Reporter;
-use super::shards::{self, Stores};
+use super::shards::{self, CARRIED, PARTICLES, Stores};
 use super::store::{self, ParticleStore};
 use super::tally::{self, Tally};
 use super::trace::Trace;
@@ -22,6 +23,7 @@ use crate::run::checkpoint::{self, Groups, ReadGroups, Wanted};
 use crate::run::progress::{EpochMetrics, LawMetrics, Progress, TracePoint, best_epoch};
 use crate::run::tensorboard::EventFile;
 use crate::torch::c10d::Reducer;
+use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::util::console::{Style, part, quoted};
 use crate::{Error, Result};
@@ -31,6 +33,9 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor, no_grad};
+
+/// The group of the objective's state in a checkpoint.
+const OBJECTIVE: &str = "objective";
 
 /// Number of updates between two reads of what the device has noted (losses, NaN).
 const UPDATES_PER_READ: u64 = 50;
@@ -368,6 +373,9 @@ impl Training {
             let players = &self.players;
             groups.insert("weights".to_owned(), named_clones(players.model.state()));
             groups.insert("optimizer".to_owned(), players.optimizer.state());
+            if !players.losses.state.is_empty() {
+                groups.insert(OBJECTIVE.to_owned(), named_clones(&players.losses.state));
+            }
             if let Some(average) = averaged(&players.average) {
                 groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
             }
@@ -393,9 +401,12 @@ impl Training {
         let stores = self.players.store.iter().flat_map(Stores::iter);
         let parts = shards.own().iter().zip(stores).map(|(shard, store)| {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
-            Ok((shards.group(*shard), store.state(place.as_deref())?))
+            Ok((shards.group(PARTICLES, *shard), store.state(place.as_deref())?))
         });
-        parts.collect()
+        let carried = self.players.carried.iter().flat_map(Carried::state);
+        let named = |(shard, rows): (&usize, _)| Ok((shards.group(CARRIED, *shard), rows));
+        let carried = shards.own().iter().zip(carried).map(named);
+        parts.chain(carried).collect()
     }
 
     /// Continues from the newest checkpoint that is whole. Returns its update, and which
@@ -404,9 +415,9 @@ impl Training {
     /// # Errors
     /// If every checkpoint is damaged, or it does not fit this run.
     pub(super) fn load_checkpoint(&mut self, folder: &RunFolder) -> Result<(u64, Vec<String>)> {
-        let names = self.own_groups();
-        let mut groups = vec!["weights", "optimizer", checkpoint::AVERAGE];
-        groups.extend(names.iter().map(String::as_str));
+        let (names, carried_names) = (self.own_groups(PARTICLES), self.own_groups(CARRIED));
+        let mut groups = vec!["weights", "optimizer", OBJECTIVE, checkpoint::AVERAGE];
+        groups.extend(names.iter().chain(&carried_names).map(String::as_str));
         let Some(mut saved) = self.newest_checkpoint(folder, &groups)? else { return Ok((0, Vec::new())) };
         let epochs = self.plan.experiment.train.epochs;
         saved.progress.fits(saved.update, epochs, self.plan.updates_per_epoch())?;
@@ -414,10 +425,16 @@ impl Training {
         let players = &mut self.players;
         players.model.load(&group("weights"))?;
         players.optimizer.load(&group("optimizer"), saved.progress.optimizer_steps)?;
+        players.losses.load(&group(OBJECTIVE))?;
         let stores = players.store.iter_mut().flat_map(Stores::iter_mut);
         for ((name, shard), store) in names.iter().zip(self.plan.shards.own()).zip(stores) {
             let place = store::place(&self.plan.experiment.train, folder.path(), *shard);
             store.load_state(&group(name), place.as_deref())?;
+        }
+        if let Some(carried) = &mut players.carried {
+            for (shard, name) in carried_names.iter().enumerate() {
+                carried.load_state(shard, &group(name))?;
+            }
         }
         if let Some(average) = &mut players.average {
             average.load(&group(checkpoint::AVERAGE), saved.progress.optimizer_steps)?;
@@ -436,10 +453,10 @@ impl Training {
         Ok((self.records.progress.update, saved.damaged))
     }
 
-    /// The groups of the particles of this process in a checkpoint.
-    fn own_groups(&self) -> Vec<String> {
+    /// The groups of this kind of this process's shards in a checkpoint.
+    fn own_groups(&self, kind: &str) -> Vec<String> {
         let shards = &self.plan.shards;
-        shards.own().iter().map(|shard| shards.group(*shard)).collect()
+        shards.own().iter().map(|shard| shards.group(kind, *shard)).collect()
     }
 
     /// The newest checkpoint that is whole in all processes: the first one proposes one after the
@@ -449,9 +466,10 @@ impl Training {
         folder: &RunFolder,
         groups: &[&str],
     ) -> Result<Option<checkpoint::Loaded<Progress>>> {
-        let (ranks, names) = (&self.plan.ranks, shards::groups(&self.plan.experiment.train));
-        let others: Vec<_> = names.iter().map(String::as_str).collect();
-        let own = self.own_groups();
+        let ranks = &self.plan.ranks;
+        let names = [PARTICLES, CARRIED].map(|kind| shards::groups(kind, &self.plan.experiment.train));
+        let others: Vec<_> = names.iter().flatten().map(String::as_str).collect();
+        let own = self.own_groups(PARTICLES);
         let check = |groups: &ReadGroups| {
             let stores = self.players.store.iter().flat_map(Stores::iter);
             let parts = own.iter().zip(stores).filter_map(|(name, store)| Some((groups.get(name)?, store)));
@@ -514,7 +532,12 @@ impl Training {
             let selection = plan.shards.select(points, plan.device)?;
             let minibatch = self.players.minibatch(plan, update, &selection)?;
             let draws = Draws::new(seed, Purpose::Statistics, update, &minibatch.points, particles);
-            let visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
+            let mut visit = self.players.begin_visit(plan, update, &minibatch, &draws)?;
+            if let Some(sampler) = &self.players.sampler {
+                let mut watch = FiniteCheck::new("update", plan.device);
+                sampler.begin(&mut visit, &draws, &mut watch)?;
+                watch.read()?;
+            }
             let forward = Forward::Step(number).of_update(update);
             tch::manual_seed(seed_for(seed, Purpose::Statistics, forward));
             drop(no_grad(|| self.players.model.forward_in(precision, &visit.particles, true))?);

@@ -3,15 +3,16 @@
 
 use super::Training;
 use super::update::Players;
-use crate::config::{Mode, Objective, Train};
+use crate::config::{Mode, Train};
 use indicatif::HumanCount;
 use serde::Serialize;
 use std::fmt;
 
 /// Passes of each training point in an epoch. For each of its K particles: in mode faithful T for
 /// the steps of the particle, one for the weights and one if the sampler judges its last proposal;
-/// in mode fused one for each replay, and another if the sampler judges its proposals. For each natural example: those that the objective needs,
-/// once for all K particles.
+/// in mode fused one for each replay, and another if the sampler judges its proposals. And those that
+/// the objective needs besides, for each particle, or once for all K particles of a point. Adversarial
+/// weight perturbation doubles what the weights and the objective take.
 pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
     let of_particles = match train.mode {
         Mode::Faithful => {
@@ -19,11 +20,10 @@ pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
         }
         Mode::Fused => train.replay * players.sampler.as_ref().map_or(1, |sampler| sampler.evaluations(1)),
     };
-    let of_natural = match train.objective {
-        Objective::CrossEntropy => 0,
-        Objective::Trades => 1 + usize::from(players.inner_target_is_apart(train)),
-    };
-    (of_particles * train.particles + of_natural) as u64
+    let (of_point, of_particle) = players.losses.passes(train, &players.model);
+    let once = (of_particles + of_particle) * train.particles + of_point;
+    let again = train.awp.map_or(0, |_| (1 + of_particle) * train.particles + of_point);
+    (once + again) as u64
 }
 
 /// Passes of all points together that renewing the running statistics of averaged weights takes,
@@ -73,13 +73,17 @@ impl Training {
 mod tests {
     use super::*;
     use crate::config::{Experiment, ModelMode, SamplerChoice};
-    use crate::plugin::{LoadedModel, Sampler};
+    use crate::plugin::{LoadedModel, Objective, Sampler};
     use crate::training::fixtures::dataset;
     use tch::Device;
 
     /// Forwards and backwards at the model in an epoch of an experiment, and the passes by the
     /// formula; each for one point. None where the experiment is refused.
-    fn counted(train: Train, model: &str, sampler: Option<(&str, usize)>) -> Option<(f64, f64, u64)> {
+    fn counted(
+        train: Train,
+        (model, objective): (&str, &str),
+        sampler: Option<(&str, usize)>,
+    ) -> Option<(f64, f64, u64)> {
         let dataset = dataset();
         let spec = |(name, steps): (&str, usize)| format!("linked,plugin={name},steps={steps}").parse();
         let sampler = sampler.map(|sampler| spec(sampler).expect("a spec"));
@@ -93,9 +97,8 @@ mod tests {
             }
             sampler
         });
-        let device = Device::Cpu;
-        let mut training =
-            Training::new(experiment, model, sampler, (None, None), &dataset, device).expect("a run");
+        let players = (model, Objective::linked(objective), sampler);
+        let mut training = Training::new(experiment, players, (None, None), &dataset, Device::Cpu).ok()?;
         let before = training.players.model.passes();
         for selection in training.plan.minibatches(0).expect("minibatches") {
             training.update(&selection).expect("an update");
@@ -109,7 +112,7 @@ mod tests {
     fn passes_are_the_forwards_and_backwards_at_the_model_in_every_mode() {
         let mut tried = 0;
         for mode in [Mode::Faithful, Mode::Fused] {
-            for objective in [Objective::CrossEntropy, Objective::Trades] {
+            for objective in ["cross_entropy", "divergence"] {
                 for gradient in [ModelMode::Eval, ModelMode::Train] {
                     for model in ["with-dropout", "without-dropout"] {
                         for sampler in [
@@ -125,15 +128,15 @@ mod tests {
                                 // In mode fused only `train` can be asked for.
                                 let train = Train {
                                     mode,
-                                    objective,
                                     sampler_gradient: Some(gradient),
                                     particles,
                                     replay,
                                     batch: 4,
                                     ..Default::default()
                                 };
-                                let case = format!("{train:?} {model} {sampler:?}");
-                                let Some((forwards, backwards, passes)) = counted(train, model, sampler)
+                                let case = format!("{train:?} {model} {objective} {sampler:?}");
+                                let Some((forwards, backwards, passes)) =
+                                    counted(train, (model, objective), sampler)
                                 else {
                                     continue;
                                 };
@@ -151,8 +154,8 @@ mod tests {
                                     _ => 0,
                                 };
                                 let natural = match objective {
-                                    Objective::CrossEntropy => 0,
-                                    Objective::Trades => {
+                                    "cross_entropy" => 0,
+                                    _ => {
                                         let apart = gradient == ModelMode::Eval && model == "with-dropout";
                                         1 + usize::from(apart)
                                     }

@@ -1,8 +1,12 @@
 //! A small data set, models and samplers for the tests of training.
 
 use crate::data::{Dataset, Origin, Split};
+use plugin_api::losses::{cross_entropy, kl_divergence};
 use plugin_api::tch::nn::{self, Module};
-use plugin_api::{Next, NoOptions, Result, Sampler, Step, Task, export_model, export_sampler};
+use plugin_api::{
+    Batch, Climbs, Next, NoOptions, Objective, Outer, Result, Sampler, Step, Task, export_model,
+    export_objective, export_sampler,
+};
 use tch::{Device, Kind, Tensor};
 
 export_model!("with-dropout", WithDropout<true>);
@@ -12,6 +16,56 @@ export_sampler!("judging", Ascending<BY_LOSS>);
 export_sampler!("judging-by-gradient", Ascending<BY_GRADIENT>);
 export_sampler!("gradient-free", Ascending<WITHOUT_GRADIENT>);
 export_sampler!("counting", Counting);
+export_objective!("cross_entropy", CrossEntropy);
+export_objective!("divergence", Divergence);
+
+/// The cross-entropy, for both problems.
+struct CrossEntropy;
+
+impl Objective for CrossEntropy {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn climbs(&self) -> Climbs {
+        Climbs::Outer
+    }
+
+    fn outer(&self, batch: &Batch) -> Result<Outer> {
+        Ok(cross_entropy(batch.logits, batch.labels).into())
+    }
+}
+
+/// The divergence from the prediction at the natural example is climbed, and added to the
+/// cross-entropy there.
+struct Divergence;
+
+impl Objective for Divergence {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn climbs(&self) -> Climbs {
+        Climbs::Inner
+    }
+
+    fn uses_natural(&self) -> bool {
+        true
+    }
+
+    fn outer(&self, batch: &Batch) -> Result<Outer> {
+        let natural = batch.natural_logits.expect("natural logits");
+        Ok((cross_entropy(natural, batch.labels) + kl_divergence(natural, batch.logits)).into())
+    }
+
+    fn inner(&self, batch: &Batch) -> Result<Tensor> {
+        Ok(kl_divergence(batch.natural_logits.expect("natural logits"), batch.logits))
+    }
+}
 
 /// A linear classifier, with dropout in training mode if `DROPS`.
 struct WithDropout<const DROPS: bool> {
@@ -91,6 +145,39 @@ pub fn dataset() -> Dataset {
         checksums: Default::default(),
         remarks: Vec::new(),
         origin: Origin::Own,
+    }
+}
+
+export_sampler!("drifting", Drifting);
+
+/// Moves every pixel up by 0.01 at each step, and by 0.002 where a visit begins.
+struct Drifting;
+
+impl Sampler for Drifting {
+    type Options = NoOptions;
+
+    fn new(_: NoOptions) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn start(&self) -> plugin_api::Start {
+        plugin_api::Start::Carried
+    }
+
+    fn numbers(&self) -> Vec<&'static str> {
+        vec!["steps"]
+    }
+
+    fn begins(&self) -> bool {
+        true
+    }
+
+    fn begin(&self, start: &Step) -> Result<Next> {
+        Ok(Next { particles: start.particles + 0.002, state: vec![start.state[0].copy()] })
+    }
+
+    fn step(&self, step: &Step) -> Result<Next> {
+        Ok(Next { particles: step.particles + 0.01, state: vec![&step.state[0] + 1.0] })
     }
 }
 

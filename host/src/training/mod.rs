@@ -8,12 +8,14 @@ mod alarm;
 mod augmentation;
 mod average;
 mod bookkeeping;
+mod carried;
 mod cost;
 mod extension;
 #[cfg(test)]
 mod fixtures;
 mod objective;
 pub mod optimizer;
+mod perturbation;
 pub(crate) mod reporter;
 mod resampling;
 mod schedule;
@@ -23,6 +25,7 @@ mod slots;
 pub mod store;
 mod tally;
 mod trace;
+mod trial;
 mod update;
 
 pub use setup::{ResumeOptions, adopt, begin, resume};

@@ -1,125 +1,292 @@
-//! The losses of the outer problem (minimised by the weights) and of the inner problem (maximised
-//! by the sampler).
+//! The objective within an update: what the host computes for its losses.
 
-use crate::config::Objective;
+use super::{Plan, trial};
+use crate::config::{Experiment, Mode, ModelMode, Train};
+use crate::data::examples::repeat_rows;
+use crate::plugin::{LoadedModel, Objective, Visit};
+use crate::ranks::Ranks;
+use crate::torch::precision::Precision;
+use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use crate::{Error, Result};
-use plugin_api::losses::{cross_entropy, kl_divergence};
-use tch::Tensor;
+use plugin_api::abi::Minibatch;
+use plugin_api::{Climbs, NetworkCalls, Outer, Setting, Task, losses};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor, no_grad};
 
-/// The losses of both problems in a minibatch of N particles with C classes.
-#[derive(Debug)]
-pub enum Losses {
-    /// The losses of [`Objective::CrossEntropy`].
-    CrossEntropy,
-    /// The losses of [`Objective::Trades`].
-    Trades {
-        /// Weight of the KL divergence in the outer loss.
-        beta: f64,
-        /// Logits at the natural example of each particle, with a graph, `[N, C]`.
-        natural: Tensor,
-        /// Logits at the natural examples for the inner loss, without a graph, `[N, C]`. They are
-        /// computed in the model mode of the sampler's gradient (`train.sampler_gradient`).
-        target: Tensor,
-    },
+/// The objective and its state.
+pub(super) struct Losses {
+    pub objective: Objective,
+    /// Named tensors, in the objective's order.
+    pub state: Vec<(String, Tensor)>,
+}
+
+/// What both losses of a minibatch have in common.
+pub(super) struct Prepared {
+    /// Logits at the natural example of each particle, with a graph, `[N, C]`.
+    natural: Option<Tensor>,
+    /// The same for the inner loss, without a graph. They are computed in the model mode of the
+    /// sampler's gradient (`train.sampler_gradient`).
+    target: Option<Tensor>,
+    /// The state of the objective at the beginning of the update.
+    state: Vec<Tensor>,
+}
+
+/// One of the losses of an update, and the random numbers that belong to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// At a step or replay, counted from 0.
+    Inner(usize),
+    /// At the particles of this replay, counted from 0.
+    Outer(usize),
 }
 
 impl Losses {
-    /// The loss `[N]` that both problems share, from logits (`[N, C]`) and labels (`[N]`).
+    /// The losses of a run that has done nothing yet. `training_points`: their number;
+    /// `is_adversarial`: whether there is a sampler.
     ///
     /// # Errors
-    /// If the objective has a separate inner loss.
-    pub fn shared(objective: Objective, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        match objective {
-            Objective::CrossEntropy => Ok(cross_entropy(logits, labels)),
-            Objective::Trades => Err(Error::new("objective trades has a separate inner loss")),
+    /// If the objective does not suit the experiment, or does not do what it declares.
+    pub fn of(
+        objective: Objective,
+        experiment: &Experiment,
+        task: Task,
+        (training_points, is_adversarial): (usize, bool),
+        ranks: &Ranks,
+    ) -> Result<Self> {
+        let train = &experiment.train;
+        let (declaration, spec) = (*objective.declaration(), &train.objective);
+        let setting = Setting {
+            threat: experiment.training_threat(),
+            particles_per_point: train.particles,
+            classes: task.classes,
+            training_points,
+        };
+        // A mistake in the options, not one on the way.
+        objective.supports(&setting).map_err(Error::new)?;
+        if train.mode == Mode::Fused && declaration.climbs != Climbs::Outer {
+            let climbs = match declaration.climbs {
+                Climbs::CrossEntropy => "the cross-entropy is climbed",
+                _ => "a loss of its own is climbed",
+            };
+            return Err(spec
+                .error(format!(
+                    "train.objective: expected one loss for both problems (mode fused takes both gradients from \
+                     one backward), got {}, in which {climbs}",
+                    objective.name()
+                ))
+                .fix("use Algorithm 1 (--recipe algorithm-1, train.mode = \"faithful\")"));
         }
+        if declaration.uses_natural && !is_adversarial {
+            return Err(spec
+                .error(format!(
+                    "train.objective: expected one that does not compare particles with natural examples (without \
+                     a sampler, they are the same), got {}",
+                    objective.name()
+                ))
+                .fix("give a sampler (--sampler)"));
+        }
+        let like = Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        let state = objective.first_state(&setting, &like).map_err(Error::new)?;
+        if !ranks.is_alone() && (declaration.couples_points || !state.is_empty()) {
+            let why = if declaration.couples_points {
+                "its loss of a point depends on others of the minibatch, which another process has"
+            } else {
+                "its state depends on all points of the minibatch, of which a process has a part"
+            };
+            return Err(spec
+                .error(format!(
+                    "train.objective: expected one that can be divided among processes, got {}",
+                    objective.name()
+                ))
+                .note("because", why)
+                .fix("train in one process"));
+        }
+        let losses = Self { objective, state };
+        trial::check(&losses, &setting, task).map_err(Error::new)?;
+        Ok(losses)
     }
 
-    /// The inner loss `[N]`, from the logits at the particles (`[N, C]`) and the labels (`[N]`).
-    pub fn inner(&self, logits: &Tensor, labels: &Tensor) -> Tensor {
-        match self {
-            Self::CrossEntropy => cross_entropy(logits, labels),
-            Self::Trades { target, .. } => kl_divergence(target, logits),
-        }
+    /// Brings the state to a device.
+    pub fn to_device(mut self, device: Device) -> Self {
+        self.state.iter_mut().for_each(|(_, tensor)| *tensor = tensor.to_device(device));
+        self
     }
 
-    /// The outer loss `[N]`, from the logits at the particles (`[N, C]`) and the labels (`[N]`).
-    /// The weights minimise its mean.
-    pub fn outer(&self, logits: &Tensor, labels: &Tensor) -> Tensor {
-        match self {
-            Self::CrossEntropy => cross_entropy(logits, labels),
-            Self::Trades { beta, natural, .. } => {
-                cross_entropy(natural, labels) + kl_divergence(natural, logits) * *beta
+    /// Loads the state that a checkpoint has.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(&mut self, saved: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, state) in &mut self.state {
+            match saved.get(name) {
+                Some(saved) if saved.size() == state.size() => *state = saved.to_device(state.device()),
+                _ => {
+                    return Err(Error::new(format!(
+                        "the state of objective {} in the checkpoint does not match: `{name}` is missing or has \
+                         another shape",
+                        self.objective.name()
+                    )));
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the inner loss compares with a prediction of the model in another mode than the one
+    /// that is trained.
+    pub fn inner_target_is_apart(&self, train: &Train, model: &LoadedModel) -> bool {
+        let declaration = self.objective.declaration();
+        declaration.uses_natural
+            && declaration.climbs == Climbs::Inner
+            && train.sampler_gradient() == ModelMode::Eval
+            && model.train_differs
+    }
+
+    /// Passes of a minibatch besides those of the particles' steps: of each point, and of each
+    /// particle.
+    pub fn passes(&self, train: &Train, model: &LoadedModel) -> (usize, usize) {
+        let declaration = self.objective.declaration();
+        let apart = usize::from(self.inner_target_is_apart(train, model));
+        let natural = usize::from(declaration.uses_natural) + apart;
+        (natural + declaration.passes.per_point, declaration.passes.per_particle)
+    }
+
+    /// What the losses of a minibatch need: the logits at its natural examples, computed once
+    /// for all particles of a point, and for both problems unless the sampler's gradient is taken in
+    /// another mode of the model.
+    pub fn prepare(&self, plan: &Plan, update: u64, model: &LoadedModel, visit: &Visit) -> Result<Prepared> {
+        let train = &plan.experiment.train;
+        let state = self.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        if !self.objective.declaration().uses_natural {
+            return Ok(Prepared { natural: None, target: None, state });
+        }
+        let copies = train.particles;
+        seed_forward(plan, update, Forward::Natural);
+        let points = visit.natural.slice(0, None, None, copies as i64);
+        let logits = |train_mode| model.forward_in(train.precision, &points, train_mode);
+        let natural = repeat_rows(&logits(true)?, copies);
+        let target = if self.inner_target_is_apart(train, model) {
+            repeat_rows(&no_grad(|| logits(false))?, copies)
+        } else {
+            natural.detach()
+        };
+        Ok(Prepared { natural: Some(natural), target: Some(target), state })
+    }
+
+    /// The loss of each row that the sampler climbs, `[N]`, from the logits at `particles`.
+    pub fn inner(
+        &self,
+        plan: &Plan,
+        (update, number): (u64, usize),
+        model: &LoadedModel,
+        visit: &Visit,
+        (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
+    ) -> Result<Tensor> {
+        let declaration = self.objective.declaration();
+        // The host's own function needs no call.
+        if declaration.climbs == Climbs::CrossEntropy {
+            return Ok(tch::with_grad(|| losses::cross_entropy(logits, visit.labels)));
+        }
+        let minibatch = prepared.minibatch(prepared.target.as_ref(), model, visit, particles, logits);
+        let draws = draws(plan, update, visit, Side::Inner(number));
+        let network = Network::new(plan, update, model);
+        self.objective.inner(&minibatch, &network, &draws)
+    }
+
+    /// The loss that the weights descend on, `[N]` or `[]`, and the next state of the objective, from
+    /// the logits at `particles`, with their graph.
+    pub fn outer(
+        &self,
+        plan: &Plan,
+        (update, number): (u64, usize),
+        model: &LoadedModel,
+        visit: &Visit,
+        (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
+    ) -> Result<Outer> {
+        let minibatch = prepared.minibatch(prepared.natural.as_ref(), model, visit, particles, logits);
+        let draws = draws(plan, update, visit, Side::Outer(number));
+        self.objective.outer(model, &minibatch, &Network::new(plan, update, model), &draws)
+    }
+
+    /// Sets the next state.
+    pub fn advance(&mut self, next: Vec<Tensor>) {
+        for ((_, state), next) in self.state.iter_mut().zip(next) {
+            *state = next;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::Kind;
-
-    fn close(got: &Tensor, expected: &[f64]) {
-        let got: Vec<f64> = Vec::try_from(got.flatten(0, -1)).expect("f64");
-        assert_eq!(got.len(), expected.len());
-        for (got, expected) in got.iter().zip(expected) {
-            assert!((got - expected).abs() < 1e-12, "got {got}, expected {expected}");
+impl Prepared {
+    fn minibatch<'a>(
+        &'a self,
+        natural_logits: Option<&'a Tensor>,
+        model: &LoadedModel,
+        visit: &'a Visit,
+        particles: &'a Tensor,
+        logits: &'a Tensor,
+    ) -> Minibatch<'a> {
+        Minibatch {
+            logits,
+            natural_logits,
+            natural: visit.natural,
+            particles,
+            labels: visit.labels,
+            points: visit.points,
+            particles_per_point: visit.particles_per_point,
+            classes: model.classes(),
+            threat: visit.threat,
+            state: &self.state,
         }
     }
+}
 
-    fn trades(beta: f64, natural: Tensor) -> Losses {
-        Losses::Trades { beta, target: natural.detach(), natural }
+/// The random numbers of a loss: a stream of its own for each.
+fn draws<'a>(plan: &Plan, update: u64, visit: &'a Visit, side: Side) -> Draws<'a> {
+    let train = &plan.experiment.train;
+    let draws = Draws::new(train.seed, Purpose::Objective, update, visit.points, visit.particles_per_point);
+    match side {
+        Side::Inner(number) => draws.visit(1).step(number),
+        Side::Outer(number) => draws.step(number),
+    }
+}
+
+/// The network, as an objective may call it.
+struct Network<'a> {
+    model: &'a LoadedModel,
+    precision: Precision,
+    /// The seed of the model's own numbers at call `number`.
+    seed: Box<dyn Fn(u64) -> i64 + 'a>,
+    number: Cell<u64>,
+}
+
+impl<'a> Network<'a> {
+    fn new(plan: &'a Plan, update: u64, model: &'a LoadedModel) -> Self {
+        let Train { seed, precision, .. } = plan.experiment.train;
+        let seed = move |number| {
+            let seed = seed_for(seed, Purpose::Objective, update << 16 | number);
+            seed.wrapping_add(plan.ranks.rank() as i64)
+        };
+        Self { model, precision, seed: Box::new(seed), number: Cell::new(0) }
+    }
+}
+
+impl NetworkCalls for Network<'_> {
+    fn logits(&self, images: &Tensor, train: bool) -> plugin_api::Result<Tensor> {
+        tch::manual_seed((self.seed)(self.number.replace(self.number.get() + 1)));
+        self.model.forward_in(self.precision, images, train).map_err(plugin_api::Error::new)
     }
 
-    fn gradient(loss: &Tensor, input: &Tensor) -> Tensor {
-        Tensor::run_backward(&[loss], &[input], false, false).remove(0)
+    fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> plugin_api::Result<Tensor> {
+        let total = loss.f_sum(loss.kind())?;
+        self.model.count_backward(images.size()[0]);
+        losses::differentiable_gradient(&total, images)
     }
+}
 
-    #[test]
-    fn losses_of_trades_equal_those_computed_by_hand_for_two_classes() {
-        // Logits (w x, 0) give the first class the probability s(w x) = 1 / (1 + exp(-w x)). The
-        // gradient of KL with respect to the particle a is (s(w a) - s(w x)) w. With w = log 3, the
-        // probability is 1/2 at x = 0 and 3/4 at a = 1.
-        let w = 3f64.ln();
-        let logits = |images: &Tensor| Tensor::cat(&[images * w, images.zeros_like()], 1);
-        let labels = Tensor::from_slice(&[1i64]);
-        let losses = trades(2.0, logits(&Tensor::from_slice(&[0f64]).reshape([1, 1])));
-        let particle = Tensor::from_slice(&[1f64]).reshape([1, 1]).set_requires_grad(true);
-        let inner = losses.inner(&logits(&particle), &labels);
-        // KL((1/2, 1/2) || (3/4, 1/4)) = log 2 - log(3) / 2.
-        close(&inner, &[2f64.ln() - w / 2.0]);
-        close(&gradient(&inner, &particle), &[0.25 * w]);
-        // Outer loss: log 2 at the natural example, plus twice the divergence.
-        close(&losses.outer(&logits(&particle), &labels), &[3.0 * 2f64.ln() - w]);
-        // At the natural example the inner gradient is zero.
-        let there = Tensor::from_slice(&[0f64]).reshape([1, 1]).set_requires_grad(true);
-        close(&gradient(&losses.inner(&logits(&there), &labels), &there), &[0.0]);
-    }
-
-    #[test]
-    fn losses_and_gradients_of_trades_equal_those_of_pytorch() {
-        // Recorded with PyTorch 2.13 in double precision. Logits are images times the transposed
-        // weights; the loss is F.cross_entropy at the natural images, and 6 / 2 times
-        // F.kl_div(log_softmax(particles), softmax(natural), reduction="sum").
-        let weights = Tensor::from_slice(&[1.0, -0.5, 0.25, 0.75, -1.5, 0.5]).reshape([3, 2]);
-        let weights = weights.set_requires_grad(true);
-        let natural = Tensor::from_slice(&[0.5, 1.0, -1.0, 0.25]).reshape([2, 2]);
-        let particles = Tensor::from_slice(&[0.75, 0.5, -0.5, 0.0]).reshape([2, 2]).set_requires_grad(true);
-        let labels = Tensor::from_slice(&[0i64, 2]);
-        let logits = |images: &Tensor| images.matmul(&weights.tr());
-        let losses = trades(6.0, logits(&natural));
-        let inner = losses.inner(&logits(&particles), &labels);
-        close(&inner, &[0.08693229466362878, 0.11321284206560592]);
-        let climb = [0.27941752361688227, -0.2208756249159834, 0.46160475293129594, -0.09285868665190199];
-        close(&gradient(&inner.sum(Kind::Double), &particles), &climb);
-        let outer = losses.outer(&logits(&particles), &labels).mean(Kind::Double);
-        close(&outer, &[1.4264482645764298]);
-        let descent = [
-            [-0.0016482315465076725, -0.6213225811384022],
-            [0.0569358991950521, 0.29965939671450215],
-            [-0.05528766764854498, 0.3216631844238995],
-        ];
-        close(&gradient(&outer, &weights), &descent.concat());
-    }
+/// Random numbers that the model itself draws depend on the update, on which forward it is, and on
+/// the process: each has rows of its own.
+pub(super) fn seed_forward(plan: &Plan, update: u64, forward: Forward) {
+    let seed = seed_for(plan.experiment.train.seed, Purpose::Forward, forward.of_update(update));
+    tch::manual_seed(seed.wrapping_add(plan.ranks.rank() as i64));
 }

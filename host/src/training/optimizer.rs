@@ -1,4 +1,4 @@
-//! The optimisers of the weights: SGD, sign SGD and Adam.
+//! The optimisers of the weights: SGD, sign SGD, Adam and AdamW.
 //!
 //! The optimiser state (moments) is kept in tensors of the host, because the state inside
 //! libtorch's optimisers cannot be read for a checkpoint. SGD and Adam use the fused steps of
@@ -19,7 +19,8 @@ pub struct Settings {
     pub algorithm: Algorithm,
     /// Momentum, from 0 to below 1 (`sgd` and `sign-sgd`).
     pub momentum: f64,
-    /// Weight decay: multiple of the weights that is added to their gradients, at least 0.
+    /// Weight decay, at least 0: multiple of the weights that is added to their gradients; for AdamW,
+    /// share of the weights, in units of the learning rate, by which each step shortens them.
     pub weight_decay: f64,
 }
 
@@ -50,7 +51,7 @@ impl Optimizer {
             let wanted = parameters.iter().filter(|_| wanted);
             wanted.map(|(_, parameter)| parameter.detach().zeros_like()).collect()
         };
-        let adam = settings.algorithm == Algorithm::Adam;
+        let adam = matches!(settings.algorithm, Algorithm::Adam | Algorithm::AdamW);
         Self {
             first_moments: zeros(adam || settings.momentum > 0.0),
             second_moments: zeros(adam),
@@ -81,7 +82,7 @@ impl Optimizer {
         match self.settings.algorithm {
             Algorithm::Sgd => self.sgd(&moving, gradients, learning_rate),
             Algorithm::SignSgd => self.sign_sgd(&moving, gradients, learning_rate),
-            Algorithm::Adam => self.adam(&moving, gradients, learning_rate),
+            Algorithm::Adam | Algorithm::AdamW => self.adam(&moving, gradients, learning_rate),
         }
     }
 
@@ -127,6 +128,7 @@ impl Optimizer {
                 keep_first,
                 keep_second,
                 self.settings.weight_decay,
+                self.settings.algorithm == Algorithm::AdamW,
                 ADAM_EPSILON,
             )
         });
@@ -211,8 +213,25 @@ unsafe extern "C" {
         keep_first: f64,
         keep_second: f64,
         weight_decay: f64,
+        decoupled: bool,
         epsilon: f64,
     ) -> *const c_char;
+}
+
+/// Gradients whose length, all of them together, is at most `most`: they are shortened if need be, as
+/// by PyTorch's `clip_grad_norm_`. Nothing waits for the device. Gradients may be undefined.
+pub fn clipped(gradients: &[Tensor], most: f64) -> Vec<Tensor> {
+    let _guard = tch::no_grad_guard();
+    let norms = gradients.iter().filter(|gradient| gradient.defined());
+    let norms: Vec<_> = norms.map(|gradient| gradient.norm_scalaropt_dtype(2.0, Kind::Float)).collect();
+    if norms.is_empty() {
+        return gradients.iter().map(Tensor::shallow_clone).collect();
+    }
+    let length = Tensor::stack(&norms, 0).norm_scalaropt_dtype(2.0, Kind::Float);
+    let share = ((length + 1e-6).reciprocal() * most).clamp_max(1.0);
+    let scaled =
+        |gradient: &Tensor| if gradient.defined() { gradient * &share } else { gradient.shallow_clone() };
+    gradients.iter().map(scaled).collect()
 }
 
 /// The libtorch pointers of the tensors with these indices.
@@ -272,6 +291,8 @@ mod tests {
             assert_same_as_libtorch(sgd, strides, nn::sgd(0.0, 0.0, 0.0, false));
             assert_same_as_libtorch(heavy, strides, nn::sgd(0.9, 0.0, 0.01, false));
             assert_same_as_libtorch(adam, strides, nn::adam(0.9, 0.999, 0.01));
+            let decoupled = Settings { algorithm: Algorithm::AdamW, ..adam };
+            assert_same_as_libtorch(decoupled, strides, nn::adamw(0.9, 0.999, 0.01));
         }
     }
 
@@ -282,5 +303,21 @@ mod tests {
         let mut optimizer = Optimizer::new(settings, &[("w", &weights)]);
         optimizer.step(&[Tensor::from_slice(&[5.0f32, -0.001, 0.0])], 0.25);
         assert_eq!(Vec::<f32>::try_from(&weights).expect("f32"), [0.75, 1.25, 1.0]);
+    }
+
+    #[test]
+    fn clipped_gradients_are_as_long_as_they_may_be_all_together() {
+        // Lengths 3 and 4: 5 together. The second of them is undefined and stays so.
+        let gradients = [Tensor::from_slice(&[3.0f32]), Tensor::new(), Tensor::from_slice(&[0.0f32, 4.0])];
+        let values = |tensors: &[Tensor]| -> Vec<f32> {
+            let defined = tensors.iter().filter(|tensor| tensor.defined());
+            defined.flat_map(|tensor| Vec::<f32>::try_from(tensor).expect("f32")).collect()
+        };
+        let short = clipped(&gradients, 2.5);
+        assert!(!short[1].defined());
+        for (got, expected) in values(&short).iter().zip([1.5, 0.0, 2.0]) {
+            assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
+        }
+        assert_eq!(values(&clipped(&gradients, 10.0)), values(&gradients), "short enough");
     }
 }

@@ -1,8 +1,10 @@
 //! Assembles a run from an experiment, or from the folder of one that was stopped.
 
 use super::average::{Average, Averaging};
+use super::carried::Carried;
 use super::cost::{ExpectedCost, passes_per_epoch};
 use super::extension::check_epochs;
+use super::objective::Losses;
 use super::optimizer::{Optimizer, Settings};
 use super::reporter::Reporter;
 use super::schedule::Schedule;
@@ -12,10 +14,10 @@ use super::tally::Tally;
 use super::trace::Trace;
 use super::update::{Players, Sums};
 use super::{Plan, Records, Training};
-use crate::config::{Experiment, Format, Mode, Objective, Start as StartChoice, Train, name_of};
+use crate::config::{Experiment, Format, Mode, Start as StartChoice, Train, name_of};
 use crate::data::examples::Part;
 use crate::data::{self, DataSpec, Dataset, Origin};
-use crate::plugin::{Attack, LoadedModel, PluginSpec, Sampler, trust};
+use crate::plugin::{Attack, LoadedModel, Objective, PluginSpec, Sampler, trust};
 use crate::ranks::Ranks;
 use crate::run::init::InitialWeights;
 use crate::run::outline::{Outline, Points};
@@ -38,7 +40,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 /// How a run is resumed.
 #[derive(Debug, Default)]
@@ -326,6 +328,7 @@ fn assemble(
         given.map(|init| InitialWeights::load(init, &model, || build(seed.wrapping_add(1)))).transpose()?;
     let sampler =
         experiment.sampler.0.as_ref().map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
+    let objective = Objective::make(&experiment.train.objective)?;
     let probe = experiment.train.probe.as_ref().map(Attack::make).transpose()?;
     if let Some(probe) = &probe {
         probe.supports(&experiment.threat, &dataset.task())?;
@@ -334,12 +337,14 @@ fn assemble(
     let plugins = Plugins {
         model: model.record.clone(),
         sampler: sampler.as_ref().map(|sampler| sampler.record.clone()),
+        objective: Some(objective.record.clone()),
         probe: probe.as_ref().map(|probe| probe.record.clone()),
         trace: trace.as_ref().map(|trace| trace.attack.record.clone()),
     };
     let attacks = (probe, trace);
     let there = (ranks, device, places);
-    let training = Training::there(there, experiment.clone(), model, sampler, attacks, dataset)?;
+    let players = (model, objective, sampler);
+    let training = Training::there(there, experiment.clone(), players, attacks, dataset)?;
     Ok((training, plugins, init))
 }
 
@@ -364,7 +369,7 @@ impl Places {
 }
 
 impl Training {
-    /// A run that has done nothing yet. `sampler` is none for ordinary training; the probe attacks
+    /// A run that has done nothing yet. There is no sampler in ordinary training; the probe attacks
     /// validation points, the trace test points.
     ///
     /// # Errors
@@ -372,28 +377,27 @@ impl Training {
     /// device has no room.
     pub fn new(
         experiment: Experiment,
-        model: LoadedModel,
-        sampler: Option<Sampler>,
+        players: (LoadedModel, Objective, Option<Sampler>),
         attacks: (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
         device: Device,
     ) -> Result<Self> {
         let there = (&Ranks::alone(), device, &Places::default());
-        Self::there(there, experiment, model, sampler, attacks, dataset)
+        Self::there(there, experiment, players, attacks, dataset)
     }
 
     /// As [`Training::new`], in one of several processes and with particles at these places.
     fn there(
         (ranks, device, places): (&Rc<Ranks>, Device, &Places),
         experiment: Experiment,
-        model: LoadedModel,
-        sampler: Option<Sampler>,
+        (model, objective, sampler): (LoadedModel, Objective, Option<Sampler>),
         (probe, trace): (Option<Attack>, Option<Trace>),
         dataset: &Dataset,
     ) -> Result<Self> {
         let (count, held_out) = split(&experiment, dataset)?;
         let all = dataset.train.count() as usize;
         check(&experiment, dataset, sampler.as_ref())?;
+        let losses = Losses::of(objective, &experiment, dataset.task(), (count, sampler.is_some()), ranks)?;
         let examples = ranks.examples(&dataset.train, (0, count), device)?;
         let validation = (held_out > 0)
             .then(|| ranks.examples(&dataset.train, (all - held_out, held_out), device))
@@ -410,6 +414,16 @@ impl Training {
             }
             _ => None,
         };
+        let carried = match &sampler {
+            Some(sampler) if start == Start::Carried => {
+                let points = (train.batch / train.shards).min(count.div_ceil(train.shards));
+                let (none, _) = examples.batch(&Tensor::f_zeros([0i64], (Kind::Int64, device))?)?;
+                let state = sampler.declaration().stored_state();
+                Some(Carried::new(shards.own().len(), points * train.particles, &none, &state)?)
+            }
+            _ => None,
+        };
+        refuse_interaction_of_processes(sampler.as_ref(), ranks)?;
         let schedule = Schedule::of(train, count.div_ceil(train.batch));
         let optimizer = Optimizer::new(Settings::of(train), &model.trainable());
         let players = Players {
@@ -417,8 +431,10 @@ impl Training {
             optimizer,
             average: averaging(train, schedule.updates).map(|kind| Average::new(kind, &model)),
             model,
+            losses: losses.to_device(device),
             sampler,
             store,
+            carried,
         };
         let passes_per_epoch = passes_per_epoch(train, &players);
         let (ranks, ahead) = (Rc::clone(ranks), Ahead::for_device(device));
@@ -556,7 +572,8 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
                 .error("option `steps`: in mode fused a visit has as many steps as train.replay says")
                 .fix("set train.replay (--replay) instead, or take Algorithm 1 (--recipe algorithm-1)"));
         }
-        if train.replay == 1 && train.start.of(sampler.declaration().start) != Start::Store {
+        let start = train.start.of(sampler.declaration().start);
+        if train.replay == 1 && !matches!(start, Start::Store | Start::Carried) {
             return Err(spec
                 .error(
                     "train.replay: expected 2 or more, since no chain goes on from the visit before; got 1, with \
@@ -592,16 +609,37 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
     }
     if experiment.train.diagnose_every.is_some() {
         let Experiment { threat, train, .. } = experiment;
-        let is_stored = sampler.is_some() && start_of_chains(experiment, sampler) == Start::Store;
-        if !is_stored || threat.norm != Norm::Linf || train.objective != Objective::CrossEntropy {
+        let keeps_to_ball = sampler.is_some_and(|sampler| sampler.keeps_to_ball().is_ok());
+        let is_stored = keeps_to_ball && start_of_chains(experiment, sampler) == Start::Store;
+        if !is_stored || threat.norm != Norm::Linf || !train.is_cross_entropy() {
             return Err(Error::new(
-                "train.diagnose_every: expected a sampler whose particles stay in a store, norm linf and the objective \
-                 cross-entropy",
+                "train.diagnose_every: expected a sampler whose particles stay in the ball and in a store, norm linf and \
+                 the objective cross-entropy",
             )
             .fix("leave it out, or train with langevin.so"));
         }
     }
     let store = experiment.train.store;
+    if store == Format::U8
+        && experiment.threat.norm == Norm::L1
+        && start_of_chains(experiment, sampler) == Start::Store
+    {
+        return Err(Error::new("train.store: expected f32 or f16 in norm l1, got u8")
+            .note(
+                "because",
+                "rounding a pixel to epsilon / 127 is small, but in l1 the roundings of all pixels add up",
+            )
+            .fix("use --store f16, or --store f32 with --store-file if memory is short"));
+    }
+    if let Some(sampler) = sampler.filter(|sampler| store != Format::F32 && sampler.keeps_to_ball().is_err())
+    {
+        return Err(Error::new(format!(
+            "train.store: expected f32 for {}, whose particles may leave the ball of epsilon; got {}",
+            sampler.name(),
+            name_of(store)
+        ))
+        .note("because", "the smaller formats hold changes of at most epsilon"));
+    }
     if let Some(sampler) = sampler.filter(|sampler| sampler.has_law() && store != Format::F32) {
         return Err(Error::new(format!(
             "train.store: expected f32 for {}, whose chain has a law that rounding changes; got {}",
@@ -618,6 +656,22 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         // A mistake in the options, not one on the way.
         _ => sampler
             .map_or(Ok(()), |sampler| sampler.supports(&experiment.training_threat()).map_err(Error::new)),
+    }
+}
+
+/// Refuses a sampler whose chains act on one another, in several processes: each has only some of a
+/// minibatch's chains, so that the result would depend on the number of processes.
+fn refuse_interaction_of_processes(sampler: Option<&Sampler>, ranks: &Ranks) -> Result<()> {
+    match sampler.filter(|sampler| sampler.declaration().interacts && ranks.size() > 1) {
+        None => Ok(()),
+        Some(sampler) => {
+            Err(Error::new(format!("{}: expected one process, got {}", sampler.name(), ranks.size()))
+                .note(
+                    "because",
+                    "its chains act on one another, and each process has only some of a minibatch",
+                )
+                .fix("train in one process, or with another sampler"))
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Selection {
     /// The points (`[B]`, i64, on the device).
     pub indices: Tensor,
     /// For each shard of this process, the rows of these points in its store (i64, on the device).
-    rows: Vec<Tensor>,
+    pub(super) rows: Vec<Tensor>,
     /// The number of points that all processes have in this update.
     pub everywhere: usize,
 }
@@ -78,9 +78,10 @@ impl Shards {
         (self.points - shard).div_ceil(self.count)
     }
 
-    /// The group of a shard's particles in a checkpoint.
-    pub fn group(&self, shard: usize) -> String {
-        group_of(shard, self.count)
+    /// The group of a shard in a checkpoint, of its particles ([`PARTICLES`]) or of what its rows carry
+    /// ([`CARRIED`]).
+    pub fn group(&self, kind: &str, shard: usize) -> String {
+        group_of(kind, shard, self.count)
     }
 
     /// The minibatches of an epoch: the points that this process has of each.
@@ -159,15 +160,21 @@ impl Shards {
 /// The particles of this process: a store for each of its shards.
 pub(crate) struct Stores(Vec<ParticleStore>);
 
-/// The groups of the particles of all shards in the checkpoints of a run.
-pub(crate) fn groups(train: &Train) -> Vec<String> {
-    (0..train.shards).map(|shard| group_of(shard, train.shards)).collect()
+/// The groups of particles in a checkpoint.
+pub(crate) const PARTICLES: &str = "particles";
+
+/// The groups of what goes on from minibatch to minibatch.
+pub(super) const CARRIED: &str = "carried";
+
+/// The groups of this kind of all shards in the checkpoints of a run.
+pub(crate) fn groups(kind: &str, train: &Train) -> Vec<String> {
+    (0..train.shards).map(|shard| group_of(kind, shard, train.shards)).collect()
 }
 
-fn group_of(shard: usize, count: usize) -> String {
+fn group_of(kind: &str, shard: usize, count: usize) -> String {
     match count {
-        1 => "particles".to_owned(),
-        _ => format!("particles-{}-of-{count}", shard + 1),
+        1 => kind.to_owned(),
+        _ => format!("{kind}-{}-of-{count}", shard + 1),
     }
 }
 
@@ -194,7 +201,7 @@ impl Stores {
             let part = examples.part(shard, train.shards);
             let mut store =
                 ParticleStore::new(&part, train.particles, state, threat, train.store, Place::Memory)?;
-            let group = saved.remove(&group_of(shard, train.shards)).unwrap_or_default();
+            let group = saved.remove(&group_of(PARTICLES, shard, train.shards)).unwrap_or_default();
             store.load_state(&group, store::place(train, folder, shard).as_deref())?;
             Ok(store)
         };
@@ -280,7 +287,7 @@ fn joined(parts: &[Stored]) -> Stored {
 }
 
 /// The rows of `natural` that belong to each shard's part of a selection.
-fn sizes<'a>(selection: &'a Selection, natural: &Tensor) -> impl Iterator<Item = i64> + use<'a> {
+pub(super) fn sizes<'a>(selection: &'a Selection, natural: &Tensor) -> impl Iterator<Item = i64> + use<'a> {
     let copies = natural.size()[0] / (selection.points.len() as i64).max(1);
     selection.rows.iter().map(move |rows| rows.size()[0] * copies)
 }

@@ -361,7 +361,12 @@ fn name(number: usize) -> String {
 
 /// A tensor of a checkpoint that holds all of it, whose rows have the shape of `shape` after its
 /// first number.
-fn whole_rows(saved: &BTreeMap<String, Tensor>, name: &str, points: usize, shape: &[i64]) -> Result<Tensor> {
+pub(super) fn whole_rows(
+    saved: &BTreeMap<String, Tensor>,
+    name: &str,
+    points: usize,
+    shape: &[i64],
+) -> Result<Tensor> {
     let fits = |tensor: &&Tensor| {
         let size = tensor.size();
         size.first() == Some(&(points as i64)) && size[1..] == shape[1..]

@@ -4,20 +4,23 @@
 use super::Plan;
 use super::augmentation::Transformation;
 use super::average::Average;
-use super::objective::Losses;
-use super::optimizer::Optimizer;
+use super::carried::Carried;
+use super::objective::{Losses, Prepared, seed_forward};
+use super::optimizer::{Optimizer, clipped};
+use super::perturbation::Perturbation;
 use super::shards::{Selection, Stores};
 use super::store::Stored;
 use super::tally::Tally;
 use crate::Result;
-use crate::config::{Mode, ModelMode, Objective, Train};
+use crate::config::{Mode, ModelMode, Train};
 use crate::data::examples::repeat_rows;
 use crate::plugin::{LoadedModel, Sampler, Visit, fresh_start};
 use crate::torch::c10d::Reducer;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::precision::Precision;
-use crate::torch::random::{Draws, Forward, Purpose, seed_for};
-use plugin_api::losses::{correct, cross_entropy};
+use crate::torch::random::{Draws, Forward, Purpose};
+use plugin_api::Outer;
+use plugin_api::losses::correct;
 use plugin_api::walk::Due;
 use tch::{Tensor, no_grad};
 
@@ -28,10 +31,14 @@ pub(super) struct Players {
     pub optimizer: Optimizer,
     /// The average of the weights that is evaluated in their place.
     pub average: Option<Average>,
+    /// What both of them move on.
+    pub losses: Losses,
     /// None for ordinary training.
     pub sampler: Option<Sampler>,
     /// None where chains begin anew at every visit.
     pub store: Option<Stores>,
+    /// What goes on from minibatch to minibatch; none unless chains begin there.
+    pub carried: Option<Carried>,
     /// Sums the gradients of the weights over all processes; none if this one is alone.
     pub reducer: Option<Reducer>,
 }
@@ -60,6 +67,9 @@ pub(super) struct Minibatch {
     augmented: Tensor,
     /// The chains of these points as they lie in the store, if there is one.
     stored: Option<Stored>,
+    /// What the rows of the minibatch before left to these, if chains begin there: perturbations, not
+    /// particles.
+    carried: Option<Stored>,
 }
 
 impl Players {
@@ -98,7 +108,14 @@ impl Players {
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
-            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural))?;
+            let ball = self
+                .sampler
+                .as_ref()
+                .map_or(visit.threat, |sampler| sampler.declaration().ball(&visit.threat));
+            store.save(selection, natural, &transformation.carry_back(&visit, stored, natural, &ball))?;
+        }
+        if let Some(carried) = &mut self.carried {
+            carried.save(selection, &visit)?;
         }
         self.share_buffers(plan)
     }
@@ -124,6 +141,7 @@ impl Players {
         Ok(Minibatch {
             augmented: transformation.apply(&natural),
             stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
+            carried: self.carried.as_ref().map(|carried| carried.load(selection, copies)).transpose()?,
             everywhere: selection.everywhere * copies,
             points,
             natural,
@@ -140,26 +158,33 @@ impl Players {
         minibatch: &'a Minibatch,
         draws: &Draws,
     ) -> Result<Visit<'a>> {
-        let Minibatch { points, labels, augmented: natural, transformation, stored, .. } = minibatch;
+        let Minibatch { points, labels, augmented: natural, transformation, stored, carried, .. } = minibatch;
         let mut threat = plan.experiment.training_threat();
         let ramp = plan.epsilon_ramp(update);
         threat.epsilon *= ramp;
-        let (particles, state) = match (&self.sampler, stored) {
-            (_, Some(stored)) => {
+        let Some(declaration) = self.sampler.as_ref().map(Sampler::declaration) else {
+            let (particles, state) = (natural.shallow_clone(), Vec::new());
+            let particles_per_point = plan.experiment.train.particles;
+            return Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state });
+        };
+        let ball = declaration.ball(&threat);
+        let (particles, state) = match (stored, carried) {
+            (Some(stored), _) => {
                 let Stored { particles, state } = transformation.carry(stored);
                 // Draws from the whole ball may lie outside one that still grows.
-                let particles = if ramp < 1.0 { threat.project(&particles, natural) } else { particles };
-                let state = match &self.sampler {
-                    Some(sampler) => sampler.declaration().begin_visit(state, &particles),
-                    None => state,
-                };
+                let particles = if ramp < 1.0 { ball.project(&particles, natural) } else { particles };
+                let state = declaration.begin_visit(state, &particles);
                 (particles, state)
             }
-            (Some(sampler), None) => (
-                fresh_start(plan.start, natural, &threat, draws)?,
-                sampler.declaration().fresh_state(natural),
-            ),
-            (None, None) => (natural.shallow_clone(), Vec::new()),
+            (None, Some(Stored { particles: perturbations, state })) => {
+                let particles = ball.project(&(natural + perturbations), natural);
+                let state = state.iter().map(Tensor::shallow_clone).collect();
+                let state = declaration.begin_visit(state, &particles);
+                (particles, state)
+            }
+            (None, None) => {
+                (fresh_start(plan.start, natural, &threat, draws)?, declaration.fresh_state(natural))
+            }
         };
         let particles_per_point = plan.experiment.train.particles;
         Ok(Visit { natural, labels, points, particles_per_point, threat, particles, state })
@@ -180,8 +205,8 @@ impl Players {
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
         let may_be_left = self.may_be_left(plan);
-        let objective = self.losses(plan, update, visit)?;
-        let model = &self.model;
+        let prepared = self.losses.prepare(plan, update, &self.model, visit)?;
+        let (model, losses) = (&self.model, &self.losses);
         if let Some(sampler) = &self.sampler {
             let walked = sampler.walk().run(
                 visit,
@@ -194,8 +219,8 @@ impl Players {
                     // Both sides of a judgement see the model with the same draws of its own.
                     let forward = Forward::Step(if sampler.judges_last_proposal() { 0 } else { due.number });
                     seed_forward(plan, update, forward);
-                    inner_losses(model, (precision, train_mode), due, visit, |logits| {
-                        objective.inner(logits, visit.labels)
+                    inner_losses(model, (precision, train_mode), due, visit, |particles, logits| {
+                        losses.inner(plan, (update, due.number), model, visit, (&prepared, particles, logits))
                     })
                 },
                 |call| sampler.perform(call, draws, &mut sums.finite),
@@ -207,12 +232,37 @@ impl Players {
             }
             sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
-        seed_forward(plan, update, Forward::Weights);
-        let logits = model.forward_in(precision, &visit.particles, true)?;
-        let losses = objective.outer(&logits, visit.labels);
-        let (gradients, _) = self.gradients(plan, &losses.mean(losses.kind()), None, visit, everywhere)?;
-        self.descend(plan, update, &gradients, (&losses.detach(), &logits.detach(), visit.labels), sums);
+        let mut descent = self.outer_gradients(plan, update, visit, everywhere, &prepared)?;
+        if let Some(gamma) = train.awp {
+            let moved = Perturbation::begin(self.optimizer.parameters(), &descent.gradients, gamma);
+            // Logits at natural examples belong to the weights.
+            let again = self
+                .losses
+                .prepare(plan, update, &self.model, visit)
+                .and_then(|prepared| self.outer_gradients(plan, update, visit, everywhere, &prepared));
+            moved.end();
+            descent.gradients = again?.gradients;
+        }
+        self.descend(plan, update, descent, visit.labels, sums);
         Ok(())
+    }
+
+    /// The outer loss at the particles, and its gradients with respect to the weights.
+    fn outer_gradients(
+        &self,
+        plan: &Plan,
+        update: u64,
+        visit: &Visit,
+        everywhere: usize,
+        prepared: &Prepared,
+    ) -> Result<Descent> {
+        seed_forward(plan, update, Forward::Weights);
+        let particles = &visit.particles;
+        let logits = self.model.forward_in(plan.experiment.train.precision, particles, true)?;
+        let at = (prepared, particles, &logits);
+        let Outer { loss, state } = self.losses.outer(plan, (update, 0), &self.model, visit, at)?;
+        let (gradients, _) = self.gradients(plan, &loss.mean(loss.kind()), None, visit, everywhere)?;
+        Ok(Descent { gradients, loss: loss.detach(), logits: logits.detach(), state })
     }
 
     /// One backward for both problems: the weights descend at the particles, and the particles move
@@ -232,16 +282,21 @@ impl Players {
         sums: &mut Sums,
     ) -> Result<()> {
         let train = &plan.experiment.train;
+        if let Some(sampler) = &self.sampler {
+            sampler.begin(visit, draws, &mut sums.finite)?;
+        }
         for number in 0..train.replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
             let logits = self.model.forward_in(train.precision, &leaf, true)?;
-            let losses = Losses::shared(train.objective, &logits, visit.labels)?;
-            let mean = losses.mean(losses.kind());
+            let prepared = self.losses.prepare(plan, update, &self.model, visit)?;
+            let at = (&prepared, &leaf, &logits);
+            let Outer { loss, state } = self.losses.outer(plan, (update, number), &self.model, visit, at)?;
+            let mean = loss.mean(loss.kind());
             let (gradients, gradient) = self.gradients(plan, &mean, Some(&leaf), visit, everywhere)?;
             // The sampler is given the gradient of each particle's own loss, not of the mean.
             let gradient = gradient * everywhere as f64;
-            let losses = losses.detach();
+            let (loss, model, losses) = (loss.detach(), &self.model, &self.losses);
             match &self.sampler {
                 Some(sampler) if sampler.judges_last_proposal() => {
                     visit.state =
@@ -249,13 +304,20 @@ impl Players {
                     sampler.walk_of_one_step().run(
                         visit,
                         |due, visit| match due.number {
-                            0 => Ok((losses.shallow_clone(), Some(gradient.shallow_clone()))),
+                            0 => Ok((loss.shallow_clone(), Some(gradient.shallow_clone()))),
                             _ => {
                                 // The same draws of the model itself as at the particle.
                                 seed_forward(plan, update, Forward::Step(number));
-                                inner_losses(&self.model, (train.precision, true), due, visit, |logits| {
-                                    cross_entropy(logits, visit.labels)
-                                })
+                                inner_losses(
+                                    model,
+                                    (train.precision, true),
+                                    due,
+                                    visit,
+                                    |particles, logits| {
+                                        let at = (&prepared, particles, logits);
+                                        losses.inner(plan, (update, number), model, visit, at)
+                                    },
+                                )
                             }
                         },
                         |call| sampler.perform(call, &draws.visit(number), &mut sums.finite),
@@ -263,47 +325,17 @@ impl Players {
                     sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
                 }
                 Some(sampler) => {
-                    sampler.step(visit, number, (&losses, &gradient), draws, &mut sums.finite)?;
+                    sampler.step(visit, number, (&loss, &gradient), draws, &mut sums.finite)?;
                 }
                 None => {}
             }
-            self.descend(plan, update, &gradients, (&losses, &logits.detach(), visit.labels), sums);
+            let descent = Descent { gradients, loss, logits: logits.detach(), state };
+            self.descend(plan, update, descent, visit.labels, sums);
         }
         if let Some(sampler) = self.sampler.as_ref().filter(|sampler| !sampler.judges_last_proposal()) {
             sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
         Ok(())
-    }
-
-    /// The losses of both problems in this minibatch. TRADES needs the logits at the natural
-    /// examples: they are computed once for all particles of a point, and for both problems unless
-    /// the sampler's gradient is taken in another mode of the model.
-    fn losses(&self, plan: &Plan, update: u64, visit: &Visit) -> Result<Losses> {
-        let train = &plan.experiment.train;
-        match train.objective {
-            Objective::CrossEntropy => Ok(Losses::CrossEntropy),
-            Objective::Trades => {
-                let copies = train.particles;
-                seed_forward(plan, update, Forward::Natural);
-                let points = visit.natural.slice(0, None, None, copies as i64);
-                let logits = |train_mode| self.model.forward_in(train.precision, &points, train_mode);
-                let natural = repeat_rows(&logits(true)?, copies);
-                let target = if self.inner_target_is_apart(train) {
-                    repeat_rows(&no_grad(|| logits(false))?, copies)
-                } else {
-                    natural.detach()
-                };
-                Ok(Losses::Trades { beta: train.trades_beta(), natural, target })
-            }
-        }
-    }
-
-    /// Whether the inner loss compares with a prediction of the model in another mode than the one
-    /// that is trained.
-    pub fn inner_target_is_apart(&self, train: &Train) -> bool {
-        train.objective.has_its_own_inner_loss()
-            && train.sampler_gradient() == ModelMode::Eval
-            && self.model.train_differs
     }
 
     /// The gradients of the mean loss over the rows of all processes, of which there are
@@ -335,7 +367,7 @@ impl Players {
         let train = &plan.experiment.train;
         // Passes in training mode change the buffers of the model.
         let changes_nothing =
-            train.sampler_gradient() != ModelMode::Train && !train.objective.has_its_own_inner_loss();
+            train.sampler_gradient() != ModelMode::Train && !self.losses.objective.declaration().uses_natural;
         let is_long = self.sampler.as_ref().is_some_and(|sampler| sampler.steps > 1);
         train.mode == Mode::Faithful && changes_nothing && (is_long || plan.ranks.is_alone())
     }
@@ -354,54 +386,55 @@ impl Players {
         Ok(())
     }
 
-    /// The weights take a step down these gradients of the mean of the losses (`[N]`), which were
-    /// formed from the logits (`[N, classes]`) and labels (`[N]`).
-    fn descend(
-        &mut self,
-        plan: &Plan,
-        update: u64,
-        gradients: &[Tensor],
-        (losses, logits, labels): (&Tensor, &Tensor, &Tensor),
-        sums: &mut Sums,
-    ) {
-        sums.finite.loss(&losses.mean(losses.kind()));
-        self.step(plan, update, gradients);
-        sums.tally.add(losses, &correct(logits, labels));
+    /// The weights take a step down the outer loss of rows with these labels (`[N]`).
+    fn descend(&mut self, plan: &Plan, update: u64, descent: Descent, labels: &Tensor, sums: &mut Sums) {
+        let Descent { gradients, loss, logits, state } = descent;
+        sums.finite.loss(&loss.mean(loss.kind()));
+        self.step(plan, update, &gradients);
+        self.losses.advance(state);
+        // One number for the whole minibatch counts for each of its rows.
+        sums.tally.add(&loss.expand_as(labels), &correct(&logits, labels));
     }
 
     /// The weights take a step down these gradients, and their average follows.
     fn step(&mut self, plan: &Plan, update: u64, gradients: &[Tensor]) {
-        self.optimizer.step(gradients, plan.schedule.learning_rate(update));
+        let clipped = plan.experiment.train.clip_gradient.map(|most| clipped(gradients, most));
+        self.optimizer.step(clipped.as_deref().unwrap_or(gradients), plan.schedule.learning_rate(update));
         if let Some(average) = &mut self.average {
             average.update(&self.model);
         }
     }
 }
 
-/// The losses (`[N]`) at the particles of a visit, formed from their logits, and their gradient if
-/// it is due.
+/// What an update of the weights is made of.
+struct Descent {
+    /// The gradients of the weights.
+    gradients: Vec<Tensor>,
+    /// The outer loss, `[N]` or `[]`, without a graph.
+    loss: Tensor,
+    /// The logits at the particles, `[N, C]`, without a graph.
+    logits: Tensor,
+    /// The next state of the objective.
+    state: Vec<Tensor>,
+}
+
+/// The losses (`[N]`) at the particles of a visit, which `losses_of` forms from the particles and
+/// their logits, and their gradient if it is due.
 fn inner_losses(
     model: &LoadedModel,
     (precision, train_mode): (Precision, bool),
     due: Due,
     visit: &Visit,
-    losses_of: impl FnOnce(&Tensor) -> Tensor,
+    losses_of: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     if !due.gradient {
         let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
-        return Ok((losses_of(&logits).detach(), None));
+        return Ok((losses_of(&visit.particles, &logits)?.detach(), None));
     }
     let leaf = visit.particles.detach().set_requires_grad(true);
-    let losses = losses_of(&model.forward_in(precision, &leaf, train_mode)?);
+    let losses = losses_of(&leaf, &model.forward_in(precision, &leaf, train_mode)?)?;
     let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
     Ok((losses.detach(), Some(gradient)))
-}
-
-/// Random numbers that the model itself draws depend on the update, on which forward it is, and on
-/// the process: each has rows of its own.
-fn seed_forward(plan: &Plan, update: u64, forward: Forward) {
-    let seed = seed_for(plan.experiment.train.seed, Purpose::Forward, forward.of_update(update));
-    tch::manual_seed(seed.wrapping_add(plan.ranks.rank() as i64));
 }
 
 #[cfg(test)]
@@ -409,8 +442,9 @@ mod tests {
     use super::super::Training;
     use super::*;
     use crate::config::{Experiment, SamplerChoice};
+    use crate::plugin::Objective;
     use crate::training::fixtures::dataset;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// A run of one epoch in this mode with this sampler, or of ordinary training, at its end.
     fn trained(mode: Mode, sampler: Option<&str>) -> Training {
@@ -422,8 +456,8 @@ mod tests {
         let sampler = sampler
             .map(|name| Sampler::linked(&format!("linked,plugin={name},steps=2").parse().expect("a spec")));
         let parts = (None, None);
-        let mut training =
-            Training::new(experiment, model, sampler, parts, &dataset, Device::Cpu).expect("a run");
+        let players = (model, Objective::linked("cross_entropy"), sampler);
+        let mut training = Training::new(experiment, players, parts, &dataset, Device::Cpu).expect("a run");
         for selection in training.plan.minibatches(0).expect("minibatches") {
             training.update(&selection).expect("an update");
         }
@@ -440,6 +474,29 @@ mod tests {
         for mode in [Mode::Faithful, Mode::Fused] {
             assert_eq!(weights(mode, Some("rejecting")), weights(mode, None), "every proposal is rejected");
             assert_ne!(weights(mode, Some("judging")), weights(mode, None), "every proposal is accepted");
+        }
+    }
+
+    #[test]
+    fn rows_go_on_from_the_minibatch_before() {
+        // Two steps a visit; three replays a visit. Of minibatches of 4, 4 and 2 points, the first two
+        // rows are in all, the others in two.
+        for (mode, steps) in [(Mode::Faithful, 2.0), (Mode::Fused, 3.0)] {
+            let training = trained(mode, Some("drifting"));
+            assert!(training.players.store.is_none());
+            let carried = training.players.carried.as_ref().expect("rows");
+            let tensors = carried.state().next().expect("a shard");
+            let rows = |number: usize| {
+                let (_, tensor) = &tensors[number];
+                Vec::<f64>::try_from(tensor.flatten(1, -1).mean_dim([1i64].as_slice(), false, Kind::Double))
+                    .expect("f64")
+            };
+            for (row, (perturbation, counted)) in rows(0).into_iter().zip(rows(1)).enumerate() {
+                let visits = if row < 2 { 3.0 } else { 2.0 };
+                assert_eq!(counted, visits * steps, "{mode:?}, row {row}");
+                let expected = visits * (0.002 + 0.01 * steps);
+                assert!((perturbation - expected).abs() < 1e-6, "{mode:?}, row {row}: {perturbation}");
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! Ball and domain around each point, and the geometry of a step in them.
 
+use crate::NORMS;
 use plugin_api::tch::Tensor;
 use plugin_api::{Norm, Random, Result, ThreatModel};
 
@@ -18,15 +19,19 @@ pub enum Ball {
 
 impl Ball {
     /// The balls around these natural examples, `[M, C, H, W]`.
-    pub fn around(natural: Tensor, threat: &ThreatModel) -> Self {
+    ///
+    /// # Errors
+    /// If they are balls of another norm.
+    pub fn around(natural: Tensor, threat: &ThreatModel) -> Result<Self> {
         let &ThreatModel { norm, epsilon, domain } = threat;
-        match norm {
+        Ok(match norm {
             Norm::Linf => Self::Linf {
                 lower: (&natural - epsilon).clamp_(domain.0, domain.1),
                 upper: (&natural + epsilon).clamp_(domain.0, domain.1),
             },
             Norm::L2 => Self::L2 { natural, epsilon, domain },
-        }
+            Norm::L1 => return Err(Norm::L1.unexpected(&NORMS)),
+        })
     }
 
     /// The tensors with a row for each point.
@@ -73,21 +78,18 @@ pub fn random_start(
     let &ThreatModel { norm, epsilon, domain } = threat;
     // Numbers are drawn for every example of the call, so that a start does not depend on the other
     // points of the run.
-    let draws = match norm {
-        Norm::Linf => random.uniform(natural)?,
-        Norm::L2 => random.normal(natural)?,
-    };
-    let draws = draws.index_select(0, rows);
     let direction = match norm {
         Norm::Linf => {
-            let direction = draws * 2.0 - 1.0;
+            let direction = random.uniform(natural)?.index_select(0, rows) * 2.0 - 1.0;
             let largest = direction.abs().amax([1, 2, 3], true);
             direction / (largest + SMALLEST_LENGTH)
         }
         Norm::L2 => {
+            let draws = random.normal(natural)?.index_select(0, rows);
             let length = lengths(&draws);
             draws / (length + SMALLEST_LENGTH)
         }
+        Norm::L1 => return Err(Norm::L1.unexpected(&NORMS)),
     };
     let mut start = direction * epsilon;
     start += natural.index_select(0, rows);
@@ -115,7 +117,7 @@ mod tests {
     fn projections_are_those_of_the_threat_model() {
         let natural = image(&[0.5, 0.1, 0.9, 0.5]);
         for threat in [LINF, L2] {
-            let ball = Ball::around(natural.shallow_clone(), &threat);
+            let ball = Ball::around(natural.shallow_clone(), &threat).expect("a ball");
             for candidate in [[1.1, -0.4, 1.3, 0.6], [0.6, 0.2, 0.8, 0.5]].map(|values| image(&values)) {
                 let expected: Vec<f64> =
                     Vec::try_from(threat.project(&candidate, &natural).flatten(0, -1)).expect("f64");
@@ -127,10 +129,10 @@ mod tests {
     #[test]
     fn a_zero_gradient_gives_a_zero_direction() {
         for threat in [LINF, L2] {
-            let ball = Ball::around(image(&[0.5, 0.5]), &threat);
+            let ball = Ball::around(image(&[0.5, 0.5]), &threat).expect("a ball");
             assert_close(&ball.steepest_ascent(&image(&[0.0, 0.0])), &[0.0, 0.0]);
         }
-        let ball = Ball::around(image(&[0.5, 0.5]), &L2);
+        let ball = Ball::around(image(&[0.5, 0.5]), &L2).expect("a ball");
         assert_close(&ball.steepest_ascent(&image(&[3.0, -4.0])), &[0.6, -0.8]);
     }
 

@@ -113,7 +113,7 @@ impl Points {
             rows: rows.shallow_clone(),
             labels: target.labels.index_select(0, rows),
             objective: objective.select(rows),
-            ball: Ball::around(target.natural.index_select(0, rows), &target.threat),
+            ball: Ball::around(target.natural.index_select(0, rows), &target.threat)?,
             direction: start.zeros_like(),
             best_direction: start.zeros_like(),
             step_size: loss.full_like(2.0 * target.threat.epsilon).reshape([-1, 1, 1, 1]),

@@ -14,11 +14,14 @@ pub use loss::Loss;
 use loss::Objective;
 use plugin_api::losses::correct;
 use plugin_api::tch::Tensor;
-use plugin_api::{Attack, Error, Result, Target, Task, export_attack};
+use plugin_api::{Attack, Error, Norm, Result, Target, Task, ThreatModel, export_attack};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 export_attack!("apgd", Apgd);
+
+/// The norms that it has arithmetic for.
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
 
 /// The APGD attack.
 pub struct Apgd {
@@ -74,6 +77,10 @@ impl Attack for Apgd {
 
     fn new(options: Options) -> Result<Self> {
         Ok(Self { options })
+    }
+
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        threat.norm.expect_one_of(&NORMS)
     }
 
     fn supports_task(&self, task: &Task) -> Result<()> {

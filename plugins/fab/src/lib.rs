@@ -27,6 +27,9 @@ use walkers::{Tangents, Walkers};
 
 export_attack!("fab", Fab);
 
+/// The norms that it has arithmetic for.
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+
 /// The FAB attack.
 pub struct Fab {
     options: Options,
@@ -83,6 +86,10 @@ impl Attack for Fab {
 
     fn new(options: Options) -> Result<Self> {
         Ok(Self { options })
+    }
+
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        threat.norm.expect_one_of(&NORMS)
     }
 
     fn supports_task(&self, task: &Task) -> Result<()> {
@@ -145,7 +152,7 @@ impl Fab {
         };
         let mut tangents = linearise(&walkers)?;
         for step in 1..=self.options.steps {
-            let iterates = self.iterates(&walkers, &tangents, threat);
+            let iterates = self.iterates(&walkers, &tangents, threat)?;
 
             let expected = walkers.habits.expected_to_stay();
             let last = step == self.options.steps;
@@ -184,7 +191,7 @@ impl Fab {
     /// The next iterates, `[M, D]`: the weighted mean of the projections of iterate and natural
     /// example onto the tangents, both with overshoot. The nearer projection has the larger weight
     /// (Algorithm 1 of the paper).
-    fn iterates(&self, walkers: &Walkers, tangents: &Tangents, threat: &ThreatModel) -> Tensor {
+    fn iterates(&self, walkers: &Walkers, tangents: &Tangents, threat: &ThreatModel) -> Result<Tensor> {
         let Options { alpha_max, eta, .. } = self.options;
         let Walkers { natural, current, .. } = walkers;
         let Tangents { values, normals } = tangents;
@@ -195,13 +202,13 @@ impl Fab {
             &Tensor::stack(&[values, at_natural], 0),
             normals,
             threat,
-        );
+        )?;
         let lengths = row_lengths(&changes, threat.norm).clamp_min_(SHORTEST_CHANGE);
         let (of_current, of_natural) = (lengths.get(0), lengths.get(1));
         let alpha = (&of_current / (&of_current + of_natural)).clamp_max_(alpha_max);
         let (to_current, to_natural) = (changes.get(0) * eta, changes.get(1) * eta);
-        ((current + to_current) * (alpha.neg() + 1.0) + (natural + to_natural) * alpha)
-            .clamp_(threat.domain.0, threat.domain.1)
+        let next = (current + to_current) * (alpha.neg() + 1.0) + (natural + to_natural) * alpha;
+        Ok(next.clamp(threat.domain.0, threat.domain.1))
     }
 }
 
@@ -274,6 +281,7 @@ fn random_start(target: &Target) -> Result<Tensor> {
     let direction = match threat.norm {
         Norm::Linf => random.uniform(natural)? * 2.0 - 1.0,
         Norm::L2 => random.normal(natural)?,
+        Norm::L1 => return Err(Norm::L1.unexpected(&NORMS)),
     };
     let lengths = row_lengths(&direction.flatten(1, -1), threat.norm).reshape([-1, 1, 1, 1]);
     let start = *natural + direction / lengths * (threat.epsilon / 2.0);
@@ -296,5 +304,6 @@ fn row_lengths(rows: &Tensor, norm: Norm) -> Tensor {
         // `norm` with an infinite order is slow on a CPU.
         Norm::Linf => rows.abs().amax([-1i64].as_slice(), true),
         Norm::L2 => rows.norm_scalaropt_dim(2, [-1i64].as_slice(), true),
+        Norm::L1 => row_sums(&rows.abs()),
     }
 }

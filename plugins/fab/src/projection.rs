@@ -13,9 +13,10 @@
 //! t, so Newton's method from t = 0 rises to the solution and never passes it. It is exact as soon
 //! as no further coordinate stops. It takes a few steps and needs no sorting.
 
+use crate::NORMS;
 use crate::row_sums;
 use plugin_api::tch::Tensor;
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::{Norm, Result, ThreatModel};
 
 /// In l2, coordinates whose normal is not larger than this do not move, as in the reference.
 const SMALLEST_L2_NORMAL: f64 = 1e-8;
@@ -33,12 +34,15 @@ const FAR: f64 = 1e30;
 ///
 /// If the hyperplane lies outside the domain, the change goes as near to it as possible: every
 /// coordinate with a normal goes to its bound.
+///
+/// # Errors
+/// If the norm is another one.
 pub fn changes_to_hyperplanes(
     points: &Tensor,
     residuals: &Tensor,
     normals: &Tensor,
     threat: &ThreatModel,
-) -> Tensor {
+) -> Result<Tensor> {
     let (normals, paces) = match threat.norm {
         Norm::Linf => (normals.shallow_clone(), Tensor::ones([1], (points.kind(), points.device()))),
         Norm::L2 => {
@@ -46,13 +50,14 @@ pub fn changes_to_hyperplanes(
             let paces = normals.abs();
             (normals, paces)
         }
+        Norm::L1 => return Err(Norm::L1.unexpected(&NORMS)),
     };
     // Arithmetic instead of `where`, which libtorch does not vectorise on a CPU.
     let directions = residuals.sign().neg() * normals.sign();
     let bounds = (&directions * FAR).clamp_(threat.domain.0, threat.domain.1);
     let reaches = (bounds - points) * &directions;
     let times = times_to_hyperplanes(&residuals.abs(), &normals.abs(), &paces, &reaches);
-    reaches.minimum(&(times * paces)) * directions
+    Ok(reaches.minimum(&(times * paces)) * directions)
 }
 
 /// The times (`[S, M, 1]`) in which coordinates with these `paces` cover the `distances`
@@ -95,7 +100,7 @@ mod tests {
             &rows(normal, &[1, width]),
             &ThreatModel { norm, epsilon: 0.1, domain },
         );
-        Vec::try_from(changes.flatten(0, -1)).expect("f64")
+        Vec::try_from(changes.expect("a norm").flatten(0, -1)).expect("f64")
     }
 
     #[track_caller]
@@ -170,13 +175,10 @@ mod tests {
         let residuals = Tensor::randn([2, 50, 1], options) * gains;
         for norm in [Norm::Linf, Norm::L2] {
             let threat = ThreatModel { norm, epsilon: 0.1, domain: UNIT };
-            let got = changes_to_hyperplanes(&points, &residuals, &normals, &threat);
+            let got = changes_to_hyperplanes(&points, &residuals, &normals, &threat).expect("a norm");
 
-            let directions = -residuals.sign()
-                * match norm {
-                    Norm::Linf => normals.sign(),
-                    Norm::L2 => normals.shallow_clone(),
-                };
+            let paces = if norm == Norm::Linf { normals.sign() } else { normals.shallow_clone() };
+            let directions = -residuals.sign() * paces;
             let change = |times: &Tensor| (&points + &directions * times).clamp(0.0, 1.0) - &points;
             let (mut low, mut high) = (residuals.zeros_like(), residuals.ones_like() * 1e6);
             for _ in 0..100 {
@@ -203,7 +205,9 @@ mod tests {
             let changes = |kind: Kind| {
                 let [points, residuals, normals] =
                     [&points, &residuals, &normals].map(|tensor| tensor.to_kind(kind));
-                changes_to_hyperplanes(&points, &residuals, &normals, &threat).to_kind(Kind::Double)
+                changes_to_hyperplanes(&points, &residuals, &normals, &threat)
+                    .expect("a norm")
+                    .to_kind(Kind::Double)
             };
             let exact = changes(Kind::Double);
             let apart = ((changes(Kind::Float) - &exact).abs().max() / exact.abs().max()).double_value(&[]);

@@ -115,6 +115,7 @@ impl Tangents {
         let lengths = match norm {
             Norm::Linf => row_sums(&self.normals.abs()),
             Norm::L2 => row_lengths(&self.normals, norm),
+            Norm::L1 => row_lengths(&self.normals, Norm::Linf),
         };
         self.values.abs() / (lengths.squeeze_dim(1) + GRADIENT_FLOOR)
     }

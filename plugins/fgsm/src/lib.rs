@@ -1,7 +1,7 @@
-//! The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball. With a
-//! uniform start it is the fast adversarial training of Wong et al. 2020.
+//! The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball. With
+//! `start=uniform,step_scale=1.25` it is RS-FGSM, the fast adversarial training of Wong et al. 2020.
 
-use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
+use plugin_api::{Error, Next, Result, Sampler, Start, Step, export_sampler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,12 @@ pub struct Fgsm {
 /// The options.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Options {
-    /// Length of the step in the threat model's norm, in units of the domain; epsilon if not given.
+    /// Length of the step in the threat model's norm, in units of the domain.
     #[schemars(range(min = 0.0))]
     pub step_size: Option<f64>,
+    /// Length of the step as a multiple of epsilon; 1 if no length is given.
+    #[schemars(range(min = 0.0))]
+    pub step_scale: Option<f64>,
     /// The start of the step.
     pub start: From,
 }
@@ -37,7 +40,12 @@ impl Sampler for Fgsm {
     type Options = Options;
 
     fn new(options: Options) -> Result<Self> {
-        Ok(Self { options })
+        match options {
+            Options { step_size: Some(size), step_scale: Some(scale), .. } => Err(Error::new(format!(
+                "expected step_size or step_scale, got both: {size} and {scale} epsilon"
+            ))),
+            _ => Ok(Self { options }),
+        }
     }
 
     fn start(&self) -> Start {
@@ -48,7 +56,8 @@ impl Sampler for Fgsm {
     }
 
     fn step(&self, step: &Step) -> Result<Next> {
-        let step_size = self.options.step_size.unwrap_or(step.threat.epsilon);
+        let Options { step_size, step_scale, .. } = self.options;
+        let step_size = step_size.unwrap_or(step_scale.unwrap_or(1.0) * step.threat.epsilon);
         Ok((step.particles + step.threat.steepest_ascent(step.gradient) * step_size).into())
     }
 }
@@ -72,8 +81,17 @@ mod tests {
     #[test]
     fn the_step_reaches_the_edge_by_default() {
         assert_step(&Fgsm { options: Options::default() }, Norm::Linf, [0.75, 0.25]);
-        let short = Options { step_size: Some(0.1), start: From::Uniform };
+        let short = Options { step_size: Some(0.1), ..Options::default() };
         assert_step(&Fgsm { options: short }, Norm::Linf, [0.6, 0.4]);
+        let long = Options { step_scale: Some(1.25), ..Options::default() };
+        assert_step(&Fgsm { options: long }, Norm::Linf, [0.8125, 0.1875]);
+    }
+
+    #[test]
+    fn two_lengths_are_refused() {
+        let both = Options { step_size: Some(0.1), step_scale: Some(1.25), ..Options::default() };
+        let refused = Fgsm::new(both).err().expect("refused").to_string();
+        assert_eq!(refused, "expected step_size or step_scale, got both: 0.1 and 1.25 epsilon");
     }
 
     #[test]

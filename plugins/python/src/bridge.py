@@ -67,7 +67,7 @@ class Refused(Exception):
 
 
 class Threat:
-    """The threat model: `norm` ("linf" or "l2"), `epsilon`, `domain` (low, high). The methods are
+    """The threat model: `norm` ("linf", "l2" or "l1"), `epsilon`, `domain` (low, high). The methods are
     those of `ThreatModel` in plugin-api, computed there; they exist during a step or an attack."""
 
     def __init__(self, norm, epsilon, domain, call=None):
@@ -359,7 +359,7 @@ def check_held(module):
 DECLARATIONS = {
     "sampler": (
         "start default_steps projection law state_tensors numbers figures visit_tensors uses_gradient "
-        "judges_last_proposal judges_by_gradient ascends"
+        "judges_last_proposal judges_by_gradient ascends begins reach interacts"
     ).split(),
     "attack": ["query_budget"],
 }

@@ -29,6 +29,9 @@ struct Declared {
     judges_last_proposal: bool,
     judges_by_gradient: bool,
     ascends: bool,
+    begins: bool,
+    reach: f64,
+    interacts: bool,
 }
 
 impl Default for Declared {
@@ -47,6 +50,9 @@ impl Default for Declared {
             judges_last_proposal: false,
             judges_by_gradient: false,
             ascends: true,
+            begins: false,
+            reach: 1.0,
+            interacts: false,
         }
     }
 }
@@ -133,6 +139,22 @@ impl Sampler for PythonSampler {
 
     fn ascends(&self) -> bool {
         self.declared.ascends
+    }
+
+    fn begins(&self) -> bool {
+        self.declared.begins
+    }
+
+    fn reach(&self) -> f64 {
+        self.declared.reach
+    }
+
+    fn interacts(&self) -> bool {
+        self.declared.interacts
+    }
+
+    fn begin(&self, start: &Step) -> Result<Next> {
+        self.moved("begin", start)
     }
 
     fn step(&self, step: &Step) -> Result<Next> {

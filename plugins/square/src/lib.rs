@@ -24,6 +24,9 @@ use serde::{Deserialize, Serialize};
 
 export_attack!("square", Square);
 
+/// The norms that it has arithmetic for.
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+
 /// The Square attack.
 pub struct Square {
     options: Options,
@@ -66,6 +69,10 @@ impl Attack for Square {
 
     fn new(options: Options) -> Result<Self> {
         Ok(Self { options })
+    }
+
+    fn supports(&self, threat: &ThreatModel) -> Result<()> {
+        threat.norm.expect_one_of(&NORMS)
     }
 
     fn supports_task(&self, task: &Task) -> Result<()> {
@@ -118,6 +125,7 @@ impl Square {
         let ball: &dyn Ball = match threat.norm {
             Norm::Linf => &Linf,
             Norm::L2 => &L2,
+            Norm::L1 => return Err(Norm::L1.unexpected(&NORMS)),
         };
         let margins_of = |images: &Tensor, rows: &Tensor| -> Result<Tensor> {
             Ok(margin(&target.victim.logits(images)?, &target.labels.index_select(0, rows)))

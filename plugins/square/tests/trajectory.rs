@@ -125,10 +125,7 @@ fn assert_same_searches(name: &str, norm: Norm) {
     let recorded = Recorded::read(name, norm);
     let Recorded { tensors, .. } = &recorded;
     let snapshot_queries = Vec::<i64>::try_from(&tensors["snapshot_queries"]).expect("numbers");
-    let tolerance = match norm {
-        Norm::Linf => TOLERANCE,
-        Norm::L2 => TOLERANCE_OF_L2,
-    };
+    let tolerance = if norm == Norm::L2 { TOLERANCE_OF_L2 } else { TOLERANCE };
     for point in 0..recorded.points() {
         let (candidate, net) = recorded.run(&[point]);
         let mut passes = net.queries().into_iter();

@@ -52,10 +52,7 @@ impl Attack for LinfOnly {
     }
 
     fn supports(&self, threat: &ThreatModel) -> Result<()> {
-        match threat.norm {
-            Norm::Linf => Ok(()),
-            Norm::L2 => Err(Error::new("this attack supports linf only; the threat model is l2")),
-        }
+        threat.norm.expect_one_of(&[Norm::Linf])
     }
 
     fn run(&self, target: &Target) -> Result<Tensor> {

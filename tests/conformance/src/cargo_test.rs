@@ -21,14 +21,18 @@ pub fn check_linked(options: &str) -> ! {
     // Checks measure the whole process: its memory, threads and open files.
     arguments.test_threads = Some(1);
     tch::set_num_threads(1);
-    let abi::Plugins { models, samplers, attacks } = abi::linked();
+    let abi::Plugins { models, samplers, attacks, objectives } = abi::linked();
     let models = models.into_iter().map(|model| ("model", model.name.clone(), Table::Model(model)));
     let samplers =
         samplers.into_iter().map(|sampler| ("sampler", sampler.name.clone(), Table::Sampler(sampler)));
     let attacks = attacks.into_iter().map(|attack| ("attack", attack.name.clone(), Table::Attack(attack)));
+    let objectives = objectives
+        .into_iter()
+        .map(|objective| ("objective", objective.name.clone(), Table::Objective(objective)));
     let trials = models
         .chain(samplers)
         .chain(attacks)
+        .chain(objectives)
         .flat_map(|(kind, name, table)| trials(kind, &name, Plugin::new(table, options)));
     libtest_mimic::run(&arguments, trials.collect()).exit()
 }

@@ -1,5 +1,6 @@
 //! Checks that results depend on the inputs and the seed only.
 
+use crate::sampler::interacts;
 use crate::tensors::{act, demand_same, results};
 use crate::toy::{Instance, Numbers, Problem};
 use crate::{Check, Outcome, Plugin, Verdict};
@@ -8,7 +9,7 @@ use plugin_api::tch::{self, Device, Kind, Tensor};
 pub const CHECKS: [Check; 5] = [
     Check::new("determinism-repeats", "the same seed gives the same results", repeats),
     Check::new("determinism-seed", "another seed of the host gives other results", other_seed)
-        .of(&["sampler", "attack"])
+        .of(&["sampler", "attack", "objective"])
         .after(&["determinism-repeats"]),
     Check::new("determinism-instances", "instances do not affect one another", instances)
         .after(&["determinism-repeats"]),
@@ -66,7 +67,15 @@ fn generator(plugin: &Plugin, seed: u64) -> Verdict {
 }
 
 fn neighbours(plugin: &Plugin, seed: u64) -> Verdict {
+    if interacts(plugin) {
+        return Err(Outcome::Skipped("it declares that chains act on one another".to_owned()));
+    }
     let problem = Problem { kind: Kind::Double, ..Problem::new(seed) };
+    if let Instance::Objective(objective) = Instance::new(plugin, &problem.batch(0..4))?
+        && objective.declaration().couples_points
+    {
+        return Err(Outcome::Skipped("it declares that it couples points".to_owned()));
+    }
     let together = results(plugin, &problem.batch(0..4))?;
     let together: Vec<_> = together.iter().map(|result| result.narrow(0, 2, 2)).collect();
     demand_same(&together, &results(plugin, &problem.batch(2..4))?, 1e-6, "the same rows in another batch")

@@ -201,7 +201,7 @@ const HEAP_SLACK: u64 = 128 << 10;
 fn memory(plugin: &Plugin, seed: u64) -> Verdict {
     let (points, calls) = match plugin.table {
         Table::Model(_) => (16, 1000),
-        Table::Sampler(_) => (64, 1000),
+        Table::Sampler(_) | Table::Objective(_) => (64, 1000),
         // A call of an attack takes many passes.
         Table::Attack(_) => (64, 40),
     };

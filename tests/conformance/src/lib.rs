@@ -13,6 +13,7 @@ mod law;
 mod lifecycle;
 mod load;
 mod model;
+mod objective;
 mod options;
 mod sampler;
 mod tensors;
@@ -23,7 +24,7 @@ pub use load::Library;
 #[doc(hidden)]
 pub use cargo_test::check_linked;
 
-use plugin_api::abi::{AttackPlugin, ModelPlugin, SamplerPlugin};
+use plugin_api::abi::{AttackPlugin, ModelPlugin, ObjectivePlugin, SamplerPlugin};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -62,6 +63,8 @@ pub enum Table {
     Sampler(SamplerPlugin),
     /// An attack.
     Attack(AttackPlugin),
+    /// An objective.
+    Objective(ObjectivePlugin),
 }
 
 /// The result of a check.
@@ -134,7 +137,7 @@ impl Check {
         Self {
             name,
             sentence,
-            kinds: &["model", "sampler", "attack"],
+            kinds: &["model", "sampler", "attack", "objective"],
             needs: &["tensors-shape"],
             run: Run::Plugin(run),
         }
@@ -157,7 +160,7 @@ impl Check {
         Self { needs, ..self }
     }
 
-    /// Whether it is a check of plugins of this kind ("model", "sampler" or "attack").
+    /// Whether it is a check of plugins of this kind ("model", "sampler", "attack" or "objective").
     pub fn applies_to(&self, kind: &str) -> bool {
         self.kinds.contains(&kind)
     }
@@ -189,6 +192,7 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         .chain(&sampler::CHECKS)
         .chain(&law::CHECKS)
         .chain(&attack::CHECKS)
+        .chain(&objective::CHECKS)
         .chain(&model::CHECKS)
 }
 

@@ -24,6 +24,7 @@ pub fn schema(plugin: &Plugin) -> Result<Value, Outcome> {
         Table::Model(plugin) => plugin.describe(),
         Table::Sampler(plugin) => plugin.describe(),
         Table::Attack(plugin) => plugin.describe(),
+        Table::Objective(plugin) => plugin.describe(),
     };
     description
         .map(|description| description.options)

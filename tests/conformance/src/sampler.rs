@@ -1,6 +1,6 @@
 //! Checks for samplers.
 
-use crate::tensors::{demand_same, no_result};
+use crate::tensors::{demand_same, no_result, results};
 use crate::toy::{LinearVictim, Numbers, Problem, THREATS, guarded, mix};
 use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::abi::SamplerInstance;
@@ -8,14 +8,17 @@ use plugin_api::tch::{self, Kind, Tensor};
 use plugin_api::walk::{Call, Visit, Walk};
 use plugin_api::{Next, Projection, ThreatModel};
 
-pub const CHECKS: [Check; 5] = [
+pub const CHECKS: [Check; 8] = [
+    Check::new("sampler-begin", "a start of its own is finite and depends on its row only", begin)
+        .of(&["sampler"])
+        .after(&["tensors-finite"]),
     Check::new(
         "sampler-state",
         "a step returns the declared number of state tensors, shaped like the particles",
         state,
     )
     .of(&["sampler"])
-    .after(&["tensors-finite"]),
+    .after(&["sampler-begin"]),
     Check::new("sampler-zero-gradient", "steps at zero gradient are finite", zero_gradient)
         .of(&["sampler"])
         .after(&["sampler-state"]),
@@ -36,6 +39,16 @@ pub const CHECKS: [Check; 5] = [
     )
     .of(&["sampler"])
     .after(&["sampler-state", "determinism-neighbours"]),
+    Check::new("sampler-reach", "a sampler that declares a reach beyond the ball goes there", reach)
+        .of(&["sampler"])
+        .after(&["sampler-state"]),
+    Check::new(
+        "sampler-interaction",
+        "chains that act on one another do so in any order, and are declared to",
+        interaction,
+    )
+    .of(&["sampler"])
+    .after(&["sampler-state", "determinism-repeats"]),
 ];
 
 fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
@@ -43,6 +56,12 @@ fn made(plugin: &Plugin) -> Result<SamplerInstance, Outcome> {
         return Err(Outcome::Skipped("not a sampler".to_owned()));
     };
     sampler.create(&plugin.options).map_err(|error| Outcome::failed("an instance", error))
+}
+
+/// Whether the plugin is a sampler whose chains act on one another, so that a row depends on its
+/// batch.
+pub fn interacts(plugin: &Plugin) -> bool {
+    made(plugin).is_ok_and(|sampler| sampler.declaration().interacts)
 }
 
 /// The threat models of the checks that the sampler supports.
@@ -109,7 +128,7 @@ impl<'a> Chains<'a> {
             &mut chains,
             |due, chains| at(chains).map(|(loss, gradient)| (loss, due.gradient.then_some(gradient))),
             |call| {
-                let seed = self.problem.seed ^ mix(visit << 16 | call.number as u64);
+                let seed = self.problem.seed ^ mix(visit << 32 | call.stream() as u64);
                 perform(self.sampler, call, &Numbers::new(mix(seed), points))
             },
         )?;
@@ -134,7 +153,8 @@ impl<'a> Chains<'a> {
     }
 
     fn outside(&self) -> i64 {
-        let inside = self.problem.threat.contains(&self.particles, &self.natural);
+        let ball = self.sampler.declaration().ball(&self.problem.threat);
+        let inside = ball.contains(&self.particles, &self.natural);
         inside.logical_not().sum(Kind::Int64).int64_value(&[])
     }
 }
@@ -152,6 +172,99 @@ pub fn perform(sampler: &SamplerInstance, call: &Call, random: &Numbers) -> Resu
         ));
     }
     Ok(next)
+}
+
+fn begin(plugin: &Plugin, seed: u64) -> Verdict {
+    let sampler = made(plugin)?;
+    if !sampler.declaration().begins {
+        return Err(Outcome::Skipped("it declares no start of its own".to_owned()));
+    }
+    // The start of the chains of these points, and their state.
+    let begun = |points: std::ops::Range<i64>, kind: Kind| -> Result<Vec<Tensor>, Outcome> {
+        let problem =
+            Problem { kind, threat: supported(&sampler).next().unwrap_or(THREATS[0]), ..Problem::new(seed) };
+        let batch = problem.batch(points);
+        let mut visit = Visit {
+            natural: &batch.images,
+            labels: &batch.labels,
+            points: &batch.points,
+            particles_per_point: 1,
+            threat: problem.threat,
+            particles: batch.particles.copy(),
+            state: sampler.declaration().fresh_state(&batch.images),
+        };
+        let walk = Walk { sampler: &sampler, steps: STEPS };
+        walk.begin(&mut visit, |call| {
+            let next = perform(&sampler, call, &Numbers::new(seed, &batch.points))?;
+            let like = |tensor: &Tensor| (tensor.size(), tensor.kind(), tensor.device());
+            let (got, expected) = (like(&next.particles), like(&batch.images));
+            if got != expected {
+                return Err(Outcome::failed(format!("{expected:?}"), format!("{got:?} from begin")));
+            }
+            Ok(next)
+        })?;
+        Ok(std::iter::once(visit.particles).chain(visit.state).collect())
+    };
+    for kind in [Kind::Float, Kind::Double] {
+        let is_finite = |tensor: &Tensor| tensor.isfinite().all().int64_value(&[]) == 1;
+        if !begun(0..4, kind)?.iter().all(is_finite) {
+            return Ok(Outcome::failed("a finite start", format!("NaN or infinite values ({kind:?})")));
+        }
+    }
+    let repeats = demand_same(
+        &begun(0..4, Kind::Float)?,
+        &begun(0..4, Kind::Float)?,
+        0.0,
+        "the same start for the same seed",
+    )?;
+    if repeats != Outcome::Passed || sampler.declaration().interacts {
+        return Ok(repeats);
+    }
+    let of_last = |tensor: &Tensor| tensor.narrow(0, 2, 2);
+    let together: Vec<_> = begun(0..4, Kind::Double)?.iter().map(of_last).collect();
+    demand_same(&together, &begun(2..4, Kind::Double)?, 1e-6, "the same start in another batch")
+}
+
+fn reach(plugin: &Plugin, seed: u64) -> Verdict {
+    let sampler = made(plugin)?;
+    let reach = sampler.declaration().reach;
+    if reach == 1.0 {
+        return Err(Outcome::Skipped("it declares that it keeps to the ball".to_owned()));
+    }
+    let threat = supported(&sampler).next().unwrap_or(THREATS[0]);
+    let mut chains = Chains::new(&sampler, threat, seed);
+    let mut farthest = 0.0f64;
+    for visit in 0..VISITS {
+        chains.visit_all(visit)?;
+        let distances = threat.distance(&chains.particles, &chains.natural);
+        farthest = farthest.max(distances.max().double_value(&[]));
+    }
+    Ok(Outcome::demand(
+        farthest > threat.epsilon * (1.0 + 1e-6),
+        format!("a particle beyond epsilon = {}: it declares a reach of {reach} epsilon", threat.epsilon),
+        format!("at most {farthest:.4} in {VISITS} visits"),
+    ))
+}
+
+fn interaction(plugin: &Plugin, seed: u64) -> Verdict {
+    if !interacts(plugin) {
+        return Err(Outcome::Skipped("it declares that chains do not act on one another".to_owned()));
+    }
+    let problem = Problem { kind: Kind::Double, ..Problem::new(seed) };
+    let together = results(plugin, &problem.batch(0..POINTS))?;
+    let backwards = results(plugin, &problem.batch((0..POINTS).rev()))?;
+    let back: Vec<_> = backwards.iter().map(|result| result.flip([0i64])).collect();
+    let verdict = demand_same(&together, &back, 1e-6, "the same chains for any order of the rows")?;
+    if verdict != Outcome::Passed {
+        return Ok(verdict);
+    }
+    let some: Vec<_> = together.iter().map(|result| result.narrow(0, 0, POINTS / 2)).collect();
+    let alone = results(plugin, &problem.batch(0..POINTS / 2))?;
+    Ok(Outcome::demand(
+        demand_same(&some, &alone, 1e-9, "")? != Outcome::Passed,
+        "a chain that depends on its neighbours, as declared",
+        format!("the same step beside {} and {} others", POINTS - 1, POINTS / 2 - 1),
+    ))
 }
 
 fn state(plugin: &Plugin, seed: u64) -> Verdict {
@@ -240,6 +353,9 @@ const SHUFFLED: Minibatches =
     [&[&[0, 1, 2, 3], &[4, 5, 6, 7]], &[&[6, 0, 3, 5], &[2, 7, 1, 4]], &[&[7], &[1, 0, 6, 2, 5], &[4, 3]]];
 
 fn shuffled(plugin: &Plugin, seed: u64) -> Verdict {
+    if interacts(plugin) {
+        return Err(Outcome::Skipped("it declares that chains act on one another".to_owned()));
+    }
     let ends = |visits: Minibatches| {
         let sampler = made(plugin)?;
         let mut chains = Chains::new(&sampler, THREATS[0], seed);

@@ -1,7 +1,8 @@
 //! Small problems for the checks.
 
+use crate::objective;
 use crate::{Outcome, Plugin, Table};
-use plugin_api::abi::{AttackInstance, ModelInstance, SamplerInstance};
+use plugin_api::abi::{AttackInstance, ModelInstance, ObjectiveInstance, SamplerInstance};
 use plugin_api::losses::{correct, cross_entropy, gradient};
 use plugin_api::tch::{self, Device, Kind, Tensor};
 use plugin_api::{Distribution, Error, Norm, Random, RandomSource, Result, Step, ThreatModel, VictimCalls};
@@ -12,12 +13,14 @@ pub const SIDE: i64 = 12;
 
 pub const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.1, domain: (0.0, 1.0) };
 
-/// The threat models of the checks: both norms, the usual domain and another one.
-pub const THREATS: [ThreatModel; 4] = [
+/// The threat models of the checks: every norm, the usual domain and another one.
+pub const THREATS: [ThreatModel; 6] = [
     THREAT,
     ThreatModel { norm: Norm::L2, epsilon: 0.5, domain: (0.0, 1.0) },
     ThreatModel { norm: Norm::Linf, epsilon: 0.2, domain: (-1.0, 1.0) },
     ThreatModel { norm: Norm::L2, epsilon: 1.0, domain: (-1.0, 1.0) },
+    ThreatModel { norm: Norm::L1, epsilon: 2.0, domain: (0.0, 1.0) },
+    ThreatModel { norm: Norm::L1, epsilon: 4.0, domain: (-1.0, 1.0) },
 ];
 
 /// The parameters of examples and a victim.
@@ -259,6 +262,11 @@ impl LinearVictim {
         Ok(logits)
     }
 
+    /// Logits with a graph through images and weights, if gradients are tracked.
+    pub fn tracked_logits(&self, images: &Tensor) -> Result<Tensor> {
+        self.forward(images)
+    }
+
     /// Loss of each example and its gradient with respect to the images.
     pub fn loss_and_gradient(&self, images: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor)> {
         let (logits, leaf) = self.differentiable(images)?;
@@ -308,6 +316,7 @@ pub enum Instance {
     Model(ModelInstance),
     Sampler(SamplerInstance),
     Attack(AttackInstance),
+    Objective(ObjectiveInstance),
 }
 
 impl Instance {
@@ -331,10 +340,12 @@ impl Instance {
             }
             Table::Sampler(sampler) => Self::Sampler(sampler.create(options)?),
             Table::Attack(attack) => Self::Attack(attack.create(options)?),
+            Table::Objective(objective) => Self::Objective(objective.create(options)?),
         })
     }
 
-    /// Logits of a model, the next particles and state of a sampler, candidates of an attack.
+    /// Logits of a model, the next particles and state of a sampler, candidates of an attack, outer
+    /// and inner losses of an objective.
     pub fn act(&self, batch: &Batch) -> Result<Vec<Tensor>> {
         self.act_on(batch, &batch.inputs(self)?)
     }
@@ -372,6 +383,20 @@ impl Instance {
                 let threat = supported(|threat| attack.supports(threat), problem.threat)?;
                 vec![attack.run((natural, labels), points, problem.classes, threat, victim, random)?]
             }
+            Self::Objective(objective) => {
+                let rows = objective::Rows {
+                    natural,
+                    particles,
+                    labels,
+                    points,
+                    particles_per_point: 1,
+                    problem: *problem,
+                    sureness: 1.0,
+                };
+                let first = objective::first_state(objective, &rows)?;
+                let losses = objective::losses(objective, &rows, &first, (victim, random))?;
+                vec![losses.outer, losses.inner]
+            }
         })
     }
 
@@ -385,13 +410,14 @@ impl Instance {
                 std::iter::once(images()).chain(state.map(|shape| shape.size(&batch.images))).collect()
             }
             Self::Attack(_) => vec![images()],
+            Self::Objective(_) => vec![vec![batch.points.len() as i64]; 2],
         }
     }
 }
 
-/// The threat model if the plugin supports it, else one in the other norm.
+/// The threat model if the plugin supports it, else one in another norm.
 fn supported(supports: impl Fn(&ThreatModel) -> Result<()>, threat: ThreatModel) -> Result<ThreatModel> {
     let others = THREATS.into_iter().filter(|other| other.domain == threat.domain);
     let mut supported = std::iter::once(threat).chain(others).filter(|threat| supports(threat).is_ok());
-    supported.next().ok_or_else(|| Error::new("it supports neither linf nor l2"))
+    supported.next().ok_or_else(|| Error::new("it supports none of linf, l2 and l1"))
 }

@@ -22,7 +22,7 @@ fn a_repeated_training_has_the_same_weights() {
     for (name, flags) in [
         ("fused", "--model cnn.so,arch=A --mode fused --replay 4 --average 0.9 --warmup-epsilon 1"),
         ("faithful", "--model cnn.so,arch=B --mode faithful --momentum 0.9 --particles 3"),
-        ("trades", "--model cnn.so,arch=A --objective trades --sampler pgd.so,steps=3 --start uniform"),
+        ("trades", "--model cnn.so,arch=A --objective trades.so --sampler pgd.so,steps=3 --start uniform"),
         ("bf16", "--model cnn.so,arch=B --mode fused --precision bf16 --store u8 --optimizer adam"),
         ("tf32", "--model cnn.so,arch=B --mode fused --precision tf32"),
         ("probed", "--model bad_plugins.so,plugin=normalised --probe pgd.so,steps=3 --validation-points 50"),

@@ -59,6 +59,18 @@ fn my_attack_fools_the_model_at_other_points_than_pgd() {
 }
 
 #[test]
+fn my_objective_gives_other_weights_than_the_losses_that_it_mixes() {
+    with_example("my-objective", "libmy_objective.so", |place| {
+        let [natural, mixed, particles] = ["1", "0.5", "0"].map(|share| {
+            let objective = format!("--objective my_objective.so,natural={share}");
+            train(place, &objective, &format!("mine-{share}")).weights()
+        });
+        assert!(mixed != natural && mixed != particles);
+        assert!(particles == train(place, "", "shipped").weights(), "the cross-entropy at the particles");
+    });
+}
+
+#[test]
 fn cargo_test_of_a_new_plugin_runs_the_conformance_checks() {
     let place = Place::empty();
     place.host("new sampler sloppy").succeeds();
@@ -82,7 +94,12 @@ fn cargo_test_of_a_new_plugin_runs_the_conformance_checks() {
 #[test]
 fn a_new_plugin_builds_conforms_and_trains() {
     let place = Place::with_digits(8, 200);
-    for (kind, name) in [("sampler", "new-sampler"), ("model", "new-model"), ("attack", "new-attack")] {
+    for (kind, name) in [
+        ("sampler", "new-sampler"),
+        ("model", "new-model"),
+        ("attack", "new-attack"),
+        ("objective", "new-objective"),
+    ] {
         let words = place.host(&format!("new {kind} {name}")).succeeds().words();
         // The plugin is built in the host's profile, in which its dependencies are compiled already.
         assert_eq!(words.contains("cargo build --release\n"), built("").ends_with("release"), "{words}");
@@ -100,7 +117,8 @@ fn a_new_plugin_builds_conforms_and_trains() {
     let shipped = train(&place, "--model cnn.so --sampler langevin.so", "shipped");
     assert!(new.weights() == shipped.weights());
     place.host("eval new --attack new_attack.so,queries=5").succeeds();
-    for name in ["new_sampler", "new_model", "new_attack"] {
+    train(&place, "--objective new_objective.so", "mixed");
+    for name in ["new_sampler", "new_model", "new_attack", "new_objective"] {
         fs::remove_file(built(&format!("lib{name}.so"))).expect("built here");
     }
 }

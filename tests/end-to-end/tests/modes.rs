@@ -66,7 +66,7 @@ fn the_gradient_of_trades_is_that_computed_by_hand() {
     let [before, after] = [("1e-30", "before"), ("1", "after")].map(|(rate, out)| {
         let model = "--model bad_plugins.so,plugin=linear";
         let descent = format!("--learning-rate {rate} --momentum 0 --schedule constant");
-        let trades = format!("--objective trades --trades-beta {BETA} --particles {K}");
+        let trades = format!("--objective trades.so,beta={BETA} --particles {K}");
         place.host(&format!("{TRAIN} {model} {descent} {trades} --epochs 1 --out {out}")).ended_with(0);
         place.run(out)
     });
@@ -116,7 +116,7 @@ fn the_gradient_of_trades_is_that_computed_by_hand() {
 fn trades_takes_a_further_pass_at_the_natural_examples() {
     let place = Place::with_digits(8, 60);
     let train = |flags: &str, out: &str| {
-        place.host(&format!("{TRAIN} --objective trades --epochs 2 {flags} --out {out}")).ended_with(0);
+        place.host(&format!("{TRAIN} --objective trades.so --epochs 2 {flags} --out {out}")).ended_with(0);
         place.run(out).metrics()[1]["passes_per_sample"].as_u64().expect("a number")
     };
     // Two epochs. Each has three steps and an update of the weights for two particles, and one pass
@@ -323,17 +323,14 @@ fn settings_that_fused_does_not_support_are_refused_with_the_reason() {
     place.host(&judged).ended_with(0);
     assert_eq!(place.run("judged").metrics()[0]["passes_per_sample"], 6);
     place.refuses(
-        &format!("{fused} --objective trades"),
-        &["train.objective: expected cross-entropy (mode fused", "separate inner loss", "got trades"],
+        &format!("{fused} --objective trades.so"),
+        &["train.objective: expected one loss for both problems (mode fused", "got trades", "is climbed"],
     );
     place.refuses(
-        &format!("{TRAIN} --objective trades --sampler none"),
-        &["train.objective: expected cross-entropy (without a sampler", "got trades"],
+        &format!("{TRAIN} --objective trades.so --sampler none"),
+        &["train.objective: expected one that does not compare", "without a sampler", "got trades"],
     );
-    place.refuses(
-        &format!("{TRAIN} --trades-beta=-1"),
-        &["train.trades_beta: expected a number of at least 0, got -1"],
-    );
+    place.refuses(&format!("{TRAIN} --objective trades.so,beta=-1"), &["option `beta`", "-1"]);
     place.refuses(&format!("{fused} --replay 0"), &["train.replay: expected 1 to 65534, got 0"]);
     for anew in ["--sampler langevin.so --start natural", "--sampler fgsm.so", "--start uniform"] {
         place

@@ -105,6 +105,15 @@ fn fused_training_does_not_depend_on_it_either() {
 }
 
 #[test]
+fn nor_does_what_goes_on_from_minibatch_to_minibatch() {
+    let Some(_) = place() else { return };
+    // The last minibatch leaves some shards without points.
+    let place = Place::with_digits(9, 201);
+    let flags = "--mode fused --replay 2 --sampler fast.so,plugin=free --particles 2";
+    assert_the_network_of_one(&place, flags, 4);
+}
+
+#[test]
 fn minibatches_that_leave_a_process_without_points_are_summed_all_the_same() {
     let Some(_) = place() else { return };
     let place = Place::with_digits(9, 201);

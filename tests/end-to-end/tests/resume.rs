@@ -80,6 +80,19 @@ fn resumes_after_a_kill_with_two_particles_with_state() {
 }
 
 #[test]
+fn resumes_after_a_kill_with_perturbations_that_go_on_from_minibatch_to_minibatch() {
+    goes_on_after_a_kill(
+        9,
+        "--model cnn.so,arch=A --sampler fast.so,plugin=free --mode fused --replay 3 --crop 1 --flip",
+    );
+}
+
+#[test]
+fn resumes_after_a_kill_with_starts_of_the_samplers_own() {
+    goes_on_after_a_kill(8, "--model cnn.so,arch=B --sampler fast.so,plugin=fgsm-pgi,reset=2");
+}
+
+#[test]
 fn resumes_after_a_kill_in_mode_fused_with_replays_an_average_and_an_epsilon_ramp() {
     goes_on_after_a_kill(
         9,
@@ -100,7 +113,7 @@ fn resumes_after_a_kill_with_crops_flips_and_particles_with_state() {
 fn resumes_after_a_kill_with_trades_and_dropout() {
     goes_on_after_a_kill(
         9,
-        "--model cnn.so,arch=A --particles 2 --objective trades --sampler pgd.so,steps=2 --start uniform-store",
+        "--model cnn.so,arch=A --particles 2 --objective trades.so --sampler pgd.so,steps=2 --start uniform-store",
     );
 }
 

@@ -1,5 +1,7 @@
 //! Plugins that each break one rule of `host conform`, and a few good ones.
 
+mod objectives;
+
 use plugin_api::abi::{self, SamplerTableRef};
 use plugin_api::law::Law;
 use plugin_api::losses::cross_entropy;
@@ -395,6 +397,80 @@ sampler!("needs-a-row", NeedsARow, |step| {
 });
 
 sampler!("single-precision", SinglePrecision, |step| Ok(ascend(step)?.to_kind(Kind::Float)));
+
+// ---------------------------------------------------------------------- starts and neighbours
+
+/// A sampler without options that declares more than a step: a start of its own (`begin`), a reach,
+/// or interaction.
+macro_rules! declaring {
+    ($name:literal, $sampler:ident, $begin:expr, $reach:expr, $interacts:expr, $step:expr) => {
+        export_sampler!($name, $sampler);
+
+        struct $sampler;
+
+        impl Sampler for $sampler {
+            type Options = NoOptions;
+
+            fn new(_: NoOptions) -> Result<Self> {
+                Ok(Self)
+            }
+
+            fn reach(&self) -> f64 {
+                $reach
+            }
+
+            fn interacts(&self) -> bool {
+                $interacts
+            }
+
+            fn begins(&self) -> bool {
+                let begin: Option<fn(&Step) -> Tensor> = $begin;
+                begin.is_some()
+            }
+
+            fn begin(&self, start: &Step) -> Result<Next> {
+                let begin: Option<fn(&Step) -> Tensor> = $begin;
+                Ok(begin.map_or_else(|| start.particles.copy(), |begin| begin(start)).into())
+            }
+
+            fn step(&self, step: &Step) -> Result<Next> {
+                let next: fn(&Step) -> Result<Tensor> = $step;
+                next(step).map(Next::from)
+            }
+        }
+    };
+}
+
+/// The mean over the batch, in every row.
+fn mean_of_rows(images: &Tensor) -> Tensor {
+    images.mean_dim([0i64].as_slice(), true, images.kind()).expand_as(images)
+}
+
+declaring!(
+    "begins-among-its-neighbours",
+    BeginsAmongItsNeighbours,
+    Some(|start| start.natural * 0.9 + mean_of_rows(start.natural) * 0.1),
+    1.0,
+    false,
+    ascend
+);
+
+declaring!("reaches-nowhere", ReachesNowhere, None, 2.0, false, |step| {
+    Ok(step.threat.project(&ascend(step)?, step.natural))
+});
+
+declaring!("interacts-in-order", InteractsInOrder, None, 1.0, true, |step| {
+    let rows = step.particles.size()[0];
+    let order = Tensor::arange(rows, (step.particles.kind(), step.particles.device()));
+    Ok(ascend(step)? + order.reshape([-1, 1, 1, 1]) * 1e-3)
+});
+
+declaring!("interacts-with-nobody", InteractsWithNobody, None, 1.0, true, ascend);
+
+// Good: its chains come together.
+declaring!("gathers", Gathers, Some(|start| start.natural.copy()), 1.5, true, |step| {
+    Ok(ascend(step)? + (mean_of_rows(step.particles) - step.particles) * 0.2)
+});
 
 // ------------------------------------------------------------------------------- determinism
 

@@ -6,10 +6,12 @@
 
 mod networks;
 mod numbers;
+mod objectives;
 mod small_net;
 
 pub use networks::assert_computes_as_recorded;
 pub use numbers::ReplayedNumbers;
+pub use objectives::assert_losses_as_recorded;
 pub use small_net::SmallNet;
 
 use plugin_api::Result;

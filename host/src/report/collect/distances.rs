@@ -49,7 +49,7 @@ impl Collector<'_> {
 
     fn read_distances(&mut self, folder: &RunFolder, run: &Run) -> Result<Option<Distances>> {
         let experiment = &run.record.experiment;
-        let groups = shards::groups(&experiment.train);
+        let groups = shards::groups(shards::PARTICLES, &experiment.train);
         let groups: Vec<_> = groups.iter().map(String::as_str).collect();
         let Some(mut saved) = checkpoint::load::<Progress>(&folder.checkpoints(), &groups)? else {
             return Err(Error::new("there is no checkpoint yet"));
@@ -67,8 +67,8 @@ impl Collector<'_> {
     }
 }
 
-/// The largest distance in a ball of radius 1, with its name: in linf and in l2, the ball's own
-/// norm first.
+/// The largest distance in a ball of radius 1, with its name: in the ball's own norm, and in l2 or,
+/// for balls other than linf, in linf.
 fn units(norm: Norm, pixels: i64) -> [(Norm, f64, String); 2] {
     let of_epsilon = |norm: Norm| (norm, 1.0, format!("{norm} distance / epsilon"));
     match norm {
@@ -77,7 +77,7 @@ fn units(norm: Norm, pixels: i64) -> [(Norm, f64, String); 2] {
             let name = format!("l2 distance / (epsilon x root of {pixels})");
             [of_epsilon(Norm::Linf), (Norm::L2, (pixels as f64).sqrt(), name)]
         }
-        Norm::L2 => [of_epsilon(Norm::L2), of_epsilon(Norm::Linf)],
+        Norm::L2 | Norm::L1 => [of_epsilon(norm), of_epsilon(Norm::Linf)],
     }
 }
 
@@ -86,6 +86,7 @@ fn lengths(rows: &Tensor, norm: Norm) -> Tensor {
     match norm {
         Norm::Linf => rows.abs().amax([1i64].as_slice(), false),
         Norm::L2 => rows.norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
+        Norm::L1 => rows.norm_scalaropt_dim(1.0, [1i64].as_slice(), false),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The measurements of a run: its epochs, its trace and its evaluations.
 
 use super::{Distances, Gap, Part, Strip};
-use crate::config::Objective;
 use crate::diagnosis::record::Diagnosis;
 use crate::evaluation::verdict::{Caveat, Evaluation, Verdicts, share};
 use crate::plugin::Record;
@@ -200,7 +199,7 @@ impl Run {
     /// Reads the diagnosis. One is missing where there could be one: in a run that keeps particles
     /// which climb the cross-entropy. The distances of such particles have been read before.
     pub(super) fn read_diagnosis(&mut self, folder: &RunFolder) {
-        let climbs = self.record.experiment.train.objective == Objective::CrossEntropy;
+        let climbs = self.record.experiment.train.is_cross_entropy();
         let command = self.diagnose_command();
         let (what, fix) = match crate::diagnosis::read(folder.path()) {
             Ok(Some(found)) => {

@@ -172,7 +172,9 @@ fn attacks(examples: &[Example]) -> String {
 fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
     match threat.norm {
         Norm::Linf => threat.epsilon.max(LEAST_SCALE),
-        Norm::L2 => largest_change(examples.iter().map(|example| [&example.natural, &example.adversarial])),
+        Norm::L2 | Norm::L1 => {
+            largest_change(examples.iter().map(|example| [&example.natural, &example.adversarial]))
+        }
     }
 }
 

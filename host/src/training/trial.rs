@@ -1,0 +1,147 @@
+//! A trial of an objective before a run: whether it does what it declares, on two points and a linear
+//! network.
+
+use super::objective::Losses;
+use crate::torch::random::{Draws, Purpose};
+use crate::{Error, Result};
+use plugin_api::abi::Minibatch;
+use plugin_api::{Climbs, NetworkCalls, Setting, Task, losses};
+use tch::{Device, Kind, Tensor};
+
+/// The largest relative difference between a point's loss alone and beside another one.
+const ROUNDING: f64 = 1e-4;
+
+/// Refuses an objective whose losses are not finite, have another shape or no graph, take other passes
+/// than declared, or couple points although it declares that they do not.
+///
+/// # Errors
+/// What, and what was expected.
+pub(super) fn check(losses: &Losses, setting: &Setting, task: Task) -> Result<()> {
+    let together = Trial::of(losses, setting, task, &[0, 1])?;
+    if losses.objective.declaration().couples_points {
+        return Ok(());
+    }
+    let alone = Trial::of(losses, setting, task, &[0])?;
+    for (what, together, alone) in
+        [("outer", &together.outer, &alone.outer), ("inner", &together.inner, &alone.inner)]
+    {
+        let beside = together.narrow(0, 0, setting.particles_per_point as i64);
+        let difference = (&beside - alone).abs().max().double_value(&[]);
+        if difference > ROUNDING * (1.0 + alone.abs().max().double_value(&[])) {
+            return Err(Error::new(format!(
+                "{}: {what} gives a point another loss beside other points than alone: a difference of {difference:.3e}",
+                losses.objective.name()
+            ))
+            .note("expected", "a loss that depends on its own row only, as the plugin declares")
+            .fix("declare `couples_points`, or compute each row's loss from this row"));
+        }
+    }
+    Ok(())
+}
+
+/// The losses of some points, `[N]` each.
+struct Trial {
+    outer: Tensor,
+    inner: Tensor,
+}
+
+impl Trial {
+    fn of(losses: &Losses, setting: &Setting, task: Task, points: &[i64]) -> Result<Self> {
+        let copies = setting.particles_per_point;
+        // A run may have one point only; the number of a point decides its random numbers, too.
+        let known = setting.training_points.max(1) as i64;
+        let rows: Vec<i64> =
+            points.iter().flat_map(|point| std::iter::repeat_n(point % known, copies)).collect();
+        let network = Linear::new(task);
+        let (low, high) = setting.threat.domain;
+        let image = |shift: f64| {
+            let at = |point: f64| (&network.pixels + point + shift).cos() * 0.5 + 0.5;
+            let points = points.iter().flat_map(|point| std::iter::repeat_n(*point as f64, copies));
+            let images: Vec<_> = points.map(at).collect();
+            let images = (Tensor::stack(&images, 0) * (high - low) + low).to_kind(Kind::Float);
+            images.reshape([-1, task.channels, task.height, task.width])
+        };
+        let natural = image(0.0);
+        let toward = image(1.0);
+        let threat = setting.threat;
+        let particles = threat.project(&toward, &natural).set_requires_grad(true);
+        let labels = Tensor::from_slice(points).remainder(task.classes);
+        let labels = labels.repeat_interleave_self_int(copies as i64, 0, None);
+        let logits = network.of(&particles);
+        let natural_logits = network.of(&natural);
+        let state: Vec<_> = losses.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        let objective = &losses.objective;
+        let natural_logits = objective.declaration().uses_natural.then_some(&natural_logits);
+        let minibatch = Minibatch {
+            logits: &logits,
+            natural_logits,
+            natural: &natural,
+            particles: &particles,
+            labels: &labels,
+            points: &rows,
+            particles_per_point: copies,
+            classes: task.classes,
+            threat,
+            state: &state,
+        };
+        let draws = Draws::new(0, Purpose::Objective, 0, &rows, copies);
+        let outer = objective.outer_of(&[], &minibatch, &network, &draws)?;
+        let inner = match objective.declaration().climbs {
+            Climbs::Outer => outer.loss.shallow_clone(),
+            _ => objective.inner(&minibatch, &network, &draws.visit(1))?,
+        };
+        for (what, loss) in [("outer", &outer.loss), ("inner", &inner)] {
+            if loss.isfinite().all().int64_value(&[]) != 1 {
+                return Err(Error::new(format!(
+                    "{}: {what} returned NaN or infinite for logits between -1 and 1; expected finite losses",
+                    objective.name()
+                )));
+            }
+        }
+        for (what, loss) in [("outer", &outer.loss), ("inner", &inner)] {
+            let mean = tch::with_grad(|| loss.mean(loss.kind()));
+            let gradient = losses::gradient(&mean, &logits, true)
+                .map_err(|why| Error::new(format!("{}: {what}: {why}", objective.name())))?;
+            if gradient.isfinite().all().int64_value(&[]) != 1 {
+                return Err(Error::new(format!(
+                    "{}: {what} has a gradient that is NaN or infinite for logits between -1 and 1; expected a \
+                     finite one",
+                    objective.name()
+                )));
+            }
+        }
+        Ok(Self { outer: outer.loss.detach(), inner: inner.detach() })
+    }
+}
+
+/// A linear network with fixed weights and logits between -1 and 1.
+struct Linear {
+    /// The numbers of the pixels, f64.
+    pixels: Tensor,
+    /// `[pixels, classes]`, with a gradient.
+    weights: Tensor,
+}
+
+impl Linear {
+    fn new(task: Task) -> Self {
+        let count = task.channels * task.height * task.width;
+        let pixels = Tensor::arange(count, (Kind::Double, Device::Cpu));
+        let numbers = Tensor::arange(count * task.classes, (Kind::Double, Device::Cpu));
+        let weights = (numbers.sin() / count as f64).to_kind(Kind::Float).reshape([count, task.classes]);
+        Self { pixels, weights: weights.set_requires_grad(true) }
+    }
+
+    fn of(&self, images: &Tensor) -> Tensor {
+        tch::with_grad(|| images.flatten(1, -1).matmul(&self.weights))
+    }
+}
+
+impl NetworkCalls for Linear {
+    fn logits(&self, images: &Tensor, _: bool) -> plugin_api::Result<Tensor> {
+        Ok(images.f_flatten(1, -1)?.f_matmul(&self.weights)?)
+    }
+
+    fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> plugin_api::Result<Tensor> {
+        losses::differentiable_gradient(&loss.f_sum(loss.kind())?, images)
+    }
+}
