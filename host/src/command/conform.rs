@@ -3,7 +3,6 @@ use crate::plugin::library::{self, File, Kind, Manifest};
 use crate::plugin::{PluginSpec, check_memory, parse, running};
 use crate::torch::device;
 use crate::torch::process::ProcessState;
-use crate::util::child::stops_with_parent;
 use crate::util::console::{bar, quoted, say};
 use crate::{Error, Result};
 use conformance::{Check, Library, Outcome, Outcomes, Plugin, Table, all};
@@ -196,8 +195,7 @@ impl Process {
     ) -> Result<Self> {
         let cannot = |why: io::Error| Error::new(format!("cannot start a process for the checks: {why}"));
         let (ours, theirs) = UnixStream::pair().map_err(cannot)?;
-        let mut command = Command::new(std::env::current_exe().map_err(cannot)?);
-        command
+        let child = Command::new(std::env::current_exe().map_err(cannot)?)
             .arg("conform")
             .arg(&file.path)
             .args(["--seed", &arguments.seed.to_string()])
@@ -206,10 +204,10 @@ impl Process {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .process_group(0);
-        // A Ctrl-C does not reach its group.
-        stops_with_parent(&mut command);
-        Ok(Self { child: command.spawn().map_err(cannot)?, channel: BufReader::new(ours) })
+            .process_group(0)
+            .spawn()
+            .map_err(cannot)?;
+        Ok(Self { child, channel: BufReader::new(ours) })
     }
 
     /// Runs one check in the process.

@@ -377,10 +377,16 @@ impl Players {
         if self.may_be_left(plan) {
             plan.ranks.leave_together(Ok(()))?;
         }
+        let Train { replay, awp, .. } = plan.experiment.train;
         // Only mode fused replays a minibatch.
-        for _ in 0..plan.experiment.train.replay {
+        for _ in 0..replay {
             let Some(reducer) = &self.reducer else { return Ok(()) };
-            let summed = reducer.gradients(None, None).map_err(|error| plan.ranks.explained(error))?;
+            let sum = || reducer.gradients(None, None).map_err(|error| plan.ranks.explained(error));
+            let mut summed = sum()?;
+            if awp.is_some() {
+                // The others have moved their weights along those gradients, and sum new ones there.
+                summed = sum()?;
+            }
             self.step(plan, update, &summed.0);
         }
         Ok(())

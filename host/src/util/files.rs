@@ -619,6 +619,33 @@ mod tests {
     }
 
     #[test]
+    fn every_part_of_a_large_file_shows_that_the_process_moves() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, contents) = (folder.path().join("large"), vec![7; 5 * BYTES_AT_A_TIME + 3]);
+        // Other tests move, too: it may be more.
+        let moves = |work: &dyn Fn()| {
+            let before = pulse::read().0;
+            work();
+            assert!(pulse::read().0 >= before + 6);
+        };
+        moves(&|| write_whole(&path, &contents).expect("written"));
+        moves(&|| assert_eq!(read(&path).expect("whole"), contents));
+        moves(&|| assert_eq!(size_and_sha256(&path).expect("whole").1, sha256(&contents)));
+    }
+
+    #[test]
+    fn space_is_allocated_for_all_of_a_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = File::create(folder.path().join("file")).expect("created");
+        for bytes in [0, 4096, 10_000] {
+            allocate(&file, bytes).expect("room");
+            sync(&file).expect("synced");
+            let found = file.metadata().expect("a file");
+            assert!(found.len() == bytes && found.blocks() * 512 >= bytes, "{bytes}");
+        }
+    }
+
+    #[test]
     fn a_lock_changes_no_file_and_follows_no_link() {
         let folder = tempfile::tempdir().expect("a folder");
         let [file, link] = ["file", "link"].map(|name| folder.path().join(name));

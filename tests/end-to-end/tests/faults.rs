@@ -76,6 +76,11 @@ fn train(step: usize) {
             for (_, outdated) in run.checkpoints().into_iter().rev().skip(2) {
                 fs::remove_dir_all(outdated).expect("removed");
             }
+            for entry in fs::read_dir(place.path("run/checkpoints")).expect("a folder").flatten() {
+                if entry.path().extension().is_some_and(|ending| ending == "outdated") {
+                    fs::remove_dir_all(entry.path()).expect("removed");
+                }
+            }
             assert_eq!(names(&place.path("run")), names(&place.path("whole")), "{fault} at {at}");
             let best = "best/000000008/weights.safetensors";
             let best_exists = ["run", "whole"].map(|run| place.path(run).join(best).exists());

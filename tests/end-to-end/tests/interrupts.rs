@@ -99,52 +99,39 @@ fn children(pid: u32) -> Vec<i32> {
     text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
 }
 
-/// Sends a signal to a command once it has started a process of this name. Both must end.
-fn assert_both_end(command: &mut std::process::Command, name: &str) {
-    let mut host = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the host starts");
-    let begun = Instant::now();
-    let wait = |what: &str, done: &mut dyn FnMut() -> bool| {
-        while !done() {
-            assert!(begun.elapsed() < PATIENCE, "{what}");
-            thread::sleep(Duration::from_millis(10));
-        }
-    };
-    let is_named = |pid: &i32| {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&words).contains(name)
-    };
-    let mut started = None;
-    wait("no such process", &mut || {
-        started = children(host.id()).into_iter().find(is_named);
-        started.is_some()
-    });
-    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
-    assert_eq!(unsafe { libc::kill(host.id() as i32, SIGINT) }, 0);
-    assert!(!host.wait().expect("a child").success());
-    // It is nobody's child now, and may be seen until the system has removed it.
-    let is_over = |pid: i32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        status.is_empty() || status.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
-    };
-    wait("the process that it started goes on", &mut || started.is_some_and(is_over));
-}
-
 #[test]
-fn a_stop_of_conform_or_of_a_download_ends_what_they_have_started() {
+fn a_stop_of_a_download_ends_what_it_has_started() {
     let place = Place::empty();
-    let mut conform = place.command("conform nonconforming.so,plugin=never-ends --timeout 600");
-    assert_both_end(&mut conform, "--judge");
     // The sites of MNIST cannot be reached, and the program that is asked next takes its time.
-    let (programs, script) = (place.path("programs"), "#!/bin/sh\nexec sleep 600\n");
+    let programs = place.path("programs");
     fs::create_dir(&programs).expect("made");
-    fs::write(programs.join("python3"), script).expect("written");
+    fs::write(programs.join("python3"), "#!/bin/sh\nexec sleep 600\n").expect("written");
     fs::set_permissions(programs.join("python3"), fs::Permissions::from_mode(0o755)).expect("changed");
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let mut fetch = place.command("data fetch mnist --data-folder data");
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         fetch.env(name, "http://127.0.0.1:9");
     }
-    assert_both_end(fetch.env("PATH", path), "sleep");
+    let mut host = fetch.env("PATH", path).stdout(Stdio::null()).spawn().expect("the host starts");
+    let begun = Instant::now();
+    let until = |what: &str, is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let read = |pid: i32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let sleeping = || children(host.id()).into_iter().find(|pid| read(*pid, "cmdline").contains("sleep"));
+    until("no program is asked", &|| sleeping().is_some());
+    let started = sleeping().expect("a process");
+    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
+    assert_eq!(unsafe { libc::kill(host.id() as i32, SIGINT) }, 0);
+    assert!(!host.wait().expect("a child").success());
+    // It is nobody's child now, and may be seen until the system has removed it.
+    until("what it has started goes on", &|| {
+        let status = read(started, "status");
+        status.is_empty() || status.contains("State:\tZ")
+    });
 }
 
 /// A file that is read for ever.

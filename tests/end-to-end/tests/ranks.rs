@@ -119,6 +119,10 @@ fn minibatches_that_leave_a_process_without_points_are_summed_all_the_same() {
     let place = Place::with_digits(9, 201);
     let flags = "--sampler bad_plugins.so,plugin=momentum,steps=1";
     assert_the_network_of_one(&place, flags, 4);
+    // Each update has two sums of gradients.
+    fs::remove_dir_all(place.path("run-1")).expect("removed");
+    fs::remove_dir_all(place.path("run-4")).expect("removed");
+    assert_the_network_of_one(&place, &format!("{flags} --awp 0.005"), 4);
 }
 
 #[test]
