@@ -44,7 +44,7 @@ pub const CHECKS: [Check; 8] = [
         .after(&["sampler-state"]),
     Check::new(
         "sampler-interaction",
-        "chains that act on one another do so in any order, and are declared to",
+        "chains that are declared to act on one another do so, in any order of the rows",
         interaction,
     )
     .of(&["sampler"])
@@ -260,11 +260,14 @@ fn interaction(plugin: &Plugin, seed: u64) -> Verdict {
     }
     let some: Vec<_> = together.iter().map(|result| result.narrow(0, 0, POINTS / 2)).collect();
     let alone = results(plugin, &problem.batch(0..POINTS / 2))?;
-    Ok(Outcome::demand(
-        demand_same(&some, &alone, 1e-9, "")? != Outcome::Passed,
-        "a chain that depends on its neighbours, as declared",
-        format!("the same step beside {} and {} others", POINTS - 1, POINTS / 2 - 1),
-    ))
+    if demand_same(&some, &alone, 1e-9, "")? != Outcome::Passed {
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Warning(format!(
+        "it declares that chains act on one another; a step beside {} others is that beside {}",
+        POINTS - 1,
+        POINTS / 2 - 1
+    )))
 }
 
 fn state(plugin: &Plugin, seed: u64) -> Verdict {
