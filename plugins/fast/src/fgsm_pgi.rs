@@ -16,7 +16,7 @@ use plugin_api::{Next, Result, Sampler, Step, export_sampler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-export_sampler!("fgsm-pgi", FgsmPgi);
+export_sampler!("fgsm_pgi", FgsmPgi);
 
 /// The FGSM-PGI sampler.
 pub struct FgsmPgi {

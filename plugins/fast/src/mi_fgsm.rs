@@ -7,7 +7,7 @@ use plugin_api::{Next, Result, Sampler, Start, Step, export_sampler};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-export_sampler!("mi-fgsm", MiFgsm);
+export_sampler!("mi_fgsm", MiFgsm);
 
 /// The MI-FGSM sampler.
 pub struct MiFgsm {

@@ -8,7 +8,7 @@ use plugin_api::{Next, Result, Sampler, Start, Step, ThreatModel, export_sampler
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-export_sampler!("n-fgsm", NFgsm);
+export_sampler!("n_fgsm", NFgsm);
 
 /// The N-FGSM sampler.
 pub struct NFgsm {

@@ -155,7 +155,7 @@ fn what_cannot_be_diagnosed_is_refused_before_any_work() {
     other("--norm l2 --epsilon 1", &["other: expected a run in linf, got l2"]);
     place.refuses(
         "train --recipe algorithm-1 --data digits --sampler none --diagnose-every 1 --out another",
-        &["train.diagnose_every: expected a sampler whose particles stay in a store"],
+        &["train.diagnose_every: expected a sampler whose particles stay in the ball and in a store"],
     );
 
     let long =

@@ -18,10 +18,10 @@ fn changes(place: &Place, run: &str) -> Vec<f32> {
 /// The samplers, with the passes of an epoch in mode faithful: their steps and one for the weights.
 const PLAYERS: [(&str, u64); 9] = [
     ("fgsm.so,start=uniform,step_scale=1.25", 2),
-    ("fast.so,plugin=n-fgsm", 2),
-    ("fast.so,plugin=fgsm-pgi", 2),
+    ("fast.so,plugin=n_fgsm", 2),
+    ("fast.so,plugin=fgsm_pgi", 2),
     ("fast.so,plugin=atta", 2),
-    ("fast.so,plugin=mi-fgsm,steps=3", 4),
+    ("fast.so,plugin=mi_fgsm,steps=3", 4),
     ("fast.so,plugin=free", 2),
     ("dale.so", 8),
     ("daa.so,steps=4", 5),
@@ -86,8 +86,8 @@ fn one_replay_is_enough_where_the_minibatch_before_goes_on() {
 #[test]
 fn a_sampler_that_leaves_the_ball_is_for_training_only() {
     let place = Place::with_digits(8, 60);
-    let wide = "fast.so,plugin=n-fgsm";
-    let parts = ["n-fgsm: expected particles within epsilon", "got 3 epsilon"];
+    let wide = "fast.so,plugin=n_fgsm";
+    let parts = ["n_fgsm: expected particles within epsilon", "got 3 epsilon"];
     place.refuses(
         &format!("{TRAIN} --epsilon 0.1 --sampler none --probe {wide} --validation-points 20 --out run"),
         &parts,
@@ -100,7 +100,7 @@ fn a_sampler_that_leaves_the_ball_is_for_training_only() {
     for store in ["f16", "u8"] {
         place.refuses(
             &format!("{TRAIN} --epsilon 0.1 --sampler {wide} --store {store} --out other"),
-            &["train.store: expected f32 for n-fgsm", &format!("got {store}")],
+            &["train.store: expected f32 for n_fgsm", &format!("got {store}")],
         );
     }
 }

@@ -89,7 +89,7 @@ fn resumes_after_a_kill_with_perturbations_that_go_on_from_minibatch_to_minibatc
 
 #[test]
 fn resumes_after_a_kill_with_starts_of_the_samplers_own() {
-    goes_on_after_a_kill(8, "--model cnn.so,arch=B --sampler fast.so,plugin=fgsm-pgi,reset=2");
+    goes_on_after_a_kill(8, "--model cnn.so,arch=B --sampler fast.so,plugin=fgsm_pgi,reset=2");
 }
 
 #[test]
