@@ -27,7 +27,7 @@ pub fn run(arguments: &PluginsArguments) -> Result<u8> {
             let kind = manifest.kind.name();
             let fits = fits.map_or_else(|what| format!("does not fit: {what}"), |()| "fits".to_owned());
             say(format_args!(
-                "{:8} {:16} {:8} {fits}  {}",
+                "{:9} {:16} {:8} {fits}  {}",
                 kind,
                 manifest.name,
                 manifest.version,

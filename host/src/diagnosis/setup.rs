@@ -324,7 +324,7 @@ fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
     if norm != Norm::Linf {
         return Err(Error::new(format!("{}: expected a run in linf, got {norm}", path.display())).note(
             "because",
-            "the uniform law on an l2 ball cut to the domain, with which every law is compared, cannot be drawn from",
+            "laws are compared with the uniform law on the ball cut to the domain, which is drawn from in linf only",
         ));
     }
     let train = &record.experiment.train;

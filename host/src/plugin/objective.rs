@@ -23,6 +23,16 @@ impl Objective {
     /// # Errors
     /// If the plugin cannot be opened or refuses its options.
     pub fn make(spec: &PluginSpec) -> Result<Self> {
+        // Their names in older versions.
+        if ["cross-entropy", "trades"].contains(&spec.file.as_str()) {
+            let file = spec.file.replace('-', "_");
+            return Err(spec
+                .error(format!("there is no objective `{}`; objectives are plugins", spec.file))
+                .fix(format!("name its library: {file}.so, or {file}.so,option=value")));
+        }
+        if spec.steps().is_some() {
+            return Err(spec.error("option `steps`: samplers and attacks have it, objectives do not"));
+        }
         let Opened { plugin, record, options, .. } = open_objective(spec)?;
         Self::of_plugin(&plugin, record, spec, &options)
     }

@@ -7,7 +7,7 @@ use crate::evaluation::evaluator::check_count;
 use crate::plugin::{Attack, LoadedModel};
 use crate::ranks::Ranks;
 use crate::training::Trace;
-use crate::training::setup::{check as check_training, make_sampler, split};
+use crate::training::setup::{check as check_training, check_objective, make_sampler, split};
 use crate::util::console::warn;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -46,7 +46,6 @@ impl Checker {
             self.datasets.insert(key.clone(), dataset);
         }
         let dataset = &self.datasets[&key];
-        split(experiment, dataset)?;
         let model = (key, experiment.model.to_string());
         if !self.models.contains(&model) {
             // On the CPU: the process that trains refuses a missing GPU.
@@ -56,6 +55,8 @@ impl Checker {
         let sampler = experiment.sampler.0.as_ref();
         let sampler = sampler.map(|spec| make_sampler(spec, &experiment.train)).transpose()?;
         check_training(experiment, dataset, sampler.as_ref())?;
+        let (points, _) = split(experiment, dataset)?;
+        check_objective(experiment, dataset, points, sampler.is_some())?;
         if let Some(probe) = &experiment.train.probe {
             Attack::make(probe)?.supports(&experiment.threat, &dataset.task())?;
         }

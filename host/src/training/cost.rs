@@ -20,8 +20,9 @@ pub(super) fn passes_per_epoch(train: &Train, players: &Players) -> u64 {
         }
         Mode::Fused => train.replay * players.sampler.as_ref().map_or(1, |sampler| sampler.evaluations(1)),
     };
-    let (of_point, of_particle) = players.losses.passes(train, &players.model);
-    let once = (of_particles + of_particle) * train.particles + of_point;
+    let (of_point, of_particle) = players.losses.passes();
+    let apart = usize::from(players.losses.inner_target_is_apart(train, &players.model));
+    let once = (of_particles + of_particle) * train.particles + of_point + apart;
     let again = train.awp.map_or(0, |_| (1 + of_particle) * train.particles + of_point);
     (once + again) as u64
 }

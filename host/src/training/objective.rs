@@ -108,9 +108,9 @@ impl Losses {
     }
 
     /// Brings the state to a device.
-    pub fn to_device(mut self, device: Device) -> Self {
-        self.state.iter_mut().for_each(|(_, tensor)| *tensor = tensor.to_device(device));
-        self
+    pub fn on(self, device: Device) -> Self {
+        let state = self.state.into_iter().map(|(name, tensor)| (name, tensor.to_device(device)));
+        Self { state: state.collect(), ..self }
     }
 
     /// Loads the state that a checkpoint has.
@@ -143,19 +143,25 @@ impl Losses {
             && model.train_differs
     }
 
-    /// Passes of a minibatch besides those of the particles' steps: of each point, and of each
+    /// Passes that the outer loss takes besides those at the particles: of each point, and of each
     /// particle.
-    pub fn passes(&self, train: &Train, model: &LoadedModel) -> (usize, usize) {
+    pub fn passes(&self) -> (usize, usize) {
         let declaration = self.objective.declaration();
-        let apart = usize::from(self.inner_target_is_apart(train, model));
-        let natural = usize::from(declaration.uses_natural) + apart;
+        let natural = usize::from(declaration.uses_natural);
         (natural + declaration.passes.per_point, declaration.passes.per_particle)
     }
 
     /// What the losses of a minibatch need: the logits at its natural examples, computed once
     /// for all particles of a point, and for both problems unless the sampler's gradient is taken in
-    /// another mode of the model.
-    pub fn prepare(&self, plan: &Plan, update: u64, model: &LoadedModel, visit: &Visit) -> Result<Prepared> {
+    /// another mode of the model. `for_inner`: whether the inner loss is computed, too.
+    pub fn prepare(
+        &self,
+        plan: &Plan,
+        update: u64,
+        model: &LoadedModel,
+        visit: &Visit,
+        for_inner: bool,
+    ) -> Result<Prepared> {
         let train = &plan.experiment.train;
         let state = self.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         if !self.objective.declaration().uses_natural {
@@ -166,12 +172,14 @@ impl Losses {
         let points = visit.natural.slice(0, None, None, copies as i64);
         let logits = |train_mode| model.forward_in(train.precision, &points, train_mode);
         let natural = repeat_rows(&logits(true)?, copies);
-        let target = if self.inner_target_is_apart(train, model) {
-            repeat_rows(&no_grad(|| logits(false))?, copies)
+        let target = if !for_inner {
+            None
+        } else if self.inner_target_is_apart(train, model) {
+            Some(repeat_rows(&no_grad(|| logits(false))?, copies))
         } else {
-            natural.detach()
+            Some(natural.detach())
         };
-        Ok(Prepared { natural: Some(natural), target: Some(target), state })
+        Ok(Prepared { natural: Some(natural), target, state })
     }
 
     /// The loss of each row that the sampler climbs, `[N]`, from the logits at `particles`.

@@ -431,7 +431,7 @@ impl Training {
             optimizer,
             average: averaging(train, schedule.updates).map(|kind| Average::new(kind, &model)),
             model,
-            losses: losses.to_device(device),
+            losses: losses.on(device),
             sampler,
             store,
             carried,
@@ -673,6 +673,21 @@ fn refuse_interaction_of_processes(sampler: Option<&Sampler>, ranks: &Ranks) -> 
                 .fix("train in one process, or with another sampler"))
         }
     }
+}
+
+/// Refuses an objective that cannot be used with so many training points.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn check_objective(
+    experiment: &Experiment,
+    dataset: &Dataset,
+    points: usize,
+    is_adversarial: bool,
+) -> Result<()> {
+    let objective = Objective::make(&experiment.train.objective)?;
+    let setting = (points, is_adversarial);
+    Losses::of(objective, experiment, dataset.task(), setting, &Ranks::alone()).map(drop)
 }
 
 /// Where the chains of this sampler begin; at natural examples if there is none.

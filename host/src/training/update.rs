@@ -205,7 +205,7 @@ impl Players {
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
         let may_be_left = self.may_be_left(plan);
-        let prepared = self.losses.prepare(plan, update, &self.model, visit)?;
+        let prepared = self.losses.prepare(plan, update, &self.model, visit, true)?;
         let (model, losses) = (&self.model, &self.losses);
         if let Some(sampler) = &self.sampler {
             let walked = sampler.walk().run(
@@ -238,7 +238,7 @@ impl Players {
             // Logits at natural examples belong to the weights.
             let again = self
                 .losses
-                .prepare(plan, update, &self.model, visit)
+                .prepare(plan, update, &self.model, visit, false)
                 .and_then(|prepared| self.outer_gradients(plan, update, visit, everywhere, &prepared));
             moved.end();
             descent.gradients = again?.gradients;
@@ -289,7 +289,7 @@ impl Players {
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
             let logits = self.model.forward_in(train.precision, &leaf, true)?;
-            let prepared = self.losses.prepare(plan, update, &self.model, visit)?;
+            let prepared = self.losses.prepare(plan, update, &self.model, visit, true)?;
             let at = (&prepared, &leaf, &logits);
             let Outer { loss, state } = self.losses.outer(plan, (update, number), &self.model, visit, at)?;
             let mean = loss.mean(loss.kind());

@@ -42,19 +42,27 @@ impl Default for Options {
 
 /// Reads a file of groups. Points may come in any order.
 fn read(file: &str) -> Result<Vec<i64>> {
-    let text = fs::read_to_string(file).map_err(|why| Error::new(format!("groups: {file}: {why}")))?;
+    let text = fs::read_to_string(file)
+        .map_err(|why| Error::new(format!("groups: {file}: {why}; expected a text in UTF-8")))?;
+    // Some editors begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}');
     let mut groups = BTreeMap::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let refused = |why: String| Error::new(format!("groups: {file}, line {}: {why}", number + 1));
         let parts = line.split_once(',').map(|(point, group)| (point.trim(), group.trim()));
         // A heading is allowed.
-        if number == 0 && parts == Some(("point", "group")) {
+        let is_heading = parts.is_some_and(|(point, group)| {
+            point.eq_ignore_ascii_case("point") && group.eq_ignore_ascii_case("group")
+        });
+        if groups.is_empty() && is_heading {
             continue;
         }
         let parsed =
             parts.and_then(|(point, group)| Some((point.parse::<u32>().ok()?, group.parse::<u32>().ok()?)));
-        let (point, group) = parsed
-            .ok_or_else(|| refused(format!("expected POINT,GROUP (whole numbers from 0), got `{line}`")))?;
+        let (point, group) = parsed.ok_or_else(|| {
+            let shown: String = line.escape_debug().take(60).collect();
+            refused(format!("expected POINT,GROUP (whole numbers from 0), got `{shown}`"))
+        })?;
         if group >= MOST_GROUPS {
             return Err(refused(format!("expected a group below {MOST_GROUPS}, got {group}")));
         }
@@ -117,7 +125,8 @@ impl Objective for GroupDro {
     fn supports(&self, setting: &Setting) -> Result<()> {
         match &self.groups {
             Some(groups) if groups.len() != setting.training_points => Err(Error::new(format!(
-                "groups: expected the {} training points, got {} points",
+                "groups: {}: expected the {} training points, got {} points",
+                self.options.groups.as_deref().unwrap_or_default(),
                 setting.training_points,
                 groups.len()
             ))),
@@ -143,8 +152,9 @@ impl Objective for GroupDro {
         let sums = zeros.f_index_add(0, &groups, &losses)?;
         let counts = zeros.f_index_add(0, &groups, &losses.detach().ones_like())?;
         let means = sums / counts.clamp_min(1.0);
-        let raised = weights * (means.detach() * self.options.step).exp().to_kind(Kind::Float);
-        let next = &raised / raised.sum(Kind::Float);
+        // In logarithms, since the exponential of a large step times a large loss has no number.
+        let raised = weights.log() + (means.detach() * self.options.step).to_kind(Kind::Float);
+        let next = raised.f_softmax(0, Kind::Float)?;
         let loss = (means * next.to_kind(losses.kind())).f_sum(losses.kind())?;
         Ok(Outer { loss, state: vec![next] })
     }
@@ -171,9 +181,10 @@ mod tests {
 
     #[test]
     fn weights_rise_with_the_losses_of_their_groups() {
-        // Groups 0 and 1 have the means 1 and 3, group 2 has no point here. With the step log 2, the
+        // Groups 0 and 1 have the means 1 and 3, group 2 has no point here. The file begins with a byte
+        // order mark. With the step log 2, the
         // weights 1/2, 1/4, 1/4 are multiplied by 2, 8 and 1: 1, 2 and 1/4 out of 13/4.
-        let objective = reading("point,group\n1,0\n0,0\n2,1\n3,2\n").expect("an objective");
+        let objective = reading("\u{feff}Point,Group\n1,0\n0,0\n2,1\n3,2\n").expect("an objective");
         let state = vec![Tensor::from_slice(&[0.5f32, 0.25, 0.25])];
         let round = Round { state, ..with_losses(&[0.5, 1.5, 3.0]) };
         let Outer { loss, state } = objective.outer(&round.batch()).expect("a loss");
@@ -199,7 +210,7 @@ mod tests {
         assert_eq!(objective.supports(&setting), Ok(()));
         let of_a_file = reading("0,0\n1,1\n").expect("an objective");
         let refused = of_a_file.supports(&setting).expect_err("refused").to_string();
-        assert_eq!(refused, "groups: expected the 5 training points, got 2 points");
+        assert!(refused.ends_with(": expected the 5 training points, got 2 points"), "{refused}");
     }
 
     #[test]

@@ -45,6 +45,21 @@ impl GradAlign {
     }
 }
 
+impl GradAlign {
+    /// Rows of Euclidean length 1 along these ones, and whether a row has a direction (`[N]`). A row
+    /// of zeros has none, and stays as it is. Rows are scaled by their largest entry first: gradients
+    /// of confident predictions are so small that their squares are zero in f32.
+    fn directions(rows: &Tensor) -> Result<(Tensor, Tensor)> {
+        let largest = rows.detach().abs().f_amax([1i64].as_slice(), true)?;
+        let has_direction = largest.gt(0.0);
+        let scaled = rows / largest.f_where_scalarother(&has_direction, 1.0)?;
+        let squares = scaled.square().f_sum_dim_intlist([1i64].as_slice(), true, rows.kind())?;
+        // The square root has no finite derivative at zero.
+        let lengths = squares.f_where_scalarother(&has_direction, 1.0)?.sqrt();
+        Ok((scaled / lengths, has_direction.f_squeeze_dim(1)?))
+    }
+}
+
 impl Objective for GradAlign {
     type Options = Options;
 
@@ -60,14 +75,11 @@ impl Objective for GradAlign {
     fn outer(&self, batch: &Batch) -> Result<Outer> {
         let here = Self::gradients(batch, batch.natural)?;
         let aside = Self::gradients(batch, &batch.threat.random_start(batch.natural, &batch.random)?)?;
-        let squares = |rows: &Tensor| rows.square().f_sum_dim_intlist([1i64].as_slice(), false, rows.kind());
-        let product = (&here * &aside).f_sum_dim_intlist([1i64].as_slice(), false, here.kind())?;
-        let lengths = squares(&here)? * squares(&aside)?;
-        let has_cosine = lengths.detach().gt(0.0);
-        // The square root has no finite derivative at zero.
-        let cosine = product / lengths.f_where_scalarother(&has_cosine, 1.0)?.sqrt();
+        let (here, has_here) = Self::directions(&here)?;
+        let (aside, has_aside) = Self::directions(&aside)?;
+        let cosine = (here * aside).f_sum_dim_intlist([1i64].as_slice(), false, batch.logits.kind())?;
         let alignment: Tensor = 1.0 - cosine;
-        let term = alignment.f_where_scalarother(&has_cosine, 0.0)?;
+        let term = alignment.f_where_scalarother(&has_here.logical_and(&has_aside), 0.0)?;
         Ok((cross_entropy(batch.logits, batch.labels) + term * self.options.weight).into())
     }
 }
@@ -109,5 +121,7 @@ mod tests {
         assert_close(&loss(&|x| pixel(x, 0) * pixel(x, 1)), &[2f64.ln() + 3.0 * (1.0 - cosine)]);
         // A gradient of zero has no direction.
         assert_close(&loss(&|x| pixel(x, 0) * 0.0), &[2f64.ln()]);
+        // Its length does not matter, however small.
+        assert_close(&loss(&|x| pixel(x, 0) * pixel(x, 1) * 1e-200), &[2f64.ln() + 3.0 * (1.0 - cosine)]);
     }
 }

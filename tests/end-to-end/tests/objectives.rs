@@ -3,8 +3,7 @@
 use crate::harness::Place;
 use std::fs;
 
-const TRAIN: &str =
-    "train --recipe algorithm-1 --data digits --data-folder . --epochs 1 --batch 20 --threads 1";
+const TRAIN: &str = "train --recipe algorithm-1 --data digits --data-folder . --batch 20 --threads 1";
 
 /// A run of one epoch on 60 points, and the passes of each point.
 fn passes(place: &Place, flags: &str, out: &str) -> u64 {
@@ -139,7 +138,8 @@ fn objectives_that_do_not_fit_are_refused_before_any_work() {
         ),
         ("nonconforming.so,plugin=couples-in-secret", vec!["another loss beside other points than alone"]),
         ("nonconforming.so,plugin=declares-no-passes", vec!["took 4 passes", "declares 2"]),
-        ("trades", vec!["trades"]),
+        ("trades", vec!["there is no objective `trades`; objectives are plugins"]),
+        ("trades.so,steps=3", vec!["option `steps`"]),
     ] {
         place.refuses(&format!("{TRAIN} --objective {flags} --out refused"), &parts);
         assert!(!place.path("refused").exists(), "{flags}");

@@ -93,7 +93,7 @@ fn what_cannot_be_checked_is_refused() {
         place.refuses(&format!("{CHECK} {epsilon} --out a.json"), &expected);
     }
     place.refuses(&format!("{CHECK} x"), &["invalid value 'x'", "a number, or a fraction such as 8/255"]);
-    place.refuses(&format!("{CHECK} 0.1 --norm l1"), &["invalid value 'l1'"]).explains(&["linf, l2"]);
+    place.refuses(&format!("{CHECK} 0.1 --norm l0"), &["invalid value 'l0'"]).explains(&["linf, l2"]);
     place.refuses("data check --data points", &["required arguments were not provided"]);
     place.refuses("data check --data nowhere --epsilon 0.1", &["nowhere", "no such folder"]);
     place.refuses("data check --data mnist --epsilon 0.1", &["mnist is missing", "data/mnist"]);

@@ -110,7 +110,8 @@ fn nor_does_what_goes_on_from_minibatch_to_minibatch() {
     // The last minibatch leaves some shards without points.
     let place = Place::with_digits(9, 201);
     // Without signs of gradients, which rounding may turn.
-    let flags = "--mode fused --replay 2 --sampler bad_plugins.so,plugin=momentum --start carried --particles 2";
+    let flags =
+        "--mode fused --replay 2 --sampler bad_plugins.so,plugin=momentum --start carried --particles 2";
     assert_the_network_of_one(&place, flags, 4);
 }
 
