@@ -7,7 +7,7 @@ use crate::config::Experiment;
 use crate::data::{Dataset, examples::Examples};
 use crate::law::chain::FEWEST_DRAWS;
 use crate::law::sampling::Subject;
-use crate::plugin::{LoadedModel, PluginSpec, Sampler};
+use crate::plugin::{LoadedModel, Objective, PluginSpec, Sampler};
 use crate::run::moved::Moved;
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, checkpoint};
@@ -19,7 +19,7 @@ use crate::training::store::Stored;
 use crate::util::console::{quoted, warn};
 use crate::{Error, Result};
 use clap::Args;
-use plugin_api::{Norm, Start};
+use plugin_api::{Climbs, Norm, Start};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
@@ -128,6 +128,21 @@ impl<'a> Setup<'a> {
             return Err(without_particles(path, "it is ordinary training: it has no sampler"));
         };
         let sampler = make_sampler(&spec_of(spec, recorded)?, &experiment.train)?;
+        let objective = &experiment.train.objective;
+        let climbs_cross_entropy = match &record.plugins.objective {
+            _ if experiment.train.is_cross_entropy() => true,
+            Some(recorded) => {
+                Objective::make(&spec_of(objective, recorded)?)?.declaration().climbs == Climbs::CrossEntropy
+            }
+            None => false,
+        };
+        if !climbs_cross_entropy {
+            return Err(Error::new(format!(
+                "{}: expected a run whose particles climb the cross-entropy, got train.objective {objective}",
+                path.display()
+            ))
+            .note("because", "the law that is measured is exp(lambda * cross-entropy)"));
+        }
         let start = experiment.train.start.of(sampler.declaration().start);
         if start != Start::Store {
             let name = sampler.name();
@@ -326,15 +341,6 @@ fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
             "because",
             "laws are compared with the uniform law on the ball cut to the domain, which is drawn from in linf only",
         ));
-    }
-    let train = &record.experiment.train;
-    if !train.is_cross_entropy() {
-        return Err(Error::new(format!(
-            "{}: expected a run whose particles climb the cross-entropy, got train.objective {}",
-            path.display(),
-            train.objective
-        ))
-        .note("because", "the law that is measured is exp(lambda * cross-entropy)"));
     }
     Ok(())
 }

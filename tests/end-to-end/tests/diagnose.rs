@@ -152,6 +152,9 @@ fn what_cannot_be_diagnosed_is_refused_before_any_work() {
     other("--sampler none", &["other keeps no particles that could be diagnosed"]);
     other("--sampler pgd.so,steps=2", &["other keeps no particles that could be diagnosed"]);
     other("--objective trades.so", &["expected a run whose particles climb the cross-entropy", "trades"]);
+    // It climbs the cross-entropy, whatever the weights descend on.
+    place.host(&format!("{TRAIN} --objective mart.so").replace("--out run", "--out mart")).ended_with(0);
+    place.host(&DIAGNOSE.replace("run", "mart")).ended_with(0);
     other("--norm l2 --epsilon 1", &["other: expected a run in linf, got l2"]);
     place.refuses(
         "train --recipe algorithm-1 --data digits --sampler none --diagnose-every 1 --out another",
