@@ -91,6 +91,9 @@ impl Setup<'_> {
             sampler_gradient: None,
             epsilon_scale: 1.0,
             warmup_epsilon: 0.0,
+            // The payoff of the game is the cross-entropy, whatever the run descended on.
+            objective: Train::default().objective,
+            awp: None,
             ..experiment.train
         };
         let seed = seed_for(self.seed, Purpose::Diagnosis, 0);

@@ -485,7 +485,7 @@ fn a_run_of_one_epoch_has_no_curve_and_lists_every_plugin() {
     assert!(page.contains("no curve of one epoch") && !place.path("report/run-run-curves.svg").exists());
     let roles: Vec<_> =
         csv(&place, "report/plugins.csv").into_iter().map(|row| row["used as"].clone()).collect();
-    assert_eq!(roles, ["model", "sampler", "trace"]);
+    assert_eq!(roles, ["model", "sampler", "objective", "trace"]);
     let method = csv(&place, "report/summary.csv")[0]["method"].clone();
     assert!(method.ends_with("; 1 epoch of 60 points"), "{method}");
 }
