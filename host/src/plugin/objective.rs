@@ -1,5 +1,5 @@
 use super::library::{Opened, open_objective};
-use super::{LoadedModel, Owned, PluginSpec, Record, call, check_like};
+use super::{Owned, PluginSpec, Record, call, check_like};
 use crate::{Error, Result};
 use plugin_api::abi::{Minibatch, ObjectiveDeclaration, ObjectiveInstance, ObjectivePlugin};
 use plugin_api::{Climbs, NetworkCalls, Outer, Passes, RandomSource, Setting, losses};
@@ -73,12 +73,12 @@ impl Objective {
         call(&self.name, "supports", [], || self.instance.supports(setting))
     }
 
-    /// The names and the first values of its state, f32, on the device of `like`.
+    /// The names and the first values of its state, f32.
     ///
     /// # Errors
     /// If the plugin fails, or a tensor is not f32, not finite, too large or of a name that is used
     /// twice.
-    pub fn first_state(&self, setting: &Setting, like: &Tensor) -> Result<Vec<(String, Tensor)>> {
+    pub fn first_state(&self, setting: &Setting) -> Result<Vec<(String, Tensor)>> {
         let _guard = tch::no_grad_guard();
         let state = call(&self.name, "state", [], || self.instance.state(setting))?;
         for (at, (name, tensor)) in state.iter().enumerate() {
@@ -96,38 +96,24 @@ impl Objective {
                 return refused("is NaN or infinite".to_owned());
             }
         }
-        Ok(state.into_iter().map(|(name, tensor)| (name, tensor.to_device(like.device()))).collect())
+        Ok(state)
     }
 
-    /// The outer loss, with its graph: `[N]`, or `[]` if it couples points; and the next state.
+    /// The outer loss, with its graph: `[N]`, or `[]` if it couples points; and the next state. The
+    /// network has these parameters.
     ///
     /// # Errors
     /// If the plugin fails, or its result does not have the shape, dtype, device or graph that it
     /// must have, or the passes that it took are not those that it declares.
-    pub fn outer(
+    pub fn outer<'a>(
         &self,
-        model: &LoadedModel,
-        minibatch: &Minibatch,
-        network: &dyn NetworkCalls,
-        random: &dyn RandomSource,
-    ) -> Result<Outer> {
-        let parameters: Vec<_> = model.lent(true).collect();
-        self.outer_of(&parameters, minibatch, network, random)
-    }
-
-    /// As [`Objective::outer`], at a network with these parameters.
-    ///
-    /// # Errors
-    /// As for [`Objective::outer`].
-    pub fn outer_of(
-        &self,
-        parameters: &[(&str, &Tensor)],
-        minibatch: &Minibatch,
+        parameters: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+        minibatch: &'a Minibatch<'a>,
         network: &dyn NetworkCalls,
         random: &dyn RandomSource,
     ) -> Result<Outer> {
         let counted = CountedNetwork { network, rows: Cell::new(0) };
-        let lent = minibatch.lent().chain(parameters.iter().copied());
+        let lent = minibatch.lent().chain(parameters);
         let outer = tch::with_grad(|| {
             call(&self.name, "outer", lent, || self.instance.outer(minibatch, &counted, random))
         })?;
@@ -172,10 +158,14 @@ impl Objective {
         network: &dyn NetworkCalls,
         random: &dyn RandomSource,
     ) -> Result<Tensor> {
-        let compute = || match self.declaration().climbs {
-            Climbs::CrossEntropy => Ok(losses::cross_entropy(minibatch.logits, minibatch.labels)),
+        let climbs = self.declaration().climbs;
+        // The host's own function needs no call of the plugin.
+        if climbs == Climbs::CrossEntropy {
+            return Ok(tch::with_grad(|| losses::cross_entropy(minibatch.logits, minibatch.labels)));
+        }
+        let compute = || match climbs {
             Climbs::Outer => self.instance.outer(minibatch, network, random).map(|outer| outer.loss),
-            Climbs::Inner => self.instance.inner(minibatch, random),
+            _ => self.instance.inner(minibatch, random),
         };
         let loss = tch::with_grad(|| call(&self.name, "inner", minibatch.lent(), compute))?;
         let rows = minibatch.points.len() as i64;

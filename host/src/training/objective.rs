@@ -5,14 +5,13 @@ use crate::config::{Experiment, Mode, ModelMode, Train};
 use crate::data::examples::repeat_rows;
 use crate::plugin::{LoadedModel, Objective, Visit};
 use crate::ranks::Ranks;
-use crate::torch::precision::Precision;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use crate::{Error, Result};
 use plugin_api::abi::Minibatch;
 use plugin_api::{Climbs, NetworkCalls, Outer, Setting, Task, losses};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 /// The objective and its state.
 pub(super) struct Losses {
@@ -30,15 +29,6 @@ pub(super) struct Prepared {
     target: Option<Tensor>,
     /// The state of the objective at the beginning of the update.
     state: Vec<Tensor>,
-}
-
-/// One of the losses of an update, and the random numbers that belong to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// At a step or replay, counted from 0.
-    Inner(usize),
-    /// At the particles of this replay, counted from 0.
-    Outer(usize),
 }
 
 impl Losses {
@@ -86,8 +76,7 @@ impl Losses {
                 ))
                 .fix("give a sampler (--sampler)"));
         }
-        let like = Tensor::zeros([0], (Kind::Float, Device::Cpu));
-        let state = objective.first_state(&setting, &like).map_err(Error::new)?;
+        let state = objective.first_state(&setting).map_err(Error::new)?;
         if !ranks.is_alone() && (declaration.couples_points || !state.is_empty()) {
             let why = if declaration.couples_points {
                 "its loss of a point depends on others of the minibatch, which another process has"
@@ -191,15 +180,9 @@ impl Losses {
         visit: &Visit,
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Tensor> {
-        let declaration = self.objective.declaration();
-        // The host's own function needs no call.
-        if declaration.climbs == Climbs::CrossEntropy {
-            return Ok(tch::with_grad(|| losses::cross_entropy(logits, visit.labels)));
-        }
         let minibatch = prepared.minibatch(prepared.target.as_ref(), model, visit, particles, logits);
-        let draws = draws(plan, update, visit, Side::Inner(number));
-        let network = Network::new(plan, update, model);
-        self.objective.inner(&minibatch, &network, &draws)
+        let draws = draws(plan, update, visit).visit(1).step(number);
+        self.objective.inner(&minibatch, &Network::new(plan, update, model), &draws)
     }
 
     /// The loss that the weights descend on, `[N]` or `[]`, and the next state of the objective, from
@@ -213,8 +196,8 @@ impl Losses {
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Outer> {
         let minibatch = prepared.minibatch(prepared.natural.as_ref(), model, visit, particles, logits);
-        let draws = draws(plan, update, visit, Side::Outer(number));
-        self.objective.outer(model, &minibatch, &Network::new(plan, update, model), &draws)
+        let draws = draws(plan, update, visit).step(number);
+        self.objective.outer(model.lent(true), &minibatch, &Network::new(plan, update, model), &draws)
     }
 
     /// Sets the next state.
@@ -249,40 +232,33 @@ impl Prepared {
     }
 }
 
-/// The random numbers of a loss: a stream of its own for each.
-fn draws<'a>(plan: &Plan, update: u64, visit: &'a Visit, side: Side) -> Draws<'a> {
-    let train = &plan.experiment.train;
-    let draws = Draws::new(train.seed, Purpose::Objective, update, visit.points, visit.particles_per_point);
-    match side {
-        Side::Inner(number) => draws.visit(1).step(number),
-        Side::Outer(number) => draws.step(number),
-    }
+/// The random numbers of the losses of an update.
+fn draws<'a>(plan: &Plan, update: u64, visit: &'a Visit) -> Draws<'a> {
+    let seed = plan.experiment.train.seed;
+    Draws::new(seed, Purpose::Objective, update, visit.points, visit.particles_per_point)
 }
 
 /// The network, as an objective may call it.
 struct Network<'a> {
+    plan: &'a Plan,
+    update: u64,
     model: &'a LoadedModel,
-    precision: Precision,
-    /// The seed of the model's own numbers at call `number`.
-    seed: Box<dyn Fn(u64) -> i64 + 'a>,
-    number: Cell<u64>,
+    /// Number of calls so far.
+    calls: Cell<u64>,
 }
 
 impl<'a> Network<'a> {
     fn new(plan: &'a Plan, update: u64, model: &'a LoadedModel) -> Self {
-        let Train { seed, precision, .. } = plan.experiment.train;
-        let seed = move |number| {
-            let seed = seed_for(seed, Purpose::Objective, update << 16 | number);
-            seed.wrapping_add(plan.ranks.rank() as i64)
-        };
-        Self { model, precision, seed: Box::new(seed), number: Cell::new(0) }
+        Self { plan, update, model, calls: Cell::new(0) }
     }
 }
 
 impl NetworkCalls for Network<'_> {
     fn logits(&self, images: &Tensor, train: bool) -> plugin_api::Result<Tensor> {
-        tch::manual_seed((self.seed)(self.number.replace(self.number.get() + 1)));
-        self.model.forward_in(self.precision, images, train).map_err(plugin_api::Error::new)
+        let call = self.calls.replace(self.calls.get() + 1);
+        seed_model(self.plan, Purpose::Objective, self.update << 16 | call);
+        let precision = self.plan.experiment.train.precision;
+        self.model.forward_in(precision, images, train).map_err(plugin_api::Error::new)
     }
 
     fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> plugin_api::Result<Tensor> {
@@ -295,6 +271,10 @@ impl NetworkCalls for Network<'_> {
 /// Random numbers that the model itself draws depend on the update, on which forward it is, and on
 /// the process: each has rows of its own.
 pub(super) fn seed_forward(plan: &Plan, update: u64, forward: Forward) {
-    let seed = seed_for(plan.experiment.train.seed, Purpose::Forward, forward.of_update(update));
+    seed_model(plan, Purpose::Forward, forward.of_update(update));
+}
+
+fn seed_model(plan: &Plan, purpose: Purpose, step: u64) {
+    let seed = seed_for(plan.experiment.train.seed, purpose, step);
     tch::manual_seed(seed.wrapping_add(plan.ranks.rank() as i64));
 }

@@ -85,7 +85,7 @@ impl Trial {
             state: &state,
         };
         let draws = Draws::new(0, Purpose::Objective, 0, &rows, copies);
-        let outer = objective.outer_of(&[], &minibatch, &network, &draws)?;
+        let outer = objective.outer([], &minibatch, &network, &draws)?;
         let inner = match objective.declaration().climbs {
             Climbs::Outer => outer.loss.shallow_clone(),
             _ => objective.inner(&minibatch, &network, &draws.visit(1))?,
