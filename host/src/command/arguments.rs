@@ -814,7 +814,7 @@ mod tests {
 
     /// A value of each flag that differs from the recipe's, and the resulting value of the option.
     fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
-        let values: [(&str, &str, serde_json::Value); 49] = [
+        let values: [(&str, &str, serde_json::Value); 50] = [
             ("model", "a.so", "a.so".into()),
             ("sampler", "none", "none".into()),
             ("data.name", "fashion-mnist", "fashion-mnist".into()),
@@ -851,6 +851,7 @@ mod tests {
             ("train.warmup_epochs", "0.5", 0.5.into()),
             ("train.epsilon_scale", "0.5", 0.5.into()),
             ("train.warmup_epsilon", "0.5", 0.5.into()),
+            ("train.domain_only", "true", true.into()),
             ("train.average", "0.5", 0.5.into()),
             ("train.swa_from", "0.5", 0.5.into()),
             ("train.probe", "a.so", "a.so".into()),

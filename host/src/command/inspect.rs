@@ -1,9 +1,10 @@
 use crate::command::arguments::InspectArguments;
 use crate::plugin::library::{self, Kind, Manifest};
-use crate::plugin::parse;
+use crate::plugin::{Objective, parse};
 use crate::util::console::say;
 use crate::{Error, Result};
-use plugin_api::abi::Description;
+use plugin_api::Climbs;
+use plugin_api::abi::{Description, ObjectiveDeclaration};
 use serde_json::{Value, json};
 
 /// `host inspect`
@@ -24,7 +25,13 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
     let described: Vec<_> = file.manifests.iter().map(|manifest| describe(&spec.file, manifest)).collect();
     if arguments.json {
         let plugins = file.manifests.iter().zip(described).map(|(manifest, description)| match description {
-            Ok(description) => json!({"manifest": manifest, "options": description.options}),
+            Ok((description, declaration)) => {
+                let mut plugin = json!({"manifest": manifest, "options": description.options});
+                if let Some(declaration) = declaration {
+                    plugin["declaration"] = json!(declaration);
+                }
+                plugin
+            }
             Err(error) => json!({"manifest": manifest, "error": error.to_string()}),
         });
         let plugins: Vec<_> = plugins.collect();
@@ -36,23 +43,49 @@ pub fn run(arguments: &InspectArguments) -> Result<u8> {
         let Manifest { kind, name, version, contract, libtorch } = manifest;
         say(format_args!("\n{name} {version}: {kind:?}, contract {contract}, libtorch {libtorch}"));
         match description {
-            Ok(description) => print_options(*kind, &description.options),
+            Ok((description, declaration)) => {
+                declaration.iter().for_each(print_declaration);
+                print_options(*kind, &description.options);
+            }
             Err(error) => say(format_args!("  cannot be opened: {error}")),
         }
     }
     Ok(0)
 }
 
-fn describe(file: &str, manifest: &Manifest) -> Result<Description> {
+/// The description of a plugin, and what an objective declares with its default options.
+fn describe(file: &str, manifest: &Manifest) -> Result<(Description, Option<ObjectiveDeclaration>)> {
     let spec = parse(&format!("{file},plugin={}", manifest.name))?;
-    match manifest.kind {
+    let description = match manifest.kind {
         Kind::Model => library::open_model(&spec)?.description,
         Kind::Sampler => library::open_sampler(&spec)?.description,
         Kind::Attack => library::open_attack(&spec)?.description,
-        Kind::Objective => library::open_objective(&spec)?.description,
+        Kind::Objective => {
+            let declaration = *Objective::make(&spec)?.declaration();
+            return Ok((library::open_objective(&spec)?.description?, Some(declaration)));
+        }
         Kind::Unknown => Err(Error::new(
             "this host does not support plugins of this kind; use the newer host that it was built for",
         )),
+    };
+    Ok((description?, None))
+}
+
+fn print_declaration(declaration: &ObjectiveDeclaration) {
+    let ObjectiveDeclaration { climbs, uses_natural, couples_points, passes } = *declaration;
+    let climbed = match climbs {
+        Climbs::CrossEntropy => "the cross-entropy (mode faithful)",
+        Climbs::Outer => "the loss that the weights descend on (modes faithful and fused)",
+        Climbs::Inner => "a loss of its own (mode faithful)",
+    };
+    say(format_args!("  the sampler climbs {climbed}"));
+    let per_point = passes.per_point + usize::from(uses_natural);
+    say(format_args!(
+        "  further passes of an update: {per_point} a point, {} a particle",
+        passes.per_particle
+    ));
+    if couples_points {
+        say("  the loss of a point depends on others of the minibatch: it trains in one process");
     }
 }
 

@@ -149,18 +149,20 @@ options! {
         /// Optimiser of the weights
         optimizer: Algorithm = Algorithm::Sgd;
         /// Its learning rate
-        learning_rate (value_name = "RATE"): f64 = 0.02, above_0 => "a number above 0";
+        learning_rate (value_name = "RATE"): f64 = 0.02, above_0 => "a finite number above 0";
         /// Its momentum (`sgd` and `sign-sgd`)
         momentum (value_name = "SHARE"): f64 = 0.9, from_0_to_below_1 => "a number from 0 to below 1";
         /// Its weight decay
         weight_decay (value_name = "RATE"): f64 = 0.0, at_least_0 => "a number of at least 0";
         /// Shorten the gradient of the weights to at most this length (Euclidean, of all weights
         /// together)
-        clip_gradient (value_name = "LENGTH"): Option<f64> = None, above_0 => "a number above 0";
+        clip_gradient (value_name = "LENGTH"): Option<f64> = None,
+            above_0 => "a finite number above 0";
         /// Adversarial weight perturbation (Wu et al. 2020): descend at the weights that are worst
         /// within this share of the length of each layer's weights (mode faithful; twice the passes of
         /// the weights)
-        awp (value_name = "SHARE"): Option<f64> = None, above_0 => "a number above 0";
+        awp (value_name = "SHARE"): Option<f64> = None,
+            |share| *share > 0.0 && *share <= 1.0 => "a number above 0 and at most 1";
         /// How the learning rate changes
         schedule: Shape = Shape::Cosine;
         /// Shares of the run at which the step schedule falls [default: 0.5,0.75]
@@ -176,9 +178,13 @@ options! {
         /// Epochs over which the learning rate rises from 0; may be a fraction
         warmup_epochs (value_name = "N"): f64 = 0.0;
         /// Radius of the ball in training, as a multiple of the epsilon of the threat model
-        epsilon_scale (value_name = "FACTOR"): f64 = 1.0, above_0 => "a number above 0";
+        epsilon_scale (value_name = "FACTOR"): f64 = 1.0, above_0 => "a finite number above 0";
         /// Epochs over which that radius rises from 0 (epsilon ramp); may be a fraction
         warmup_epsilon (value_name = "N"): f64 = 0.0;
+        /// Train without a ball: particles may be anywhere in the domain, and the objective has to keep
+        /// them near (wrm.so)
+        domain_only (value_name = "true|false", num_args = 0..=1, default_missing_value = "true"):
+            bool = false;
         /// Evaluate an exponential moving average of the weights, of which every step keeps this
         /// share; 0 evaluates the weights themselves
         average (value_name = "SHARE"): f64 = 0.0, from_0_to_below_1 => "a share from 0 to below 1";
@@ -345,9 +351,14 @@ impl Train {
 }
 
 impl Experiment {
-    /// The threat model of the training particles: its radius is scaled by `train.epsilon_scale`.
+    /// The threat model of the training particles. Its radius is scaled by `train.epsilon_scale`. With
+    /// `train.domain_only` it is the whole domain, which is a ball in linf.
     pub fn training_threat(&self) -> ThreatModel {
-        ThreatModel { epsilon: self.threat.epsilon * self.train.epsilon_scale, ..self.threat }
+        let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
+        if self.train.domain_only {
+            return ThreatModel { norm: Norm::Linf, epsilon: high - low, ..self.threat };
+        }
+        ThreatModel { epsilon: epsilon * self.train.epsilon_scale, ..self.threat }
     }
 
     /// Makes paths independent of the working directory, so that a run can be resumed and

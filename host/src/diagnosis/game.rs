@@ -90,6 +90,7 @@ impl Setup<'_> {
             start: Start::Sampler,
             sampler_gradient: None,
             epsilon_scale: 1.0,
+            domain_only: false,
             warmup_epsilon: 0.0,
             // The payoff of the game is the cross-entropy, whatever the run descended on.
             objective: Train::default().objective,

@@ -187,6 +187,7 @@ impl Evaluator<'_> {
             robust: share(&progress.robust),
             cost: progress.cost,
             loss_rise: (attacked > 0).then(|| rise / attacked as f64),
+            farthest: progress.farthest,
         });
         partial.candidates.push(attacked);
         partial.verdicts.attacks.push(progress.robust);
@@ -230,6 +231,11 @@ impl Evaluator<'_> {
         for ((position, loss), unchanged) in batch.iter().zip(losses(&logits, &labels)?).zip(unchanged) {
             progress.loss_rise.0 += if unchanged { 0.0 } else { loss - partial.natural_losses[*position] };
             progress.loss_rise.1 += 1;
+        }
+        if self.threat.epsilon > 0.0 {
+            let farthest = self.threat.distance(&candidates, &natural).max().double_value(&[]);
+            let farthest = farthest / self.threat.epsilon;
+            progress.farthest = Some(progress.farthest.map_or(farthest, |before| before.max(farthest)));
         }
         progress.cost.forward_passes += victim.forward_passes.get() + batch.len() as u64;
         progress.cost.backward_passes += victim.backward_passes.get();

@@ -71,6 +71,10 @@ pub struct AttackResult {
     /// Mean increase of the cross-entropy from the natural example to the candidate, over the
     /// attacked points; none if no point was attacked.
     pub loss_rise: Option<f64>,
+    /// The largest distance of a candidate from its natural example, in units of epsilon; none if no
+    /// point was attacked, if epsilon is 0, and in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub farthest: Option<f64>,
 }
 
 /// The cost of an attack.
@@ -145,6 +149,9 @@ pub(crate) struct AttackProgress {
     pub(crate) cost: Cost,
     /// Sum of the increases of the loss, and the number of candidates in it.
     pub(crate) loss_rise: (f64, u64),
+    /// The largest distance of a candidate so far, in units of epsilon.
+    #[serde(default)]
+    pub(crate) farthest: Option<f64>,
 }
 
 impl Verdicts {
@@ -248,7 +255,8 @@ impl AttackProgress {
     /// The start of an attack on the points that are `robust` so far.
     pub(crate) fn new(robust: Vec<bool>) -> Self {
         let (cost, loss_rise) = (Cost::default(), (0.0, 0));
-        Self { restart: 0, standing: robust_positions(&robust), done: 0, robust, cost, loss_rise }
+        let standing = robust_positions(&robust);
+        Self { restart: 0, standing, done: 0, robust, cost, loss_rise, farthest: None }
     }
 
     /// The positions of the next batch; begins the next restart when this one has processed all

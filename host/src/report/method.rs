@@ -124,7 +124,10 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
         let _ = write!(label, ", {} replays{name}", train.replay);
     }
     if is_adversarial {
-        shown.push("train.epsilon_scale");
+        shown.extend(["train.epsilon_scale", "train.domain_only"]);
+    }
+    if train.domain_only {
+        label += "; in the domain only";
     }
     if train.epsilon_scale != 1.0 && is_adversarial {
         let _ = write!(label, "; in {} epsilon", train.epsilon_scale);

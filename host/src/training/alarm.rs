@@ -1,7 +1,8 @@
 //! Alarms: known failures of cheap adversarial training, detected after every epoch.
 //!
-//! The chance level is the state of a classifier that gives every class the same probability: its
-//! accuracy is 1 / classes, its loss log(classes). The progress of a classifier is the share of the
+//! The chance level is the state of a classifier that gives every class the same probability. Its
+//! accuracy is 1 / classes; its loss is what the objective says, log(classes) for the cross-entropy.
+//! Where the objective has no loss there, the accuracy decides alone. The progress of a classifier is the share of the
 //! way from the accuracy of chance level to 1 that its training accuracy has covered.
 
 use crate::run::progress::EpochMetrics;
@@ -29,6 +30,15 @@ const DIVERGED: f64 = 2.0;
 /// If fewer proposals are accepted, particles do not move.
 const LEAST_ACCEPTANCE: f64 = 0.01;
 
+/// The chance level.
+#[derive(Debug, Clone, Copy)]
+pub struct Chance {
+    /// 1 / classes.
+    pub accuracy: f64,
+    /// The outer loss; none if the objective has none there.
+    pub loss: Option<f64>,
+}
+
 /// The alarms of the last of these epochs, each with its name, its finding and a remedy.
 ///
 /// `is_end` is true for the last epoch of the run. `adversary` is none for ordinary training, and
@@ -37,18 +47,18 @@ const LEAST_ACCEPTANCE: f64 = 0.01;
 pub fn alarms_of(
     epochs: &[EpochMetrics],
     is_end: bool,
-    classes: i64,
+    chance: Chance,
     adversary: Option<bool>,
 ) -> Vec<String> {
     let Some((last, before)) = epochs.split_last() else { return Vec::new() };
     let mut alarms = Vec::new();
-    let chance_loss = (classes as f64).ln();
-    let chance_accuracy = 1.0 / classes as f64;
-    let progress = |epoch: &EpochMetrics| (epoch.train_accuracy - chance_accuracy) / (1.0 - chance_accuracy);
+    let progress = |epoch: &EpochMetrics| (epoch.train_accuracy - chance.accuracy) / (1.0 - chance.accuracy);
     let at_chance = |epoch: &EpochMetrics| {
-        (AT_CHANCE_LOSS * chance_loss..chance_loss * (2.0 - AT_CHANCE_LOSS)).contains(&epoch.train_loss)
-            && progress(epoch) < AT_CHANCE_PROGRESS
+        let is_loss_of_chance =
+            |loss: f64| (epoch.train_loss - loss).abs() < (1.0 - AT_CHANCE_LOSS) * loss.abs();
+        chance.loss.is_none_or(is_loss_of_chance) && progress(epoch) < AT_CHANCE_PROGRESS
     };
+    let chance_level = chance.loss.map_or(String::new(), |loss| format!(" (chance level: {loss:.3})"));
     let remedy = match adversary {
         Some(_) => {
             "use a longer epsilon ramp (train.warmup_epsilon), or change train.epsilon_scale, the learning \
@@ -62,23 +72,22 @@ pub fn alarms_of(
         before.iter().rev().find(|before| progress(before) > LEARNT_PROGRESS).filter(|_| stuck > 0)
     {
         alarms.push(format!(
-            "collapsed: the loss is {:.3} (chance level: {chance_loss:.3}), and was {:.3} in epoch {}; \
-             {remedy}",
+            "collapsed: the loss is {:.3}{chance_level}, and was {:.3} in epoch {}; {remedy}",
             last.train_loss, before.train_loss, before.epoch
         ));
     } else if stuck > PATIENCE || (stuck > 0 && is_final) {
         let epochs = if stuck == 1 { "epoch" } else { "epochs" };
         alarms.push(format!(
-            "stuck at chance: the loss has been {:.3} (chance level: {chance_loss:.3}) for {stuck} {epochs}; \
-             {remedy}",
+            "stuck at chance: the loss has been {:.3}{chance_level} for {stuck} {epochs}; {remedy}",
             last.train_loss
         ));
     }
     let has_doubled = before.last().is_some_and(|before| last.train_loss > 2.0 * before.train_loss);
     let ends_at_chance = is_final && progress(last) < AT_CHANCE_PROGRESS;
-    if last.train_loss > DIVERGED * chance_loss && (has_doubled || ends_at_chance) {
+    let is_far_above = chance.loss.is_some_and(|loss| last.train_loss > DIVERGED * loss);
+    if is_far_above && (has_doubled || ends_at_chance) {
         alarms.push(format!(
-            "diverging: the loss is {:.3} (chance level: {chance_loss:.3}); lower the learning rate",
+            "diverging: the loss is {:.3}{chance_level}; lower the learning rate",
             last.train_loss
         ));
     }
@@ -140,9 +149,13 @@ mod tests {
         assert!(names_when(false, &[with(0.02)]).is_empty());
     }
 
+    fn of_cross_entropy(classes: i64) -> Chance {
+        Chance { accuracy: 1.0 / classes as f64, loss: Some((classes as f64).ln()) }
+    }
+
     fn names_when(is_end: bool, epochs: &[EpochMetrics]) -> Vec<String> {
         let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        alarms_of(epochs, is_end, 10, Some(true)).iter().map(name).collect()
+        alarms_of(epochs, is_end, of_cross_entropy(10), Some(true)).iter().map(name).collect()
     }
 
     fn names(epochs: &[EpochMetrics]) -> Vec<String> {
@@ -188,9 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn an_objective_may_have_another_loss_at_chance_level_or_none() {
+        let stuck = [4.0, 4.01, 3.99].map(|loss| epoch(loss, 0.11, None));
+        let names = |loss| alarms_of(&stuck, false, Chance { accuracy: 0.1, loss }, Some(true));
+        assert!(names(Some(10f64.ln())).is_empty());
+        assert!(
+            names(Some(4.0))[0].starts_with("stuck at chance: the loss has been 3.990 (chance level: 4.000)")
+        );
+        assert!(names(None)[0].starts_with("stuck at chance: the loss has been 3.990 for 3 epochs"));
+    }
+
+    #[test]
     fn the_chance_level_of_two_classes_is_one_half() {
         let chance = || epoch(0.692, 0.53, None);
-        assert!(alarms_of(&[chance(), chance()], false, 2, None).is_empty());
+        assert!(alarms_of(&[chance(), chance()], false, of_cross_entropy(2), None).is_empty());
     }
 
     #[test]
@@ -203,9 +227,9 @@ mod tests {
         assert!(names(&[epoch(0.5, 0.8, Some(0.7)), epoch(0.2, 0.95, Some(0.6))]).is_empty());
         assert!(names(&[epoch(2.2, 0.2, Some(0.0))]).is_empty(), "the network has not learnt yet");
         let low_probe = [epoch(0.2, 0.95, Some(0.1))];
-        assert!(alarms_of(&low_probe, false, 10, None).is_empty(), "ordinary training");
+        assert!(alarms_of(&low_probe, false, of_cross_entropy(10), None).is_empty(), "ordinary training");
         assert!(
-            alarms_of(&low_probe, false, 10, Some(false)).is_empty(),
+            alarms_of(&low_probe, false, of_cross_entropy(10), Some(false)).is_empty(),
             "the ball of training is smaller than that of the probe"
         );
     }

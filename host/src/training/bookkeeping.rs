@@ -211,10 +211,14 @@ impl Training {
         // A network that was not trained in the probe's whole ball need not withstand the probe
         // yet.
         let first_update = (last.epoch as u64 - 1) * self.plan.updates_per_epoch();
-        let is_whole =
-            self.plan.epsilon_ramp(first_update) == 1.0 && self.plan.experiment.train.epsilon_scale >= 1.0;
+        let Train { epsilon_scale, domain_only, .. } = self.plan.experiment.train;
+        let is_whole = self.plan.epsilon_ramp(first_update) == 1.0 && epsilon_scale >= 1.0 && !domain_only;
         let adversary = self.players.sampler.as_ref().map(|_| is_whole);
-        let alarms = alarm::alarms_of(&progress.epochs, over, self.players.model.classes(), adversary);
+        let chance = alarm::Chance {
+            accuracy: 1.0 / self.players.model.classes() as f64,
+            loss: self.players.losses.chance_loss,
+        };
+        let alarms = alarm::alarms_of(&progress.epochs, over, chance, adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
             save_progress(folder, progress)?;

@@ -18,6 +18,8 @@ pub(super) struct Losses {
     pub objective: Objective,
     /// Named tensors, in the objective's order.
     pub state: Vec<(String, Tensor)>,
+    /// The outer loss of a network that gives every class the same probability; none if it has none.
+    pub chance_loss: Option<f64>,
 }
 
 /// What both losses of a minibatch have in common.
@@ -91,9 +93,10 @@ impl Losses {
                 .note("because", why)
                 .fix("train in one process"));
         }
-        let losses = Self { objective, state };
+        let losses = Self { objective, state, chance_loss: None };
         trial::check(&losses, &setting, task).map_err(Error::new)?;
-        Ok(losses)
+        let chance_loss = trial::chance_loss(&losses, &setting, task);
+        Ok(Self { chance_loss, ..losses })
     }
 
     /// Brings the state to a device.

@@ -39,6 +39,16 @@ pub(super) fn check(losses: &Losses, setting: &Setting, task: Task) -> Result<()
     Ok(())
 }
 
+/// The outer loss of a network that gives every class the same probability, while the particles are
+/// still at their natural examples. None if the objective has no finite loss there.
+pub(super) fn chance_loss(losses: &Losses, setting: &Setting, task: Task) -> Option<f64> {
+    let round = Round::new(losses, setting, Linear::new(task, 0.0), &[0, 1], 0.0);
+    let draws = Draws::new(0, Purpose::Objective, 0, &round.rows, setting.particles_per_point);
+    let minibatch = round.minibatch(losses, setting);
+    let loss = losses.objective.outer([], &minibatch, &round.network, &draws).ok()?.loss;
+    Some(loss.mean(Kind::Double).double_value(&[])).filter(|loss| loss.is_finite())
+}
+
 /// The losses of some points, `[N]` each.
 struct Trial {
     outer: Tensor,
@@ -47,48 +57,15 @@ struct Trial {
 
 impl Trial {
     fn of(losses: &Losses, setting: &Setting, task: Task, points: &[i64]) -> Result<Self> {
-        let copies = setting.particles_per_point;
-        // A run may have one point only; the number of a point decides its random numbers, too.
-        let known = setting.training_points.max(1) as i64;
-        let rows: Vec<i64> =
-            points.iter().flat_map(|point| std::iter::repeat_n(point % known, copies)).collect();
-        let network = Linear::new(task);
-        let (low, high) = setting.threat.domain;
-        let image = |shift: f64| {
-            let at = |point: f64| (&network.pixels + point + shift).cos() * 0.5 + 0.5;
-            let points = points.iter().flat_map(|point| std::iter::repeat_n(*point as f64, copies));
-            let images: Vec<_> = points.map(at).collect();
-            let images = (Tensor::stack(&images, 0) * (high - low) + low).to_kind(Kind::Float);
-            images.reshape([-1, task.channels, task.height, task.width])
-        };
-        let natural = image(0.0);
-        let toward = image(1.0);
-        let threat = setting.threat;
-        let particles = threat.project(&toward, &natural).set_requires_grad(true);
-        let labels = Tensor::from_slice(points).remainder(task.classes);
-        let labels = labels.repeat_interleave_self_int(copies as i64, 0, None);
-        let logits = network.of(&particles);
-        let natural_logits = network.of(&natural);
-        let state: Vec<_> = losses.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         let objective = &losses.objective;
-        let natural_logits = objective.declaration().uses_natural.then_some(&natural_logits);
-        let minibatch = Minibatch {
-            logits: &logits,
-            natural_logits,
-            natural: &natural,
-            particles: &particles,
-            labels: &labels,
-            points: &rows,
-            particles_per_point: copies,
-            classes: task.classes,
-            threat,
-            state: &state,
-        };
-        let draws = Draws::new(0, Purpose::Objective, 0, &rows, copies);
-        let outer = objective.outer([], &minibatch, &network, &draws)?;
+        let round = Round::new(losses, setting, Linear::new(task, 1.0), points, 1.0);
+        let Round { rows, network, logits, .. } = &round;
+        let minibatch = round.minibatch(losses, setting);
+        let draws = Draws::new(0, Purpose::Objective, 0, rows, setting.particles_per_point);
+        let outer = objective.outer([], &minibatch, network, &draws)?;
         let inner = match objective.declaration().climbs {
             Climbs::Outer => outer.loss.shallow_clone(),
-            _ => objective.inner(&minibatch, &network, &draws.visit(1))?,
+            _ => objective.inner(&minibatch, network, &draws.visit(1))?,
         };
         for (what, loss) in [("outer", &outer.loss), ("inner", &inner)] {
             if loss.isfinite().all().int64_value(&[]) != 1 {
@@ -100,7 +77,7 @@ impl Trial {
         }
         for (what, loss) in [("outer", &outer.loss), ("inner", &inner)] {
             let mean = tch::with_grad(|| loss.mean(loss.kind()));
-            let gradient = losses::gradient(&mean, &logits, true)
+            let gradient = losses::gradient(&mean, logits, true)
                 .map_err(|why| Error::new(format!("{}: {what}: {why}", objective.name())))?;
             if gradient.isfinite().all().int64_value(&[]) != 1 {
                 return Err(Error::new(format!(
@@ -114,26 +91,83 @@ impl Trial {
     }
 }
 
+/// What an objective is given in a trial.
+struct Round {
+    network: Linear,
+    /// The point of each row, length N.
+    rows: Vec<i64>,
+    natural: Tensor,
+    particles: Tensor,
+    labels: Tensor,
+    logits: Tensor,
+    natural_logits: Tensor,
+    state: Vec<Tensor>,
+}
+
+impl Round {
+    /// Some points of the setting. Their particles lie on the way to other images, which differ from
+    /// the natural ones by `shift` (in radians of a wave of pixels).
+    fn new(losses: &Losses, setting: &Setting, network: Linear, points: &[i64], shift: f64) -> Self {
+        let (copies, task) = (setting.particles_per_point, network.task);
+        // A run may have one point only; the number of a point decides its random numbers, too.
+        let known = setting.training_points.max(1) as i64;
+        let rows = points.iter().flat_map(|point| std::iter::repeat_n(point % known, copies)).collect();
+        let (low, high) = setting.threat.domain;
+        let image = |shift: f64| {
+            let at = |point: f64| (&network.pixels + point + shift).cos() * 0.5 + 0.5;
+            let points = points.iter().flat_map(|point| std::iter::repeat_n(*point as f64, copies));
+            let images: Vec<_> = points.map(at).collect();
+            let images = (Tensor::stack(&images, 0) * (high - low) + low).to_kind(Kind::Float);
+            images.reshape([-1, task.channels, task.height, task.width])
+        };
+        let natural = image(0.0);
+        let particles = setting.threat.project(&image(shift), &natural).set_requires_grad(true);
+        let labels = Tensor::from_slice(points).remainder(task.classes);
+        let labels = labels.repeat_interleave_self_int(copies as i64, 0, None);
+        let (logits, natural_logits) = (network.of(&particles), network.of(&natural));
+        let state = losses.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
+        Self { network, rows, natural, particles, labels, logits, natural_logits, state }
+    }
+
+    fn minibatch<'a>(&'a self, losses: &'a Losses, setting: &Setting) -> Minibatch<'a> {
+        Minibatch {
+            logits: &self.logits,
+            natural_logits: losses.objective.declaration().uses_natural.then_some(&self.natural_logits),
+            natural: &self.natural,
+            particles: &self.particles,
+            labels: &self.labels,
+            points: &self.rows,
+            particles_per_point: setting.particles_per_point,
+            classes: setting.classes,
+            threat: setting.threat,
+            state: &self.state,
+        }
+    }
+}
+
 /// The pixels of an image that the network looks at, at most: weights for all pixels of large images
 /// and many classes would take gigabytes.
 const SEEN: i64 = 64;
 
-/// A linear network with fixed weights and logits between -1 and 1.
+/// A linear network with fixed weights.
 struct Linear {
     /// The numbers of the pixels, f64.
     pixels: Tensor,
     /// `[seen, classes]` for the pixels that it looks at, with a gradient.
     weights: Tensor,
+    task: Task,
 }
 
 impl Linear {
-    fn new(task: Task) -> Self {
+    /// A network whose logits lie between `-scale` and `scale`.
+    fn new(task: Task, scale: f64) -> Self {
         let count = task.channels * task.height * task.width;
         let pixels = Tensor::arange(count, (Kind::Double, Device::Cpu));
         let seen = count.min(SEEN);
         let numbers = Tensor::arange(seen * task.classes, (Kind::Double, Device::Cpu));
-        let weights = (numbers.sin() / seen as f64).to_kind(Kind::Float).reshape([seen, task.classes]);
-        Self { pixels, weights: weights.set_requires_grad(true) }
+        let weights =
+            (numbers.sin() * scale / seen as f64).to_kind(Kind::Float).reshape([seen, task.classes]);
+        Self { pixels, weights: weights.set_requires_grad(true), task }
     }
 
     fn of(&self, images: &Tensor) -> Tensor {

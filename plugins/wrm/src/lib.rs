@@ -5,11 +5,14 @@
 //! CE(f(x~), y) - gamma |x~ - x|^2
 //! ```
 //!
-//! There is no ball: choose one that never binds (`--epsilon 1` for images in [0, 1] in linf), and a
-//! sampler that follows the gradient itself. A larger gamma keeps particles nearer.
+//! The penalty stands in the place of a ball: particles may be anywhere in the domain
+//! (`--domain-only`). The sampler should follow the gradient itself. A larger gamma keeps particles
+//! nearer.
 
 use plugin_api::losses::cross_entropy;
-use plugin_api::{Batch, Climbs, Objective, Outer, Result, export_objective};
+use plugin_api::{
+    Batch, Climbs, Error, Norm, Objective, Outer, Result, Setting, ThreatModel, export_objective,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,17 @@ impl Objective for Wrm {
         Ok(Self { options })
     }
 
+    fn supports(&self, setting: &Setting) -> Result<()> {
+        let ThreatModel { norm, epsilon, domain: (low, high) } = setting.threat;
+        if norm == Norm::Linf && epsilon >= high - low {
+            return Ok(());
+        }
+        Err(Error::new(format!(
+            "expected particles that only the domain and the penalty hold, got a ball of radius {epsilon} in \
+             {norm}; train with --domain-only (train.domain_only = true)"
+        )))
+    }
+
     fn climbs(&self) -> Climbs {
         Climbs::Outer
     }
@@ -57,6 +71,22 @@ mod tests {
     use super::*;
     use plugin_api::tch::Tensor;
     use plugin_api::testing::{Round, assert_close};
+
+    #[test]
+    fn a_ball_that_may_bind_is_refused() {
+        let supports = |norm, epsilon, domain| {
+            let threat = ThreatModel { norm, epsilon, domain };
+            let setting = Setting { threat, particles_per_point: 1, classes: 10, training_points: 2 };
+            Wrm { options: Options::default() }.supports(&setting)
+        };
+        assert_eq!(supports(Norm::Linf, 1.0, (0.0, 1.0)), Ok(()));
+        assert_eq!(supports(Norm::Linf, 2.0, (-1.0, 1.0)), Ok(()));
+        let error = supports(Norm::Linf, 0.3, (0.0, 1.0)).expect_err("refused").to_string();
+        assert!(error.contains("got a ball of radius 0.3 in linf; train with --domain-only"), "{error}");
+        for (norm, epsilon, domain) in [(Norm::Linf, 1.0, (-1.0, 1.0)), (Norm::L2, 5.0, (0.0, 1.0))] {
+            assert!(supports(norm, epsilon, domain).is_err(), "{norm} {epsilon} {domain:?}");
+        }
+    }
 
     #[test]
     fn distance_is_paid_for_and_pulls_back() {

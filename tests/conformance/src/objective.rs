@@ -6,7 +6,7 @@ use crate::{Check, Outcome, Plugin, Table, Verdict};
 use plugin_api::abi::{Minibatch, ObjectiveInstance};
 use plugin_api::losses::{cross_entropy, differentiable_gradient, gradients};
 use plugin_api::tch::{self, Kind, Tensor};
-use plugin_api::{Climbs, Error, NetworkCalls, Passes, Result, Setting};
+use plugin_api::{Climbs, Error, NetworkCalls, Norm, Passes, Result, Setting, ThreatModel};
 use std::cell::Cell;
 
 pub const CHECKS: [Check; 7] = [
@@ -81,17 +81,29 @@ pub struct Rows<'a> {
     pub sureness: f64,
 }
 
-/// The first values of the state in the setting of these rows.
-pub fn first_state(objective: &ObjectiveInstance, rows: &Rows) -> Result<Vec<Tensor>> {
+/// The setting of these rows, if the objective supports it; else the one in which particles may be
+/// anywhere in the domain, for those whose penalty stands in the place of a ball.
+fn setting(objective: &ObjectiveInstance, rows: &Rows) -> Result<Setting> {
+    let threat = rows.problem.threat;
     let setting = Setting {
-        threat: rows.problem.threat,
+        threat,
         particles_per_point: rows.particles_per_point,
         classes: rows.problem.classes,
         training_points: TRAINING_POINTS,
     };
+    let domain = ThreatModel { norm: Norm::Linf, epsilon: threat.domain.1 - threat.domain.0, ..threat };
+    let without_ball = Setting { threat: domain, ..setting };
+    objective
+        .supports(&setting)
+        .map(|()| setting)
+        .or_else(|error| objective.supports(&without_ball).map(|()| without_ball).map_err(|_| error))
+}
+
+/// The first values of the state in the setting of these rows.
+pub fn first_state(objective: &ObjectiveInstance, rows: &Rows) -> Result<Vec<Tensor>> {
     guarded(|| {
-        objective.supports(&setting)?;
-        Ok(objective.state(&setting)?.into_iter().map(|(_, tensor)| tensor).collect())
+        let state = objective.state(&setting(objective, rows)?)?;
+        Ok(state.into_iter().map(|(_, tensor)| tensor).collect())
     })
 }
 
@@ -110,6 +122,7 @@ pub fn losses(
     let (logits, natural_logits) = (forward(&leaf)?, forward(rows.natural)?);
     let declaration = objective.declaration();
     let detached = natural_logits.detach();
+    let threat = setting(objective, rows)?.threat;
     let minibatch = |natural_logits| Minibatch {
         logits: &logits,
         natural_logits: Some(natural_logits).filter(|_| declaration.uses_natural),
@@ -119,7 +132,7 @@ pub fn losses(
         points: rows.points,
         particles_per_point: rows.particles_per_point,
         classes: rows.problem.classes,
-        threat: rows.problem.threat,
+        threat,
         state,
     };
     let count = rows.points.len() as i64;

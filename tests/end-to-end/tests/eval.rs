@@ -80,8 +80,9 @@ fn json_is_one_object_with_the_documented_keys() {
         let result = &printed["attacks"][number];
         assert_eq!(
             keys(result),
-            ["attack", "backward_passes", "forward_passes", "loss_rise", "robust", "seconds"]
+            ["attack", "backward_passes", "farthest", "forward_passes", "loss_rise", "robust", "seconds"]
         );
+        assert!(result["farthest"].as_f64().is_some_and(|share| (0.5..1.001).contains(&share)), "{result}");
         assert!(result["loss_rise"].as_f64().is_some_and(|rise| rise > 0.0), "{result}");
         assert_eq!(result["attack"], attack);
         assert!(result["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));

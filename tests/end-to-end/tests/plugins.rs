@@ -24,6 +24,22 @@ fn inspect_shows_all_plugins_of_a_library_or_the_one_that_is_named() {
 }
 
 #[test]
+fn inspect_shows_what_an_objective_declares() {
+    let place = Place::empty();
+    let words = place.host("inspect mart.so").succeeds().words();
+    assert!(words.contains("the sampler climbs the cross-entropy (mode faithful)"), "{words}");
+    assert!(words.contains("further passes of an update: 1 a point, 0 a particle"), "{words}");
+    assert!(!words.contains("trains in one process"), "{words}");
+    let words = place.host("inspect dro.so,plugin=cvar").succeeds().words();
+    assert!(words.contains("the loss of a point depends on others of the minibatch"), "{words}");
+    let shown = place.host("inspect grad_align.so --json").succeeds().json();
+    let passes = serde_json::json!({"per_point": 0, "per_particle": 4});
+    assert_eq!(shown["plugins"][0]["declaration"]["passes"], passes);
+    let sampler = place.host("inspect langevin.so --json").succeeds().json();
+    assert!(sampler["plugins"][0].get("declaration").is_none());
+}
+
+#[test]
 fn a_host_without_plugins_says_so_and_where_it_looked() {
     let place = Place::empty();
     let host = place.copy_built("host");
