@@ -156,6 +156,7 @@ pub struct BatchCall {
     natural_logits: ROption<Lent>,
     natural: Lent,
     particles: Lent,
+    start: Lent,
     labels: Lent,
     points: *const i64,
     points_length: usize,
@@ -1084,12 +1085,13 @@ unsafe fn on_batch<T>(call: BatchCallRef, compute: impl FnOnce(&Batch) -> Result
     let source = HostRandom { host: call.host(), draw: call.draw() };
     let network = HostNetwork { call };
     // SAFETY: the caller's promise; slices are never null, also when empty.
-    let (logits, natural_logits, natural, particles, labels, state, points) = unsafe {
+    let (logits, natural_logits, natural, particles, start, labels, state, points) = unsafe {
         (
             call.logits().tensor(),
             call.natural_logits().into_option().map(|logits| logits.tensor()),
             call.natural().tensor(),
             call.particles().tensor(),
+            call.start().tensor(),
             call.labels().tensor(),
             std::slice::from_raw_parts(call.state(), call.state_length())
                 .iter()
@@ -1103,6 +1105,7 @@ unsafe fn on_batch<T>(call: BatchCallRef, compute: impl FnOnce(&Batch) -> Result
         natural_logits: natural_logits.as_ref(),
         natural: &natural,
         particles: &particles,
+        start: &start,
         labels: &labels,
         points,
         particles_per_point: call.particles_per_point(),
@@ -1829,6 +1832,8 @@ pub struct Minibatch<'a> {
     pub natural: &'a Tensor,
     /// [`Batch::particles`].
     pub particles: &'a Tensor,
+    /// [`Batch::start`].
+    pub start: &'a Tensor,
     /// [`Batch::labels`].
     pub labels: &'a Tensor,
     /// [`Batch::points`].
@@ -1846,8 +1851,14 @@ pub struct Minibatch<'a> {
 impl Minibatch<'_> {
     /// The tensors that the objective is lent, with their names in [`Batch`].
     pub fn lent(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        let Self { logits, natural_logits, natural, particles, labels, state, .. } = *self;
-        let named = [("logits", logits), ("natural", natural), ("particles", particles), ("labels", labels)];
+        let Self { logits, natural_logits, natural, particles, start, labels, state, .. } = *self;
+        let named = [
+            ("logits", logits),
+            ("natural", natural),
+            ("particles", particles),
+            ("start", start),
+            ("labels", labels),
+        ];
         let natural_logits = natural_logits.map(|logits| ("natural_logits", logits));
         named.into_iter().chain(natural_logits).chain(state.iter().map(|state| ("state", state)))
     }
@@ -1943,6 +1954,7 @@ impl ObjectiveInstance {
             natural_logits: minibatch.natural_logits.map(Lent::new).into(),
             natural: Lent::new(minibatch.natural),
             particles: Lent::new(minibatch.particles),
+            start: Lent::new(minibatch.start),
             labels: Lent::new(minibatch.labels),
             points: minibatch.points.as_ptr(),
             points_length: minibatch.points.len(),

@@ -1,4 +1,4 @@
-use crate::{losses, PluginOptions, Random, Result, ThreatModel};
+use crate::{losses, Error, PluginOptions, Random, Result, ThreatModel};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -131,6 +131,9 @@ pub struct Batch<'a> {
     /// The particles, `[N, C, H, W]`; with a graph where the loss is differentiated with respect to
     /// them.
     pub particles: &'a Tensor,
+    /// Where the chains of this visit began, `[N, C, H, W]`: before the steps of this update; the
+    /// natural examples without a sampler.
+    pub start: &'a Tensor,
     /// The labels, `[N]`, i64.
     pub labels: &'a Tensor,
     /// Index of each row's point in the training points, length N.
@@ -147,6 +150,18 @@ pub struct Batch<'a> {
     pub network: Network<'a>,
     /// The host's random numbers, one stream per row and update.
     pub random: Random<'a>,
+}
+
+impl Batch<'_> {
+    /// [`Batch::natural_logits`].
+    ///
+    /// # Errors
+    /// If there are none: [`Objective::uses_natural`] returns false.
+    pub fn natural_logits(&self) -> Result<&Tensor> {
+        self.natural_logits.ok_or_else(|| {
+            Error::new("expected the logits at the natural examples, got none: see `uses_natural`")
+        })
+    }
 }
 
 /// The outer loss and the next state.

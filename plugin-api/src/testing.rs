@@ -116,6 +116,8 @@ pub struct Round<'a> {
     pub natural: Tensor,
     /// [`Batch::particles`].
     pub particles: Tensor,
+    /// [`Batch::start`].
+    pub start: Tensor,
     /// [`Batch::labels`].
     pub labels: Tensor,
     /// [`Batch::points`].
@@ -141,6 +143,7 @@ impl Round<'_> {
         Self {
             natural_logits: None,
             natural: images.shallow_clone(),
+            start: images.shallow_clone(),
             particles: images,
             labels: Tensor::from_slice(labels).to_device(logits.device()),
             points: (0..rows).collect(),
@@ -160,6 +163,7 @@ impl Round<'_> {
             natural_logits: self.natural_logits.as_ref(),
             natural: &self.natural,
             particles: &self.particles,
+            start: &self.start,
             labels: &self.labels,
             points: &self.points,
             particles_per_point: self.particles_per_point,

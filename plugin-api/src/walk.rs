@@ -151,10 +151,23 @@ impl Walk<'_> {
     pub fn run<E>(
         self,
         visit: &mut Visit,
-        mut evaluate: impl FnMut(Due, &Visit) -> Result<(Tensor, Option<Tensor>), E>,
+        evaluate: impl FnMut(Due, &Visit) -> Result<(Tensor, Option<Tensor>), E>,
         mut perform: impl FnMut(&Call) -> Result<Next, E>,
     ) -> Result<(), E> {
         self.begin(visit, &mut perform)?;
+        self.steps(visit, evaluate, perform)
+    }
+
+    /// The rest of a visit that has begun.
+    ///
+    /// # Errors
+    /// As for [`Walk::run`].
+    pub fn steps<E>(
+        self,
+        visit: &mut Visit,
+        mut evaluate: impl FnMut(Due, &Visit) -> Result<(Tensor, Option<Tensor>), E>,
+        mut perform: impl FnMut(&Call) -> Result<Next, E>,
+    ) -> Result<(), E> {
         let declaration = self.sampler.declaration();
         let steps = (0..self.steps).map(|number| (Method::Step, number, declaration.uses_gradient));
         let judgement = (Method::Finish, self.steps, declaration.judges_by_gradient);

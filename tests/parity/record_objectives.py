@@ -8,6 +8,7 @@ fixture `objectives.safetensors` contains
 
     hidden, bias, output           the network: output tanh(hidden x + bias)
     natural, particles, draws      [N, 1, 2, 3]; draws are uniform on [0, 1)
+    start                          [N, 1, 2, 3]: where the chains of the particles began
     labels                         [N] i64
     epsilon                        [1], radius of the linf ball
     NAME.loss                      [N]: the outer loss of each row
@@ -37,6 +38,7 @@ def main():
     natural, draws = uniform(ROWS, 1, 2, 3), uniform(ROWS, 1, 2, 3)
     offsets = (uniform(ROWS, 1, 2, 3) * 2 - 1) * EPSILON
     particles = (natural + offsets).clamp(0, 1)
+    start = (natural - offsets / 2).clamp(0, 1)
     labels = torch.arange(ROWS) % CLASSES
     for tensor in network.values():
         tensor.requires_grad_(True)
@@ -69,15 +71,20 @@ def main():
         cosine = F.cosine_similarity(gradient(natural), gradient(aside), dim=1, eps=0)
         return F.cross_entropy(logits(particles), labels, reduction="none") + 0.2 * (1 - cosine)
 
+    def prior_guided():
+        difference = F.mse_loss(logits(particles), logits(start), reduction="none").mean(1)
+        return F.cross_entropy(logits(particles), labels, reduction="none") + 10.0 * difference
+
     recorded = {
         "natural": natural,
         "particles": particles,
+        "start": start,
         "draws": draws,
         "labels": labels,
         "epsilon": torch.tensor([EPSILON]),
         **{name: tensor.detach().clone() for name, tensor in network.items()},
     }
-    for loss_of in [trades, mart, grad_align]:
+    for loss_of in [trades, mart, grad_align, prior_guided]:
         loss = loss_of()
         recorded[f"{loss_of.__name__}.loss"] = loss.detach()
         gradients = torch.autograd.grad(loss.mean(), list(network.values()))

@@ -1,7 +1,7 @@
 //! A mixture of the losses at the natural example and at its particle.
 
 use plugin_api::losses::cross_entropy;
-use plugin_api::{Batch, Error, Objective, Outer, Result, export_objective};
+use plugin_api::{Batch, Objective, Outer, Result, export_objective};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +38,7 @@ impl Objective for MyObjective {
     }
 
     fn outer(&self, batch: &Batch) -> Result<Outer> {
-        let natural = batch
-            .natural_logits
-            .ok_or_else(|| Error::new("expected the logits at the natural examples, got none"))?;
+        let natural = batch.natural_logits()?;
         let share = self.options.natural;
         let losses = |logits| cross_entropy(logits, batch.labels);
         Ok((losses(natural) * share + losses(batch.logits) * (1.0 - share)).into())

@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     /// The same for the inner loss, without a graph. They are computed in the model mode of the
     /// sampler's gradient (`train.sampler_gradient`).
     target: Option<Tensor>,
+    /// Where the chains of the visit began, `[N, C, H, W]`.
+    start: Tensor,
     /// The state of the objective at the beginning of the update.
     state: Vec<Tensor>,
 }
@@ -145,19 +147,21 @@ impl Losses {
 
     /// What the losses of a minibatch need: the logits at its natural examples, computed once
     /// for all particles of a point, and for both problems unless the sampler's gradient is taken in
-    /// another mode of the model. `for_inner`: whether the inner loss is computed, too.
+    /// another mode of the model. `start`: where the chains of the visit began; `for_inner`: whether
+    /// the inner loss is computed, too.
     pub fn prepare(
         &self,
         plan: &Plan,
         update: u64,
         model: &LoadedModel,
         visit: &Visit,
-        for_inner: bool,
+        (start, for_inner): (&Tensor, bool),
     ) -> Result<Prepared> {
         let train = &plan.experiment.train;
+        let start = start.shallow_clone();
         let state = self.state.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
         if !self.objective.declaration().uses_natural {
-            return Ok(Prepared { natural: None, target: None, state });
+            return Ok(Prepared { natural: None, target: None, start, state });
         }
         let copies = train.particles;
         seed_forward(plan, update, Forward::Natural);
@@ -171,7 +175,7 @@ impl Losses {
         } else {
             Some(natural.detach())
         };
-        Ok(Prepared { natural: Some(natural), target, state })
+        Ok(Prepared { natural: Some(natural), target, start, state })
     }
 
     /// The loss of each row that the sampler climbs, `[N]`, from the logits at `particles`.
@@ -225,6 +229,7 @@ impl Prepared {
             natural_logits,
             natural: visit.natural,
             particles,
+            start: &self.start,
             labels: visit.labels,
             points: visit.points,
             particles_per_point: visit.particles_per_point,

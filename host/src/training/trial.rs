@@ -135,6 +135,7 @@ impl Round {
             natural_logits: losses.objective.declaration().uses_natural.then_some(&self.natural_logits),
             natural: &self.natural,
             particles: &self.particles,
+            start: &self.natural,
             labels: &self.labels,
             points: &self.rows,
             particles_per_point: setting.particles_per_point,

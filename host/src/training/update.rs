@@ -205,10 +205,11 @@ impl Players {
         let precision = train.precision;
         let train_mode = train.sampler_gradient() == ModelMode::Train;
         let may_be_left = self.may_be_left(plan);
-        let prepared = self.losses.prepare(plan, update, &self.model, visit, true)?;
+        let start = self.begin(visit, draws, sums)?;
+        let prepared = self.losses.prepare(plan, update, &self.model, visit, (&start, true))?;
         let (model, losses) = (&self.model, &self.losses);
         if let Some(sampler) = &self.sampler {
-            let walked = sampler.walk().run(
+            let walked = sampler.walk().steps(
                 visit,
                 |due, visit| {
                     if may_be_left {
@@ -238,13 +239,21 @@ impl Players {
             // Logits at natural examples belong to the weights.
             let again = self
                 .losses
-                .prepare(plan, update, &self.model, visit, false)
+                .prepare(plan, update, &self.model, visit, (&start, false))
                 .and_then(|prepared| self.outer_gradients(plan, update, visit, everywhere, &prepared));
             moved.end();
             descent.gradients = again?.gradients;
         }
         self.descend(plan, update, descent, visit.labels, sums);
         Ok(())
+    }
+
+    /// Lets the sampler begin a visit, if it decides where, and returns where the chains begin.
+    fn begin(&self, visit: &mut Visit, draws: &Draws, sums: &mut Sums) -> Result<Tensor> {
+        if let Some(sampler) = &self.sampler {
+            sampler.begin(visit, draws, &mut sums.finite)?;
+        }
+        Ok(visit.particles.shallow_clone())
     }
 
     /// The outer loss at the particles, and its gradients with respect to the weights.
@@ -282,14 +291,12 @@ impl Players {
         sums: &mut Sums,
     ) -> Result<()> {
         let train = &plan.experiment.train;
-        if let Some(sampler) = &self.sampler {
-            sampler.begin(visit, draws, &mut sums.finite)?;
-        }
+        let start = self.begin(visit, draws, sums)?;
         for number in 0..train.replay {
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
             let logits = self.model.forward_in(train.precision, &leaf, true)?;
-            let prepared = self.losses.prepare(plan, update, &self.model, visit, true)?;
+            let prepared = self.losses.prepare(plan, update, &self.model, visit, (&start, true))?;
             let at = (&prepared, &leaf, &logits);
             let Outer { loss, state } = self.losses.outer(plan, (update, number), &self.model, visit, at)?;
             let mean = loss.mean(loss.kind());

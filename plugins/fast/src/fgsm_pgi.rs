@@ -10,7 +10,7 @@
 //!
 //! Particle and eta' are projected onto ball and domain. With mu = 0, eta' is the perturbation of
 //! the epoch before (the paper's FGSM-EP). Every so many epochs, g is zero again, and eta a random
-//! corner of the ball. The paper's regularisation of the outer loss is no part of a sampler.
+//! corner of the ball. The paper's regularisation of the outer loss is the objective `prior_guided.so`.
 
 use plugin_api::{Next, Result, Sampler, Step, export_sampler};
 use schemars::JsonSchema;

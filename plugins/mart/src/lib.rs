@@ -7,7 +7,7 @@
 
 use plugin_api::losses::{cross_entropy, kl_divergence};
 use plugin_api::tch::Tensor;
-use plugin_api::{Batch, Error, Objective, Outer, Result, export_objective};
+use plugin_api::{Batch, Objective, Outer, Result, export_objective};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,9 +45,7 @@ impl Objective for Mart {
     }
 
     fn outer(&self, batch: &Batch) -> Result<Outer> {
-        let natural = batch
-            .natural_logits
-            .ok_or_else(|| Error::new("expected the logits at the natural examples, got none"))?;
+        let natural = batch.natural_logits()?;
         let (kind, column) = (batch.logits.kind(), batch.labels.unsqueeze(1));
         // log(1 - q_j) is the log of the sum of the other probabilities: finite for sure predictions,
         // where the authors' code adds constants (1.0001, 1e-12).

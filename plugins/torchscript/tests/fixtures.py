@@ -126,7 +126,18 @@ def images(count):
 
 
 def save(name, module):
-    module.save(str(HERE / name))
+    """Without the debugging records, which name the files of the machine that wrote them."""
+    path = str(HERE / name)
+    module.save(path)
+    reader = torch._C.PyTorchFileReader(path)
+    records = {name: reader.get_record(name) for name in reader.get_all_records()}
+    del reader
+    own = ("version", "byteorder", ".data/serialization_id")  # The writer makes its own.
+    writer = torch._C.PyTorchFileWriter(path)
+    for name, record in records.items():
+        if name not in own and not name.endswith(".debug_pkl"):
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
 
 
 def main():
@@ -169,6 +180,8 @@ def main():
     torch.save(Small().state_dict(), HERE / "weights.pt")
     torch.save(Small().state_dict(), HERE / "old-weights.pt", _use_new_zipfile_serialization=False)
     exported = torch.export.export(Small().eval(), (images(2),))
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)
     torch.export.save(exported, HERE / "exported.pt2")
     for path in sorted(HERE.iterdir()):
         print(f"{path.stat().st_size:7} {path.name}")

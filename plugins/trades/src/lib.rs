@@ -5,7 +5,7 @@
 
 use plugin_api::losses::{cross_entropy, kl_divergence};
 use plugin_api::tch::Tensor;
-use plugin_api::{Batch, Climbs, Error, Objective, Outer, Result, export_objective};
+use plugin_api::{Batch, Climbs, Objective, Outer, Result, export_objective};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,10 +31,6 @@ impl Default for Options {
     }
 }
 
-fn natural<'a>(batch: &'a Batch) -> Result<&'a Tensor> {
-    batch.natural_logits.ok_or_else(|| Error::new("expected the logits at the natural examples, got none"))
-}
-
 impl Objective for Trades {
     type Options = Options;
 
@@ -51,13 +47,13 @@ impl Objective for Trades {
     }
 
     fn outer(&self, batch: &Batch) -> Result<Outer> {
-        let natural = natural(batch)?;
+        let natural = batch.natural_logits()?;
         let divergence = kl_divergence(natural, batch.logits);
         Ok((cross_entropy(natural, batch.labels) + divergence * self.options.beta).into())
     }
 
     fn inner(&self, batch: &Batch) -> Result<Tensor> {
-        Ok(kl_divergence(natural(batch)?, batch.logits))
+        Ok(kl_divergence(batch.natural_logits()?, batch.logits))
     }
 }
 

@@ -128,6 +128,7 @@ pub fn losses(
         natural_logits: Some(natural_logits).filter(|_| declaration.uses_natural),
         natural: rows.natural,
         particles: &leaf,
+        start: rows.natural,
         labels: rows.labels,
         points: rows.points,
         particles_per_point: rows.particles_per_point,

@@ -27,6 +27,7 @@ pub fn assert_losses_as_recorded<O: Objective>(name: &str) {
         natural_logits: Some(network(of("natural"))),
         natural: of("natural").shallow_clone(),
         particles: of("particles").shallow_clone(),
+        start: of("start").shallow_clone(),
         threat: ThreatModel { norm: Norm::Linf, epsilon, domain: (0.0, 1.0) },
         network: &network,
         numbers: FixedNumbers(draws),
