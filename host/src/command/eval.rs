@@ -11,7 +11,7 @@ use crate::run::progress::Progress;
 use crate::run::{self, RunRecord};
 use crate::training;
 use crate::util::console::{Style, begin, say, warn};
-use crate::util::number::short_number;
+use crate::util::number::{counted, short_number};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use plugin_api::ThreatModel;
@@ -218,8 +218,10 @@ fn trained(record: &RunRecord, progress: &Progress) -> String {
         (Some(init), None) if progress.update == 0 => format!("{}, not trained here", init.origin()),
         (_, None) => "trained for less than an epoch".to_owned(),
         (_, Some(last)) => format!(
-            "trained for {} epochs, {} passes per sample in {:.1} s",
-            last.epoch, last.passes_per_sample, last.seconds
+            "trained for {}, {} passes per sample in {:.1} s",
+            counted(last.epoch, "epoch"),
+            last.passes_per_sample,
+            last.seconds
         ),
     }
 }

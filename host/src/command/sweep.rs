@@ -7,6 +7,7 @@ use crate::sweep::worker::{Outcome, Worker};
 use crate::sweep::{Setting, Sweep, axis, short};
 use crate::util::console::{Indicator, Style, say, warn};
 use crate::util::interrupt::heed;
+use crate::util::number::counted;
 use crate::{INTERRUPTED, Result};
 use comfy_table::{Table, presets};
 
@@ -25,9 +26,9 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     }
     folder.create(&arguments.file)?;
     say(format_args!(
-        "sweep folder {}: {} runs{}",
+        "sweep folder {}: {}{}",
         shown(folder.path()),
-        sweep.settings.len(),
+        counted(sweep.settings.len(), "run"),
         arguments.task.map_or(String::new(), |_| format!(", {} of them in this task", mine.len()))
     ));
     heed();
@@ -49,10 +50,14 @@ pub fn run(arguments: &SweepArguments) -> Result<u8> {
     say(summary.tables());
     say(format_args!("summary: {}", shown(&folder.file("summary.csv"))));
     if failed > 0 {
-        warn(format_args!("{failed} of {} runs failed; --retry-failed tries them again", mine.len()));
+        warn(format_args!(
+            "{failed} of {} failed; --retry-failed tries them again",
+            counted(mine.len(), "run")
+        ));
     }
     if damaged > 0 {
-        warn(format_args!("{damaged} of {} runs were left unchanged: a file is unreadable", mine.len()));
+        let all = counted(mine.len(), "run");
+        warn(format_args!("{damaged} of {all} were left unchanged: a file is unreadable"));
     }
     Ok(u8::from(failed + damaged > 0))
 }
@@ -71,5 +76,5 @@ fn list(sweep: &Sweep, folder: &SweepFolder, mine: &[(usize, &Setting)]) {
         table.add_row([number.to_string()].into_iter().chain(values).chain([status, setting.name.clone()]));
     }
     say(table);
-    say(format_args!("{} runs, in {}", mine.len(), shown(folder.path())));
+    say(format_args!("{}, in {}", counted(mine.len(), "run"), shown(folder.path())));
 }

@@ -6,6 +6,7 @@ use super::tables::setting_text;
 use crate::config::{Experiment, MILESTONES, Mode, PEAK_AT, STEP_FACTOR, Shape, Train};
 use crate::sweep::short;
 use crate::torch::precision::Precision;
+use crate::util::number::counted;
 use plugin_api::Norm;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -143,7 +144,7 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
     }
     let all = train.epochs;
     let of_all = if done == all { String::new() } else { format!("{done} of ") };
-    let _ = write!(label, "; {of_all}{all} {}", if all == 1 { "epoch" } else { "epochs" });
+    let _ = write!(label, "; {of_all}{}", counted(all, "epoch"));
     if let Some(points) = experiment.data.train_points {
         let _ = write!(label, " of {points} points");
     }

@@ -11,6 +11,7 @@ use super::method::ball;
 use super::tables::{self, Curve};
 use crate::Result;
 use crate::run::progress::TracePoint;
+use crate::util::number::counted;
 use chart::*;
 use plugin_api::{Norm, ThreatModel};
 
@@ -73,9 +74,9 @@ pub(super) fn curves(run: &Run, name: &str) -> Result<Option<Figure>> {
         name: format!("{name}-curves"),
         title: "Training".to_owned(),
         alternative: format!(
-            "Loss, accuracy and learning rate over {} epochs: the loss ends at {:.4}, accuracy on the {seen} at \
+            "Loss, accuracy and learning rate over {}: the loss ends at {:.4}, accuracy on the {seen} at \
              {:.2} per cent.",
-            last.epoch,
+            counted(last.epoch, "epoch"),
             last.train_loss,
             100.0 * last.train_accuracy
         ),

@@ -802,6 +802,7 @@ mod fuzz {
             let metrics = |(number, (loss, seconds, accuracy, updates, alarms)): (usize, _)| EpochMetrics {
                 sampler: BTreeMap::new(),
                 law: None,
+                gradient: None,
                 epoch: number,
                 updates,
                 learning_rate: seconds,

@@ -22,11 +22,39 @@ pub struct Progress {
     /// over.
     #[serde(default)]
     pub figures: (Vec<f64>, f64),
+    /// Sums of the unfinished epoch, if gradients are shortened.
+    #[serde(default)]
+    pub gradients: GradientSums,
     /// The finished epochs.
     pub epochs: Vec<EpochMetrics>,
     /// The points of the trace.
     #[serde(default)]
     pub trace: Vec<TracePoint>,
+}
+
+/// Sums over steps of the weights whose gradients may be shortened (`train.clip_gradient`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct GradientSums {
+    /// The number of steps.
+    pub steps: f64,
+    /// The lengths of their gradients before that, all weights together.
+    pub lengths: f64,
+    /// The longest of them.
+    pub longest: f64,
+    /// The number of steps whose gradient was shortened.
+    pub shortened: f64,
+}
+
+impl GradientSums {
+    /// The figures of an epoch; none without steps.
+    pub(crate) fn metrics(&self) -> Option<GradientMetrics> {
+        let Self { steps, lengths, longest, shortened } = *self;
+        (steps > 0.0).then(|| GradientMetrics {
+            mean: lengths / steps,
+            longest,
+            shortened: shortened / steps,
+        })
+    }
 }
 
 /// One line of `trace.jsonl`: accuracies of the weights during training, and the cost so far.
@@ -121,6 +149,9 @@ pub struct EpochMetrics {
     /// visits. Absent if it has none.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub sampler: BTreeMap<String, f64>,
+    /// The gradients of the weights before they are shortened. Absent without `train.clip_gradient`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gradient: Option<GradientMetrics>,
     /// Where the stored particles are between natural examples and the law, if that is measured in
     /// this epoch (`train.diagnose_every`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -154,6 +185,18 @@ pub struct EpochMetrics {
     /// Absent if one process trained alone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub communication_seconds: Option<f64>,
+}
+
+/// Lengths of the gradients of the weights in an epoch: Euclidean, of all weights together, before
+/// they are shortened.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GradientMetrics {
+    /// The mean.
+    pub mean: f64,
+    /// The longest.
+    pub longest: f64,
+    /// The share of the steps whose gradient was shortened.
+    pub shortened: f64,
 }
 
 /// Mean losses of some training points at the present weights in evaluation mode, and where their

@@ -71,6 +71,8 @@ impl EventFile {
             ("learning_rate", Some(metrics.learning_rate)),
             ("train_loss", Some(metrics.train_loss)),
             ("train_accuracy", Some(metrics.train_accuracy)),
+            ("gradient_mean", metrics.gradient.map(|gradient| gradient.mean)),
+            ("gradient_longest", metrics.gradient.map(|gradient| gradient.longest)),
             ("validation_accuracy", metrics.validation_accuracy),
             ("probe_accuracy", metrics.probe_accuracy),
         ];

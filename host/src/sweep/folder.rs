@@ -8,6 +8,7 @@ use crate::error::{absolute, shown};
 use crate::run::RunFolder;
 use crate::run::progress::{EpochMetrics, is_trained};
 use crate::util::files;
+use crate::util::number::counted;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -268,9 +269,9 @@ impl SweepFolder {
         {
             let path = self.run(setting);
             return Err(Error::new(format!(
-                "{} has {} epochs, the sweep asks for {wanted}: it was extended",
+                "{} has {}, the sweep asks for {wanted}: it was extended",
                 path.display(),
-                record.experiment.train.epochs
+                counted(record.experiment.train.epochs, "epoch")
             )));
         }
         let best_epoch = match setting.experiment.train.select {

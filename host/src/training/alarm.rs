@@ -6,6 +6,7 @@
 //! way from the accuracy of chance level to 1 that its training accuracy has covered.
 
 use crate::run::progress::EpochMetrics;
+use crate::util::number::counted;
 
 /// A loss is at chance level if it is between this multiple of the chance-level loss and 2 minus
 /// this multiple of it.
@@ -76,9 +77,9 @@ pub fn alarms_of(
             last.train_loss, before.train_loss, before.epoch
         ));
     } else if stuck > PATIENCE || (stuck > 0 && is_final) {
-        let epochs = if stuck == 1 { "epoch" } else { "epochs" };
+        let epochs = counted(stuck, "epoch");
         alarms.push(format!(
-            "stuck at chance: the loss has been {:.3}{chance_level} for {stuck} {epochs}; {remedy}",
+            "stuck at chance: the loss has been {:.3}{chance_level} for {epochs}; {remedy}",
             last.train_loss
         ));
     }
@@ -122,6 +123,7 @@ mod tests {
         EpochMetrics {
             sampler: Default::default(),
             law: None,
+            gradient: None,
             epoch: 1,
             updates: 1,
             learning_rate: 0.1,

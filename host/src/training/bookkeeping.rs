@@ -160,6 +160,8 @@ impl Training {
     /// Sums up the epoch that has just ended.
     fn end_epoch(&mut self) -> Result<()> {
         let ((loss, correct, particles), (sums, visited)) = self.tally_everywhere()?;
+        // All processes step along the same gradients.
+        let gradient = self.sums.tally.read_gradients().metrics();
         let names = self.players.sampler.iter().flat_map(|sampler| &sampler.declaration().figures);
         let sampler = names.cloned().zip(sums.into_iter().map(|sum| sum / visited)).collect();
         self.stop_clock();
@@ -173,6 +175,7 @@ impl Training {
             train_loss: loss / particles,
             train_accuracy: correct / particles,
             sampler,
+            gradient,
             law: None,
             validation_accuracy: None,
             probe_accuracy: None,
@@ -368,6 +371,7 @@ impl Training {
         let (tally, figures) = self.tally_everywhere()?;
         let progress = &mut self.records.progress;
         (progress.tally, progress.figures) = (tally, figures);
+        progress.gradients = self.sums.tally.read_gradients();
         progress.optimizer_steps = self.players.optimizer.steps();
         let update = progress.update;
         let mut groups = self.particles(folder)?;
@@ -445,7 +449,9 @@ impl Training {
         }
         // Of several processes, the first one goes on with the sums of all.
         self.sums.tally = if self.plan.ranks.is_first() {
-            Tally::new(saved.progress.tally, self.plan.device).with_figures(&saved.progress.figures)
+            Tally::new(saved.progress.tally, self.plan.device)
+                .with_figures(&saved.progress.figures)
+                .with_gradients(&saved.progress.gradients)
         } else {
             Tally::new((0.0, 0.0, 0.0), self.plan.device)
         };

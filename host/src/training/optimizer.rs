@@ -219,19 +219,20 @@ unsafe extern "C" {
 }
 
 /// Gradients whose length, all of them together, is at most `most`: they are shortened if need be, as
-/// by PyTorch's `clip_grad_norm_`. Nothing waits for the device. Gradients may be undefined.
-pub fn clipped(gradients: &[Tensor], most: f64) -> Vec<Tensor> {
+/// by PyTorch's `clip_grad_norm_`. Also their length before that, `[]`. Nothing waits for the device.
+/// Gradients may be undefined.
+pub fn clipped(gradients: &[Tensor], most: f64) -> (Vec<Tensor>, Tensor) {
     let _guard = tch::no_grad_guard();
     let norms = gradients.iter().filter(|gradient| gradient.defined());
     let norms: Vec<_> = norms.map(|gradient| gradient.norm_scalaropt_dtype(2.0, Kind::Float)).collect();
     if norms.is_empty() {
-        return gradients.iter().map(Tensor::shallow_clone).collect();
+        return (gradients.iter().map(Tensor::shallow_clone).collect(), Tensor::from(0.0f32));
     }
     let length = Tensor::stack(&norms, 0).norm_scalaropt_dtype(2.0, Kind::Float);
-    let share = ((length + 1e-6).reciprocal() * most).clamp_max(1.0);
+    let share = ((&length + 1e-6).reciprocal() * most).clamp_max(1.0);
     let scaled =
         |gradient: &Tensor| if gradient.defined() { gradient * &share } else { gradient.shallow_clone() };
-    gradients.iter().map(scaled).collect()
+    (gradients.iter().map(scaled).collect(), length)
 }
 
 /// The libtorch pointers of the tensors with these indices.
@@ -313,11 +314,12 @@ mod tests {
             let defined = tensors.iter().filter(|tensor| tensor.defined());
             defined.flat_map(|tensor| Vec::<f32>::try_from(tensor).expect("f32")).collect()
         };
-        let short = clipped(&gradients, 2.5);
+        let (short, length) = clipped(&gradients, 2.5);
+        assert_eq!(length.double_value(&[]), 5.0);
         assert!(!short[1].defined());
         for (got, expected) in values(&short).iter().zip([1.5, 0.0, 2.0]) {
             assert!((got - expected).abs() < 1e-6, "got {got}, expected {expected}");
         }
-        assert_eq!(values(&clipped(&gradients, 10.0)), values(&gradients), "short enough");
+        assert_eq!(values(&clipped(&gradients, 10.0).0), values(&gradients), "short enough");
     }
 }

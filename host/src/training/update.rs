@@ -92,7 +92,7 @@ impl Players {
         // Users count updates from 1, as checkpoints do.
         sums.finite.at(update + 1);
         if selection.points.is_empty() {
-            self.follow(plan, update)?;
+            self.follow(plan, update, &mut sums.tally)?;
             return self.share_buffers(plan);
         }
         let minibatch = self.minibatch(plan, update, selection)?;
@@ -380,7 +380,7 @@ impl Players {
     }
 
     /// An update in which this process has no points: its weights follow those of the others.
-    fn follow(&mut self, plan: &Plan, update: u64) -> Result<()> {
+    fn follow(&mut self, plan: &Plan, update: u64, tally: &mut Tally) -> Result<()> {
         if self.may_be_left(plan) {
             plan.ranks.leave_together(Ok(()))?;
         }
@@ -394,7 +394,7 @@ impl Players {
                 // The others have moved their weights along those gradients, and sum new ones there.
                 summed = sum()?;
             }
-            self.step(plan, update, &summed.0);
+            self.step(plan, update, &summed.0, tally);
         }
         Ok(())
     }
@@ -403,15 +403,19 @@ impl Players {
     fn descend(&mut self, plan: &Plan, update: u64, descent: Descent, labels: &Tensor, sums: &mut Sums) {
         let Descent { gradients, loss, logits, state } = descent;
         sums.finite.loss(&loss.mean(loss.kind()));
-        self.step(plan, update, &gradients);
+        self.step(plan, update, &gradients, &mut sums.tally);
         self.losses.advance(state);
         // One number for the whole minibatch counts for each of its rows.
         sums.tally.add(&loss.expand_as(labels), &correct(&logits, labels));
     }
 
     /// The weights take a step down these gradients, and their average follows.
-    fn step(&mut self, plan: &Plan, update: u64, gradients: &[Tensor]) {
-        let clipped = plan.experiment.train.clip_gradient.map(|most| clipped(gradients, most));
+    fn step(&mut self, plan: &Plan, update: u64, gradients: &[Tensor], tally: &mut Tally) {
+        let clipped = plan.experiment.train.clip_gradient.map(|most| {
+            let (clipped, length) = clipped(gradients, most);
+            tally.add_gradient(&length, most);
+            clipped
+        });
         self.optimizer.step(clipped.as_deref().unwrap_or(gradients), plan.schedule.learning_rate(update));
         if let Some(average) = &mut self.average {
             average.update(&self.model);

@@ -23,6 +23,11 @@ pub(crate) fn fraction(text: &str) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
+/// So many of something: `1 run`, `2 runs`.
+pub(crate) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A number in few characters.
 pub(crate) fn short_number(number: f64) -> String {
     if number == 0.0 {
@@ -107,6 +112,11 @@ impl Visitor<'_> for RealVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_something_is_not_several() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "run")), ["0 runs", "1 run", "2 runs"]);
+    }
 
     #[test]
     fn numbers_are_short_but_precise_enough() {

@@ -113,6 +113,14 @@ fn adamw_and_clipped_gradients_are_other_optimisers() {
     let weights = |out: &str| place.run(out).weights();
     assert_ne!(weights("adam"), weights("adamw"));
     assert_ne!(weights("clipped"), weights("usual"));
+    let gradient = |out: &str| place.run(out).metrics()[0]["gradient"].clone();
+    assert!(gradient("usual").is_null());
+    for (out, shortened) in [("clipped", 1.0), ("long", 0.0)] {
+        let gradient = gradient(out);
+        assert_eq!(gradient["shortened"], shortened, "{out}: {gradient}");
+        let [mean, longest] = ["mean", "longest"].map(|key| gradient[key].as_f64().expect("a number"));
+        assert!(0.001 < mean && mean <= longest && longest < 1e3, "{out}: {gradient}");
+    }
     assert_eq!(weights("long"), weights("usual"), "short gradients are left alone");
 }
 

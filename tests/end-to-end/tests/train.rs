@@ -434,7 +434,7 @@ fn a_run_ends_early_when_no_epoch_scores_better() {
     assert!(words.contains("stopped early after epoch 3: none has scored better since epoch 1"), "{words}");
     assert!(place.contents() == before, "a finished run does not change");
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
-    assert!(table.contains("trained for 1 epochs"), "{table}");
+    assert!(table.contains("trained for 1 epoch,"), "{table}");
 
     // The weights of the last epoch are evaluated without a warning about an unfinished run. A run
     // whose patience and epochs end together did not stop early.

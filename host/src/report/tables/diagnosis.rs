@@ -5,7 +5,7 @@ use crate::law::dual::Dual;
 use crate::law::effective::Effective;
 use crate::law::faces::{Coordinates, Places};
 use crate::report::table::{Cell, Column, Notes, Table, empty, number, share, text};
-use crate::util::number::short_number;
+use crate::util::number::{counted, short_number};
 use std::collections::BTreeSet;
 
 /// Decimals of a loss.
@@ -231,8 +231,10 @@ fn game(found: &Diagnosis, name: &str) -> Option<Table> {
         (
             "classifier",
             format!(
-                "weights trained anew for {} epochs: loss {:.4} at the stored particles instead of {:.4}",
-                game.epochs, game.loss_of_anew, game.loss_of_run
+                "weights trained anew for {}: loss {:.4} at the stored particles instead of {:.4}",
+                counted(game.epochs, "epoch"),
+                game.loss_of_anew,
+                game.loss_of_run
             ),
             game.classifier_gains,
         ),
