@@ -141,7 +141,7 @@ fn the_error_names_a_value_out_of_range() {
     );
     assert_eq!(
         refusal(&|e| e.train.learning_rate = f64::NAN),
-        "train.learning_rate: expected a number above 0, got NaN"
+        "train.learning_rate: expected a finite number above 0, got NaN"
     );
     assert!(refusal(&|e| e.train.device = "gpu".into()).contains("expected cpu, cuda or cuda:N, got `gpu`"));
     assert!(Experiment::default().validate().is_ok());

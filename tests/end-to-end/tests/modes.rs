@@ -358,7 +358,7 @@ fn settings_that_fused_does_not_support_are_refused_with_the_reason() {
     );
     place.refuses(
         &format!("{TRAIN} --epsilon-scale -1"),
-        &["train.epsilon_scale: expected a number above 0, got -1"],
+        &["train.epsilon_scale: expected a finite number above 0, got -1"],
     );
 }
 
