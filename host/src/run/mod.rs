@@ -817,6 +817,7 @@ mod fuzz {
                 passes_per_sample: updates,
                 seconds,
                 communication_seconds: None,
+                peak_memory: None,
             };
             let epochs: Vec<_> = epochs.into_iter().enumerate().map(metrics).collect();
             run.write_metrics(&epochs).expect("written");

@@ -185,6 +185,10 @@ pub struct EpochMetrics {
     /// Absent if one process trained alone.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub communication_seconds: Option<f64>,
+    /// The most memory that the first process has had resident so far, of all its sessions, in MiB;
+    /// without that of a GPU. Absent where the system does not say (`/proc/self/status`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub peak_memory: Option<u64>,
 }
 
 /// Lengths of the gradients of the weights in an epoch: Euclidean, of all weights together, before

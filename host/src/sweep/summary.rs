@@ -196,16 +196,17 @@ pub(crate) struct OverSeeds {
 }
 
 /// Figures of cost, of which the highest is the worst. Of all others, the lowest is.
-pub(crate) const COSTS: [&str; 3] = [EPOCH, PASSES, SECONDS];
+pub(crate) const COSTS: [&str; 4] = [EPOCH, PASSES, SECONDS, PEAK_MEMORY];
 const EPOCH: &str = "epoch";
 const PASSES: &str = "passes_per_sample";
 pub(crate) const SECONDS: &str = "seconds";
+const PEAK_MEMORY: &str = "peak_memory";
 
 const WORST_CASE: &str = "worst_case";
 
 /// The figures of training, in the order of their columns. They precede all others.
-pub(crate) const OF_TRAINING: [&str; 6] =
-    [EPOCH, PASSES, SECONDS, "train_accuracy", "validation_accuracy", "probe_accuracy"];
+pub(crate) const OF_TRAINING: [&str; 7] =
+    [EPOCH, PASSES, SECONDS, PEAK_MEMORY, "train_accuracy", "validation_accuracy", "probe_accuracy"];
 
 /// The figures of a run: the cost of all its epochs, the accuracies of the evaluated epoch, and the
 /// accuracies under attack.
@@ -215,7 +216,7 @@ fn figures(epochs: &[EpochMetrics], best_epoch: bool, evaluations: &[SweepEvalua
         let evaluated = progress::best_epoch(epochs).filter(|_| best_epoch).unwrap_or(last);
         let (last, evaluated) = (json!(last), json!(evaluated));
         for name in OF_TRAINING {
-            let epoch = if [PASSES, SECONDS].contains(&name) { &last } else { &evaluated };
+            let epoch = if [PASSES, SECONDS, PEAK_MEMORY].contains(&name) { &last } else { &evaluated };
             if let Some(value) = epoch[name].as_f64() {
                 figures.add(name.to_owned(), value);
             }
@@ -438,6 +439,7 @@ pub(crate) fn title(name: &str) -> String {
     match name {
         PASSES => "passes".to_owned(),
         WORST_CASE => "worst case".to_owned(),
+        PEAK_MEMORY => "peak MiB".to_owned(),
         _ if OF_TRAINING.contains(&name) => name.replace('_', " "),
         _ => name.to_owned(),
     }
@@ -447,7 +449,7 @@ pub(crate) fn title(name: &str) -> String {
 fn show(name: &str, value: f64) -> String {
     match name {
         SECONDS => format!("{value:.1}"),
-        EPOCH | PASSES => value.to_string(),
+        EPOCH | PASSES | PEAK_MEMORY => value.to_string(),
         _ => format!("{:.2}", 100.0 * value),
     }
 }

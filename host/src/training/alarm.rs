@@ -138,6 +138,7 @@ mod tests {
             passes_per_sample: 1,
             seconds: 1.0,
             communication_seconds: None,
+            peak_memory: None,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::torch::c10d::Reducer;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::{Draws, Forward, Purpose, permutation, seed_for};
 use crate::util::console::{Style, part, quoted};
+use crate::util::memory;
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -186,6 +187,9 @@ impl Training {
             passes_per_sample: epoch * self.plan.passes_per_epoch,
             seconds,
             communication_seconds: (communication_seconds > 0.0).then_some(communication_seconds),
+            // None is below every number.
+            peak_memory: memory::peak()
+                .max(self.records.progress.epochs.last().and_then(|last| last.peak_memory)),
         };
         self.records.progress.epochs.push(metrics);
         Ok(())

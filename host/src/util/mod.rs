@@ -1,4 +1,5 @@
-//! Common functions for files, output, interruptions, values of options, their written form, matchings and pickles.
+//! Common functions for files, output, interruptions, memory, values of options, their written form,
+//! matchings and pickles.
 
 pub(crate) mod child;
 pub(crate) mod console;
@@ -8,6 +9,7 @@ pub(crate) mod files;
 pub(crate) mod fuzz;
 pub(crate) mod interrupt;
 pub(crate) mod matching;
+pub(crate) mod memory;
 pub(crate) mod number;
 pub(crate) mod pickle;
 pub(crate) mod pulse;

@@ -144,7 +144,7 @@ fn evaluate(step: usize) {
 fn rows(place: &Place, sweep: &str) -> Value {
     let mut summary = json_file(&place.path(sweep).join("summary.json"));
     for run in summary["runs"].as_array_mut().expect("a list") {
-        run["figures"]["seconds"] = Value::Null;
+        ["seconds", "peak_memory"].iter().for_each(|key| run["figures"][*key] = Value::Null);
     }
     summary["groups"] = Value::Null;
     summary

@@ -89,6 +89,7 @@ fn every_run_is_an_ordinary_run_and_finished_ones_do_not_run_again() {
             "epoch": 1.0,
             "passes_per_sample": 2.0,
             "seconds": metrics["seconds"],
+            "peak_memory": metrics["peak_memory"].as_f64(),
             "train_accuracy": metrics["train_accuracy"],
             "clean": result["clean"],
             "fgsm.so": result["attacks"][0]["robust"],
@@ -100,8 +101,8 @@ fn every_run_is_an_ordinary_run_and_finished_ones_do_not_run_again() {
     let csv = read(&place, "sweeps/small/summary.csv");
     assert!(
         csv.starts_with(
-            "run,train.learning_rate,train.seed,status,epoch,passes_per_sample,seconds,train_accuracy,clean,\
-             fgsm.so,\"pgd.so,steps=3\",worst_case\n\"learning_rate=0.01,seed=0\",0.01,0,finished,1,2,"
+            "run,train.learning_rate,train.seed,status,epoch,passes_per_sample,seconds,peak_memory,train_accuracy,\
+             clean,fgsm.so,\"pgd.so,steps=3\",worst_case\n\"learning_rate=0.01,seed=0\",0.01,0,finished,1,2,"
         ),
         "{csv}"
     );
