@@ -61,8 +61,9 @@ fn describe(file: &str, manifest: &Manifest) -> Result<(Description, Option<Obje
         Kind::Sampler => library::open_sampler(&spec)?.description,
         Kind::Attack => library::open_attack(&spec)?.description,
         Kind::Objective => {
-            let declaration = *Objective::make(&spec)?.declaration();
-            return Ok((library::open_objective(&spec)?.description?, Some(declaration)));
+            // One whose options have no usable defaults declares nothing yet.
+            let declaration = Objective::make(&spec).ok().map(|objective| *objective.declaration());
+            return Ok((library::open_objective(&spec)?.description?, declaration));
         }
         Kind::Unknown => Err(Error::new(
             "this host does not support plugins of this kind; use the newer host that it was built for",

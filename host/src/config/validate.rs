@@ -33,7 +33,7 @@ impl Experiment {
         let (fused, epochs, trains) = (train.mode == Mode::Fused, train.epochs as f64, train.epochs > 0);
         let holds_images = low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite();
         #[rustfmt::skip]
-        let rules: [Rule; 18] = [
+        let rules: [Rule; 16] = [
             rule(trains || train.init.is_some(), "train.epochs", "at least 1 (0 only with train.init, which gives weights)", train.epochs),
             rule(trains || train.select == Select::Last, "train.select", "last (a run of 0 epochs scores none)", "best"),
             rule(trains || train.trace.is_none(), "train.trace", "no value (a run of 0 epochs does not train)", "an attack"),
@@ -44,9 +44,7 @@ impl Experiment {
             rule(fused || train.replay == 1, "train.replay", "1 (only mode fused replays a minibatch)", train.replay),
             rule(!fused || train.sampler_gradient != Some(ModelMode::Eval), "train.sampler_gradient", "train (in mode fused, the pass of the sampler's gradient also trains the weights)", "eval"),
             rule(!fused || train.awp.is_none(), "train.awp", "no value (in mode fused, one backward serves weights and particles)", train.awp.unwrap_or_default()),
-            rule(adversarial || !train.domain_only, "train.domain_only", "false (without a sampler there are no particles that a ball could hold)", true),
-            rule(!train.domain_only || train.epsilon_scale == 1.0, "train.epsilon_scale", "1 (with train.domain_only there is no ball to scale)", train.epsilon_scale),
-            rule(!train.domain_only || train.warmup_epsilon == 0.0, "train.warmup_epsilon", "0 (with train.domain_only there is no ball that could grow)", train.warmup_epsilon),
+            rule(adversarial || !train.domain_only, "train.domain_only", "false (without a sampler there are no particles)", true),
             rule(adversarial || train.particles == 1, "train.particles", "1 (without a sampler, the only particle of a point is its natural example)", train.particles),
             rule(self.validation_points() > 0 || !self.is_scored(), "data.validation_points", "at least 1 (train.probe and train.select = \"best\" score the validation points)", 0),
             rule(train.precision != Precision::Tf32 || train.device != "cpu", "train.precision", "f32 or bf16 (only a GPU has TF32: --device cuda)", "tf32"),
@@ -63,6 +61,14 @@ impl Experiment {
             } else {
                 error
             });
+        }
+        if train.domain_only && (train.epsilon_scale != 1.0 || train.warmup_epsilon != 0.0) {
+            return Err(Error::new(format!(
+                "train.domain_only: expected no ball to scale or to grow, got train.epsilon_scale {} and \
+                 train.warmup_epsilon {}",
+                train.epsilon_scale, train.warmup_epsilon
+            ))
+            .fix("add --epsilon-scale 1 --warmup-epsilon 0, which a recipe may have set otherwise"));
         }
         if train.scale.is_some() && train.crop > 0 {
             return Err(Error::new("train.crop and train.scale: both cut a window, expected one of them")

@@ -335,7 +335,7 @@ fn check(options: &DiagnosisOptions) -> Result<Vec<f64>> {
 }
 
 fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
-    let norm = record.experiment.threat.norm;
+    let norm = record.experiment.training_threat().norm;
     if norm != Norm::Linf {
         return Err(Error::new(format!("{}: expected a run in linf, got {norm}", path.display())).note(
             "because",

@@ -4,7 +4,7 @@ use crate::data::examples::Examples;
 use crate::evaluation::caveat;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::*;
-use crate::plugin::{Attack, CountedVictim, LoadedModel};
+use crate::plugin::{Attack, Candidates, CountedVictim, LoadedModel};
 use crate::torch::random::{Draws, Purpose, permutation, seed_for, step_of_name};
 use crate::util::console::{Indicator, Style};
 use crate::util::interrupt;
@@ -187,7 +187,7 @@ impl Evaluator<'_> {
             robust: share(&progress.robust),
             cost: progress.cost,
             loss_rise: (attacked > 0).then(|| rise / attacked as f64),
-            farthest: progress.farthest,
+            moved: progress.moved,
         });
         partial.candidates.push(attacked);
         partial.verdicts.attacks.push(progress.robust);
@@ -220,7 +220,8 @@ impl Evaluator<'_> {
         };
         let victim = CountedVictim::observed(self.source, &observe, self.stop);
         self.seed_model(attack.key(), progress.restart, &points);
-        let candidates = attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
+        let Candidates { images: candidates, starts } =
+            attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
         let logits = self.model.logits(&candidates)?;
         let stands = correct(&logits, &labels);
         for (position, stands) in batch.iter().zip(bools(&stands)?) {
@@ -232,10 +233,13 @@ impl Evaluator<'_> {
             progress.loss_rise.0 += if unchanged { 0.0 } else { loss - partial.natural_losses[*position] };
             progress.loss_rise.1 += 1;
         }
-        if self.threat.epsilon > 0.0 {
-            let farthest = self.threat.distance(&candidates, &natural).max().double_value(&[]);
-            let farthest = farthest / self.threat.epsilon;
-            progress.farthest = Some(progress.farthest.map_or(farthest, |before| before.max(farthest)));
+        if let Some(starts) = starts.filter(|_| self.threat.epsilon > 0.0) {
+            let moved = self.threat.distance(&candidates, &starts) / self.threat.epsilon;
+            let moved = moved.masked_select(&stands);
+            if moved.size()[0] > 0 {
+                let moved = moved.max().double_value(&[]);
+                progress.moved = Some(progress.moved.map_or(moved, |before| before.max(moved)));
+            }
         }
         progress.cost.forward_passes += victim.forward_passes.get() + batch.len() as u64;
         progress.cost.backward_passes += victim.backward_passes.get();

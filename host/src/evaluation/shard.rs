@@ -268,7 +268,7 @@ fn merge_radius(shards: &[FoundAtRadius], points: &[i64]) -> FoundAtRadius {
             robust: share(&verdicts.attacks[attack]),
             cost,
             loss_rise: (candidates > 0).then(|| rise / candidates as f64),
-            farthest: shards.iter().filter_map(|shard| shard.results[attack].farthest).reduce(f64::max),
+            moved: shards.iter().filter_map(|shard| shard.results[attack].moved).reduce(f64::max),
         }
     };
     let sum = |attack: usize| shards.iter().map(|shard| candidates_of(shard, attack)).sum();
@@ -341,7 +341,7 @@ mod tests {
                 robust: 0.5,
                 cost: Cost { forward_passes, backward_passes: 1, seconds: 2.0 },
                 loss_rise,
-                farthest: loss_rise.map(|rise| rise / 8.0),
+                moved: loss_rise.map(|rise| rise / 8.0),
             }],
             candidates: vec![candidates],
         };
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(merged.verdicts.attacks, [[true, true, false, true]]);
         let result = &merged.results[0];
         assert_eq!((result.robust, result.loss_rise), (0.75, Some(3.0)));
-        assert_eq!(result.farthest, Some(0.5), "the largest of both");
+        assert_eq!(result.moved, Some(0.5), "the larger of both");
         assert_eq!(
             (result.cost.forward_passes, result.cost.backward_passes, result.cost.seconds),
             (30, 2, 4.0)

@@ -71,10 +71,11 @@ pub struct AttackResult {
     /// Mean increase of the cross-entropy from the natural example to the candidate, over the
     /// attacked points; none if no point was attacked.
     pub loss_rise: Option<f64>,
-    /// The largest distance of a candidate from its natural example, in units of epsilon; none if no
-    /// point was attacked, if epsilon is 0, and in files of older versions.
+    /// The largest distance, in units of epsilon, by which a sampler moved a particle that does not
+    /// fool the model from where its chain began. None for attack plugins, if every point is fooled,
+    /// if epsilon is 0, and in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub farthest: Option<f64>,
+    pub moved: Option<f64>,
 }
 
 /// The cost of an attack.
@@ -149,9 +150,9 @@ pub(crate) struct AttackProgress {
     pub(crate) cost: Cost,
     /// Sum of the increases of the loss, and the number of candidates in it.
     pub(crate) loss_rise: (f64, u64),
-    /// The largest distance of a candidate so far, in units of epsilon.
+    /// The same as [`AttackResult::moved`] so far.
     #[serde(default)]
-    pub(crate) farthest: Option<f64>,
+    pub(crate) moved: Option<f64>,
 }
 
 impl Verdicts {
@@ -256,7 +257,7 @@ impl AttackProgress {
     pub(crate) fn new(robust: Vec<bool>) -> Self {
         let (cost, loss_rise) = (Cost::default(), (0.0, 0));
         let standing = robust_positions(&robust);
-        Self { restart: 0, standing, done: 0, robust, cost, loss_rise, farthest: None }
+        Self { restart: 0, standing, done: 0, robust, cost, loss_rise, moved: None }
     }
 
     /// The positions of the next batch; begins the next restart when this one has processed all

@@ -118,7 +118,7 @@ impl Attack {
         &self.key
     }
 
-    /// One candidate per example, `[N, C, H, W]`, inside ball and domain.
+    /// One candidate per example, inside ball and domain.
     ///
     /// # Errors
     /// If the plugin fails, returns a tensor of another shape, dtype or device, or returns points
@@ -131,7 +131,7 @@ impl Attack {
         points: &[i64],
         threat: ThreatModel,
         draws: &Draws,
-    ) -> Result<Tensor> {
+    ) -> Result<Candidates> {
         let _guard = tch::no_grad_guard();
         let before = victim.forward_passes.get();
         let outcome = match &self.kind {
@@ -139,9 +139,8 @@ impl Attack {
                 let classes = victim.model.classes();
                 let lent =
                     [("natural", natural), ("labels", labels)].into_iter().chain(victim.model.lent(false));
-                call(&self.name, "run", lent, || {
-                    instance.run((natural, labels), points, classes, threat, victim, draws)
-                })
+                let run = || instance.run((natural, labels), points, classes, threat, victim, draws);
+                call(&self.name, "run", lent, run).map(|images| Candidates { images, starts: None })
             }
             AttackKind::Sampler(sampler) => {
                 run_sampler(sampler, victim, (natural, labels), points, threat, draws)
@@ -152,8 +151,9 @@ impl Attack {
         }
         let candidates = outcome?;
         self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
-        check_like(&self.name, "run", &candidates, &natural.size(), natural)?;
-        let outside = threat.contains(&candidates, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
+        let images = &candidates.images;
+        check_like(&self.name, "run", images, &natural.size(), natural)?;
+        let outside = threat.contains(images, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
         if outside > 0 {
             let message = format!(
                 "{}: run returned {outside} of {} candidates outside the threat model (or not finite)",
@@ -166,6 +166,14 @@ impl Attack {
     }
 }
 
+/// The result of an attack on a batch.
+pub struct Candidates {
+    /// The candidates, `[N, C, H, W]`.
+    pub images: Tensor,
+    /// Where the chains of a sampler began, `[N, C, H, W]`. An attack plugin does not say.
+    pub starts: Option<Tensor>,
+}
+
 fn run_sampler(
     sampler: &Sampler,
     victim: &CountedVictim,
@@ -173,7 +181,7 @@ fn run_sampler(
     points: &[i64],
     threat: ThreatModel,
     draws: &Draws,
-) -> Result<Tensor> {
+) -> Result<Candidates> {
     let mut watch = FiniteCheck::new("step", natural.device());
     let mut visit = Visit {
         natural,
@@ -184,7 +192,9 @@ fn run_sampler(
         particles: fresh_start(sampler.declaration().start, natural, &threat, draws)?,
         state: sampler.declaration().fresh_state(natural),
     };
-    sampler.walk().run(
+    sampler.begin(&mut visit, draws, &mut watch)?;
+    let starts = Some(visit.particles.shallow_clone());
+    sampler.walk().steps(
         &mut visit,
         |due, visit| {
             if !due.gradient {
@@ -203,7 +213,7 @@ fn run_sampler(
         },
     )?;
     watch.read()?;
-    Ok(visit.particles)
+    Ok(Candidates { images: visit.particles, starts })
 }
 
 fn on_the_way(error: plugin_api::Error) -> Error {

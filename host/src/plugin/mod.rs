@@ -10,7 +10,7 @@ mod sampler;
 pub(crate) mod spec;
 pub(crate) mod trust;
 
-pub use attack::{Attack, CountedVictim};
+pub use attack::{Attack, Candidates, CountedVictim};
 pub use guard::Guard;
 use guard::{Owned, call};
 pub use library::Record;

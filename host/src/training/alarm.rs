@@ -2,7 +2,7 @@
 //!
 //! The chance level is the state of a classifier that gives every class the same probability. Its
 //! accuracy is 1 / classes; its loss is what the objective says, log(classes) for the cross-entropy.
-//! Where the objective has no loss there, the accuracy decides alone. The progress of a classifier is the share of the
+//! Where the objective has no such level, the accuracy decides alone. The progress of a classifier is the share of the
 //! way from the accuracy of chance level to 1 that its training accuracy has covered.
 
 use crate::run::progress::EpochMetrics;
@@ -42,13 +42,13 @@ pub struct Chance {
 
 /// The alarms of the last of these epochs, each with its name, its finding and a remedy.
 ///
-/// `is_end` is true for the last epoch of the run. `adversary` is none for ordinary training, and
+/// `is_end` is true for the last epoch of the run. `remedy` is what may help a run at chance level. `adversary` is none for ordinary training, and
 /// otherwise whether the training adversary already moves in the whole ball of the probe. Without
 /// such an adversary a low accuracy against the probe is expected, and no catastrophic overfitting.
 pub fn alarms_of(
     epochs: &[EpochMetrics],
     is_end: bool,
-    chance: Chance,
+    (chance, remedy): (Chance, &str),
     adversary: Option<bool>,
 ) -> Vec<String> {
     let Some((last, before)) = epochs.split_last() else { return Vec::new() };
@@ -60,13 +60,6 @@ pub fn alarms_of(
         chance.loss.is_none_or(is_loss_of_chance) && progress(epoch) < AT_CHANCE_PROGRESS
     };
     let chance_level = chance.loss.map_or(String::new(), |loss| format!(" (chance level: {loss:.3})"));
-    let remedy = match adversary {
-        Some(_) => {
-            "use a longer epsilon ramp (train.warmup_epsilon), or change train.epsilon_scale, the learning \
-             rate or the seed"
-        }
-        None => "change the learning rate",
-    };
     let is_final = is_end && last.updates >= UPDATES_TO_LEARN;
     let stuck = epochs.iter().rev().take_while(|epoch| at_chance(epoch)).count();
     if let Some(before) =
@@ -158,7 +151,7 @@ mod tests {
 
     fn names_when(is_end: bool, epochs: &[EpochMetrics]) -> Vec<String> {
         let name = |alarm: &String| alarm.split(':').next().unwrap_or_default().to_owned();
-        alarms_of(epochs, is_end, of_cross_entropy(10), Some(true)).iter().map(name).collect()
+        alarms_of(epochs, is_end, (of_cross_entropy(10), ""), Some(true)).iter().map(name).collect()
     }
 
     fn names(epochs: &[EpochMetrics]) -> Vec<String> {
@@ -206,7 +199,7 @@ mod tests {
     #[test]
     fn an_objective_may_have_another_loss_at_chance_level_or_none() {
         let stuck = [4.0, 4.01, 3.99].map(|loss| epoch(loss, 0.11, None));
-        let names = |loss| alarms_of(&stuck, false, Chance { accuracy: 0.1, loss }, Some(true));
+        let names = |loss| alarms_of(&stuck, false, (Chance { accuracy: 0.1, loss }, ""), Some(true));
         assert!(names(Some(10f64.ln())).is_empty());
         assert!(
             names(Some(4.0))[0].starts_with("stuck at chance: the loss has been 3.990 (chance level: 4.000)")
@@ -217,7 +210,7 @@ mod tests {
     #[test]
     fn the_chance_level_of_two_classes_is_one_half() {
         let chance = || epoch(0.692, 0.53, None);
-        assert!(alarms_of(&[chance(), chance()], false, of_cross_entropy(2), None).is_empty());
+        assert!(alarms_of(&[chance(), chance()], false, (of_cross_entropy(2), ""), None).is_empty());
     }
 
     #[test]
@@ -230,9 +223,12 @@ mod tests {
         assert!(names(&[epoch(0.5, 0.8, Some(0.7)), epoch(0.2, 0.95, Some(0.6))]).is_empty());
         assert!(names(&[epoch(2.2, 0.2, Some(0.0))]).is_empty(), "the network has not learnt yet");
         let low_probe = [epoch(0.2, 0.95, Some(0.1))];
-        assert!(alarms_of(&low_probe, false, of_cross_entropy(10), None).is_empty(), "ordinary training");
         assert!(
-            alarms_of(&low_probe, false, of_cross_entropy(10), Some(false)).is_empty(),
+            alarms_of(&low_probe, false, (of_cross_entropy(10), ""), None).is_empty(),
+            "ordinary training"
+        );
+        assert!(
+            alarms_of(&low_probe, false, (of_cross_entropy(10), ""), Some(false)).is_empty(),
             "the ball of training is smaller than that of the probe"
         );
     }

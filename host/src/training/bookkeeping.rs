@@ -223,9 +223,19 @@ impl Training {
         let adversary = self.players.sampler.as_ref().map(|_| is_whole);
         let chance = alarm::Chance {
             accuracy: 1.0 / self.players.model.classes() as f64,
-            loss: self.players.losses.chance_loss,
+            loss: self.players.losses.at_chance.loss,
         };
-        let alarms = alarm::alarms_of(&progress.epochs, over, chance, adversary);
+        let remedy = match adversary {
+            None => "change the learning rate",
+            Some(_) if domain_only => {
+                "change the learning rate, the options of the objective (train.objective) or the seed"
+            }
+            Some(_) => {
+                "use a longer epsilon ramp (train.warmup_epsilon), or change train.epsilon_scale, the \
+                 learning rate or the seed"
+            }
+        };
+        let alarms = alarm::alarms_of(&progress.epochs, over, (chance, remedy), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
             save_progress(folder, progress)?;

@@ -206,12 +206,14 @@ impl Training {
         &self.plan.experiment
     }
 
-    /// The caveat of its threat model, which every evaluation of the run will have.
+    /// The caveat of its threat model, which every evaluation of the run will have; or that of a ball
+    /// in training that holds all images, without an objective that keeps particles near.
     pub fn caveat(&self) -> Option<Caveat> {
-        caveat::of_threat(
-            &self.plan.experiment.threat,
-            self.plan.examples.images.size()[1..].iter().product(),
-        )
+        let Experiment { threat, train, .. } = &self.plan.experiment;
+        let trained = self.plan.experiment.training_threat();
+        let is_held = !train.domain_only || self.players.losses.at_chance.depends_on_places;
+        let values = self.plan.examples.images.size()[1..].iter().product();
+        caveat::of_threat(if is_held { threat } else { &trained }, values)
     }
 
     /// How far the run is.

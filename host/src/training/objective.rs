@@ -1,5 +1,6 @@
 //! The objective within an update: what the host computes for its losses.
 
+use super::trial::AtChance;
 use super::{Plan, trial};
 use crate::config::{Experiment, Mode, ModelMode, Train};
 use crate::data::examples::repeat_rows;
@@ -8,7 +9,7 @@ use crate::ranks::Ranks;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use crate::{Error, Result};
 use plugin_api::abi::Minibatch;
-use plugin_api::{Climbs, NetworkCalls, Outer, Setting, Task, losses};
+use plugin_api::{Climbs, NetworkCalls, Outer, Setting, Task, ThreatModel, losses};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor, no_grad};
@@ -18,8 +19,8 @@ pub(super) struct Losses {
     pub objective: Objective,
     /// Named tensors, in the objective's order.
     pub state: Vec<(String, Tensor)>,
-    /// The outer loss of a network that gives every class the same probability; none if it has none.
-    pub chance_loss: Option<f64>,
+    /// What it says of a network that knows nothing.
+    pub at_chance: AtChance,
 }
 
 /// What both losses of a minibatch have in common.
@@ -58,6 +59,11 @@ impl Losses {
         };
         // A mistake in the options, not one on the way.
         objective.supports(&setting).map_err(Error::new)?;
+        if train.warmup_epsilon > 0.0 {
+            let threat = ThreatModel { epsilon: setting.threat.epsilon / 2.0, ..setting.threat };
+            let growing = objective.supports(&Setting { threat, ..setting });
+            growing.map_err(|why| Error::new(why).note("because", "train.warmup_epsilon: the ball grows"))?;
+        }
         if train.mode == Mode::Fused && declaration.climbs != Climbs::Outer {
             let climbs = match declaration.climbs {
                 Climbs::CrossEntropy => "the cross-entropy is climbed",
@@ -95,10 +101,11 @@ impl Losses {
                 .note("because", why)
                 .fix("train in one process"));
         }
-        let losses = Self { objective, state, chance_loss: None };
+        let at_chance = AtChance { loss: None, depends_on_places: false };
+        let losses = Self { objective, state, at_chance };
         trial::check(&losses, &setting, task).map_err(Error::new)?;
-        let chance_loss = trial::chance_loss(&losses, &setting, task);
-        Ok(Self { chance_loss, ..losses })
+        let at_chance = trial::at_chance(&losses, &setting, task);
+        Ok(Self { at_chance, ..losses })
     }
 
     /// Brings the state to a device.

@@ -608,7 +608,7 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         .fix("let chains begin anew (--start natural or uniform), or augment by moving pixels: --crop N --flip"));
     }
     if experiment.train.diagnose_every.is_some() {
-        let Experiment { threat, train, .. } = experiment;
+        let (threat, train) = (experiment.training_threat(), &experiment.train);
         let keeps_to_ball = sampler.is_some_and(|sampler| sampler.keeps_to_ball().is_ok());
         let is_stored = keeps_to_ball && start_of_chains(experiment, sampler) == Start::Store;
         if !is_stored || threat.norm != Norm::Linf || !train.is_cross_entropy() {
@@ -621,7 +621,7 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
     }
     let store = experiment.train.store;
     if store == Format::U8
-        && experiment.threat.norm == Norm::L1
+        && experiment.training_threat().norm == Norm::L1
         && start_of_chains(experiment, sampler) == Start::Store
     {
         return Err(Error::new("train.store: expected f32 or f16 in norm l1, got u8")

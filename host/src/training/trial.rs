@@ -39,14 +39,29 @@ pub(super) fn check(losses: &Losses, setting: &Setting, task: Task) -> Result<()
     Ok(())
 }
 
-/// The outer loss of a network that gives every class the same probability, while the particles are
-/// still at their natural examples. None if the objective has no finite loss there.
-pub(super) fn chance_loss(losses: &Losses, setting: &Setting, task: Task) -> Option<f64> {
-    let round = Round::new(losses, setting, Linear::new(task, 0.0), &[0, 1], 0.0);
-    let draws = Draws::new(0, Purpose::Objective, 0, &round.rows, setting.particles_per_point);
-    let minibatch = round.minibatch(losses, setting);
-    let loss = losses.objective.outer([], &minibatch, &round.network, &draws).ok()?.loss;
-    Some(loss.mean(Kind::Double).double_value(&[])).filter(|loss| loss.is_finite())
+/// What a network that gives every class the same probability says of an objective.
+pub(super) struct AtChance {
+    /// The outer loss. None if it depends on the points (state, particles' places), so that a run has
+    /// no such level, or is not above 0.
+    pub loss: Option<f64>,
+    /// Whether the loss depends on where the particles are, whatever the network says of them.
+    pub depends_on_places: bool,
+}
+
+/// See [`AtChance`].
+pub(super) fn at_chance(losses: &Losses, setting: &Setting, task: Task) -> AtChance {
+    let outer = |shift| {
+        let round = Round::new(losses, setting, Linear::new(task, 0.0), &[0, 1], shift);
+        let draws = Draws::new(0, Purpose::Objective, 0, &round.rows, setting.particles_per_point);
+        let minibatch = round.minibatch(losses, setting);
+        let loss = losses.objective.outer([], &minibatch, &round.network, &draws).ok()?.loss;
+        Some(loss.mean(Kind::Double).double_value(&[]))
+    };
+    let (still, moved) = (outer(0.0), outer(1.0));
+    let differs = |(still, moved): (f64, f64)| (still - moved).abs() > ROUNDING * (1.0 + still.abs());
+    let depends_on_places = still.zip(moved).is_some_and(differs);
+    let loss = still.filter(|loss| loss.is_finite() && *loss > 0.0);
+    AtChance { loss: loss.filter(|_| losses.state.is_empty() && !depends_on_places), depends_on_places }
 }
 
 /// The losses of some points, `[N]` each.

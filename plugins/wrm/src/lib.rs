@@ -51,7 +51,7 @@ impl Objective for Wrm {
         }
         Err(Error::new(format!(
             "expected particles that only the domain and the penalty hold, got a ball of radius {epsilon} in \
-             {norm}; train with --domain-only (train.domain_only = true)"
+             {norm}; train with a sampler and --domain-only (train.domain_only = true)"
         )))
     }
 
@@ -82,7 +82,10 @@ mod tests {
         assert_eq!(supports(Norm::Linf, 1.0, (0.0, 1.0)), Ok(()));
         assert_eq!(supports(Norm::Linf, 2.0, (-1.0, 1.0)), Ok(()));
         let error = supports(Norm::Linf, 0.3, (0.0, 1.0)).expect_err("refused").to_string();
-        assert!(error.contains("got a ball of radius 0.3 in linf; train with --domain-only"), "{error}");
+        assert!(
+            error.contains("got a ball of radius 0.3 in linf; train with a sampler and --domain-only"),
+            "{error}"
+        );
         for (norm, epsilon, domain) in [(Norm::Linf, 1.0, (-1.0, 1.0)), (Norm::L2, 5.0, (0.0, 1.0))] {
             assert!(supports(norm, epsilon, domain).is_err(), "{norm} {epsilon} {domain:?}");
         }

@@ -78,11 +78,14 @@ fn json_is_one_object_with_the_documented_keys() {
     let mut all_stand = clean.clone();
     for (number, attack) in attacks.into_iter().enumerate() {
         let result = &printed["attacks"][number];
-        assert_eq!(
-            keys(result),
-            ["attack", "backward_passes", "farthest", "forward_passes", "loss_rise", "robust", "seconds"]
-        );
-        assert!(result["farthest"].as_f64().is_some_and(|share| (0.5..1.001).contains(&share)), "{result}");
+        let mut expected =
+            vec!["attack", "backward_passes", "forward_passes", "loss_rise", "moved", "robust", "seconds"];
+        if attack.starts_with("apgd") {
+            expected.retain(|key| *key != "moved");
+        } else {
+            assert!(result["moved"].as_f64().is_some_and(|share| (0.5..2.001).contains(&share)), "{result}");
+        }
+        assert_eq!(keys(result), expected);
         assert!(result["loss_rise"].as_f64().is_some_and(|rise| rise > 0.0), "{result}");
         assert_eq!(result["attack"], attack);
         assert!(result["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
@@ -95,6 +98,21 @@ fn json_is_one_object_with_the_documented_keys() {
     assert_eq!(printed["worst_case"], share(&all_stand));
     let robust = printed["attacks"][1]["robust"].as_f64().expect("a share");
     assert!(0.0 < robust && robust < share(&clean), "the attack fools some points: {robust}");
+}
+
+#[test]
+fn steps_that_are_too_short_for_the_ball_are_a_caveat() {
+    let place = trained(0.06);
+    let caveats = |flags: &str| -> Vec<String> {
+        let printed = place.host(&format!("eval run --norm l2 --epsilon 1 --json {flags}")).succeeds().json();
+        let caveats = printed["caveats"].as_array().expect("a list").iter();
+        caveats.map(|caveat| caveat["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    // It begins at uniform draws, which lie near the surface of the ball: far from the natural examples.
+    let short = "--attack pgd.so,steps=4,step_size=0.01";
+    assert!(caveats(short).contains(&"short-steps".to_owned()), "{:?}", caveats(short));
+    let long = "--attack pgd.so,steps=4,step_size=0.5 --attack fab.so,steps=5 --attack apgd.so,steps=5";
+    assert!(!caveats(long).contains(&"short-steps".to_owned()), "{:?}", caveats(long));
 }
 
 #[test]

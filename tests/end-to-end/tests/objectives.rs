@@ -52,6 +52,18 @@ fn a_loss_that_both_problems_share_trains_in_mode_fused() {
 }
 
 #[test]
+fn a_ball_that_holds_all_images_is_a_caveat_unless_the_objective_keeps_particles_near() {
+    let place = Place::with_digits(8, 60);
+    let warned = |flags: &str, out: &str| {
+        let outcome =
+            place.host(&format!("{TRAIN} --epochs 1 --domain-only {flags} --out {out}")).ended_with(0);
+        outcome.words().contains("the adversary can make all images equal")
+    };
+    assert!(warned("", "plain"));
+    assert!(!warned("--objective wrm.so", "penalised"));
+}
+
+#[test]
 fn the_default_is_the_plain_cross_entropy() {
     let place = Place::with_digits(8, 60);
     for (out, flags) in [("default", ""), ("named", "--objective cross_entropy.so,label_smoothing=0")] {
@@ -135,8 +147,9 @@ fn objectives_that_do_not_fit_are_refused_before_any_work() {
         ("wrm.so,gamma=x", vec!["gamma"]),
         ("wrm.so", vec!["a ball of radius 0.3 in linf", "--domain-only"]),
         ("wrm.so --domain-only --sampler none", vec!["train.domain_only: expected false"]),
-        ("wrm.so --domain-only --epsilon-scale 2", vec!["train.epsilon_scale: expected 1", "got 2"]),
-        ("wrm.so --domain-only --warmup-epsilon 1", vec!["train.warmup_epsilon: expected 0", "got 1"]),
+        ("wrm.so --domain-only --epsilon-scale 2", vec!["expected no ball", "got train.epsilon_scale 2"]),
+        ("wrm.so --domain-only --warmup-epsilon 1", vec!["expected no ball", "train.warmup_epsilon 1"]),
+        ("wrm.so --epsilon 1 --warmup-epsilon 1", vec!["a ball of radius 0.5 in linf"]),
         ("prior_guided.so,weight=-1", vec!["option `weight`", "-1"]),
         ("dro.so", vec!["dro.so has 4 plugins that are an objective"]),
         ("langevin.so", vec!["langevin.so is a sampler; expected an objective"]),
