@@ -327,7 +327,7 @@ fn a_probe_scores_held_out_points_and_selects_the_best_epoch() {
     assert_eq!(run.metrics(), metrics);
     // The table names the epoch whose weights are evaluated.
     let table = place.host("eval run --attack fgsm.so").succeeds().words();
-    assert!(table.contains(&format!("trained for {first_best} epochs")), "{scores:?} {table}");
+    assert!(table.contains(&format!("trained for {first_best} epoch")), "{scores:?} {table}");
 }
 
 #[test]
