@@ -2,8 +2,9 @@
 //!
 //! The chance level is the state of a classifier that gives every class the same probability. Its
 //! accuracy is 1 / classes; its loss is what the objective says, log(classes) for the cross-entropy.
-//! Where the objective has no such level, the accuracy decides alone. The progress of a classifier is the share of the
-//! way from the accuracy of chance level to 1 that its training accuracy has covered.
+//! Where the objective has no such level, the accuracy decides alone. The progress of a classifier
+//! is the share of the way from the accuracy of chance level to 1 that its training accuracy has
+//! covered.
 
 use crate::run::progress::EpochMetrics;
 use crate::util::number::counted;

@@ -226,13 +226,14 @@ impl Training {
             loss: self.players.losses.at_chance.loss,
         };
         let remedy = match adversary {
-            None => "change the learning rate",
+            None => "limit the gradients (train.clip_gradient), or change the learning rate",
             Some(_) if domain_only => {
-                "change the learning rate, the options of the objective (train.objective) or the seed"
+                "limit the gradients (train.clip_gradient), or change the learning rate, the options of the \
+                 objective (train.objective) or the seed"
             }
             Some(_) => {
-                "use a longer epsilon ramp (train.warmup_epsilon), or change train.epsilon_scale, the \
-                 learning rate or the seed"
+                "limit the gradients (train.clip_gradient), use a longer epsilon ramp (train.warmup_epsilon), \
+                 or change train.epsilon_scale, the learning rate or the seed"
             }
         };
         let alarms = alarm::alarms_of(&progress.epochs, over, (chance, remedy), adversary);
