@@ -365,7 +365,7 @@ fn training_begins_with_given_weights_and_does_not_need_their_file_again() {
     write_weights(&place.path("weights.safetensors"), &start);
     place.host(&format!("{TRAIN} --epochs 0 --init weights.safetensors --out still")).ended_with(0);
     assert_eq!(place.run("still").weights(), start);
-    place.host(&format!("eval still {ATTACK}")).succeeds();
+    place.host(&format!("eval still {ATTACK} --epsilon 0.06")).succeeds();
     place.host(&format!("eval run still --transfer {ATTACK} --epsilon 0.06")).succeeds();
     place.host("report still").succeeds();
     // It may be trained later.

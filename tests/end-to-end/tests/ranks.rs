@@ -15,8 +15,8 @@ fn training(flags: &str) -> String {
         if flags.contains(flag) { String::new() } else { format!(" {flag} {value}") }
     };
     format!(
-        "train --recipe algorithm-1 --model cnn.so,arch=B --data digits --threads 1 --batch 8 --epsilon 0.1 \
-         {flags}{}{}",
+        "train --recipe algorithm-1 --data digits --threads 1 --batch 8 --epsilon 0.1 {flags}{}{}{}",
+        usual("--model", "cnn.so,arch=B"),
         usual("--epochs", "2"),
         usual("--shards", "4")
     )
@@ -121,10 +121,11 @@ fn minibatches_that_leave_a_process_without_points_are_summed_all_the_same() {
     let place = Place::with_digits(9, 201);
     let flags = "--sampler bad_plugins.so,plugin=momentum,steps=1";
     assert_the_network_of_one(&place, flags, 4);
-    // Each update has two sums of gradients.
+    // Each update has two sums of gradients. The weights move away and back, so that rounding would
+    // now and then turn a ReLU: on some processors 50 updates differ by 1e-3.
     fs::remove_dir_all(place.path("run-1")).expect("removed");
     fs::remove_dir_all(place.path("run-4")).expect("removed");
-    assert_the_network_of_one(&place, &format!("{flags} --awp 0.005"), 4);
+    assert_the_network_of_one(&place, &format!("{flags} --model linear.so --awp 0.005"), 4);
 }
 
 #[test]
