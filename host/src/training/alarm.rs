@@ -43,9 +43,10 @@ pub struct Chance {
 
 /// The alarms of the last of these epochs, each with its name, its finding and a remedy.
 ///
-/// `is_end` is true for the last epoch of the run. `remedy` is what may help a run at chance level. `adversary` is none for ordinary training, and
-/// otherwise whether the training adversary already moves in the whole ball of the probe. Without
-/// such an adversary a low accuracy against the probe is expected, and no catastrophic overfitting.
+/// `is_end` is true for the last epoch of the run. `remedy` is what may help a run at chance level.
+/// `adversary` is none for ordinary training, and otherwise whether the training adversary already
+/// moves in the whole ball of the probe. Without such an adversary a low accuracy against the probe
+/// is expected, and no catastrophic overfitting.
 pub fn alarms_of(
     epochs: &[EpochMetrics],
     is_end: bool,

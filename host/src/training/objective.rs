@@ -59,6 +59,7 @@ impl Losses {
         };
         // A mistake in the options, not one on the way.
         objective.supports(&setting).map_err(Error::new)?;
+        // On the way to its full radius, the ball has every smaller one: half of it stands for them.
         if train.warmup_epsilon > 0.0 {
             let threat = ThreatModel { epsilon: setting.threat.epsilon / 2.0, ..setting.threat };
             let growing = objective.supports(&Setting { threat, ..setting });
