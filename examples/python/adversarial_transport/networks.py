@@ -34,7 +34,7 @@ class Normalization(nn.Module):
 
 
 class Cnn(nn.Module):
-    """The two convolutional networks of the paper for MNIST (plugin `cnn`)."""
+    """The convolutional networks for MNIST (plugin `cnn`): the paper's A and B, and `small`."""
 
     def __init__(
         self,
@@ -52,9 +52,10 @@ class Cnn(nn.Module):
         shapes = {
             "A": [(channels, 64, 5, 1, 0), (64, 64, 5, 1, 0)],
             "B": [(channels, 32, 3, 1, 1), (32, 64, 3, 2, 1), (64, 64, 3, 1, 1), (64, 64, 3, 2, 1)],
+            "small": [(channels, 16, 4, 2, 1), (16, 32, 4, 2, 1)],
         }
         if arch not in shapes:
-            raise ValueError(f"arch: expected A or B, got {arch}")
+            raise ValueError(f"arch: expected A, B or small, got {arch}")
         self.arch = arch
         self.convolutions = len(shapes[arch])
         for number, shape in enumerate(shapes[arch], 1):

@@ -32,6 +32,7 @@ POINTS, TRAIN_POINTS, SIDE, CLASSES, EPSILON = 1000, 400, 12, 10, 0.1
 ARCHITECTURES = {
     "cnn A": "cnn.so,arch=A",
     "cnn B": "cnn.so,arch=B",
+    "cnn small": "cnn.so,arch=small",
     "linear": "linear.so",
     "resnet": "resnet.so,depth=18,width=8,mean=[0.4],std=[0.3]",
     "resnet with bottlenecks": "resnet.so,depth=50,width=4",
