@@ -83,13 +83,18 @@ impl Model for Cnn {
 
     fn new(options: Options, task: Task, path: &nn::Path) -> Result<Self> {
         let Task { channels, height, width, classes } = task;
+        let (name, least) = match options.arch {
+            Arch::A => ("A", 9),
+            Arch::B => ("B", 1),
+            Arch::Small => ("small", 4),
+        };
+        if height < least || width < least {
+            return Err(Error::new(format!(
+                "architecture {name} takes images of at least {least}x{least} pixels, got {height}x{width}"
+            )));
+        }
         // Input channels, output channels, width, padding, stride.
         let (layers, features, hidden): (&[_], _, _) = match options.arch {
-            Arch::A if height < 9 || width < 9 => {
-                return Err(Error::new(format!(
-                    "architecture A takes images of at least 9x9 pixels, got {height}x{width}"
-                )));
-            }
             Arch::A => (&[(channels, 64, 5, 0, 1), (64, 64, 5, 0, 1)], 64 * (height - 8) * (width - 8), 128),
             Arch::B => {
                 let quarter = |side: i64| (side + 3) / 4;
@@ -98,11 +103,6 @@ impl Model for Cnn {
                     64 * quarter(height) * quarter(width),
                     100,
                 )
-            }
-            Arch::Small if height < 4 || width < 4 => {
-                return Err(Error::new(format!(
-                    "architecture small takes images of at least 4x4 pixels, got {height}x{width}"
-                )));
             }
             Arch::Small => {
                 (&[(channels, 16, 4, 1, 2), (16, 32, 4, 1, 2)], 32 * (height / 4) * (width / 4), 100)
