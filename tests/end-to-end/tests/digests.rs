@@ -11,10 +11,11 @@ use std::path::Path;
 const TRAIN: &str = "train --recipe algorithm-1 --data digits --threads 1 --batch 10 --epsilon 0.1 \
                      --model bad_plugins.so,plugin=linear --sampler langevin.so --checkpoint-every 3";
 
-/// A run that was stopped at a checkpoint before its end.
+/// A run that was stopped before its end, with at least two checkpoints: also a stop at the update of
+/// the first one would leave that one alone.
 fn stopped(place: &Place) -> Run {
     place
-        .interrupt(&format!("{TRAIN} --epochs 200 --out run"), "run", SIGINT, |_| true)
+        .interrupt(&format!("{TRAIN} --epochs 200 --out run"), "run", SIGINT, |update| update > 3)
         .was_interrupted(&["run"]);
     place.run("run")
 }
