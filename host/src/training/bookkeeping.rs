@@ -218,25 +218,30 @@ impl Training {
         // A network that was not trained in the probe's whole ball need not withstand the probe
         // yet.
         let first_update = (last.epoch as u64 - 1) * self.plan.updates_per_epoch();
-        let Train { epsilon_scale, domain_only, .. } = self.plan.experiment.train;
+        let Train { epsilon_scale, domain_only, clip_gradient, .. } = self.plan.experiment.train;
         let is_whole = self.plan.epsilon_ramp(first_update) == 1.0 && epsilon_scale >= 1.0 && !domain_only;
         let adversary = self.players.sampler.as_ref().map(|_| is_whole);
         let chance = alarm::Chance {
             accuracy: 1.0 / self.players.model.classes() as f64,
             loss: self.players.losses.at_chance.loss,
         };
-        let remedy = match adversary {
-            None => "limit the gradients (train.clip_gradient), or change the learning rate",
+        let further = match adversary {
+            None => "or change the learning rate",
             Some(_) if domain_only => {
-                "limit the gradients (train.clip_gradient), or change the learning rate, the options of the \
-                 objective (train.objective) or the seed"
+                "or change the learning rate, the options of the objective (train.objective) or the seed"
             }
             Some(_) => {
-                "limit the gradients (train.clip_gradient), use a longer epsilon ramp (train.warmup_epsilon), \
-                 or change train.epsilon_scale, the learning rate or the seed"
+                "use a longer epsilon ramp (train.warmup_epsilon), or change train.epsilon_scale, the \
+                 learning rate or the seed"
             }
         };
-        let alarms = alarm::alarms_of(&progress.epochs, over, (chance, remedy), adversary);
+        let remedy = match clip_gradient {
+            None => format!("limit the gradients (train.clip_gradient), {further}"),
+            Some(length) => {
+                format!("limit the gradients to less than {length} (train.clip_gradient), {further}")
+            }
+        };
+        let alarms = alarm::alarms_of(&progress.epochs, over, (chance, &remedy), adversary);
         if let Some(last) = progress.epochs.last_mut().filter(|last| last.alarms != alarms) {
             last.alarms = alarms;
             save_progress(folder, progress)?;

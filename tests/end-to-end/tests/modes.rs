@@ -368,7 +368,8 @@ fn training_at_chance_level_or_with_catastrophic_overfitting_has_a_warning() {
     // With a learning rate of almost zero the loss stays at chance level.
     let stuck =
         format!("{TRAIN} --sampler none --train-points 60 --epochs 3 --learning-rate 1e-9 --out stuck");
-    let outcome = place.host(&stuck).succeeds_with_warning(&["stuck at chance", "for 3 epochs"]);
+    let advice = "limit the gradients (train.clip_gradient), or change the learning rate";
+    let outcome = place.host(&stuck).succeeds_with_warning(&["stuck at chance", "for 3 epochs", advice]);
     assert!(outcome.words().contains("epoch 3"));
     let alarms: Vec<_> = place
         .run("stuck")
@@ -380,6 +381,9 @@ fn training_at_chance_level_or_with_catastrophic_overfitting_has_a_warning() {
     let lines = place.host(&format!("{} --json", stuck.replace("--out stuck", "--out again"))).succeeds();
     let alarms = lines.json_lines().into_iter().filter(|line| line["event"] == "alarm").count();
     assert_eq!(alarms, 1);
+    // What is limited already may be limited further.
+    let limited = stuck.replace("--out stuck", "--out limited --clip-gradient 0.5");
+    place.host(&limited).succeeds_with_warning(&["limit the gradients to less than 0.5"]);
     // With a sampler that does not move, the model is accurate in training and fails against the
     // probe.
     let probe = "--validation-points 20 --probe pgd.so,steps=10,step_size=0.05";
