@@ -408,6 +408,8 @@ impl Training {
                 groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
             }
             let progress = &self.records.progress;
+            // What came before takes a while.
+            folder.refuse_if_moved()?;
             checkpoint::save_with(&folder.checkpoints(), update, &groups, progress, |partial| {
                 ranks.from_first(|| Ok(partial.to_owned()))?;
                 ranks.to_first(checkpoint::Digests::new())

@@ -117,6 +117,8 @@ impl Training {
     /// checkpoint stays.
     pub fn run(&mut self, folder: &RunFolder, reporter: &mut Reporter, stop: &AtomicBool) -> Result<Ending> {
         interrupt::heed();
+        // Whoever sees a file of training may stop any of the processes: all of them heed stops by then.
+        self.plan.ranks.meet()?;
         let ending = match self.train(folder, reporter, stop) {
             // A probe or a trace was interrupted. The state it was to measure lies in a checkpoint.
             Err(error) if error.is_interrupted() => Ending::Interrupted,

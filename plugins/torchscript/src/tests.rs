@@ -74,9 +74,10 @@ fn a_scripted_network_has_two_modes_and_a_traced_one_says_that_it_has_not() {
     assert_eq!(trained, 20, "the trial leaves no trace");
     let _ = network.forward(&images(3), false).expect("logits");
     assert_eq!((counted(), mean()), (20, before.copy()), "evaluation changes no statistics");
-    let [one, other] = [(); 2].map(|()| network.forward(&images(3), true).expect("logits"));
-    assert_ne!(one, other, "dropout");
-    assert_eq!(counted(), 22);
+    // Two passes may see the same draws: a test beside this one sets the generator of libtorch back.
+    let passes = [(); 8].map(|()| network.forward(&images(3), true).expect("logits"));
+    assert!(passes.iter().any(|logits| *logits != passes[0]), "dropout");
+    assert_eq!(counted(), 28);
     assert_ne!(mean(), before);
 
     let (_, traced) = built(options("traced.pt")).expect("a network");

@@ -15,7 +15,7 @@ type Complaints = BTreeMap<String, BTreeSet<String>>;
 /// Checks a library and returns every printed line.
 fn checked(place: &Place, library: &str, code: i32) -> Vec<Value> {
     // Only checks of bad plugins may not end.
-    let timeout = if code == 0 { 600 } else { 30 };
+    let timeout = if code == 0 { 600 } else { 120 };
     let command = format!("conform {library} --timeout {timeout} --jobs 2 --json");
     let outcome = place.host(&command);
     if code == 0 { outcome.succeeds().json_lines() } else { outcome.ended_with(code).json_lines() }
@@ -111,7 +111,10 @@ fn badly_loaded() -> Vec<Value> {
         ("prints", "load-silent", "failed"),
     ] {
         let place = Place::empty();
-        let mut command = place.command("conform nonconforming.so,plugin=batch-norm --timeout 5 --json");
+        // The time counts from the start of the process that checks.
+        let timeout = if behaviour == "never-ends" { 10 } else { 120 };
+        let arguments = format!("conform nonconforming.so,plugin=batch-norm --timeout {timeout} --json");
+        let mut command = place.command(&arguments);
         command.env("NONCONFORMING_AT_LOAD", behaviour);
         let lines = place.outcome(&mut command).ended_with(1).json_lines();
         if behaviour == "prints" {
@@ -153,7 +156,9 @@ fn assert_blocks<'a>(lines: &'a [Value], failing: &str, status: &str) -> &'a Val
 fn every_status_is_printed_with_the_seed_and_the_command_that_reproduces_it() {
     let place = Place::empty();
     let check_plugin = |plugin: &str, flags: &str| {
-        let command = format!("conform nonconforming.so,plugin={plugin} --seed 7 --timeout 3 {flags}");
+        let timeout = if plugin == "never-ends" { 10 } else { 120 };
+        let command =
+            format!("conform nonconforming.so,plugin={plugin} --seed 7 --timeout {timeout} {flags}");
         let outcome = place.host(&command);
         (outcome.words(), place.host(&format!("{command} --json")).json_lines())
     };

@@ -143,9 +143,9 @@ fn locks_follow_no_links() {
 fn a_run_whose_folder_is_moved_replaced_or_removed_ends_and_keeps_its_state() {
     for change in ["moved", "replaced", "removed"] {
         let place = Place::with_digits(8, 50);
-        place.host(&format!("{TRAIN} --epochs 30 --out whole")).ended_with(0);
+        place.host(&format!("{TRAIN} --epochs 100 --out whole")).ended_with(0);
         let run = place.run("run");
-        let command = format!("{TRAIN} --epochs 30 --out run");
+        let command = format!("{TRAIN} --epochs 100 --out run");
         let outcome = place.meanwhile(
             &command,
             || run.newest_update().is_some(),

@@ -356,7 +356,8 @@ fn training_begins_with_given_weights_and_does_not_need_their_file_again() {
     place.run("from-run").assert_same_as(&place.run("whole"));
     assert!(place.run("from-run").record()["init"]["update"].as_u64().is_some_and(|update| update > 0));
 
-    place.interrupt(&train("parts", "weights.safetensors"), "parts", libc::SIGINT, |_| true).ended_with(130);
+    let in_parts = format!("{} --checkpoint-every 1", train("parts", "weights.safetensors"));
+    place.interrupt(&in_parts, "parts", libc::SIGINT, |_| true).ended_with(130);
     fs::remove_file(place.path("weights.safetensors")).expect("removed");
     place.host("train --resume parts").ended_with(0);
     place.run("parts").assert_same_as(&place.run("whole"));

@@ -6,8 +6,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -15,6 +16,15 @@ use tempfile::TempDir;
 
 /// The longest time that a test waits for the host.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Sends a signal to a process that this one has started and not waited for yet.
+fn send(process: &Child, signal: i32) {
+    // SAFETY: the process is a child that was not waited for, so its number is not of another one.
+    unsafe { libc::kill(process.id() as i32, signal) };
+}
+
+/// The time between two looks at what is awaited.
+const POLL: Duration = Duration::from_millis(1);
 
 /// The folder of the host and all plugins, built once per test process.
 static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -153,12 +163,18 @@ impl Place {
 
     /// Runs a command to its end.
     pub fn outcome(&self, command: &mut Command) -> Outcome<'_> {
-        let output = command.output().expect("the program starts");
+        let output = loop {
+            match command.output() {
+                // A process that another test is starting still holds the program open for writing.
+                Err(why) if why.kind() == ErrorKind::ExecutableFileBusy => thread::sleep(POLL),
+                output => break output.expect("the program starts"),
+            }
+        };
         Outcome { place: self, command: written(command), output }
     }
 
     /// Starts a training run and sends it a signal as soon as `ready` is true for the update of its
-    /// newest checkpoint.
+    /// newest checkpoint. Its files are slow, so that training is not over before the signal arrives.
     pub fn interrupt(
         &self,
         arguments: &str,
@@ -167,36 +183,35 @@ impl Place {
         ready: impl Fn(u64) -> bool,
     ) -> Outcome<'_> {
         let run = self.run(run);
-        self.signal_when(arguments, signal, || run.newest_update().is_some_and(&ready))
+        let mut command = self.command(arguments);
+        command.env("DRO_FAULT", "slow:train:4");
+        self.when(command, || run.newest_update().is_some_and(&ready), |host| send(host, signal))
     }
 
     /// Starts the host and sends it a signal as soon as `ready` is true.
     pub fn signal_when(&self, arguments: &str, signal: i32, ready: impl Fn() -> bool) -> Outcome<'_> {
-        // SAFETY: this sends a signal to a child process that was not waited for yet.
-        self.when(arguments, ready, |host| _ = unsafe { libc::kill(host.id() as i32, signal) })
+        self.when(self.command(arguments), ready, |host| send(host, signal))
     }
 
     /// Starts the host and does something as soon as `ready` is true, while the host runs.
     pub fn meanwhile(&self, arguments: &str, ready: impl Fn() -> bool, act: impl FnOnce()) -> Outcome<'_> {
-        self.when(arguments, ready, |_| act())
+        self.when(self.command(arguments), ready, |_| act())
     }
 
-    fn when(
-        &self,
-        arguments: &str,
-        ready: impl Fn() -> bool,
-        act: impl FnOnce(&std::process::Child),
-    ) -> Outcome<'_> {
-        let mut command = self.command(arguments);
+    fn when(&self, mut command: Command, ready: impl Fn() -> bool, act: impl FnOnce(&Child)) -> Outcome<'_> {
         let mut host =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the host starts");
         let started = Instant::now();
         while !ready() {
-            assert!(started.elapsed() < PATIENCE, "not ready after {PATIENCE:?}: {command:?}");
+            if started.elapsed() >= PATIENCE {
+                // It would slow down the tests that follow.
+                let _ = host.kill();
+                panic!("not ready after {PATIENCE:?}: {command:?}");
+            }
             if host.try_wait().expect("a child").is_some() {
                 break;
             }
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(POLL);
         }
         if host.try_wait().expect("a child").is_none() {
             act(&host);

@@ -110,7 +110,7 @@ fn what_cannot_be_checked_is_refused() {
     place.refuses(&format!("{CHECK} 0.1"), &["train-images-idx3-ubyte"]);
 }
 
-/// Whether a process whose working directory is this folder handles Ctrl-C.
+/// Whether a process whose working directory is this folder handles signals that stop it.
 pub fn handles_interrupts(folder: &Path) -> bool {
     let processes = fs::read_dir("/proc").expect("processes").flatten().map(|entry| entry.path());
     let mut here =
@@ -119,7 +119,9 @@ pub fn handles_interrupts(folder: &Path) -> bool {
         let status = fs::read_to_string(process.join("status")).unwrap_or_default();
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
         let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-        caught & 1 << (libc::SIGINT - 1) != 0
+        // The signals that always stop a command are registered one after the other.
+        let stops = [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
+        stops.into_iter().all(|signal| caught & 1 << (signal - 1) != 0)
     })
 }
 

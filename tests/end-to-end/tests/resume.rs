@@ -169,7 +169,7 @@ fn resumes_after_ctrl_c() {
 #[test]
 fn resumes_after_a_probe_that_was_interrupted() {
     let place = place(8);
-    let flags = "--sampler langevin.so --probe pgd.so,steps=200 --validation-points 10";
+    let flags = "--sampler langevin.so --probe pgd.so,steps=1000 --validation-points 10";
     let whole = uninterrupted(&place, flags);
     // The checkpoint before the end of an epoch: the signal arrives while the probe scores the
     // epoch.

@@ -108,7 +108,7 @@ fn findings(place: &Place) -> Vec<PathBuf> {
 #[test]
 fn a_killed_shard_goes_on_and_is_not_merged_before_its_end() {
     let place = trained(0.06);
-    let options = "--attack fgsm.so --attack pgd.so,steps=150,step_size=0.002 --batch 4 --threads 1";
+    let options = "--attack fgsm.so --attack pgd.so,steps=400,step_size=0.002 --batch 4 --threads 1";
     place.host(&format!("eval run {options}")).ended_with(0);
     let command = format!("eval run {options} --shard 2/2");
     let in_second_attack = || {

@@ -107,7 +107,7 @@ fn autoattack_is_the_worst_case_of_its_members() {
 #[test]
 fn an_interrupted_evaluation_has_the_same_result_as_an_uninterrupted_one() {
     let place = trained(0.06);
-    suite(&place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002", "pgd.so,steps=20,step_size=0.01"]);
+    suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.002", "pgd.so,steps=20,step_size=0.01"]);
     let command = "eval run --suite mine.toml --batch 8 --restarts 2 --save-examples --threads 1";
     place.host(command).succeeds();
     let expected = latest(&place);
@@ -140,7 +140,7 @@ fn an_interrupted_evaluation_has_the_same_result_as_an_uninterrupted_one() {
 
 /// Starts an evaluation of two attacks with saved examples, and kills it during the second one.
 fn killed_in_the_second_attack(place: &Place) -> &'static str {
-    suite(place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002"]);
+    suite(place, &["fgsm.so", "pgd.so,steps=400,step_size=0.002"]);
     let command = "eval run --suite mine.toml --batch 8 --threads 1";
     let in_second_attack = || {
         let found: Value = serde_json::from_str(&found_so_far(place)).unwrap_or_default();
@@ -396,7 +396,7 @@ fn an_interrupted_matrix_has_the_same_result_as_an_uninterrupted_one() {
     let place = trained(0.06);
     let other = "train --recipe algorithm-1 --data digits --threads 1 --sampler none --epochs 4 --batch 20 --out other --epsilon 0.06";
     place.host(&format!("{other} --optimizer adam --learning-rate 0.002 --seed 9")).succeeds();
-    suite(&place, &["fgsm.so", "pgd.so,steps=150,step_size=0.002"]);
+    suite(&place, &["fgsm.so", "pgd.so,steps=400,step_size=0.002"]);
     let command = "eval run other --transfer --suite mine.toml --batch 8 --threads 1";
     let expected = place.host(&format!("{command} --json")).succeeds().json();
     let unfinished = || ["run", "other"].map(|run| place.path(run).join("unfinished").exists());

@@ -185,6 +185,8 @@ fn a_sweep_can_grow_and_be_evaluated_later() {
 /// only, or, like a terminal, also to the processes that it started.
 fn stop(place: &Place, signal: i32, to_all: bool) -> std::process::Output {
     let mut command = place.command("sweep long.toml --stop-signal XCPU");
+    // Files are slow, so that the second run is not over before the signal arrives.
+    command.env("DRO_FAULT", "slow:train:2");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut sweep = command.spawn().expect("the host starts");
     let second = place.run("sweeps/long/seed=1");
