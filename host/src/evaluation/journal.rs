@@ -461,21 +461,14 @@ impl AdversarialExamples {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::files::until_unlocked;
 
     fn open(run: &RunFolder, processor: &str) -> (Journal, Option<PartialEvaluation>) {
         let settings = BTreeMap::from([("seed".to_owned(), json!(1))]);
         let present = Arithmetic { processor: processor.to_owned(), ..Default::default() };
-        // Tests beside this one start processes. Until such a process has loaded its program, it holds
-        // a copy of every open file, and with it the lock of a journal that was just dropped.
-        for _ in 0..1000 {
-            match Journal::open((run, None), settings.clone(), present.clone(), 1, &[], false) {
-                Err(why) if why.to_string().starts_with("another process") => {
-                    std::thread::sleep(std::time::Duration::from_millis(5));
-                }
-                opened => return opened.expect("a journal"),
-            }
-        }
-        panic!("the journal stays locked")
+        let open = || Journal::open((run, None), settings.clone(), present.clone(), 1, &[], false);
+        let is_locked = |why: &Error| why.to_string().starts_with("another process");
+        until_unlocked(open, |opened| !opened.as_ref().is_err_and(is_locked)).expect("a journal")
     }
 
     fn processors(journal: &Journal) -> Vec<String> {

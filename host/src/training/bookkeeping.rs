@@ -408,7 +408,7 @@ impl Training {
                 groups.insert(checkpoint::AVERAGE.to_owned(), average.state());
             }
             let progress = &self.records.progress;
-            // What came before takes a while.
+            // The folder may have been replaced while the state was copied and checked.
             folder.refuse_if_moved()?;
             checkpoint::save_with(&folder.checkpoints(), update, &groups, progress, |partial| {
                 ranks.from_first(|| Ok(partial.to_owned()))?;

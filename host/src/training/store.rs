@@ -518,6 +518,7 @@ mod tests {
     use super::*;
     use crate::data::Split;
     use crate::data::examples::Examples;
+    use crate::util::files::until_unlocked;
     use plugin_api::Norm;
 
     fn examples() -> Examples {
@@ -539,20 +540,6 @@ mod tests {
 
     fn place(file: Option<&Path>) -> Place<'_> {
         file.map_or(Place::Memory, Place::New)
-    }
-
-    /// Tries again until it has worked, or for five seconds. Tests beside this one start processes.
-    /// Until such a process has loaded its program, it holds a copy of every open file, and with it
-    /// the lock of a file that was just dropped.
-    fn until<T>(attempt: impl Fn() -> T, has_worked: impl Fn(&T) -> bool) -> T {
-        for _ in 0..1000 {
-            let outcome = attempt();
-            if has_worked(&outcome) {
-                return outcome;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        attempt()
     }
 
     const STATE: [StateShape; 1] = [StateShape::Particles];
@@ -747,7 +734,7 @@ mod tests {
         let open = |name: &Path| {
             ParticleStore::new(&examples().part(0, 1), 2, &STATE, THREAT, Format::F32, Place::Kept(name))
         };
-        let kept = |name: &Path| until(|| open(name), Result::is_ok);
+        let kept = |name: &Path| until_unlocked(|| open(name), Result::is_ok);
         for checkpoint in [1, 2] {
             let mut again = kept(&path).expect("opened");
             again.check(&checkpoints[checkpoint]).expect("whole");
@@ -786,7 +773,7 @@ mod tests {
         assert!(begun.exists(), "another run begins there");
         drop(held);
         let left = || std::fs::read_dir(folder.path()).expect("a folder").count();
-        until(|| remove_unused(&begun), |()| left() == 0);
+        until_unlocked(|| remove_unused(&begun), |()| left() == 0);
         assert_eq!(left(), 0);
         drop(store(2, Format::U8, Some(&begun)));
         name_files(&train, folder.path(), 0).expect("renamed");

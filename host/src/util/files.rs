@@ -526,6 +526,21 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Tries again until it has worked, or for five seconds. Tests beside this one start processes. Until
+/// such a process has loaded its program, it holds a copy of every open file, and with it the lock of
+/// a file that was just dropped.
+#[cfg(test)]
+pub fn until_unlocked<T>(attempt: impl Fn() -> T, has_worked: impl Fn(&T) -> bool) -> T {
+    for _ in 0..1000 {
+        let outcome = attempt();
+        if has_worked(&outcome) {
+            return outcome;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    attempt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

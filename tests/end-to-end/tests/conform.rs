@@ -21,6 +21,12 @@ fn checked(place: &Place, library: &str, code: i32) -> Vec<Value> {
     if code == 0 { outcome.succeeds().json_lines() } else { outcome.ended_with(code).json_lines() }
 }
 
+/// The seconds that a check may take: few where it does not end. They count from the start of the
+/// process that checks.
+fn limit(behaviour: &str) -> u32 {
+    if behaviour == "never-ends" { 10 } else { 120 }
+}
+
 fn text<'a>(line: &'a Value, key: &str) -> &'a str {
     line[key].as_str().unwrap_or_else(|| panic!("no text `{key}` in {line}"))
 }
@@ -111,8 +117,7 @@ fn badly_loaded() -> Vec<Value> {
         ("prints", "load-silent", "failed"),
     ] {
         let place = Place::empty();
-        // The time counts from the start of the process that checks.
-        let timeout = if behaviour == "never-ends" { 10 } else { 120 };
+        let timeout = limit(behaviour);
         let arguments = format!("conform nonconforming.so,plugin=batch-norm --timeout {timeout} --json");
         let mut command = place.command(&arguments);
         command.env("NONCONFORMING_AT_LOAD", behaviour);
@@ -156,7 +161,7 @@ fn assert_blocks<'a>(lines: &'a [Value], failing: &str, status: &str) -> &'a Val
 fn every_status_is_printed_with_the_seed_and_the_command_that_reproduces_it() {
     let place = Place::empty();
     let check_plugin = |plugin: &str, flags: &str| {
-        let timeout = if plugin == "never-ends" { 10 } else { 120 };
+        let timeout = limit(plugin);
         let command =
             format!("conform nonconforming.so,plugin={plugin} --seed 7 --timeout {timeout} {flags}");
         let outcome = place.host(&command);

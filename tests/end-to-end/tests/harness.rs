@@ -18,9 +18,9 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sends a signal to a process that this one has started and not waited for yet.
-fn send(process: &Child, signal: i32) {
+pub fn send(process: &Child, signal: i32) {
     // SAFETY: the process is a child that was not waited for, so its number is not of another one.
-    unsafe { libc::kill(process.id() as i32, signal) };
+    assert_eq!(unsafe { libc::kill(process.id() as i32, signal) }, 0, "the signal is sent");
 }
 
 /// The time between two looks at what is awaited.

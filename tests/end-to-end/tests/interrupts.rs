@@ -2,7 +2,7 @@
 //! has long said nothing says what it does.
 
 use crate::eval::trained;
-use crate::harness::{Outcome, PATIENCE, Place, json_file};
+use crate::harness::{Outcome, PATIENCE, Place, json_file, send};
 use libc::{SIGINT, SIGTERM, SIGXCPU};
 use std::ffi::CString;
 use std::fs;
@@ -124,8 +124,7 @@ fn a_stop_of_a_download_ends_what_it_has_started() {
     let sleeping = || children(host.id()).into_iter().find(|pid| read(*pid, "cmdline").contains("sleep"));
     until("no program is asked", &|| sleeping().is_some());
     let started = sleeping().expect("a process");
-    // SAFETY: this sends a signal to a process that was started for this test and not waited for.
-    assert_eq!(unsafe { libc::kill(host.id() as i32, SIGINT) }, 0);
+    send(&host, SIGINT);
     assert!(!host.wait().expect("a child").success());
     // It is nobody's child now, and may be seen until the system has removed it.
     until("what it has started goes on", &|| {

@@ -1,6 +1,6 @@
 //! `host sweep`: many runs from one file; interruptions, failures, shares and summaries.
 
-use crate::harness::{Outcome, Place, built, edit, repository, sha256};
+use crate::harness::{Outcome, Place, built, edit, repository, send, sha256};
 use libc::{SIGINT, SIGKILL, SIGTERM, SIGXCPU};
 use serde_json::{Value, json};
 use std::fs;
@@ -271,8 +271,7 @@ fn two_signals_at_the_same_time_count_as_one() {
         sleep(Duration::from_millis(1));
     }
     for signal in [SIGINT, SIGTERM] {
-        // SAFETY: this sends a signal to a child process that was not waited for yet.
-        unsafe { libc::kill(host.id() as i32, signal) };
+        send(&host, signal);
     }
     let output = host.wait_with_output().expect("the host ends");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
