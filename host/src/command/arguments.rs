@@ -814,7 +814,7 @@ mod tests {
 
     /// A value of each flag that differs from the recipe's, and the resulting value of the option.
     fn values() -> BTreeMap<&'static str, (&'static str, serde_json::Value)> {
-        let values: [(&str, &str, serde_json::Value); 50] = [
+        let values: [(&str, &str, serde_json::Value); 51] = [
             ("model", "a.so", "a.so".into()),
             ("sampler", "none", "none".into()),
             ("data.name", "fashion-mnist", "fashion-mnist".into()),
@@ -822,6 +822,7 @@ mod tests {
             ("data.validation_points", "7", 7.into()),
             ("threat.norm", "l2", "l2".into()),
             ("threat.epsilon", "0.5", 0.5.into()),
+            ("threat.channel_scale", "0.5,1", vec![0.5, 1.0].into()),
             ("train.mode", "faithful", "faithful".into()),
             ("train.replay", "7", 7.into()),
             ("train.objective", "trades.so", "trades.so".into()),

@@ -6,15 +6,15 @@ use crate::evaluation::finished::{AtRadius, FinishedEvaluation};
 use crate::evaluation::setup::EvaluationSetup;
 use crate::evaluation::shard::Shard;
 use crate::evaluation::verdict::{AttackResult, Caveat, Evaluation, Order, confidence_interval};
+use crate::plugin::Threat;
 use crate::ranks::Ranks;
 use crate::run::progress::Progress;
 use crate::run::{self, RunRecord};
 use crate::training;
 use crate::util::console::{Style, begin, say, warn};
-use crate::util::number::{counted, short_number};
+use crate::util::number::{Reals, counted, short_number};
 use crate::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use plugin_api::ThreatModel;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -61,7 +61,9 @@ fn evaluate(arguments: &EvalArguments, ranks: &Ranks, stop: &AtomicBool) -> Resu
     let mut options = arguments.options.clone();
     if let Network::Foreign { .. } = network {
         // The same command means the same threat model, whatever the folder was made with.
-        options.norm.get_or_insert(ThreatModel::default().norm);
+        let Threat { norm, .. } = Threat::default();
+        options.norm.get_or_insert(norm);
+        options.channel_scale.get_or_insert_with(Reals::one);
     }
     let setup = EvaluationSetup::open_in(path, &options, ranks)?.with_style(style);
     let mut finished = match arguments.shard {
@@ -100,7 +102,7 @@ fn evaluate(arguments: &EvalArguments, ranks: &Ranks, stop: &AtomicBool) -> Resu
 /// The experiment of a network from elsewhere, which is not trained.
 fn experiment(arguments: &EvalArguments, network: Experiment) -> Result<Experiment> {
     let options = &arguments.options;
-    let base = ThreatModel { norm: options.norm.unwrap_or(network.threat.norm), ..network.threat };
+    let base = Threat { norm: options.norm.unwrap_or(network.threat.norm), ..network.threat.clone() };
     let largest = match &options.epsilon {
         Some(_) => options.threats(&base)?.pop(),
         None => None,

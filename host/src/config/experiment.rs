@@ -3,14 +3,14 @@
 use super::options::*;
 use super::{Algorithm, Format, Mode, ModelMode, Select, Shape, Start};
 use crate::data::DataSpec;
-use crate::plugin::PluginSpec;
+use crate::plugin::{PluginSpec, Threat};
 use crate::torch::precision::Precision;
 use crate::torch::random::MOST_STEPS;
-use crate::util::number::Real;
+use crate::util::number::{Real, Reals};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use plugin_api::{Norm, ThreatModel};
-use serde::{Deserialize, Deserializer, Serialize};
+use plugin_api::Norm;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -25,28 +25,11 @@ pub struct Experiment {
     /// The data set.
     pub data: Data,
     /// The threat model of the adversary.
-    #[serde(deserialize_with = "Threat::deserialize")]
-    pub threat: ThreatModel,
+    pub threat: Threat,
     /// The training loop.
     pub train: Train,
     /// The defaults of `host eval`.
     pub eval: Eval,
-}
-
-/// A threat model in a file, where its numbers may be fractions.
-#[derive(Deserialize)]
-#[serde(remote = "ThreatModel", deny_unknown_fields, default = "ThreatModel::default")]
-struct Threat {
-    norm: Norm,
-    #[serde(deserialize_with = "Setting::read")]
-    epsilon: f64,
-    #[serde(deserialize_with = "bounds")]
-    domain: (f64, f64),
-}
-
-fn bounds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(f64, f64), D::Error> {
-    let (low, high) = <(Real, Real)>::deserialize(deserializer)?;
-    Ok((low.into(), high.into()))
 }
 
 /// A sampler, or none.
@@ -273,6 +256,10 @@ pub struct ThreatFlags {
     #[arg(long, value_name = "RADIUS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     epsilon: Option<Real>,
+    /// Radius of each channel, as a multiple of epsilon: 0 to 1, the largest 1 [default: 1 for all]
+    #[arg(long, value_name = "SCALE,...")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel_scale: Option<Reals>,
 }
 
 /// What `host eval` does.
@@ -295,7 +282,7 @@ impl Default for Experiment {
             model: default_plugin("cnn.so,arch=B"),
             sampler: SamplerChoice(Some(default_plugin("langevin.so"))),
             data: Data::default(),
-            threat: ThreatModel::default(),
+            threat: Threat::default(),
             train: Train::default(),
             eval: Eval::default(),
         }
@@ -353,12 +340,12 @@ impl Train {
 impl Experiment {
     /// The threat model of the training particles. Its radius is scaled by `train.epsilon_scale`. With
     /// `train.domain_only` it is the whole domain, which is a ball in linf.
-    pub fn training_threat(&self) -> ThreatModel {
-        let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
+    pub fn training_threat(&self) -> Threat {
+        let Threat { epsilon, domain: (low, high), .. } = self.threat;
         if self.train.domain_only {
-            return ThreatModel { norm: Norm::Linf, epsilon: high - low, ..self.threat };
+            return Threat { norm: Norm::Linf, epsilon: high - low, ..self.threat.clone() };
         }
-        ThreatModel { epsilon: epsilon * self.train.epsilon_scale, ..self.threat }
+        Threat { epsilon: epsilon * self.train.epsilon_scale, ..self.threat.clone() }
     }
 
     /// Makes paths independent of the working directory, so that a run can be resumed and

@@ -2,9 +2,9 @@
 
 use super::Experiment;
 use super::overlay::{norm_alone, one_line};
+use crate::plugin::Threat;
 use crate::util::files;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::Spanned;
@@ -37,7 +37,7 @@ impl Experiment {
     /// the table, for error messages. Each plugin spec gets its line as origin.
     pub(crate) fn from_table(table: Spanned<DeTable>, text: &str, name: &str) -> Result<Self> {
         let mut experiment: Self = from_table(table.clone(), text, name)?;
-        let (norm, default) = (experiment.threat.norm, ThreatModel::default());
+        let (norm, default) = (experiment.threat.norm, Threat::default());
         if let Some(written) = value_at(table.get_ref(), "threat.norm")
             && norm != default.norm
             && value_at(table.get_ref(), "threat.epsilon").is_none()

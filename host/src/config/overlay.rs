@@ -1,8 +1,8 @@
 //! Overriding keys of an experiment: by flags, or by the axes of a sweep.
 
 use super::Experiment;
+use crate::plugin::Threat;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use toml::{Table, Value};
@@ -45,7 +45,7 @@ impl Experiment {
 ///
 /// # Errors
 /// If `keys`, which are laid over an experiment with the threat model `base`, do so.
-pub(crate) fn check_norm(base: &ThreatModel, keys: &Table) -> Result<()> {
+pub(crate) fn check_norm(base: &Threat, keys: &Table) -> Result<()> {
     let threat = keys.get("threat").and_then(Value::as_table);
     let key = |name: &str| threat.and_then(|threat| threat.get(name));
     match key("norm").and_then(Value::as_str) {
@@ -55,8 +55,8 @@ pub(crate) fn check_norm(base: &ThreatModel, keys: &Table) -> Result<()> {
 }
 
 /// The error of a norm that is given without a radius, where `base` has one for another norm.
-pub(crate) fn norm_alone(base: &ThreatModel, norm: &str) -> Error {
-    let ThreatModel { norm: other, epsilon, .. } = base;
+pub(crate) fn norm_alone(base: &Threat, norm: &str) -> Error {
+    let Threat { norm: other, epsilon, .. } = base;
     Error::new(format!("threat.norm: {norm} needs an epsilon of its own: {epsilon} is a radius in {other}"))
         .fix("give threat.epsilon (--epsilon) too")
 }

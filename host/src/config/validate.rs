@@ -2,10 +2,10 @@
 
 use super::choices::name_of;
 use super::{Experiment, Mode, ModelMode, Select, Shape, Train};
+use crate::plugin::Threat;
 use crate::torch::device;
 use crate::torch::precision::Precision;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 
 /// A condition, its key, the expected value and the actual value.
 type Rule<'a> = (bool, &'a str, &'a str, String);
@@ -28,7 +28,7 @@ impl Experiment {
         if let Some(option) = self.train.out_of_range() {
             return Err(refused(option.key, option.expected, &option.got));
         }
-        let ThreatModel { epsilon, domain: (low, high), .. } = self.threat;
+        let Threat { epsilon, domain: (low, high), ref channel_scale, .. } = self.threat;
         let (train, eval, adversarial) = (&self.train, &self.eval, self.sampler.0.is_some());
         let (fused, epochs, trains) = (train.mode == Mode::Fused, train.epochs as f64, train.epochs > 0);
         let holds_images = low <= 0.0 && high >= 1.0 && low.is_finite() && high.is_finite();
@@ -70,6 +70,14 @@ impl Experiment {
             ))
             .fix("add --epsilon-scale 1 --warmup-epsilon 0, which a recipe may have set otherwise"));
         }
+        if train.domain_only && channel_scale.is_some() {
+            return Err(Error::new(
+                "train.domain_only and threat.channel_scale: without a ball, channels have no radius",
+            )
+            .fix("remove one of the two"));
+        }
+        self.threat.check_channel_scale()?;
+        self.training_threat().check_channel_scale()?;
         if train.scale.is_some() && train.crop > 0 {
             return Err(Error::new("train.crop and train.scale: both cut a window, expected one of them")
                 .fix("remove one of the two"));

@@ -184,7 +184,13 @@ impl<'a> Setup<'a> {
         let state = sampler.declaration().stored_state();
         let stores = Stores::of_checkpoint(&experiment, folder.path(), &examples, &state, &mut saved.groups)?;
 
-        let threat = experiment.training_threat();
+        if !experiment.threat.is_one_radius() {
+            return Err(Error::new(format!(
+                "{}: expected a run with one radius for all channels, got threat.channel_scale",
+                path.display()
+            )));
+        }
+        let threat = experiment.training_threat().ball();
         sampler.keeps_to_ball()?;
         let maximiser = Sampler::make(&options.maximiser)?;
         let beside = options.beside.iter().map(Sampler::make).collect::<Result<Vec<_>>>()?;
@@ -250,7 +256,7 @@ impl<'a> Setup<'a> {
     /// As for [`Self::subject`].
     pub fn subject_of<'s>(&'s self, model: &'s LoadedModel) -> Result<Subject<'s>> {
         let (natural, labels) = self.examples.batch(&self.indices())?;
-        let (points, threat) = (self.points.clone(), self.experiment.training_threat());
+        let (points, threat) = (self.points.clone(), self.experiment.training_threat().ball());
         Ok(Subject { model, threat, natural, labels, points, seed: self.seed })
     }
 
@@ -279,7 +285,7 @@ impl<'a> Setup<'a> {
             update: self.update,
             weights: self.model.digest()?,
             points: self.points.clone(),
-            threat: self.experiment.training_threat(),
+            threat: self.experiment.training_threat().ball(),
             lambdas: self.lambdas.clone(),
             chains,
             steps,

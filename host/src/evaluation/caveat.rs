@@ -2,11 +2,11 @@
 //! Hein 2020); `docs/evaluation.md` explains each.
 
 use crate::evaluation::verdict::{AttackResult, Caveat, Order, Verdicts};
-use crate::plugin::{CountedVictim, LoadedModel};
+use crate::plugin::{CountedVictim, LoadedModel, Threat};
 use crate::torch::arithmetic::Arithmetic;
 use crate::{Error, Result};
 use plugin_api::losses::{correct, cross_entropy};
-use plugin_api::{Norm, ThreatModel, VictimCalls};
+use plugin_api::{Norm, VictimCalls};
 use tch::{Kind, Tensor};
 
 /// Logits may differ this much, relative to their size, from one pass to the next.
@@ -26,8 +26,8 @@ const SEARCHED: f64 = 0.5;
 
 /// The caveat of a ball that reaches the middle of the domain from every image of so many values.
 /// The adversary can then turn all images into the same grey one.
-pub(crate) fn of_threat(threat: &ThreatModel, values: i64) -> Option<Caveat> {
-    let ThreatModel { norm, epsilon, domain: (low, high) } = *threat;
+pub(crate) fn of_threat(threat: &Threat, values: i64) -> Option<Caveat> {
+    let Threat { norm, epsilon, domain: (low, high), .. } = *threat;
     let farthest = (high - low) / 2.0;
     let (reach, of_what) = match norm {
         Norm::Linf => (farthest, "half of the width of the domain".to_owned()),
@@ -337,7 +337,8 @@ mod tests {
 
     #[test]
     fn a_ball_that_holds_the_middle_of_the_domain_around_every_image_is_a_caveat() {
-        let of = |norm, epsilon, domain| of_threat(&ThreatModel { norm, epsilon, domain }, 784);
+        let of =
+            |norm, epsilon, domain| of_threat(&Threat { norm, epsilon, domain, channel_scale: None }, 784);
         let (unit, wide) = ((0.0, 1.0), (-1.0, 1.0));
         for (norm, epsilon, domain, is_caveat) in [
             (Norm::Linf, 0.49, unit, false),

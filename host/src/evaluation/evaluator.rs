@@ -4,12 +4,11 @@ use crate::data::examples::Examples;
 use crate::evaluation::caveat;
 use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::verdict::*;
-use crate::plugin::{Attack, Candidates, CountedVictim, LoadedModel};
+use crate::plugin::{Attack, Candidates, CountedVictim, LoadedModel, Threat};
 use crate::torch::random::{Draws, Purpose, permutation, seed_for, step_of_name};
 use crate::util::console::{Indicator, Style};
 use crate::util::interrupt;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use plugin_api::losses::{correct, cross_entropy};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -26,7 +25,7 @@ pub(crate) struct Evaluator<'a> {
     /// The purpose of the random numbers: an attack or a probe.
     pub(crate) purpose: Purpose,
     /// The threat model.
-    pub(crate) threat: ThreatModel,
+    pub(crate) threat: Threat,
     /// Which points an attack is given.
     pub(crate) order: Order,
     /// Number of times that each attack runs with new random numbers; the worst case counts.
@@ -220,8 +219,8 @@ impl Evaluator<'_> {
         };
         let victim = CountedVictim::observed(self.source, &observe, self.stop);
         self.seed_model(attack.key(), progress.restart, &points);
-        let Candidates { images: candidates, starts } =
-            attack.run(&victim, (&natural, &labels), &points, self.threat, &draws)?;
+        let Candidates { images: candidates, moved } =
+            attack.run(&victim, (&natural, &labels), &points, &self.threat, &draws)?;
         let logits = self.model.logits(&candidates)?;
         let stands = correct(&logits, &labels);
         for (position, stands) in batch.iter().zip(bools(&stands)?) {
@@ -233,8 +232,7 @@ impl Evaluator<'_> {
             progress.loss_rise.0 += if unchanged { 0.0 } else { loss - partial.natural_losses[*position] };
             progress.loss_rise.1 += 1;
         }
-        if let Some(starts) = starts.filter(|_| self.threat.epsilon > 0.0) {
-            let moved = self.threat.distance(&candidates, &starts) / self.threat.epsilon;
+        if let Some(moved) = moved {
             let moved = moved.masked_select(&stands);
             if moved.size()[0] > 0 {
                 let moved = moved.max().double_value(&[]);

@@ -4,12 +4,11 @@ use crate::evaluation::journal::{AdversarialExamples, Journal};
 use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::shard::Shard;
 use crate::evaluation::verdict::{Caveat, CurvePoint, Evaluation};
-use crate::plugin::LoadedModel;
+use crate::plugin::{LoadedModel, Threat};
 use crate::run::outline::Outline;
 use crate::run::progress::Progress;
 use crate::run::{EVALUATIONS, RunFolder, RunRecord};
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -56,7 +55,7 @@ pub(super) enum Portion {
 /// The result of an evaluation at one radius.
 pub struct AtRadius {
     /// The threat model.
-    pub threat: ThreatModel,
+    pub threat: Threat,
     /// The result.
     pub evaluation: Evaluation,
     /// The entry of `eval.json`.

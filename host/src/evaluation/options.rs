@@ -1,12 +1,12 @@
 //! The options of an evaluation.
 
 use crate::config::{Experiment, norm_alone, norm_parser};
-use crate::plugin::PluginSpec;
+use crate::plugin::{PluginSpec, Threat, channel_scale};
 use crate::run::moved::Moved;
 use crate::util::number::Reals;
 use crate::{Error, Result};
 use clap::Args;
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::Norm;
 use std::path::PathBuf;
 
 /// The options of an evaluation.
@@ -25,6 +25,10 @@ pub struct EvaluationOptions {
     /// Norm of these radii [default: as in the run, else linf]
     #[arg(long, value_parser = norm_parser())]
     pub norm: Option<Norm>,
+    /// Radius of each channel, as a multiple of these radii: 0 to 1, the largest 1; 1,1,1 is one radius
+    /// for three [default: as in the run, else 1 for all]
+    #[arg(long, value_name = "SCALE,...")]
+    pub channel_scale: Option<Reals>,
     /// Make the examples on this other run's model, with attacks that continue after they fooled
     /// it: samplers, or apgd.so,keep_climbing=true
     #[arg(long, value_name = "RUN")]
@@ -74,7 +78,7 @@ impl EvaluationOptions {
     ///
     /// # Errors
     /// If a radius is no number of at least 0, they do not rise, or another norm has none.
-    pub(crate) fn threats(&self, base: &ThreatModel) -> Result<Vec<ThreatModel>> {
+    pub(crate) fn threats(&self, base: &Threat) -> Result<Vec<Threat>> {
         let norm = self.norm.unwrap_or(base.norm);
         let radii: Vec<f64> = match &self.epsilon {
             Some(radii) => radii.clone().into(),
@@ -87,7 +91,14 @@ impl EvaluationOptions {
                 "--epsilon: expected radii of at least 0, each above the one before it; got {radii:?}"
             )));
         }
-        Ok(radii.into_iter().map(|epsilon| ThreatModel { norm, epsilon, ..*base }).collect())
+        let scale = match &self.channel_scale {
+            None => base.channel_scale.clone(),
+            given => channel_scale(given.clone()),
+        };
+        let at = |epsilon| Threat { norm, epsilon, channel_scale: scale.clone(), ..*base };
+        let threats: Vec<_> = radii.into_iter().map(at).collect();
+        threats.iter().try_for_each(Threat::check_channel_scale)?;
+        Ok(threats)
     }
 
     /// The number of points, if one is given. A run's config gives a number of test points.

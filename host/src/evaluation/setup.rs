@@ -10,7 +10,7 @@ use crate::evaluation::options::EvaluationOptions;
 use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::shard::{Shard, Shards, of_shard};
 use crate::evaluation::verdict::{Caveat, CurvePoint, Evaluation, Order, PartialEvaluation, Verdicts};
-use crate::plugin::{Attack, LoadedModel, PluginSpec};
+use crate::plugin::{Attack, LoadedModel, PluginSpec, Threat};
 use crate::ranks::Ranks;
 use crate::run::outline::{Outline, Points};
 use crate::run::{self, RunFolder, RunRecord, Versions, WeightsFound};
@@ -20,7 +20,6 @@ use crate::torch::random::Purpose;
 use crate::util::console::{Style, part, say};
 use crate::util::files;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -194,7 +193,7 @@ impl<'a> EvaluationSetup<'a> {
         let threats = self.options.threats(&experiment.threat)?;
         let evaluators: Vec<_> = threats
             .iter()
-            .map(|threat| self.evaluator(experiment, (&target, source), *threat, stop))
+            .map(|threat| self.evaluator(experiment, (&target, source), threat.clone(), stop))
             .collect();
         let [evaluator, ..] = evaluators.as_slice() else {
             return Err(Error::new("--epsilon: expected a radius"));
@@ -320,7 +319,7 @@ impl<'a> EvaluationSetup<'a> {
         evaluator: &Evaluator,
         attacks: &[Attack],
         (path, fields): (&Path, usize),
-        threats: &[ThreatModel],
+        threats: &[Threat],
         points: usize,
     ) -> Outline<ExpectedCost> {
         let order = match (fields, &self.options.suite) {
@@ -345,7 +344,7 @@ impl<'a> EvaluationSetup<'a> {
                 shape: self.examples.images.size()[1..].to_vec(),
             },
             model: format!("{} ({})", evaluator.model.record.spec, path.display()),
-            threat: *threats.last().unwrap_or(&evaluator.threat),
+            threat: threats.last().unwrap_or(&evaluator.threat).clone(),
             method: format!("{order}{}{repeated}{widened}", names.join(", ")),
             cost: ExpectedCost::new(attacks, points, u64::from(restarts) * (fields * threats.len()) as u64),
         }
@@ -358,7 +357,7 @@ impl<'a> EvaluationSetup<'a> {
         evaluator: &Evaluator,
         target: &EvaluatedRun,
         attacks: &[Attack],
-        threats: &[ThreatModel],
+        threats: &[Threat],
         points: &[i64],
     ) -> Result<Option<Vec<AtRadius>>> {
         let settings = self.settings(evaluator, attacks, threats, points)?;
@@ -368,12 +367,12 @@ impl<'a> EvaluationSetup<'a> {
             settings.keys().all(|key| same(key)) && same(RADII)
         };
         let same: Vec<_> = evaluations.iter().rev().filter(is_same).collect();
-        let at = |threat: &ThreatModel| {
+        let at = |threat: &Threat| {
             let of_radius = same.iter().filter(|entry| entry["threat"] == json!(threat));
             let results = of_radius.map(|entry| Evaluation::deserialize(&entry["result"]));
             let mut whole = results.flatten().filter(|result| result.attacks.len() == attacks.len());
             let evaluation = whole.next()?;
-            Some(AtRadius { threat: *threat, evaluation, entry: Value::Null, examples: None })
+            Some(AtRadius { threat: threat.clone(), evaluation, entry: Value::Null, examples: None })
         };
         Ok(threats.iter().map(at).collect())
     }
@@ -424,7 +423,7 @@ impl<'a> EvaluationSetup<'a> {
             }
             let counts = || verdicts.broken_counts(evaluator.order, smaller);
             radii.push(AtRadius {
-                threat: evaluator.threat,
+                threat: evaluator.threat.clone(),
                 evaluation: evaluation.clone(),
                 entry,
                 examples: self.options.save_examples.then(|| (evaluator.no_examples(), counts())),
@@ -439,7 +438,7 @@ impl<'a> EvaluationSetup<'a> {
     pub(crate) fn attacks(
         &self,
         record: &RunRecord,
-        threats: &[ThreatModel],
+        threats: &[Threat],
     ) -> Result<(Vec<Attack>, Vec<Caveat>)> {
         let are_given = !self.options.attacks.is_empty();
         let specs: Vec<PluginSpec> = match &self.options.suite {
@@ -484,7 +483,7 @@ impl<'a> EvaluationSetup<'a> {
         &'b self,
         experiment: &Experiment,
         (target, source): (&'b EvaluatedRun, &'b EvaluatedRun),
-        threat: ThreatModel,
+        threat: Threat,
         stop: &'b AtomicBool,
     ) -> Evaluator<'b> {
         let order = if self.options.suite.is_some() { Order::Cascade } else { Order::Separate };
@@ -518,7 +517,7 @@ impl<'a> EvaluationSetup<'a> {
         evaluator: &Evaluator,
         (target, source): (&EvaluatedRun, &EvaluatedRun),
         attacks: &[Attack],
-        threats: &[ThreatModel],
+        threats: &[Threat],
         points: &[i64],
     ) -> Result<(Journal, Option<PartialEvaluation>)> {
         let mut settings = self.settings(evaluator, attacks, threats, points)?;
@@ -554,7 +553,7 @@ impl<'a> EvaluationSetup<'a> {
         &self,
         evaluator: &Evaluator,
         attacks: &[Attack],
-        threats: &[ThreatModel],
+        threats: &[Threat],
         points: &[i64],
     ) -> Result<Settings> {
         let weights = |model: &LoadedModel| -> Result<Value> {

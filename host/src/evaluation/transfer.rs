@@ -7,11 +7,11 @@ use crate::evaluation::options::EvaluationOptions;
 use crate::evaluation::outline::ExpectedCost;
 use crate::evaluation::setup::{EvaluationSetup, caveats_before_attacks};
 use crate::evaluation::verdict::{Caveat, Evaluation};
+use crate::plugin::Threat;
 use crate::run::outline::Outline;
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::{Style, say};
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +27,7 @@ pub struct TransferMatrix {
     /// Number of attacks.
     pub attack_count: usize,
     /// The threat model.
-    pub threat: ThreatModel,
+    pub threat: Threat,
     /// Seed of the attacks.
     pub seed: u64,
     /// Examples per forward pass.
@@ -87,9 +87,9 @@ pub(crate) fn transfer_with_style(
     let setup = EvaluationSetup::open(first_path, options)?.with_style(style);
     let runs: Vec<EvaluatedRun> = paths.iter().map(|path| setup.open_run(path)).collect::<Result<_>>()?;
     let experiment = &runs[0].record.experiment;
-    let threat_of = |run: &EvaluatedRun| -> Result<ThreatModel> {
+    let threat_of = |run: &EvaluatedRun| -> Result<Threat> {
         match options.threats(&run.record.experiment.threat)?.as_slice() {
-            [only] => Ok(*only),
+            [only] => Ok(only.clone()),
             several => Err(Error::new(format!("--transfer: expected one radius, got {}", several.len()))
                 .fix("make one matrix for each radius")),
         }
@@ -108,10 +108,10 @@ pub(crate) fn transfer_with_style(
             .fix("judge all at one radius with --epsilon and --norm"));
         }
     }
-    let threats = [expected];
+    let threats = [expected.clone()];
     let (attacks, left_out) = setup.attacks(&runs[0].record, &threats)?;
     let caveats = setup.caveats.iter().cloned().chain(left_out).collect();
-    let settings = setup.evaluator(experiment, (&runs[0], &runs[0]), expected, stop);
+    let settings = setup.evaluator(experiment, (&runs[0], &runs[0]), expected.clone(), stop);
     let count = setup.choose_points(&settings, experiment)?.len();
     let outline = setup.outline(&settings, &attacks, (first_path, runs.len() * runs.len()), &threats, count);
     if style == Style::Human {
@@ -132,13 +132,13 @@ pub(crate) fn transfer_with_style(
     for source in &runs {
         let mut row = Vec::new();
         for (path, target) in paths.iter().zip(&runs) {
-            let evaluator = setup.evaluator(experiment, (target, source), expected, stop);
+            let evaluator = setup.evaluator(experiment, (target, source), expected.clone(), stop);
             let points = setup.choose_points(&evaluator, experiment)?;
             let mut caveats = Vec::new();
             if std::ptr::eq(source, target) {
                 caveats.extend(target.caveats.iter().cloned());
                 let values = evaluator.examples.images.size()[1..].iter().product();
-                caveats.extend(caveat::of_threat(&expected, values));
+                caveats.extend(caveat::of_threat(&threats[0], values));
                 let is_foreign = target.record.init.is_some();
                 caveats.extend(caveats_before_attacks(&evaluator, &points, is_foreign)?);
             }

@@ -1,5 +1,7 @@
 use super::library::{self, Kind, Opened, open_attack};
-use super::{LoadedModel, Owned, PluginSpec, Record, Sampler, Visit, call, check_like, fresh_start};
+use super::{
+    LoadedModel, Owned, Pixels, PluginSpec, Record, Sampler, Threat, Visit, call, check_like, fresh_start,
+};
 use crate::torch::finite::FiniteCheck;
 use crate::torch::random::Draws;
 use crate::util::interrupt::{self, NEVER};
@@ -61,7 +63,9 @@ impl Attack {
     ///
     /// # Errors
     /// If not: the reason.
-    pub fn supports(&self, threat: &ThreatModel, task: &Task) -> Result<()> {
+    pub fn supports(&self, threat: &Threat, task: &Task) -> Result<()> {
+        threat.check_task(task)?;
+        let threat = &threat.ball();
         let supported = match &self.kind {
             AttackKind::Plugin(instance) => call(&self.name, "supports", [], || {
                 instance.supports(threat)?;
@@ -120,6 +124,9 @@ impl Attack {
 
     /// One candidate per example, inside ball and domain.
     ///
+    /// With a radius for each channel, a plugin runs on one point at a time: nothing else tells the host
+    /// which example an image belongs to that a plugin hands to the victim.
+    ///
     /// # Errors
     /// If the plugin fails, returns a tensor of another shape, dtype or device, or returns points
     /// outside the threat model; an interruption if the victim refused a call because of a stop,
@@ -129,21 +136,58 @@ impl Attack {
         victim: &CountedVictim,
         (natural, labels): (&Tensor, &Tensor),
         points: &[i64],
-        threat: ThreatModel,
+        threat: &Threat,
         draws: &Draws,
     ) -> Result<Candidates> {
         let _guard = tch::no_grad_guard();
+        let (ball, scaled) = (threat.ball(), threat.natural(natural));
+        let pixels = threat.pixels(natural, &scaled, 1);
+        match &self.kind {
+            AttackKind::Plugin(_) if !pixels.are_same() && points.len() > 1 => {
+                let alone = (0..points.len()).map(|row| {
+                    let one = |tensor: &Tensor| tensor.narrow(0, row as i64, 1);
+                    let example = (&one(natural), &one(labels));
+                    self.run(victim, example, &points[row..=row], threat, &draws.row(row))
+                });
+                let candidates = alone.collect::<Result<Vec<_>>>()?;
+                let images: Vec<_> = candidates.iter().map(|candidate| &candidate.images).collect();
+                Ok(Candidates { images: Tensor::f_cat(&images, 0)?, moved: None })
+            }
+            _ => {
+                let seen = (victim, &pixels);
+                let candidates = self.run_in_ball(seen, (&scaled, labels), points, ball, draws)?;
+                let (low, high) = ball.domain;
+                let images = match pixels.are_same() {
+                    true => candidates.images,
+                    // The change of coordinates may round beyond the end of the domain.
+                    false => pixels.of(&candidates.images).map_err(Error::new)?.clamp(low, high),
+                };
+                Ok(Candidates { images, ..candidates })
+            }
+        }
+    }
+
+    /// As [`Attack::run`], in the coordinates of plugins.
+    fn run_in_ball(
+        &self,
+        (victim, pixels): (&CountedVictim, &Pixels),
+        (natural, labels): (&Tensor, &Tensor),
+        points: &[i64],
+        ball: ThreatModel,
+        draws: &Draws,
+    ) -> Result<Candidates> {
         let before = victim.forward_passes.get();
+        let seen = SeenVictim { victim, pixels };
         let outcome = match &self.kind {
             AttackKind::Plugin(instance) => {
                 let classes = victim.model.classes();
                 let lent =
                     [("natural", natural), ("labels", labels)].into_iter().chain(victim.model.lent(false));
-                let run = || instance.run((natural, labels), points, classes, threat, victim, draws);
-                call(&self.name, "run", lent, run).map(|images| Candidates { images, starts: None })
+                let run = || instance.run((natural, labels), points, classes, ball, &seen, draws);
+                call(&self.name, "run", lent, run).map(|images| Candidates { images, moved: None })
             }
             AttackKind::Sampler(sampler) => {
-                run_sampler(sampler, victim, (natural, labels), points, threat, draws)
+                run_sampler(sampler, &seen, (natural, labels), points, ball, draws)
             }
         };
         if victim.has_refused() {
@@ -153,7 +197,7 @@ impl Attack {
         self.check_query_budget(victim.forward_passes.get() - before, points.len() as u64)?;
         let images = &candidates.images;
         check_like(&self.name, "run", images, &natural.size(), natural)?;
-        let outside = threat.contains(images, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
+        let outside = ball.contains(images, natural).logical_not().sum(Dtype::Int64).int64_value(&[]);
         if outside > 0 {
             let message = format!(
                 "{}: run returned {outside} of {} candidates outside the threat model (or not finite)",
@@ -170,13 +214,14 @@ impl Attack {
 pub struct Candidates {
     /// The candidates, `[N, C, H, W]`.
     pub images: Tensor,
-    /// Where the chains of a sampler began, `[N, C, H, W]`. An attack plugin does not say.
-    pub starts: Option<Tensor>,
+    /// How far the chains of a sampler moved from where they began, as a share of epsilon, `[N]`. An
+    /// attack plugin does not say, and without a radius there is no share.
+    pub moved: Option<Tensor>,
 }
 
 fn run_sampler(
     sampler: &Sampler,
-    victim: &CountedVictim,
+    victim: &dyn VictimCalls,
     (natural, labels): (&Tensor, &Tensor),
     points: &[i64],
     threat: ThreatModel,
@@ -193,7 +238,7 @@ fn run_sampler(
         state: sampler.declaration().fresh_state(natural),
     };
     sampler.begin(&mut visit, draws, &mut watch)?;
-    let starts = Some(visit.particles.shallow_clone());
+    let starts = visit.particles.shallow_clone();
     sampler.walk().steps(
         &mut visit,
         |due, visit| {
@@ -213,7 +258,28 @@ fn run_sampler(
         },
     )?;
     watch.read()?;
-    Ok(Candidates { images: visit.particles, starts })
+    let moved = (threat.epsilon > 0.0).then(|| threat.distance(&visit.particles, &starts) / threat.epsilon);
+    Ok(Candidates { images: visit.particles, moved })
+}
+
+/// A victim that is handed images in the coordinates of plugins.
+struct SeenVictim<'a> {
+    victim: &'a CountedVictim<'a>,
+    pixels: &'a Pixels,
+}
+
+impl VictimCalls for SeenVictim<'_> {
+    fn logits(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
+        self.victim.logits(&self.pixels.of(images)?)
+    }
+
+    fn differentiable(&self, images: &Tensor) -> plugin_api::Result<(Tensor, Tensor)> {
+        self.victim.differentiable(&self.pixels.of(images)?)
+    }
+
+    fn input_gradient(&self, loss: &Tensor, leaf: &Tensor) -> plugin_api::Result<Tensor> {
+        Ok(self.pixels.gradient(self.victim.input_gradient(loss, leaf)?))
+    }
 }
 
 fn on_the_way(error: plugin_api::Error) -> Error {

@@ -8,6 +8,7 @@ mod objective;
 pub mod running;
 mod sampler;
 pub(crate) mod spec;
+mod threat;
 pub(crate) mod trust;
 
 pub use attack::{Attack, Candidates, CountedVictim};
@@ -20,6 +21,8 @@ pub use objective::Objective;
 pub use plugin_api::walk::Visit;
 pub use sampler::{Sampler, faces, fresh_start, uniform_in_box};
 pub use spec::{PluginSpec, parse};
+pub(crate) use threat::channel_scale;
+pub use threat::{Pixels, SeenModel, Threat};
 
 use crate::{Error, Result};
 use tch::Tensor;

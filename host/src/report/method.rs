@@ -6,19 +6,20 @@ use super::tables::setting_text;
 use crate::config::{Experiment, MILESTONES, Mode, PEAK_AT, STEP_FACTOR, Shape, Train};
 use crate::sweep::short;
 use crate::torch::precision::Precision;
-use crate::util::number::counted;
+use crate::util::number::{counted, listed};
 use plugin_api::Norm;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Keys of an experiment, or the tables of such keys, that no label has.
-const NOT_IN_LABELS: [&str; 12] = [
+const NOT_IN_LABELS: [&str; 13] = [
     // The table of results has columns for these.
     "model",
     "data.name",
     "threat.norm",
     "threat.epsilon",
+    "threat.channel_scale",
     "train.seed",
     // Evaluation is not training. The columns of accuracies name the attacks, restarts and points.
     "eval",
@@ -157,13 +158,14 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
 }
 
 /// A ball in the usual notation: `linf 0.3`, `linf 8/255`.
-pub(super) fn ball(norm: Norm, epsilon: f64) -> String {
+pub(super) fn ball(norm: Norm, epsilon: f64, channel_scale: Option<&[f64]>) -> String {
+    let scaled = channel_scale.map_or(String::new(), |scale| format!(" x ({})", listed(scale)));
     const SHORT: usize = 6;
     let levels = 255.0 * epsilon;
     match epsilon.to_string() {
-        short if short.len() <= SHORT => format!("{norm} {short}"),
-        _ if (levels - levels.round()).abs() < 1e-6 => format!("{norm} {levels:.0}/255"),
-        long => format!("{norm} {long}"),
+        short if short.len() <= SHORT => format!("{norm} {short}{scaled}"),
+        _ if (levels - levels.round()).abs() < 1e-6 => format!("{norm} {levels:.0}/255{scaled}"),
+        long => format!("{norm} {long}{scaled}"),
     }
 }
 
@@ -255,7 +257,9 @@ mod tests {
 
     #[test]
     fn every_excluded_key_exists() {
-        let values = json!(Experiment::default());
+        let mut experiment = Experiment::default();
+        experiment.threat.channel_scale = Some(vec![1.0, 0.5]);
+        let values = json!(experiment);
         for key in NOT_IN_LABELS {
             let found = key.split('.').try_fold(&values, |value, key| value.get(key));
             assert!(found.is_some(), "{key}");
@@ -285,8 +289,8 @@ mod tests {
 
     #[test]
     fn balls_have_the_usual_notation() {
-        assert_eq!(ball(Norm::Linf, 0.3), "linf 0.3");
-        assert_eq!(ball(Norm::Linf, 8.0 / 255.0), "linf 8/255");
-        assert_eq!(ball(Norm::L2, 0.123_456_789), "l2 0.123456789");
+        assert_eq!(ball(Norm::Linf, 0.3, None), "linf 0.3");
+        assert_eq!(ball(Norm::Linf, 8.0 / 255.0, Some(&[1.0, 0.5, 0.0])), "linf 8/255 x (1,0.5,0)");
+        assert_eq!(ball(Norm::L2, 0.123_456_789, None), "l2 0.123456789");
     }
 }

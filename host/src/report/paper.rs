@@ -81,7 +81,7 @@ pub(super) fn column_of(record: &RunRecord) -> Option<&'static Column> {
 impl Column {
     fn is_of(&self, record: &RunRecord) -> bool {
         let sampler = record.plugins.sampler.as_ref();
-        let threat = record.experiment.threat;
+        let threat = &record.experiment.threat;
         let model = &record.plugins.model.manifest.name;
         let option = |key| option(&record.experiment.model, model, key);
         record.data.name == self.data
@@ -92,6 +92,7 @@ impl Column {
             && self.options.iter().all(|(key, value)| option(key).as_ref() == Some(value))
             && sampler.is_some_and(|sampler| sampler.manifest.name == self.sampler)
             && threat.norm == self.threat.norm
+            && threat.is_one_radius()
             && (threat.epsilon - self.threat.epsilon).abs() < SAME
     }
 

@@ -10,10 +10,11 @@ use super::collect::{Distances, Run};
 use super::method::ball;
 use super::tables::{self, Curve};
 use crate::Result;
+use crate::plugin::Threat;
 use crate::run::progress::TracePoint;
 use crate::util::number::counted;
 use chart::*;
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::Norm;
 
 pub(super) use chart::dark_style;
 pub(super) use diagnosis::diagnosis;
@@ -101,7 +102,7 @@ pub(super) fn radii(run: &Run, name: &str) -> Result<Option<Figure>> {
                 let clean = (0.0, curve.clean);
                 let points = std::iter::once(clean).chain(curve.points.iter().copied());
                 Series {
-                    name: curve.name.clone(),
+                    name: curve.label(),
                     points: points.map(|(epsilon, share)| (epsilon, 100.0 * share)).collect(),
                 }
             });
@@ -122,7 +123,7 @@ pub(super) fn radii(run: &Run, name: &str) -> Result<Option<Figure>> {
             curve.name,
             100.0 * curve.clean,
             100.0 * robust,
-            ball(curve.norm, epsilon)
+            ball(curve.norm, epsilon, curve.channel_scale.as_deref())
         )
     };
     let ends: Vec<_> = curves.iter().map(told).collect();
@@ -224,7 +225,7 @@ fn backprops(point: &TracePoint, train_points: usize, batch: usize, particles: u
 }
 
 /// The histogram of the distances of the particles from their natural examples.
-pub(super) fn distances(found: &Distances, threat: &ThreatModel, name: &str) -> Result<Figure> {
+pub(super) fn distances(found: &Distances, threat: &Threat, name: &str) -> Result<Figure> {
     let series = found.measured.iter().map(|measured| (measured.name.clone(), measured.shares.as_slice()));
     let histogram =
         Histogram { x: "share of the largest distance", y: "particles, %", series: series.collect() };

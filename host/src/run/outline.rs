@@ -1,7 +1,7 @@
 //! What a command is about to do, shown before it begins.
 
+use crate::plugin::Threat;
 use indicatif::HumanCount;
-use plugin_api::ThreatModel;
 use serde::Serialize;
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub struct Outline<Cost> {
     /// The model, as written.
     pub model: String,
     /// The threat model.
-    pub threat: ThreatModel,
+    pub threat: Threat,
     /// What is done, for people.
     pub method: String,
     /// What it is expected to cost.
@@ -38,12 +38,12 @@ pub struct Points {
 impl<Cost: fmt::Display> fmt::Display for Outline<Cost> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Points { name, points, kind, classes, shape } = &self.data;
-        let ThreatModel { norm, epsilon, domain: (low, high) } = self.threat;
+        let (low, high) = self.threat.domain;
         let points = HumanCount(*points as u64);
         let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
         writeln!(formatter, "data          {name}: {points} {kind}, {classes} classes, {shape}")?;
         writeln!(formatter, "model         {}", self.model)?;
-        writeln!(formatter, "threat model  {norm}, epsilon {epsilon}, domain [{low}, {high}]")?;
+        writeln!(formatter, "threat model  {}, domain [{low}, {high}]", self.threat)?;
         writeln!(formatter, "method        {}", self.method)?;
         write!(formatter, "cost          {}", self.cost)
     }

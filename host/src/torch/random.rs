@@ -216,6 +216,11 @@ impl<'a> Draws<'a> {
         Self { first_stream: (number as u64) << 32, draws: Cell::new(0), ..*self }
     }
 
+    /// Row number `row` alone, of rows with one particle of each point.
+    pub fn row(&self, row: usize) -> Self {
+        Self { points: &self.points[row..=row], draws: Cell::new(0), ahead: None, ..*self }
+    }
+
     /// The same rows with particles numbered from `first`: another restart.
     pub fn restart(&self, first: u16) -> Self {
         Self { first_particle: first, draws: Cell::new(0), ..*self }

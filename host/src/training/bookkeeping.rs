@@ -278,7 +278,7 @@ impl Training {
         let selection = plan.shards.select(&points, plan.device)?;
         let points = selection.points.clone();
         let (natural, labels) = plan.examples.batch(&selection.indices)?;
-        let mut threat = plan.experiment.training_threat();
+        let mut threat = plan.experiment.training_threat().ball();
         threat.epsilon *= plan.epsilon_ramp(self.records.progress.update.saturating_sub(1));
         let subject = Subject { model: &players.model, threat, natural, labels, points, seed };
         let repeated = subject.repeated(copies);
@@ -572,7 +572,8 @@ impl Training {
             }
             let forward = Forward::Step(number).of_update(update);
             tch::manual_seed(seed_for(seed, Purpose::Statistics, forward));
-            drop(no_grad(|| self.players.model.forward_in(precision, &visit.particles, true))?);
+            let model = minibatch.seen_by(&self.players.model);
+            drop(no_grad(|| model.forward_in(precision, &visit.particles, true))?);
         }
         Ok(())
     }
@@ -601,7 +602,7 @@ impl Training {
             stop,
             examples,
             purpose,
-            threat: experiment.threat,
+            threat: experiment.threat.clone(),
             restarts: 1,
             batch: experiment.eval.batch_on(self.plan.device),
             seed: experiment.train.seed,

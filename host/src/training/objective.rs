@@ -4,7 +4,7 @@ use super::trial::AtChance;
 use super::{Plan, trial};
 use crate::config::{Experiment, Mode, ModelMode, Train};
 use crate::data::examples::repeat_rows;
-use crate::plugin::{LoadedModel, Objective, Visit};
+use crate::plugin::{LoadedModel, Objective, SeenModel, Visit};
 use crate::ranks::Ranks;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use crate::{Error, Result};
@@ -52,7 +52,7 @@ impl Losses {
         let train = &experiment.train;
         let (declaration, spec) = (*objective.declaration(), &train.objective);
         let setting = Setting {
-            threat: experiment.training_threat(),
+            threat: experiment.training_threat().ball(),
             particles_per_point: train.particles,
             classes: task.classes,
             training_points,
@@ -161,7 +161,7 @@ impl Losses {
         &self,
         plan: &Plan,
         update: u64,
-        model: &LoadedModel,
+        model: SeenModel,
         visit: &Visit,
         (start, for_inner): (&Tensor, bool),
     ) -> Result<Prepared> {
@@ -178,7 +178,7 @@ impl Losses {
         let natural = repeat_rows(&logits(true)?, copies);
         let target = if !for_inner {
             None
-        } else if self.inner_target_is_apart(train, model) {
+        } else if self.inner_target_is_apart(train, model.model) {
             Some(repeat_rows(&no_grad(|| logits(false))?, copies))
         } else {
             Some(natural.detach())
@@ -191,7 +191,7 @@ impl Losses {
         &self,
         plan: &Plan,
         (update, number): (u64, usize),
-        model: &LoadedModel,
+        model: SeenModel,
         visit: &Visit,
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Tensor> {
@@ -206,13 +206,13 @@ impl Losses {
         &self,
         plan: &Plan,
         (update, number): (u64, usize),
-        model: &LoadedModel,
+        model: SeenModel,
         visit: &Visit,
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Outer> {
         let minibatch = prepared.minibatch(prepared.natural.as_ref(), model, visit, particles, logits);
         let draws = draws(plan, update, visit).step(number);
-        self.objective.outer(model.lent(true), &minibatch, &Network::new(plan, update, model), &draws)
+        self.objective.outer(model.model.lent(true), &minibatch, &Network::new(plan, update, model), &draws)
     }
 
     /// Sets the next state.
@@ -227,7 +227,7 @@ impl Prepared {
     fn minibatch<'a>(
         &'a self,
         natural_logits: Option<&'a Tensor>,
-        model: &LoadedModel,
+        model: SeenModel,
         visit: &'a Visit,
         particles: &'a Tensor,
         logits: &'a Tensor,
@@ -241,7 +241,7 @@ impl Prepared {
             labels: visit.labels,
             points: visit.points,
             particles_per_point: visit.particles_per_point,
-            classes: model.classes(),
+            classes: model.model.classes(),
             threat: visit.threat,
             state: &self.state,
         }
@@ -258,13 +258,13 @@ fn draws<'a>(plan: &Plan, update: u64, visit: &'a Visit) -> Draws<'a> {
 struct Network<'a> {
     plan: &'a Plan,
     update: u64,
-    model: &'a LoadedModel,
+    model: SeenModel<'a>,
     /// Number of calls so far.
     calls: Cell<u64>,
 }
 
 impl<'a> Network<'a> {
-    fn new(plan: &'a Plan, update: u64, model: &'a LoadedModel) -> Self {
+    fn new(plan: &'a Plan, update: u64, model: SeenModel<'a>) -> Self {
         Self { plan, update, model, calls: Cell::new(0) }
     }
 }
@@ -279,7 +279,7 @@ impl NetworkCalls for Network<'_> {
 
     fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> plugin_api::Result<Tensor> {
         let total = loss.f_sum(loss.kind())?;
-        self.model.count_backward(images.size()[0]);
+        self.model.model.count_backward(images.size()[0]);
         losses::differentiable_gradient(&total, images)
     }
 }

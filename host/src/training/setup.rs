@@ -474,7 +474,7 @@ impl Training {
                 shape: plan.examples.images.size()[1..].to_vec(),
             },
             model: model.record.spec.clone(),
-            threat: *threat,
+            threat: threat.clone(),
             method: format!("{}; {origin}", self.method()),
             cost: self.expected_cost(),
         }
@@ -540,7 +540,7 @@ fn make_store(
     let (threat, state) = (experiment.training_threat(), sampler.declaration().stored_state());
     let mut made = ParticleStore::new(part, particles, &state, threat, store, place)?;
     if start == StartChoice::UniformStore && !matches!(place, Place::Kept(_)) {
-        made.begin_at_uniform_draws(part, &threat, seed, sampler.has_law())?;
+        made.begin_at_uniform_draws(part, seed, sampler.has_law())?;
     }
     Ok(made)
 }
@@ -592,6 +592,7 @@ pub(crate) fn make_sampler(spec: &PluginSpec, train: &Train) -> Result<Sampler> 
 /// # Errors
 /// What, and which values would do.
 pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<&Sampler>) -> Result<()> {
+    experiment.threat.check_task(&dataset.task())?;
     let smallest_side = dataset.task().height.min(dataset.task().width);
     if experiment.train.crop as u64 >= smallest_side as u64 {
         return Err(Error::new(format!(
@@ -611,10 +612,11 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
         let (threat, train) = (experiment.training_threat(), &experiment.train);
         let keeps_to_ball = sampler.is_some_and(|sampler| sampler.keeps_to_ball().is_ok());
         let is_stored = keeps_to_ball && start_of_chains(experiment, sampler) == Start::Store;
-        if !is_stored || threat.norm != Norm::Linf || !train.is_cross_entropy() {
+        let is_box = threat.norm == Norm::Linf && threat.is_one_radius();
+        if !is_stored || !is_box || !train.is_cross_entropy() {
             return Err(Error::new(
-                "train.diagnose_every: expected a sampler whose particles stay in the ball and in a store, norm linf and \
-                 the objective cross-entropy",
+                "train.diagnose_every: expected a sampler whose particles stay in the ball and in a store, norm linf, \
+                 one radius for all channels and the objective cross-entropy",
             )
             .fix("leave it out, or train with langevin.so"));
         }
@@ -654,8 +656,9 @@ pub(crate) fn check(experiment: &Experiment, dataset: &Dataset, sampler: Option<
                 .note("because", "no chain begins in the particle store (sampler, train.start)"))
         }
         // A mistake in the options, not one on the way.
-        _ => sampler
-            .map_or(Ok(()), |sampler| sampler.supports(&experiment.training_threat()).map_err(Error::new)),
+        _ => sampler.map_or(Ok(()), |sampler| {
+            sampler.supports(&experiment.training_threat().ball()).map_err(Error::new)
+        }),
     }
 }
 

@@ -199,8 +199,14 @@ impl Stores {
         let (train, threat) = (&experiment.train, experiment.training_threat());
         let of_shard = |shard| {
             let part = examples.part(shard, train.shards);
-            let mut store =
-                ParticleStore::new(&part, train.particles, state, threat, train.store, Place::Memory)?;
+            let mut store = ParticleStore::new(
+                &part,
+                train.particles,
+                state,
+                threat.clone(),
+                train.store,
+                Place::Memory,
+            )?;
             let group = saved.remove(&group_of(PARTICLES, shard, train.shards)).unwrap_or_default();
             store.load_state(&group, store::place(train, folder, shard).as_deref())?;
             Ok(store)
@@ -303,7 +309,7 @@ mod tests {
     use super::*;
     use crate::config::Format;
     use crate::data::Split;
-    use plugin_api::ThreatModel;
+    use crate::plugin::Threat;
     use std::collections::BTreeSet;
 
     fn shards(count: usize, points: usize, batch: usize) -> Shards {
@@ -354,7 +360,7 @@ mod tests {
             let of_shard = |shard| {
                 let part = examples.part(shard, count);
                 let state = [StateShape::Particles];
-                let threat = ThreatModel::default();
+                let threat = Threat::default();
                 ParticleStore::new(&part, 2, &state, threat, Format::F32, Place::Memory).expect("room")
             };
             Stores::new((0..count).map(of_shard).collect())

@@ -5,7 +5,7 @@ use crate::config::{Format, IN_RUN, Train};
 use crate::data::examples::{Part, repeat_rows};
 use crate::error::shown;
 use crate::law::faces::Rounding;
-use crate::plugin::{fresh_start, uniform_in_box};
+use crate::plugin::{Threat, fresh_start, uniform_in_box};
 use crate::torch::random::{Draws, Purpose};
 use crate::util::{files, pulse};
 use crate::{Error, Result};
@@ -46,7 +46,7 @@ pub struct Stored {
 /// K particles per training point, and the sampler state of each.
 pub struct ParticleStore {
     format: Format,
-    threat: ThreatModel,
+    threat: Threat,
     /// The particles (`[n, K, C, H, W]`), then the state tensors (`[n, K, ...]`). In a file, there are
     /// three slots, one after the other: `[3 n, ...]`.
     tensors: Vec<Tensor>,
@@ -78,7 +78,7 @@ impl ParticleStore {
         examples: &Part,
         particles_per_point: usize,
         state: &[StateShape],
-        threat: ThreatModel,
+        threat: Threat,
         format: Format,
         place: Place,
     ) -> Result<Self> {
@@ -149,6 +149,7 @@ impl ParticleStore {
         let copies = self.tensors[0].size()[1];
         for points in parts(examples, copies as usize) {
             let (images, _) = examples.batch(&points)?;
+            let images = self.threat.natural(&images);
             self.put(&points, &[images.f_unsqueeze(1)?.f_repeat_interleave_self_int(copies, 1, None)?])?;
         }
         Ok(())
@@ -187,27 +188,22 @@ impl ParticleStore {
     ///
     /// # Errors
     /// If a draw fails.
-    pub fn begin_at_uniform_draws(
-        &mut self,
-        examples: &Part,
-        threat: &ThreatModel,
-        seed: u64,
-        in_box: bool,
-    ) -> Result<()> {
+    pub fn begin_at_uniform_draws(&mut self, examples: &Part, seed: u64, in_box: bool) -> Result<()> {
         let particles_per_point = self.tensors[0].size()[1] as usize;
+        let ball = self.threat.ball();
         for indices in parts(examples, particles_per_point) {
             let (natural, _) = examples.batch(&indices)?;
-            let natural = repeat_rows(&natural, particles_per_point);
+            let natural = repeat_rows(&self.threat.natural(&natural), particles_per_point);
             let rows: Vec<i64> = Vec::try_from(&indices)?;
             let points: Vec<i64> = rows
                 .iter()
                 .flat_map(|row| std::iter::repeat_n(examples.point_of(*row), particles_per_point))
                 .collect();
             let draws = Draws::new(seed, Purpose::Start, 0, &points, particles_per_point);
-            let particles = if in_box && threat.norm == Norm::Linf {
-                uniform_in_box(&natural, threat, &draws)?
+            let particles = if in_box && ball.norm == Norm::Linf {
+                uniform_in_box(&natural, &ball, &draws)?
             } else {
-                fresh_start(Start::Uniform, &natural, threat, &draws)?
+                fresh_start(Start::Uniform, &natural, &ball, &draws)?
             };
             self.save(&indices, &natural, &Stored { particles, state: Vec::new() })?;
         }
@@ -231,7 +227,7 @@ impl ParticleStore {
             Format::U8 => (particles.to_kind(Kind::Float) - STEPS) * (self.threat.epsilon / STEPS),
         };
         // Rounding may have moved particles out of the ball or the domain.
-        Stored { particles: self.threat.project(&(natural + distance), natural), state }
+        Stored { particles: self.threat.ball().project(&(natural + distance), natural), state }
     }
 
     /// Stores the chains of these points; the arguments are as in [`ParticleStore::load`].
@@ -244,7 +240,7 @@ impl ParticleStore {
         natural: &Tensor,
         Stored { particles, state }: &Stored,
     ) -> Result<()> {
-        let particles = match rounding(self.format, &self.threat) {
+        let particles = match rounding(self.format, &self.threat.ball()) {
             Some(rounding) => rounding(&(particles - natural)),
             None => particles.shallow_clone(),
         };
@@ -534,8 +530,15 @@ mod tests {
     const THREAT: ThreatModel = ThreatModel { norm: Norm::Linf, epsilon: 0.3, domain: (0.0, 1.0) };
 
     fn store(particles_per_point: usize, format: Format, file: Option<&Path>) -> ParticleStore {
-        ParticleStore::new(&examples().part(0, 1), particles_per_point, &STATE, THREAT, format, place(file))
-            .expect("enough memory")
+        ParticleStore::new(
+            &examples().part(0, 1),
+            particles_per_point,
+            &STATE,
+            THREAT.into(),
+            format,
+            place(file),
+        )
+        .expect("enough memory")
     }
 
     fn place(file: Option<&Path>) -> Place<'_> {
@@ -590,8 +593,9 @@ mod tests {
         let moved =
             &natural + Tensor::linspace(-0.3, 0.3, 201, (Kind::Float, Device::Cpu)).reshape([201, 1, 1, 1]);
         for (format, bound) in [(Format::U8, 0.3 / 254.0), (Format::F16, 0.3 / 2048.0)] {
-            let mut store = ParticleStore::new(&examples.part(0, 1), 1, &[], THREAT, format, Place::Memory)
-                .expect("enough memory");
+            let mut store =
+                ParticleStore::new(&examples.part(0, 1), 1, &[], THREAT.into(), format, Place::Memory)
+                    .expect("enough memory");
             store
                 .save(&points, &natural, &Stored { particles: moved.shallow_clone(), state: Vec::new() })
                 .expect("saved");
@@ -645,9 +649,15 @@ mod tests {
             let inside = &low + (&high - &low) * share.reshape_as(&natural);
             for format in [Format::F32, Format::F16, Format::U8] {
                 let share_on_faces = |particles: &Tensor| {
-                    let mut store =
-                        ParticleStore::new(&examples.part(0, 1), 100, &[], threat, format, Place::Memory)
-                            .expect("enough memory");
+                    let mut store = ParticleStore::new(
+                        &examples.part(0, 1),
+                        100,
+                        &[],
+                        threat.into(),
+                        format,
+                        Place::Memory,
+                    )
+                    .expect("enough memory");
                     let stored = Stored { particles: particles.shallow_clone(), state: Vec::new() };
                     store.save(&points, &natural, &stored).expect("saved");
                     let mut tally = Tally::new(threat, rounding(format, &threat));
@@ -671,7 +681,7 @@ mod tests {
         let path = folder.path().join("notes");
         std::fs::write(&path, "years of work").expect("written");
         let refused =
-            ParticleStore::new(&examples().part(0, 1), 1, &[], THREAT, Format::U8, Place::New(&path));
+            ParticleStore::new(&examples().part(0, 1), 1, &[], THREAT.into(), Format::U8, Place::New(&path));
         assert!(refused.is_err_and(|why| why.to_string().contains("got 13 bytes")));
         assert_eq!(std::fs::read_to_string(&path).expect("text"), "years of work");
     }
@@ -695,13 +705,25 @@ mod tests {
         assert_eq!(std::fs::metadata(folder.path().join("particles.state-1")).expect("a file").len(), 3 * 16);
         // While a store uses the file, no other store can.
         let held = store(2, Format::U8, Some(&path));
-        let second =
-            ParticleStore::new(&examples().part(0, 1), 2, &STATE, THREAT, Format::U8, Place::New(&path));
+        let second = ParticleStore::new(
+            &examples().part(0, 1),
+            2,
+            &STATE,
+            THREAT.into(),
+            Format::U8,
+            Place::New(&path),
+        );
         assert!(second.is_err_and(|why| why.to_string().contains("another run uses this file")));
         drop(held);
         let nowhere = folder.path().join("nowhere/particles");
-        let refused =
-            ParticleStore::new(&examples().part(0, 1), 1, &[], THREAT, Format::F32, Place::New(&nowhere));
+        let refused = ParticleStore::new(
+            &examples().part(0, 1),
+            1,
+            &[],
+            THREAT.into(),
+            Format::F32,
+            Place::New(&nowhere),
+        );
         assert!(refused.is_err_and(|why| why.to_string().contains("cannot store particles in")));
     }
 
@@ -732,7 +754,14 @@ mod tests {
         let last = chains(&one);
         drop(one);
         let open = |name: &Path| {
-            ParticleStore::new(&examples().part(0, 1), 2, &STATE, THREAT, Format::F32, Place::Kept(name))
+            ParticleStore::new(
+                &examples().part(0, 1),
+                2,
+                &STATE,
+                THREAT.into(),
+                Format::F32,
+                Place::Kept(name),
+            )
         };
         let kept = |name: &Path| until_unlocked(|| open(name), Result::is_ok);
         for checkpoint in [1, 2] {
@@ -748,8 +777,9 @@ mod tests {
         assert!(kept(&path).expect("opened").check(&checkpoints[0]).is_err(), "its slots were written to");
         // Everything goes into any store.
         for place in [Place::Memory, Place::New(&folder.path().join("other"))] {
-            let mut other = ParticleStore::new(&examples().part(0, 1), 2, &STATE, THREAT, Format::F32, place)
-                .expect("room");
+            let mut other =
+                ParticleStore::new(&examples().part(0, 1), 2, &STATE, THREAT.into(), Format::F32, place)
+                    .expect("room");
             other.load_state(&whole, None).expect("loaded");
             assert_eq!(chains(&other), last);
         }

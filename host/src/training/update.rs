@@ -14,7 +14,7 @@ use super::tally::Tally;
 use crate::Result;
 use crate::config::{Mode, ModelMode, Train};
 use crate::data::examples::repeat_rows;
-use crate::plugin::{LoadedModel, Sampler, Visit, fresh_start};
+use crate::plugin::{LoadedModel, Pixels, Sampler, SeenModel, Visit, fresh_start};
 use crate::torch::c10d::Reducer;
 use crate::torch::finite::FiniteCheck;
 use crate::torch::precision::Precision;
@@ -56,7 +56,7 @@ pub(super) struct Minibatch {
     pub points: Vec<i64>,
     /// The number of rows that all processes have.
     everywhere: usize,
-    /// Images as they lie in the data, `[N, C, H, W]`.
+    /// Images as they lie in the data, `[N, C, H, W]`, in the coordinates of plugins.
     natural: Tensor,
     /// Labels, `[N]`.
     labels: Tensor,
@@ -65,11 +65,21 @@ pub(super) struct Minibatch {
     transformation: Transformation,
     /// The augmented images.
     augmented: Tensor,
+    /// What the model sees of them and of particles around them.
+    pixels: Pixels,
+
     /// The chains of these points as they lie in the store, if there is one.
     stored: Option<Stored>,
     /// What the rows of the minibatch before left to these, if chains begin there: perturbations, not
     /// particles.
     carried: Option<Stored>,
+}
+
+impl Minibatch {
+    /// A model that is given these images, or particles around them.
+    pub fn seen_by<'a>(&'a self, model: &'a LoadedModel) -> SeenModel<'a> {
+        SeenModel { model, pixels: &self.pixels }
+    }
 }
 
 impl Players {
@@ -102,9 +112,9 @@ impl Players {
         match mode {
             Mode::Faithful => {
                 let rest = (sums, refuse_if_stopped);
-                self.faithful(plan, update, &mut visit, minibatch.everywhere, &draws, rest)?;
+                self.faithful(plan, update, &mut visit, &minibatch, &draws, rest)?;
             }
-            Mode::Fused => self.fused(plan, update, &mut visit, minibatch.everywhere, &draws, sums)?,
+            Mode::Fused => self.fused(plan, update, &mut visit, &minibatch, &draws, sums)?,
         }
         if let (Some(store), Some(stored)) = (&mut self.store, &minibatch.stored) {
             let Minibatch { natural, transformation, .. } = &minibatch;
@@ -136,10 +146,19 @@ impl Players {
         let copies = plan.experiment.train.particles;
         let (natural, labels) = plan.examples.batch_of(&selection.points, &selection.indices)?;
         let points = plan.rows(&selection.points);
-        let (natural, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
-        let transformation = Transformation::draw(&plan.experiment.train, update, &points, &natural)?;
+        let (pixels, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
+        let transformation = Transformation::draw(&plan.experiment.train, update, &points, &pixels)?;
+        let threat = plan.experiment.training_threat();
+        let natural = threat.natural(&pixels);
+        let augmented = transformation.apply(&natural);
+        let pixels = if threat.is_one_radius() {
+            Pixels::SAME
+        } else {
+            threat.pixels(&transformation.apply(&pixels), &augmented, copies)
+        };
         Ok(Minibatch {
-            augmented: transformation.apply(&natural),
+            augmented,
+            pixels,
             stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
             carried: self.carried.as_ref().map(|carried| carried.load(selection, copies)).transpose()?,
             everywhere: selection.everywhere * copies,
@@ -159,7 +178,7 @@ impl Players {
         draws: &Draws,
     ) -> Result<Visit<'a>> {
         let Minibatch { points, labels, augmented: natural, transformation, stored, carried, .. } = minibatch;
-        let mut threat = plan.experiment.training_threat();
+        let mut threat = plan.experiment.training_threat().ball();
         let ramp = plan.epsilon_ramp(update);
         threat.epsilon *= ramp;
         let Some(declaration) = self.sampler.as_ref().map(Sampler::declaration) else {
@@ -197,7 +216,7 @@ impl Players {
         plan: &Plan,
         update: u64,
         visit: &mut Visit,
-        everywhere: usize,
+        minibatch: &Minibatch,
         draws: &Draws,
         (sums, refuse_if_stopped): (&mut Sums, &dyn Fn() -> Result<()>),
     ) -> Result<()> {
@@ -206,8 +225,8 @@ impl Players {
         let train_mode = train.sampler_gradient() == ModelMode::Train;
         let may_be_left = self.may_be_left(plan);
         let start = self.begin(visit, draws, sums)?;
-        let prepared = self.losses.prepare(plan, update, &self.model, visit, (&start, true))?;
-        let (model, losses) = (&self.model, &self.losses);
+        let (model, losses) = (minibatch.seen_by(&self.model), &self.losses);
+        let prepared = losses.prepare(plan, update, model, visit, (&start, true))?;
         if let Some(sampler) = &self.sampler {
             let walked = sampler.walk().steps(
                 visit,
@@ -233,14 +252,14 @@ impl Players {
             }
             sums.tally.add_figures(sampler.declaration().figures_of(&visit.state).as_ref());
         }
-        let mut descent = self.outer_gradients(plan, update, visit, everywhere, &prepared)?;
+        let mut descent = self.outer_gradients(plan, update, visit, minibatch, &prepared)?;
         if let Some(gamma) = train.awp {
             let moved = Perturbation::begin(self.optimizer.parameters(), &descent.gradients, gamma);
             // Logits at natural examples belong to the weights.
             let again = self
                 .losses
-                .prepare(plan, update, &self.model, visit, (&start, false))
-                .and_then(|prepared| self.outer_gradients(plan, update, visit, everywhere, &prepared));
+                .prepare(plan, update, minibatch.seen_by(&self.model), visit, (&start, false))
+                .and_then(|prepared| self.outer_gradients(plan, update, visit, minibatch, &prepared));
             moved.end();
             descent.gradients = again?.gradients;
         }
@@ -262,15 +281,16 @@ impl Players {
         plan: &Plan,
         update: u64,
         visit: &Visit,
-        everywhere: usize,
+        minibatch: &Minibatch,
         prepared: &Prepared,
     ) -> Result<Descent> {
         seed_forward(plan, update, Forward::Weights);
-        let particles = &visit.particles;
-        let logits = self.model.forward_in(plan.experiment.train.precision, particles, true)?;
+        let (model, particles) = (minibatch.seen_by(&self.model), &visit.particles);
+        let logits = model.forward_in(plan.experiment.train.precision, particles, true)?;
         let at = (prepared, particles, &logits);
-        let Outer { loss, state } = self.losses.outer(plan, (update, 0), &self.model, visit, at)?;
-        let (gradients, _) = self.gradients(plan, &loss.mean(loss.kind()), None, visit, everywhere)?;
+        let Outer { loss, state } = self.losses.outer(plan, (update, 0), model, visit, at)?;
+        let mean = loss.mean(loss.kind());
+        let (gradients, _) = self.gradients(plan, &mean, None, visit, minibatch.everywhere)?;
         Ok(Descent { gradients, loss: loss.detach(), logits: logits.detach(), state })
     }
 
@@ -286,24 +306,25 @@ impl Players {
         plan: &Plan,
         update: u64,
         visit: &mut Visit,
-        everywhere: usize,
+        minibatch: &Minibatch,
         draws: &Draws,
         sums: &mut Sums,
     ) -> Result<()> {
-        let train = &plan.experiment.train;
+        let (train, everywhere) = (&plan.experiment.train, minibatch.everywhere);
         let start = self.begin(visit, draws, sums)?;
         for number in 0..train.replay {
+            let (model, losses) = (minibatch.seen_by(&self.model), &self.losses);
             let leaf = visit.particles.detach().set_requires_grad(true);
             seed_forward(plan, update, Forward::Step(number));
-            let logits = self.model.forward_in(train.precision, &leaf, true)?;
-            let prepared = self.losses.prepare(plan, update, &self.model, visit, (&start, true))?;
+            let logits = model.forward_in(train.precision, &leaf, true)?;
+            let prepared = losses.prepare(plan, update, model, visit, (&start, true))?;
             let at = (&prepared, &leaf, &logits);
-            let Outer { loss, state } = self.losses.outer(plan, (update, number), &self.model, visit, at)?;
+            let Outer { loss, state } = losses.outer(plan, (update, number), model, visit, at)?;
             let mean = loss.mean(loss.kind());
             let (gradients, gradient) = self.gradients(plan, &mean, Some(&leaf), visit, everywhere)?;
             // The sampler is given the gradient of each particle's own loss, not of the mean.
             let gradient = gradient * everywhere as f64;
-            let (loss, model, losses) = (loss.detach(), &self.model, &self.losses);
+            let loss = loss.detach();
             match &self.sampler {
                 Some(sampler) if sampler.judges_last_proposal() => {
                     visit.state =
@@ -438,7 +459,7 @@ struct Descent {
 /// The losses (`[N]`) at the particles of a visit, which `losses_of` forms from the particles and
 /// their logits, and their gradient if it is due.
 fn inner_losses(
-    model: &LoadedModel,
+    model: SeenModel,
     (precision, train_mode): (Precision, bool),
     due: Due,
     visit: &Visit,
@@ -450,7 +471,7 @@ fn inner_losses(
     }
     let leaf = visit.particles.detach().set_requires_grad(true);
     let losses = losses_of(&leaf, &model.forward_in(precision, &leaf, train_mode)?)?;
-    let gradient = model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
+    let gradient = model.model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
     Ok((losses.detach(), Some(gradient)))
 }
 

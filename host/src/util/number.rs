@@ -28,6 +28,11 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
+/// Numbers with commas between them, as a flag takes them.
+pub(crate) fn listed(numbers: &[f64]) -> String {
+    numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// A number in few characters.
 pub(crate) fn short_number(number: f64) -> String {
     if number == 0.0 {
@@ -50,6 +55,13 @@ pub(crate) fn short_number(number: f64) -> String {
 impl From<Real> for f64 {
     fn from(number: Real) -> Self {
         number.0
+    }
+}
+
+impl Reals {
+    /// The list that is 1 alone.
+    pub(crate) fn one() -> Self {
+        Self(vec![Real(1.0)])
     }
 }
 

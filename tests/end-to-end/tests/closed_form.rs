@@ -9,8 +9,9 @@
 //!
 //! and its mean over the points is a convex function of w and b.
 
-use crate::data::{Noise, Samples, write};
+use crate::data::{Noise, Samples, write, write_colours};
 use crate::harness::{Place, Run};
+use crate::suites::assert_examples_are_allowed;
 
 const POINTS: usize = 400;
 const EPSILON: f64 = 0.1;
@@ -248,4 +249,137 @@ fn autoattack_comes_to_the_robust_accuracy_of_linear_classifiers_on_every_point(
             assert!(differing.is_empty(), "{count} classes, {norm}: points {differing:?} differ");
         }
     }
+}
+
+// ------------------------------------------------------------------ a radius for each channel
+
+/// Pixels of a channel of an image of CIFAR-10's layout.
+const CHANNEL: usize = 32 * 32;
+const SCALE: [f64; 3] = [1.0, 0.5, 0.0];
+
+/// Colour images of ten classes, from 38 to 218: balls of 0.1 lie inside the domain.
+fn colours(points: usize, seed: u64) -> Samples {
+    let mut noise = Noise(seed);
+    let labels: Vec<u8> = (0..points).map(|point| (point % 10) as u8).collect();
+    let pixels = labels.iter().flat_map(|label| {
+        let mut pattern = Noise(1000 + u64::from(*label));
+        let pixel = |_| 128.0 + 30.0 * pattern.uniform().signum() + 60.0 * noise.uniform();
+        (0..3 * CHANNEL).map(pixel).map(|value| value as u8).collect::<Vec<_>>()
+    });
+    Samples { pixels: pixels.collect(), labels }
+}
+
+/// The linear classifier of a run on such images.
+fn of_colours(run: &Run) -> Vec<(Vec<f64>, f64)> {
+    let weights = run.weights();
+    let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+    let (matrix, biases) = (wide(&weights["linear.weight"].1), wide(&weights["linear.bias"].1));
+    matrix.chunks(3 * CHANNEL).map(<[f64]>::to_vec).zip(biases).collect()
+}
+
+fn logits(rows: &[(Vec<f64>, f64)], pixels: &[f64]) -> Vec<f64> {
+    let logit = |(weights, bias): &(Vec<f64>, f64)| {
+        weights.iter().zip(pixels).map(|(weight, pixel)| weight * pixel).sum::<f64>() + bias
+    };
+    rows.iter().map(logit).collect()
+}
+
+fn scale_of(pixel: usize) -> f64 {
+    SCALE[pixel / CHANNEL]
+}
+
+/// The largest change of a pixel, as a multiple of the scale of its channel. One that may not change
+/// may differ in the last bits: the saved image is f32.
+fn in_units_of_each_channel(change: &[f64]) -> f64 {
+    let units = change.iter().enumerate().map(|(pixel, change)| match scale_of(pixel) {
+        0.0 if change.abs() < 1e-7 => 0.0,
+        scale => change.abs() / scale,
+    });
+    units.fold(0.0, f64::max)
+}
+
+/// One step of FGSM up the cross-entropy moves a pixel by epsilon times the scale of its channel. At a
+/// learning rate that changes nothing, the loss of an epoch is the mean loss there.
+#[test]
+fn training_with_a_radius_for_each_channel_moves_each_by_its_own() {
+    let place = Place::empty();
+    let train = colours(40, 1);
+    write_colours(&place.path("pictures"), &train, &colours(10, 2));
+    let flags =
+        "--model bad_plugins.so,plugin=linear --threads 1 --batch 20 --epochs 1 --learning-rate 1e-12";
+    let command =
+        format!("train --recipe algorithm-1 --data pictures {flags} --warmup-epsilon 0 --sampler fgsm.so");
+    place.host(&format!("{command} --epsilon 0.1 --channel-scale 1,1/2,0 --out run")).succeeds();
+    let run = place.run("run");
+    let rows = of_colours(&run);
+    let loss = |(pixels, label): (&[u8], &u8)| {
+        let pixels: Vec<f64> = pixels.iter().map(|pixel| f64::from(*pixel) / 255.0).collect();
+        let label = usize::from(*label);
+        let exponentials: Vec<f64> = logits(&rows, &pixels).into_iter().map(f64::exp).collect();
+        let total: f64 = exponentials.iter().sum();
+        let moved: Vec<f64> = (0..pixels.len())
+            .map(|pixel| {
+                let of_classes = rows.iter().zip(&exponentials);
+                let mean: f64 = of_classes.map(|((weights, _), share)| share / total * weights[pixel]).sum();
+                pixels[pixel] + 0.1 * scale_of(pixel) * (mean - rows[label].0[pixel]).signum()
+            })
+            .collect();
+        let logits = logits(&rows, &moved);
+        logits.iter().map(|logit| logit.exp()).sum::<f64>().ln() - logits[label]
+    };
+    let expected = train.pixels.chunks(3 * CHANNEL).zip(&train.labels).map(loss).sum::<f64>() / 40.0;
+    let found = run.metrics()[0]["loss"].as_f64().expect("a loss");
+    assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
+    assert_eq!(run.record()["experiment"]["threat"]["channel_scale"], serde_json::json!([1.0, 0.5, 0.0]));
+}
+
+/// The margin over another class falls by at most epsilon times the sum over the channels of the scale
+/// times the l1 norm of the difference of the weights there.
+#[test]
+fn attacks_come_to_the_robust_accuracy_with_a_radius_for_each_channel() {
+    let place = Place::empty();
+    let test = colours(40, 2);
+    write_colours(&place.path("pictures"), &colours(200, 1), &test);
+    let flags = "--model bad_plugins.so,plugin=linear --sampler none --threads 1 --batch 40 --epochs 10";
+    let command = format!("train --recipe algorithm-1 --data pictures {flags} --optimizer adam");
+    place.host(&format!("{command} --learning-rate 0.001 --epsilon 0.1 --out run")).ended_with(0);
+    let rows = of_colours(&place.run("run"));
+    let distance = |(pixels, label): (&[u8], &u8)| {
+        let pixels: Vec<f64> = pixels.iter().map(|pixel| f64::from(*pixel) / 255.0).collect();
+        let (own, logits) = (usize::from(*label), logits(&rows, &pixels));
+        let others = (0..rows.len()).filter(|class| *class != own).map(|other| {
+            let difference = rows[own].0.iter().zip(&rows[other].0).map(|(own, other)| (own - other).abs());
+            let fall: f64 = difference.enumerate().map(|(pixel, size)| scale_of(pixel) * size).sum();
+            (logits[own] - logits[other]) / fall
+        });
+        others.fold(f64::INFINITY, f64::min)
+    };
+    let distances: Vec<f64> = test.pixels.chunks(3 * CHANNEL).zip(&test.labels).map(distance).collect();
+    let (epsilon, gap) = undisputed_radius(distances.clone());
+    assert!(gap > 0.001, "a point lies on the sphere ({gap})");
+    assert!(epsilon < 38.0 / 255.0, "the domain matters ({epsilon})");
+    let expected: Vec<bool> = distances.iter().map(|distance| *distance > epsilon).collect();
+    let robust = expected.iter().filter(|stands| **stands).count();
+    assert!((8..32).contains(&robust), "{robust} of 40 are robust");
+
+    for attack in ["apgd.so,loss=dlr-targeted,steps=20", "fab.so,steps=20"] {
+        let eval = format!(
+            "eval run --epsilon {epsilon} --channel-scale 1,0.5,0 --threads 1 --json --save-examples"
+        );
+        place.host(&format!("{eval} --attack {attack}")).ended_with(0);
+        let evaluation = place.run("run").evaluations().pop().expect("an evaluation");
+        assert_eq!(evaluation["threat"]["channel_scale"], serde_json::json!([1.0, 0.5, 0.0]));
+        let found: Vec<bool> = evaluation["verdicts"]["attacks"][0]
+            .as_array()
+            .expect("verdicts")
+            .iter()
+            .map(|stands| stands.as_bool().expect("a verdict"))
+            .collect();
+        assert_eq!(found, expected, "{attack}");
+        assert_examples_are_allowed(&place, "run", epsilon, in_units_of_each_channel);
+    }
+    // In one radius for all channels, fewer points stand.
+    let wide =
+        place.host(&format!("eval run --epsilon {epsilon} --attack fab.so,steps=20 --json")).ended_with(0);
+    assert!(wide.json()["worst_case"].as_f64().expect("a share") < robust as f64 / 40.0);
 }

@@ -98,11 +98,29 @@ pub fn write_colour_batches(folder: &Path, points_per_batch: usize) {
     let names = (1..=5).map(|batch| (format!("data_batch_{batch}"), points_per_batch));
     for (seed, (name, points)) in names.chain([("test_batch".to_owned(), TEST_POINTS)]).enumerate() {
         // The three planes are made as one image of 96 x 32 pixels.
-        let Samples { pixels, labels } = rectangles([3 * 32, 32], points, 10, 1 + seed as u64);
-        let records = labels.iter().zip(pixels.chunks(3 * 32 * 32));
-        let bytes = records.flat_map(|(label, planes)| std::iter::once(label).chain(planes).copied());
-        fs::write(folder.join(format!("{name}.bin")), bytes.collect::<Vec<_>>()).expect("written");
+        write_batch(
+            &folder.join(format!("{name}.bin")),
+            &rectangles([3 * 32, 32], points, 10, 1 + seed as u64),
+        );
     }
+}
+
+/// Colour images (three planes of 32 x 32 pixels each) in that layout, in batches of equal sizes.
+pub fn write_colours(folder: &Path, train: &Samples, test: &Samples) {
+    fs::create_dir_all(folder).expect("a folder");
+    let points = train.labels.len() / 5;
+    for batch in 0..5 {
+        let labels = train.labels[batch * points..][..points].to_vec();
+        let pixels = train.pixels[batch * points * 3 * 32 * 32..][..points * 3 * 32 * 32].to_vec();
+        write_batch(&folder.join(format!("data_batch_{}.bin", batch + 1)), &Samples { pixels, labels });
+    }
+    write_batch(&folder.join("test_batch.bin"), test);
+}
+
+fn write_batch(file: &Path, Samples { pixels, labels }: &Samples) {
+    let records = labels.iter().zip(pixels.chunks(3 * 32 * 32));
+    let bytes = records.flat_map(|(label, planes)| std::iter::once(label).chain(planes).copied());
+    fs::write(file, bytes.collect::<Vec<_>>()).expect("written");
 }
 
 /// The images of [`write_digits`].

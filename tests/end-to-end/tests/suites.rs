@@ -531,11 +531,11 @@ fn images_that_are_not_square_can_be_attacked() {
 }
 
 /// The size of a change of an image.
-type Distance = fn(&[f64]) -> f64;
+pub type Distance = fn(&[f64]) -> f64;
 
 /// Asserts that the latest evaluation of `run` saved examples, each inside the domain and the ball
 /// around its image.
-fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance: Distance) {
+pub fn assert_examples_are_allowed(place: &Place, run: &str, epsilon: f64, distance: Distance) {
     const RECORD: usize = 1 + 3 * 32 * 32;
     let pictures = fs::read(place.path("pictures/test_batch.bin")).expect("a batch");
     let saved = place.run(run).evaluations().pop().expect("an evaluation");

@@ -3,12 +3,13 @@
 use super::{Collector, Gap, Part, Run};
 use crate::data::examples::{Examples, repeat_rows};
 use crate::law::faces::{BARS, histogram};
+use crate::plugin::Threat;
 use crate::run::progress::Progress;
 use crate::run::{RunFolder, checkpoint};
 use crate::training::setup::split;
 use crate::training::shards::{self, Stores};
 use crate::{Error, Result};
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::Norm;
 use tch::{Device, Kind, Tensor};
 
 /// The distances of particles from their natural examples.
@@ -63,7 +64,7 @@ impl Collector<'_> {
         let examples = Examples::new(&dataset.train, 0, points, Device::Cpu)?;
         let stores = Stores::of_checkpoint(experiment, folder.path(), &examples, &[], &mut saved.groups)?;
         let threat = experiment.training_threat();
-        distances(&stores, &examples, experiment.train.particles, threat).map(Some)
+        distances(&stores, &examples, experiment.train.particles, &threat).map(Some)
     }
 }
 
@@ -95,7 +96,7 @@ fn distances(
     stores: &Stores,
     examples: &Examples,
     particles_per_point: usize,
-    threat: ThreatModel,
+    threat: &Threat,
 ) -> Result<Distances> {
     const POINTS_AT_A_TIME: i64 = 1000;
     let epsilon = threat.epsilon.max(f64::MIN_POSITIVE);
@@ -106,7 +107,7 @@ fn distances(
     let mut particles = 0;
     for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
     {
-        let natural = repeat_rows(&examples.batch(&points)?.0, particles_per_point);
+        let natural = repeat_rows(&threat.natural(&examples.batch(&points)?.0), particles_per_point);
         let difference =
             (stores.load_any(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
         particles += difference.size()[0] as usize;
@@ -149,15 +150,15 @@ mod tests {
             // In the l2 ball it is epsilon: 0.27, 0.52 times the root of 2 (0.735), 0.94.
             (Norm::L2, [[0, 5, 14, 18], linf], [(0.27 + 0.52 / half + 0.94) / 4.0, linf_mean]),
         ] {
-            let threat = ThreatModel { norm, epsilon: 0.2, domain: (0.0, 1.0) };
+            let threat = Threat { norm, epsilon: 0.2, ..Threat::default() };
             let moved = &natural + Tensor::from_slice(&moves).reshape([4, 1, 1, 2]);
             for format in [Format::F32, Format::F16, Format::U8] {
                 let mut store =
-                    ParticleStore::new(&examples.part(0, 1), 1, &[], threat, format, Place::Memory)
+                    ParticleStore::new(&examples.part(0, 1), 1, &[], threat.clone(), format, Place::Memory)
                         .expect("room");
                 let stored = Stored { particles: moved.shallow_clone(), state: Vec::new() };
                 store.save(&points, &natural, &stored).expect("saved");
-                let found = distances(&Stores::new(vec![store]), &examples, 1, threat).expect("distances");
+                let found = distances(&Stores::new(vec![store]), &examples, 1, &threat).expect("distances");
                 for ((measured, bars), mean) in found.measured.iter().zip(bars).zip(means) {
                     let mut expected = [0.0; BARS];
                     bars.iter().for_each(|bar| expected[*bar] += 0.25);

@@ -2,12 +2,11 @@
 
 use super::{Collector, Gap, Part, Run, SavedEvaluation};
 use crate::data::examples::Examples;
-use crate::plugin::LoadedModel;
+use crate::plugin::{LoadedModel, Threat};
 use crate::run::{self, RunFolder};
 use crate::torch::tensors;
 use crate::util::files;
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
@@ -22,7 +21,7 @@ pub(crate) struct Strip {
     /// The file of the examples.
     pub file: PathBuf,
     /// The threat model that they were made in.
-    pub threat: ThreatModel,
+    pub threat: Threat,
 }
 
 /// An example that fooled a model: images `[C, H, W]`, f32, 0 to 1.

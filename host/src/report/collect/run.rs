@@ -3,11 +3,10 @@
 use super::{Distances, Gap, Part, Strip};
 use crate::diagnosis::record::Diagnosis;
 use crate::evaluation::verdict::{Caveat, Evaluation, Verdicts, share};
-use crate::plugin::Record;
+use crate::plugin::{Record, Threat};
 use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
 use crate::run::{RunFolder, RunRecord, Versions, checkpoint};
 use crate::{Error, Result};
-use plugin_api::ThreatModel;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -56,7 +55,7 @@ pub(crate) struct SavedEvaluation {
     /// The threat model that it was judged in; unknown in a file of an older version, where it is the
     /// run's.
     #[serde(default)]
-    threat: Option<ThreatModel>,
+    threat: Option<Threat>,
     /// The plugins of the attacks.
     pub plugins: Vec<Record>,
     /// The software.
@@ -91,8 +90,8 @@ impl SavedEvaluation {
     }
 
     /// The threat model that it was judged in, in a run with this one.
-    pub(in crate::report) fn threat(&self, of_run: &ThreatModel) -> ThreatModel {
-        self.threat.unwrap_or(*of_run)
+    pub(in crate::report) fn threat(&self, of_run: &Threat) -> Threat {
+        self.threat.clone().unwrap_or_else(|| of_run.clone())
     }
 
     /// The number of its points.

@@ -4,11 +4,12 @@ use super::Figure;
 use super::chart::*;
 use crate::Result;
 use crate::data::pairs::PairCheck;
+use crate::plugin::Threat;
 use crate::report::collect::{Example, PicturedPair, Strip};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use maud::html;
-use plugin_api::{Norm, ThreatModel};
+use plugin_api::Norm;
 use resvg::tiny_skia;
 use tch::{Kind, Tensor};
 
@@ -169,7 +170,7 @@ fn attacks(examples: &[Example]) -> String {
 
 /// The change of a pixel that is shown as white: epsilon if it bounds the change of every pixel,
 /// otherwise the largest change.
-fn perturbation_scale(examples: &[Example], threat: &ThreatModel) -> f64 {
+fn perturbation_scale(examples: &[Example], threat: &Threat) -> f64 {
     match threat.norm {
         Norm::Linf => threat.epsilon.max(LEAST_SCALE),
         Norm::L2 | Norm::L1 => {

@@ -39,7 +39,7 @@ pub(in crate::report) fn evaluations(runs: &[Run]) -> Table {
         Of::plain("suite", |item| text(item.evaluation.suite.as_deref().unwrap_or_default())),
         Of::plain("ball", |item| {
             let threat = item.evaluation.threat(&item.run.record.experiment.threat);
-            text(ball(threat.norm, threat.epsilon))
+            text(ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref()))
         }),
         Of::plain("robust", |item| item.share(item.attack.robust)),
         Of::plain("worst case", |item| item.share(item.evaluation.result.worst_case)),

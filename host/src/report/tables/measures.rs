@@ -4,6 +4,7 @@ use crate::plugin::PluginSpec;
 use crate::report::collect::{Run, SavedEvaluation};
 use crate::report::method::ball;
 use crate::report::paper;
+use crate::util::number::listed;
 use plugin_api::Norm;
 
 /// A column of robust accuracies: an attack on its own, or a suite.
@@ -30,7 +31,8 @@ pub(super) fn found<'a>(run: &Run, evaluation: &'a SavedEvaluation) -> Vec<Found
     let mut found = found_in_any_ball(evaluation);
     if threat != *of_run {
         for Found { measure, .. } in &mut found {
-            measure.name = format!("{}, {}", measure.name, ball(threat.norm, threat.epsilon));
+            let ball = ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref());
+            measure.name = format!("{}, {ball}", measure.name);
             measure.in_paper = None;
         }
     }
@@ -100,12 +102,24 @@ pub(in crate::report) struct Curve {
     pub name: String,
     /// The norm of the balls.
     pub norm: Norm,
+    /// The radius of each channel, as a multiple of theirs, if it is not the same for all.
+    pub channel_scale: Option<Vec<f64>>,
     /// Accuracy without an attack.
     pub clean: f64,
     /// The number of points.
     pub count: usize,
     /// Radii, rising, each with the robust accuracy there.
     pub points: Vec<(f64, f64)>,
+}
+
+impl Curve {
+    /// Its name in a figure of curves of one norm.
+    pub(in crate::report) fn label(&self) -> String {
+        match &self.channel_scale {
+            None => self.name.clone(),
+            Some(scale) => format!("{} x ({})", self.name, listed(scale)),
+        }
+    }
 }
 
 /// The curves of a run: of its newest evaluated weights, for each measure and norm that was evaluated
@@ -116,12 +130,21 @@ pub(in crate::report) fn curves(run: &Run) -> Vec<Curve> {
     for evaluation in run.evaluations.iter().filter(|evaluation| Some(evaluation.update) == newest) {
         let threat = evaluation.threat(&run.record.experiment.threat);
         for Found { measure, share, .. } in found_in_any_ball(evaluation) {
-            let (norm, count) = (threat.norm, evaluation.points());
-            let is_same =
-                |curve: &Curve| (&curve.name, curve.norm, curve.count) == (&measure.name, norm, count);
+            let (norm, scale, count) = (threat.norm, &threat.channel_scale, evaluation.points());
+            let is_same = |curve: &Curve| {
+                (&curve.name, curve.norm, &curve.channel_scale, curve.count)
+                    == (&measure.name, norm, scale, count)
+            };
             let at = curves.iter().position(is_same).unwrap_or_else(|| {
                 let (name, clean) = (measure.name.clone(), evaluation.result.clean);
-                curves.push(Curve { name, norm, clean, count, points: Vec::new() });
+                curves.push(Curve {
+                    name,
+                    norm,
+                    channel_scale: scale.clone(),
+                    clean,
+                    count,
+                    points: Vec::new(),
+                });
                 curves.len() - 1
             });
             curves[at].points.retain(|(epsilon, _)| *epsilon != threat.epsilon);

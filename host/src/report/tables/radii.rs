@@ -22,7 +22,9 @@ pub(in crate::report) fn radii(run: &Run, name: &str) -> Option<Table> {
     });
     let columns = [
         Of::plain("attack", |item| text(&item.curve.name)),
-        Of::plain("ball", |item| text(ball(item.curve.norm, item.epsilon))),
+        Of::plain("ball", |item| {
+            text(ball(item.curve.norm, item.epsilon, item.curve.channel_scale.as_deref()))
+        }),
         Of::plain("robust", |item| Content::Share(item.robust, Some(item.curve.count)).into()),
         Of::plain("clean", |item| Content::Share(item.curve.clean, Some(item.curve.count)).into()),
     ];

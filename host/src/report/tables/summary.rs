@@ -68,9 +68,10 @@ fn columns<'a>(measures: &'a [Measure]) -> Vec<Column<'a, &'a Subject<'a>>> {
             "task",
             |_, run| {
                 let Experiment { threat, .. } = &run.record.experiment;
-                text(format!("{}, {}", run.record.data.name, ball(threat.norm, threat.epsilon)))
+                let ball = ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref());
+                text(format!("{}, {ball}", run.record.data.name))
             },
-            |_, column| text(ball(column.threat.norm, column.threat.epsilon)),
+            |_, column| text(ball(column.threat.norm, column.threat.epsilon, None)),
         ),
         column(
             "passes per sample",
