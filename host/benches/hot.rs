@@ -10,7 +10,7 @@ use host::data::examples::Examples;
 use host::data::pairs::Points;
 use host::data::{Dataset, Origin, Split};
 use host::plugin::library::open_sampler;
-use host::plugin::{Guard, LoadedModel, Objective, PluginSpec, Sampler, parse};
+use host::plugin::{Guard, LoadedModel, Objective, PluginSpec, Sampler, Threat, parse};
 use host::torch::device::set_up;
 use host::torch::precision::Precision;
 use host::torch::random::{Draws, Purpose};
@@ -111,7 +111,7 @@ fn project(criterion: &mut Criterion) {
 fn store(criterion: &mut Criterion) {
     let examples = Examples::new(&dataset().train, 0, POINTS as usize, Device::Cpu).expect("enough memory");
     let mut store =
-        ParticleStore::new(&examples.part(0, 1), 1, &[], ThreatModel::default(), Format::F32, Place::Memory)
+        ParticleStore::new(&examples.part(0, 1), 1, &[], Threat::default(), Format::F32, Place::Memory)
             .expect("enough memory");
     let indices = Tensor::randperm(POINTS, (Kind::Int64, Device::Cpu)).narrow(0, 0, BATCH);
     let (natural, _) = examples.batch(&indices).expect("in memory");

@@ -7,7 +7,7 @@ use crate::config::Experiment;
 use crate::data::{Dataset, examples::Examples};
 use crate::law::chain::FEWEST_DRAWS;
 use crate::law::sampling::Subject;
-use crate::plugin::{LoadedModel, Objective, PluginSpec, Sampler};
+use crate::plugin::{LoadedModel, Objective, PluginSpec, Sampler, Threat};
 use crate::run::moved::Moved;
 use crate::run::progress::Progress;
 use crate::run::{self, RunFolder, RunRecord, checkpoint};
@@ -17,6 +17,7 @@ use crate::training::setup::{make_sampler, split};
 use crate::training::shards::{self, Stores};
 use crate::training::store::Stored;
 use crate::util::console::{quoted, warn};
+use crate::util::number::listed;
 use crate::{Error, Result};
 use clap::Args;
 use plugin_api::{Climbs, Norm, Start};
@@ -184,12 +185,6 @@ impl<'a> Setup<'a> {
         let state = sampler.declaration().stored_state();
         let stores = Stores::of_checkpoint(&experiment, folder.path(), &examples, &state, &mut saved.groups)?;
 
-        if !experiment.threat.is_one_radius() {
-            return Err(Error::new(format!(
-                "{}: expected a run with one radius for all channels, got threat.channel_scale",
-                path.display()
-            )));
-        }
         let threat = experiment.training_threat().ball();
         sampler.keeps_to_ball()?;
         let maximiser = Sampler::make(&options.maximiser)?;
@@ -341,7 +336,14 @@ fn check(options: &DiagnosisOptions) -> Result<Vec<f64>> {
 }
 
 fn check_run(record: &RunRecord, path: &Path) -> Result<()> {
-    let norm = record.experiment.training_threat().norm;
+    let Threat { norm, channel_scale, .. } = record.experiment.training_threat();
+    if let Some(scale) = channel_scale {
+        return Err(Error::new(format!(
+            "{}: expected a run with one radius for all channels, got threat.channel_scale {}",
+            path.display(),
+            listed(&scale)
+        )));
+    }
     if norm != Norm::Linf {
         return Err(Error::new(format!("{}: expected a run in linf, got {norm}", path.display())).note(
             "because",

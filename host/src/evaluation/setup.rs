@@ -456,10 +456,12 @@ impl<'a> EvaluationSetup<'a> {
                 specs
             }
         };
+        let task = self.dataset.task();
+        threats.iter().try_for_each(|threat| threat.check_task(&task))?;
         let (mut attacks, mut left_out) = (Vec::new(), Vec::new());
         for spec in &specs {
             let attack = Attack::make(spec)?;
-            match threats.iter().try_for_each(|threat| attack.supports(threat, &self.dataset.task())) {
+            match threats.iter().try_for_each(|threat| attack.supports(threat, &task)) {
                 Ok(()) => attacks.push(attack),
                 Err(why) if are_given => return Err(why),
                 Err(why) => {

@@ -64,7 +64,6 @@ impl Attack {
     /// # Errors
     /// If not: the reason.
     pub fn supports(&self, threat: &Threat, task: &Task) -> Result<()> {
-        threat.check_task(task)?;
         let threat = &threat.ball();
         let supported = match &self.kind {
             AttackKind::Plugin(instance) => call(&self.name, "supports", [], || {

@@ -443,6 +443,22 @@ fn invalid_values_are_refused() {
     for (flags, parts) in [
         ("--epsilon=-1", ["threat.epsilon", "at least 0", "got -1"].as_slice()),
         ("--epsilon x", &["--epsilon", "'x'"]),
+        (
+            "--channel-scale 1,1/2",
+            &["threat.channel_scale", "each channel of the images, of which there are 1, got 2: 1,0.5"],
+        ),
+        ("--channel-scale 0.5", &["threat.channel_scale", "from 0 to 1", "the largest 1, got 0.5"]),
+        ("--channel-scale 1,2", &["threat.channel_scale", "from 0 to 1", "got 1,2"]),
+        ("--channel-scale 1,x", &["--channel-scale", "a number, or a fraction", "`x`"]),
+        ("--channel-scale 1,0 --epsilon 0.6", &["threat.channel_scale", "at most 0.5", "got 0.6"]),
+        (
+            "--channel-scale 1,0 --epsilon 0.4 --epsilon-scale 2",
+            &["threat.channel_scale", "at most 0.5", "got 0.8"],
+        ),
+        (
+            "--channel-scale 1,0 --domain-only true --epsilon-scale 1 --warmup-epsilon 0",
+            &["train.domain_only and threat.channel_scale", "channels have no radius"],
+        ),
         ("--momentum 1", &["train.momentum", "below 1", "got 1"]),
         ("--learning-rate 0", &["train.learning_rate", "above 0", "got 0"]),
         ("--milestones 0.5", &["train.milestones", "only the step schedule"]),
@@ -498,6 +514,14 @@ fn invalid_values_of_an_evaluation_are_refused() {
     let place = Place::with_digits(8, 60);
     place.host(&format!("{TRAIN} {LINEAR} --sampler none")).succeeds();
     place.refuses("eval run --attack fgsm.so --restarts 0", &["--restarts", "0"]);
+    place.refuses(
+        "eval run --attack fgsm.so --channel-scale 1,1/2",
+        &["threat.channel_scale", "of which there are 1, got 2"],
+    );
+    place.refuses(
+        "eval run --channel-scale 1,0 --epsilon 0.2,0.7",
+        &["threat.channel_scale", "at most 0.5, half of the domain, got 0.7"],
+    );
     place.refuses("eval run --attack fgsm.so --device gpu", &["cpu, cuda or cuda:N", "`gpu`"]);
     place.refuses("eval run --attack fgsm.so --threads 0", &["threads", "at least 1", "got 0"]);
 }

@@ -328,9 +328,17 @@ fn training_with_a_radius_for_each_channel_moves_each_by_its_own() {
         logits.iter().map(|logit| logit.exp()).sum::<f64>().ln() - logits[label]
     };
     let expected = train.pixels.chunks(3 * CHANNEL).zip(&train.labels).map(loss).sum::<f64>() / 40.0;
-    let found = run.metrics()[0]["loss"].as_f64().expect("a loss");
+    let found = run.metrics()[0]["train_loss"].as_f64().expect("a loss");
     assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
     assert_eq!(run.record()["experiment"]["threat"]["channel_scale"], serde_json::json!([1.0, 0.5, 0.0]));
+
+    // The diagnosis of a law knows balls of one radius.
+    place.refuses("diagnose run", &["one radius for all channels", "threat.channel_scale"]);
+    let langevin = command.replace("fgsm.so", "langevin.so");
+    place.refuses(
+        &format!("{langevin} --epsilon 0.1 --channel-scale 1,1/2,0 --diagnose-every 1 --out other"),
+        &["train.diagnose_every", "one radius for all channels"],
+    );
 }
 
 /// The margin over another class falls by at most epsilon times the sum over the channels of the scale
