@@ -27,6 +27,10 @@ const SEARCHED: f64 = 0.5;
 /// The caveat of a ball that reaches the middle of the domain from every image of so many values.
 /// The adversary can then turn all images into the same grey one.
 pub(crate) fn of_threat(threat: &Threat, values: i64) -> Option<Caveat> {
+    // A channel with a smaller radius does not reach the middle.
+    if !threat.is_one_radius() {
+        return None;
+    }
     let Threat { norm, epsilon, domain: (low, high), .. } = *threat;
     let farthest = (high - low) / 2.0;
     let (reach, of_what) = match norm {
@@ -337,6 +341,9 @@ mod tests {
 
     #[test]
     fn a_ball_that_holds_the_middle_of_the_domain_around_every_image_is_a_caveat() {
+        let threat = Threat { epsilon: 0.5, ..Threat::default() };
+        assert!(of_threat(&threat, 784).is_some());
+        assert!(of_threat(&Threat { channel_scale: Some(vec![1.0, 0.1]), ..threat }, 784).is_none());
         let of =
             |norm, epsilon, domain| of_threat(&Threat { norm, epsilon, domain, channel_scale: None }, 784);
         let (unit, wide) = ((0.0, 1.0), (-1.0, 1.0));

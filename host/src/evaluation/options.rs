@@ -25,8 +25,8 @@ pub struct EvaluationOptions {
     /// Norm of these radii [default: as in the run, else linf]
     #[arg(long, value_parser = norm_parser())]
     pub norm: Option<Norm>,
-    /// Radius of each channel, as a multiple of these radii: 0 to 1, the largest 1; 1,1,1 is one radius
-    /// for three [default: as in the run, else 1 for all]
+    /// Radius of each channel, as a multiple of these radii: 0 to 1, the largest 1; 1 alone is one radius
+    /// for all [default: as in the run, else 1]
     #[arg(long, value_name = "SCALE,...")]
     pub channel_scale: Option<Reals>,
     /// Make the examples on this other run's model, with attacks that continue after they fooled

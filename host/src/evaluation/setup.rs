@@ -330,6 +330,8 @@ impl<'a> EvaluationSetup<'a> {
         let names: Vec<_> = attacks.iter().map(|attack| attack.record.spec.as_str()).collect();
         let restarts = evaluator.restarts;
         let repeated = if restarts > 1 { format!("; {restarts} restarts") } else { String::new() };
+        let is_alone = attacks.iter().any(|attack| attack.takes_points_alone(&evaluator.threat));
+        let alone = if is_alone { "; attack plugins take one point at a time" } else { "" };
         let radii: Vec<_> = threats.iter().map(|threat| threat.epsilon.to_string()).collect();
         let widened = match threats.len() {
             1 => String::new(),
@@ -345,7 +347,7 @@ impl<'a> EvaluationSetup<'a> {
             },
             model: format!("{} ({})", evaluator.model.record.spec, path.display()),
             threat: threats.last().unwrap_or(&evaluator.threat).clone(),
-            method: format!("{order}{}{repeated}{widened}", names.join(", ")),
+            method: format!("{order}{}{repeated}{widened}{alone}", names.join(", ")),
             cost: ExpectedCost::new(attacks, points, u64::from(restarts) * (fields * threats.len()) as u64),
         }
     }

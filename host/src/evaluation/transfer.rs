@@ -105,7 +105,7 @@ pub(crate) fn transfer_with_style(
                 first_path.display(),
                 json!(got)
             ))
-            .fix("judge all at one radius with --epsilon and --norm"));
+            .fix("judge all in one threat model with --epsilon, --norm and --channel-scale"));
         }
     }
     let threats = [expected.clone()];

@@ -121,10 +121,13 @@ impl Attack {
         &self.key
     }
 
+    /// Whether it runs on one point at a time: nothing else tells the host which example an image belongs
+    /// to that a plugin hands to the victim.
+    pub fn takes_points_alone(&self, threat: &Threat) -> bool {
+        !threat.is_one_radius() && matches!(self.kind, AttackKind::Plugin(_))
+    }
+
     /// One candidate per example, inside ball and domain.
-    ///
-    /// With a radius for each channel, a plugin runs on one point at a time: nothing else tells the host
-    /// which example an image belongs to that a plugin hands to the victim.
     ///
     /// # Errors
     /// If the plugin fails, returns a tensor of another shape, dtype or device, or returns points
@@ -139,34 +142,40 @@ impl Attack {
         draws: &Draws,
     ) -> Result<Candidates> {
         let _guard = tch::no_grad_guard();
-        let (ball, scaled) = (threat.ball(), threat.natural(natural));
-        let pixels = threat.pixels(natural, &scaled, 1);
-        match &self.kind {
-            AttackKind::Plugin(_) if !pixels.are_same() && points.len() > 1 => {
-                let alone = (0..points.len()).map(|row| {
-                    let one = |tensor: &Tensor| tensor.narrow(0, row as i64, 1);
-                    let example = (&one(natural), &one(labels));
-                    self.run(victim, example, &points[row..=row], threat, &draws.row(row))
-                });
-                let candidates = alone.collect::<Result<Vec<_>>>()?;
-                let images: Vec<_> = candidates.iter().map(|candidate| &candidate.images).collect();
-                Ok(Candidates { images: Tensor::f_cat(&images, 0)?, moved: None })
-            }
-            _ => {
-                let seen = (victim, &pixels);
-                let candidates = self.run_in_ball(seen, (&scaled, labels), points, ball, draws)?;
-                let (low, high) = ball.domain;
-                let images = match pixels.are_same() {
-                    true => candidates.images,
-                    // The change of coordinates may round beyond the end of the domain.
-                    false => pixels.of(&candidates.images).map_err(Error::new)?.clamp(low, high),
-                };
-                Ok(Candidates { images, ..candidates })
-            }
+        if !self.takes_points_alone(threat) {
+            return self.run_together(victim, (natural, labels), points, threat, draws);
         }
+        let alone = (0..points.len()).map(|row| {
+            let [natural, labels] = [natural, labels].map(|tensor| tensor.narrow(0, row as i64, 1));
+            let points = &points[row..=row];
+            let candidate =
+                self.run_together(victim, (&natural, &labels), points, threat, &draws.row(row))?;
+            Ok(candidate.images)
+        });
+        Ok(Candidates { images: Tensor::f_cat(&alone.collect::<Result<Vec<_>>>()?, 0)?, moved: None })
     }
 
-    /// As [`Attack::run`], in the coordinates of plugins.
+    /// As [`Attack::run`], all points in one call.
+    fn run_together(
+        &self,
+        victim: &CountedVictim,
+        (natural, labels): (&Tensor, &Tensor),
+        points: &[i64],
+        threat: &Threat,
+        draws: &Draws,
+    ) -> Result<Candidates> {
+        let (ball, scaled) = (threat.ball(), threat.natural(natural));
+        let pixels = threat.pixels(natural, &scaled, 1);
+        let candidates = self.run_in_ball((victim, &pixels), (&scaled, labels), points, ball, draws)?;
+        if pixels.are_same() {
+            return Ok(candidates);
+        }
+        // The change of coordinates may round beyond the end of the domain.
+        let images = pixels.of(&candidates.images).map_err(Error::new)?;
+        Ok(Candidates { images: images.clamp(ball.domain.0, ball.domain.1), ..candidates })
+    }
+
+    /// As [`Attack::run_together`], in the coordinates of plugins.
     fn run_in_ball(
         &self,
         (victim, pixels): (&CountedVictim, &Pixels),

@@ -7,10 +7,11 @@
 //!
 //! |z - n'| is at most epsilon exactly where the pixel is within w epsilon of n. The domain is kept
 //! by the choice of n': as far from the end of the domain, in units of w, as n is, if that is less
-//! than epsilon; linear in n between. So z meets the end exactly where the pixel does. This needs an
-//! epsilon of at most half of the domain, but neither a change of the contract nor of a plugin, and
-//! it holds for any smaller ball and for every norm, in which the change of a channel is divided
-//! by w.
+//! than epsilon; linear in n between. So z meets the end exactly where the pixel does, in this ball and
+//! in every smaller one. In l2 and l1, the change of a channel is divided by w.
+//!
+//! No plugin and no part of the contract knows of this. Such coordinates exist for an epsilon of at
+//! most half of the domain only.
 
 use super::LoadedModel;
 use crate::torch::precision::Precision;
@@ -35,7 +36,7 @@ pub struct Threat {
     #[serde(deserialize_with = "bounds")]
     pub domain: (f64, f64),
     /// Radius of each channel, as a multiple of `epsilon`: 0 to 1, the largest 1. Default: 1 for all.
-    /// In l2 and l1, changes are divided by it before they are summed.
+    /// In l2 and l1, where changes are divided by it before they are summed, it is above 0.
     #[serde(deserialize_with = "reals", skip_serializing_if = "Option::is_none")]
     pub channel_scale: Option<Vec<f64>>,
 }
@@ -48,10 +49,9 @@ fn reals<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Opti
     Ok(channel_scale(Option::deserialize(deserializer)?))
 }
 
-/// The scale of channels that is written as a list; one radius for all is none.
+/// The scale of channels that is written as a list; 1 alone is one radius for all.
 pub(crate) fn channel_scale(written: Option<Reals>) -> Option<Vec<f64>> {
-    let is_one_radius = |scale: &[f64]| !scale.is_empty() && scale.iter().all(|scale| *scale == 1.0);
-    written.map(Vec::from).filter(|scale| !is_one_radius(scale))
+    written.map(Vec::from).filter(|scale| scale[..] != [1.0])
 }
 
 fn bounds<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<(f64, f64), D::Error> {
@@ -96,25 +96,36 @@ impl Threat {
     /// Refuses a scale of channels that is not one, or whose ball has no such coordinates.
     ///
     /// # Errors
-    /// If a number is outside 0 to 1, none is 1, or epsilon is more than half of the domain.
+    /// If a number is outside 0 to 1, none is 1, or all are; one is 0 in l2 or l1; or epsilon is more
+    /// than half of the domain.
     pub fn check_channel_scale(&self) -> Result<()> {
         let Some(scale) = &self.channel_scale else { return Ok(()) };
-        if !scale.iter().all(|scale| (0.0..=1.0).contains(scale)) || !scale.contains(&1.0) {
-            return Err(Error::new(format!(
-                "threat.channel_scale: expected a multiple of epsilon from 0 to 1 for each channel, the largest 1, \
-                 got {}",
-                listed(scale)
-            ))
-            .fix("let epsilon be the largest radius, and divide the others by it"));
+        let one_radius = "for one radius in all channels, leave it out or give 1 alone";
+        let refused = |expected: &str, got: &dyn fmt::Display, fix: &str| {
+            Err(Error::new(format!("threat.channel_scale: expected {expected}, got {got}"))
+                .fix(format!("{fix}; {one_radius}")))
+        };
+        let is_multiple = |scale: &f64| (0.0..=1.0).contains(scale);
+        if !scale.iter().all(is_multiple) || !scale.contains(&1.0) {
+            let expected = "a multiple of epsilon from 0 to 1 for each channel, the largest 1";
+            let fix = "let epsilon be the largest radius, and divide the others by it";
+            return refused(expected, &listed(scale), fix);
+        }
+        if scale.iter().all(|scale| *scale == 1.0) {
+            return refused(
+                "a channel with a smaller radius",
+                &listed(scale),
+                "give its multiple of epsilon",
+            );
+        }
+        if self.norm != Norm::Linf && scale.contains(&0.0) {
+            let expected = format!("multiples above 0 in norm {}", self.norm);
+            return refused(&expected, &listed(scale), "give a channel that may hardly change 0.01");
         }
         let most = (self.domain.1 - self.domain.0) / 2.0;
         if self.epsilon > most {
-            return Err(Error::new(format!(
-                "threat.channel_scale: expected an epsilon of at most {most}, half of the domain, got {}",
-                self.epsilon
-            ))
-            .note("because", "the coordinates in which all channels have one radius do not exist otherwise")
-            .fix("lower epsilon (in training, also epsilon_scale), or leave channel_scale out"));
+            let expected = format!("an epsilon of at most {most}, half of the domain");
+            return refused(&expected, &self.epsilon, "lower epsilon (in training, also epsilon_scale)");
         }
         Ok(())
     }
@@ -161,10 +172,11 @@ impl Threat {
     }
 
     /// From the coordinates of plugins to pixels, for images around natural examples that are `pixels`
-    /// (`[N, C, H, W]`) and `natural` in the coordinates of plugins.
-    /// Each is repeated for the `copies` particles of its point.
+    /// (`[N, C, H, W]`) and `natural` in the coordinates of plugins. Each is repeated for the `copies`
+    /// particles of its point.
     pub fn pixels(&self, pixels: &Tensor, natural: &Tensor, copies: usize) -> Pixels {
         Pixels(self.scale_like(pixels).map(|scale| Scaled {
+            is_one: scale.eq(1.0),
             scale,
             pixels: pixels.shallow_clone(),
             natural: natural.shallow_clone(),
@@ -199,6 +211,8 @@ pub struct Pixels(Option<Scaled>);
 struct Scaled {
     /// `[1, C, 1, 1]`.
     scale: Tensor,
+    /// Where it is 1.
+    is_one: Tensor,
     /// The natural examples in pixels, `[N, C, H, W]`.
     pixels: Tensor,
     /// The same in the coordinates of plugins.
@@ -222,7 +236,7 @@ impl Pixels {
     /// # Errors
     /// If M is neither of these numbers.
     pub fn of(&self, images: &Tensor) -> plugin_api::Result<Tensor> {
-        let Some(Scaled { scale, pixels, natural, copies }) = &self.0 else {
+        let Some(Scaled { scale, is_one, pixels, natural, copies }) = &self.0 else {
             return Ok(images.shallow_clone());
         };
         let (rows, known) = (images.size()[0], natural.size()[0]);
@@ -240,7 +254,7 @@ impl Pixels {
         };
         // Where the scale is 1, nothing is rounded.
         let moved = pixels + (images - natural) * scale;
-        Ok(images.where_self(&scale.eq(1.0), &moved))
+        Ok(images.where_self(is_one, &moved))
     }
 
     /// The gradient with respect to images in the coordinates of plugins, from that with respect to
@@ -370,10 +384,8 @@ mod tests {
         let pixels = Tensor::rand([2, 3, 2, 2], (Kind::Float, Device::Cpu));
         assert_eq!(threat.natural(&pixels), pixels);
         assert!(threat.pixels(&pixels, &pixels, 1).are_same());
-        for written in ["[1, 1, 1]", "[1]", "[1.0]"] {
-            let read: Threat = toml::from_str(&format!("channel_scale = {written}")).expect("TOML");
-            assert_eq!(read, threat, "{written}");
-        }
+        let read: Threat = toml::from_str("channel_scale = [1]").expect("TOML");
+        assert_eq!(read, threat);
         assert_eq!(
             serde_json::json!(threat),
             serde_json::json!(ThreatModel::default()),
@@ -393,6 +405,10 @@ mod tests {
         refused(0.1, &[1.0, -0.5], &["0 to 1", "got 1,-0.5"]);
         refused(0.1, &[1.0, f64::NAN], &["got 1,NaN"]);
         refused(0.1, &[], &["the largest 1"]);
+        refused(0.1, &[1.0, 1.0], &["a channel with a smaller radius, got 1,1"]);
+        let l2 = Threat { norm: Norm::L2, ..threat(0.1, (0.0, 1.0), &[1.0, 0.0]) };
+        let error = l2.check_channel_scale().expect_err("refused").to_string();
+        assert!(error.contains("multiples above 0 in norm l2, got 1,0"), "{error}");
         refused(0.6, &[1.0, 0.5], &["at most 0.5, half of the domain, got 0.6"]);
         let task = Task { channels: 3, height: 2, width: 2, classes: 2 };
         let error = threat(0.1, (0.0, 1.0), &[1.0, 0.5]).check_task(&task).expect_err("refused").to_string();

@@ -92,7 +92,7 @@ impl Arithmetic {
         };
         let on_cuda = matches!(device, Device::Cuda(_));
         Ok(Self {
-            processor: processor(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            processor: processor(&cpuinfo()),
             instruction_set: text(found.instruction_set).unwrap_or_default(),
             onednn: text(found.onednn),
             mkl: text(found.mkl),
@@ -142,19 +142,39 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// What the kernel says of the processor; nothing where there is no such file.
+fn cpuinfo() -> String {
+    fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
+/// The first value of this name in the text of `/proc/cpuinfo`.
+fn field(cpuinfo: &str, name: &str) -> Option<String> {
+    let lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+    let mut values = lines.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim());
+    values.find(|value| !value.is_empty()).map(str::to_owned)
+}
+
+/// Names in `/proc/cpuinfo` of instructions for bf16: two of x86, one of ARM.
+pub(crate) const BF16: [&str; 3] = ["avx512_bf16", "amx_bf16", "bf16"];
+
+/// Whether the processor lacks instructions for bf16; not if the kernel does not list any.
+pub(crate) fn lacks_bf16() -> bool {
+    lacks_bf16_in(&cpuinfo())
+}
+
+fn lacks_bf16_in(cpuinfo: &str) -> bool {
+    let listed = field(cpuinfo, "flags").or_else(|| field(cpuinfo, "Features"));
+    listed.is_some_and(|listed| !listed.split_whitespace().any(|name| BF16.contains(&name)))
+}
+
 /// The processor's model name in the text of `/proc/cpuinfo`. Kernels for ARM write only the
 /// numbers of implementer and part; if there is nothing at all, the name is the architecture's.
 fn processor(cpuinfo: &str) -> String {
-    let field = |name: &str| {
-        let lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-        let mut values = lines.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim());
-        values.find(|value| !value.is_empty()).map(str::to_owned)
-    };
     let by_numbers = || {
-        let [implementer, part] = ["CPU implementer", "CPU part"].map(field);
+        let [implementer, part] = ["CPU implementer", "CPU part"].map(|name| field(cpuinfo, name));
         Some(format!("{}, implementer {}, part {}", std::env::consts::ARCH, implementer?, part?))
     };
-    field("model name").or_else(by_numbers).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+    field(cpuinfo, "model name").or_else(by_numbers).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
 /// Where NVIDIA's driver describes itself.
@@ -197,6 +217,22 @@ mod tests {
         assert_eq!((&found.gpus, &found.driver, found.cudnn), (&Vec::new(), &None, None));
         let written = serde_json::to_string(&found).expect("JSON");
         assert_eq!(serde_json::from_str::<Arithmetic>(&written).expect("the same"), found);
+    }
+
+    #[test]
+    fn a_processor_without_bf16_is_one_whose_list_lacks_it() {
+        let x86 = |flags: &str| format!("processor\t: 0\nmodel name\t: A\nflags\t\t: fpu avx2 {flags} sse\n");
+        for (listed, lacks) in [
+            (x86("avx512f"), true),
+            (x86("avx512_bf16"), false),
+            (x86("amx_bf16"), false),
+            ("Features\t: fp asimd bf16 sve\n".to_owned(), false),
+            ("Features\t: fp asimd sve\n".to_owned(), true),
+            ("processor\t: 0\n".to_owned(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(lacks_bf16_in(&listed), lacks, "{listed}");
+        }
     }
 
     #[test]

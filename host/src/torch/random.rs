@@ -279,6 +279,19 @@ mod tests {
     }
 
     #[test]
+    fn a_row_has_its_draws_alone() {
+        let points = [4i64, 9, 4];
+        let draws = Draws::new(1, Purpose::Attack, 7, &points, 1).restart(3).step(2);
+        let together = normal(&draws, 3);
+        for row in 0..3 {
+            let alone = normal(&draws.row(row), 1);
+            // Row 2 is the same point as row 0, in another place of the batch.
+            assert_eq!(alone.get(0), together.get(row as i64), "row {row}");
+        }
+        assert_ne!(together.get(0), together.get(1));
+    }
+
+    #[test]
     fn every_part_of_the_key_counts() {
         let points = [3i64, 3];
         let base = Draws::new(1, Purpose::Training, 7, &points, 2);

@@ -9,7 +9,7 @@ use crate::ranks::Ranks;
 use crate::torch::random::{Draws, Forward, Purpose, seed_for};
 use crate::{Error, Result};
 use plugin_api::abi::Minibatch;
-use plugin_api::{Climbs, NetworkCalls, Outer, Setting, Task, ThreatModel, losses};
+use plugin_api::{Climbs, NetworkCalls, Outer, Passes, Setting, Task, ThreatModel, losses};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use tch::{Device, Tensor, no_grad};
@@ -87,6 +87,15 @@ impl Losses {
                 ))
                 .fix("give a sampler (--sampler)"));
         }
+        if !experiment.threat.is_one_radius() && declaration.passes != Passes::default() {
+            return Err(spec
+                .error(format!(
+                    "train.objective: expected one that hands no images of its own to the network (channels have \
+                     radii of their own), got {}",
+                    objective.name()
+                ))
+                .note("because", "the host cannot know which points such images belong to"));
+        }
         let state = objective.first_state(&setting).map_err(Error::new)?;
         if !ranks.is_alone() && (declaration.couples_points || !state.is_empty()) {
             let why = if declaration.couples_points {
@@ -161,7 +170,7 @@ impl Losses {
         &self,
         plan: &Plan,
         update: u64,
-        model: SeenModel,
+        seen: SeenModel,
         visit: &Visit,
         (start, for_inner): (&Tensor, bool),
     ) -> Result<Prepared> {
@@ -174,11 +183,11 @@ impl Losses {
         let copies = train.particles;
         seed_forward(plan, update, Forward::Natural);
         let points = visit.natural.slice(0, None, None, copies as i64);
-        let logits = |train_mode| model.forward_in(train.precision, &points, train_mode);
+        let logits = |train_mode| seen.forward_in(train.precision, &points, train_mode);
         let natural = repeat_rows(&logits(true)?, copies);
         let target = if !for_inner {
             None
-        } else if self.inner_target_is_apart(train, model.model) {
+        } else if self.inner_target_is_apart(train, seen.model) {
             Some(repeat_rows(&no_grad(|| logits(false))?, copies))
         } else {
             Some(natural.detach())
@@ -191,13 +200,13 @@ impl Losses {
         &self,
         plan: &Plan,
         (update, number): (u64, usize),
-        model: SeenModel,
+        seen: SeenModel,
         visit: &Visit,
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Tensor> {
-        let minibatch = prepared.minibatch(prepared.target.as_ref(), model, visit, particles, logits);
+        let minibatch = prepared.minibatch(prepared.target.as_ref(), seen, visit, particles, logits);
         let draws = draws(plan, update, visit).visit(1).step(number);
-        self.objective.inner(&minibatch, &Network::new(plan, update, model), &draws)
+        self.objective.inner(&minibatch, &Network::new(plan, update, seen), &draws)
     }
 
     /// The loss that the weights descend on, `[N]` or `[]`, and the next state of the objective, from
@@ -206,13 +215,13 @@ impl Losses {
         &self,
         plan: &Plan,
         (update, number): (u64, usize),
-        model: SeenModel,
+        seen: SeenModel,
         visit: &Visit,
         (prepared, particles, logits): (&Prepared, &Tensor, &Tensor),
     ) -> Result<Outer> {
-        let minibatch = prepared.minibatch(prepared.natural.as_ref(), model, visit, particles, logits);
+        let minibatch = prepared.minibatch(prepared.natural.as_ref(), seen, visit, particles, logits);
         let draws = draws(plan, update, visit).step(number);
-        self.objective.outer(model.model.lent(true), &minibatch, &Network::new(plan, update, model), &draws)
+        self.objective.outer(seen.model.lent(true), &minibatch, &Network::new(plan, update, seen), &draws)
     }
 
     /// Sets the next state.
@@ -227,7 +236,7 @@ impl Prepared {
     fn minibatch<'a>(
         &'a self,
         natural_logits: Option<&'a Tensor>,
-        model: SeenModel,
+        seen: SeenModel,
         visit: &'a Visit,
         particles: &'a Tensor,
         logits: &'a Tensor,
@@ -241,7 +250,7 @@ impl Prepared {
             labels: visit.labels,
             points: visit.points,
             particles_per_point: visit.particles_per_point,
-            classes: model.model.classes(),
+            classes: seen.model.classes(),
             threat: visit.threat,
             state: &self.state,
         }
@@ -258,14 +267,14 @@ fn draws<'a>(plan: &Plan, update: u64, visit: &'a Visit) -> Draws<'a> {
 struct Network<'a> {
     plan: &'a Plan,
     update: u64,
-    model: SeenModel<'a>,
+    seen: SeenModel<'a>,
     /// Number of calls so far.
     calls: Cell<u64>,
 }
 
 impl<'a> Network<'a> {
-    fn new(plan: &'a Plan, update: u64, model: SeenModel<'a>) -> Self {
-        Self { plan, update, model, calls: Cell::new(0) }
+    fn new(plan: &'a Plan, update: u64, seen: SeenModel<'a>) -> Self {
+        Self { plan, update, seen, calls: Cell::new(0) }
     }
 }
 
@@ -274,12 +283,17 @@ impl NetworkCalls for Network<'_> {
         let call = self.calls.replace(self.calls.get() + 1);
         seed_model(self.plan, Purpose::Objective, self.update << 16 | call);
         let precision = self.plan.experiment.train.precision;
-        self.model.forward_in(precision, images, train).map_err(plugin_api::Error::new)
+        if !self.seen.pixels.are_same() {
+            return Err(plugin_api::Error::new(
+                "expected no images for the network where channels have radii of their own",
+            ));
+        }
+        self.seen.model.forward_in(precision, images, train).map_err(plugin_api::Error::new)
     }
 
     fn input_gradient(&self, loss: &Tensor, images: &Tensor) -> plugin_api::Result<Tensor> {
         let total = loss.f_sum(loss.kind())?;
-        self.model.model.count_backward(images.size()[0]);
+        self.seen.model.count_backward(images.size()[0]);
         losses::differentiable_gradient(&total, images)
     }
 }

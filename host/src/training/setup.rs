@@ -26,9 +26,10 @@ use crate::run::{
     self, DataRecord, Extension, LaterArithmetic, Plugins, RunFolder, RunRecord, Versions, checkpoint,
 };
 use crate::torch::ahead::Ahead;
-use crate::torch::arithmetic::Arithmetic;
+use crate::torch::arithmetic::{self, Arithmetic};
 use crate::torch::device;
 use crate::torch::finite::FiniteCheck;
+use crate::torch::precision::Precision;
 use crate::torch::random::{Purpose, seed_for};
 use crate::util::console::{Style, warn};
 use crate::util::files;
@@ -173,6 +174,16 @@ fn begin_in(
         ranks.meet()?;
         folder.must_be_seen()?;
         return Ok(training);
+    }
+    if experiment.train.precision == Precision::Bf16
+        && training.plan.device == Device::Cpu
+        && arithmetic::lacks_bf16()
+    {
+        say(&format!(
+            "train.precision bf16: this processor has none of the instructions {}, so that bf16 takes several times \
+             as long as f32 (--precision f32)",
+            arithmetic::BF16.join(", ")
+        ));
     }
     let arithmetic = Arithmetic::current(training.plan.device)?;
     let arithmetic = Some(arithmetic.of_updates(experiment.train.precision));

@@ -547,6 +547,29 @@ mod tests {
 
     const STATE: [StateShape; 1] = [StateShape::Particles];
 
+    #[test]
+    fn with_a_radius_for_each_channel_particles_are_in_the_coordinates_of_plugins() {
+        let threat = Threat { channel_scale: Some(vec![0.5]), ..THREAT.into() };
+        let points = Tensor::from_slice(&[0i64, 1, 2, 3]);
+        let pixels = examples().batch(&points).expect("in memory").0;
+        let natural = threat.natural(&pixels);
+        assert_ne!(pixels, natural);
+        for format in [Format::F32, Format::F16, Format::U8] {
+            let part = examples();
+            let part = part.part(0, 1);
+            let mut store =
+                ParticleStore::new(&part, 1, &[], threat.clone(), format, Place::Memory).expect("room");
+            assert_eq!(store.load(&points, &natural).particles, natural, "{format:?}");
+            for in_box in [true, false] {
+                store.begin_at_uniform_draws(&part, 0, in_box).expect("drawn");
+                let drawn = store.load(&points, &natural).particles;
+                let seen = threat.pixels(&pixels, &natural, 1).of(&drawn).expect("pixels");
+                let moved = (seen - &pixels).abs().max().double_value(&[]);
+                assert!((0.02..=0.15 + 1e-6).contains(&moved), "{format:?}: {moved}, half of 0.3 at most");
+            }
+        }
+    }
+
     /// Chains whose state is ten times the particles.
     fn stored(particles: &Tensor) -> Stored {
         Stored { particles: particles.shallow_clone(), state: vec![particles * 10.0] }

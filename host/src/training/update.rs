@@ -67,7 +67,6 @@ pub(super) struct Minibatch {
     augmented: Tensor,
     /// What the model sees of them and of particles around them.
     pixels: Pixels,
-
     /// The chains of these points as they lie in the store, if there is one.
     stored: Option<Stored>,
     /// What the rows of the minibatch before left to these, if chains begin there: perturbations, not
@@ -144,21 +143,15 @@ impl Players {
     /// These points, K rows each, and their chains as they lie in the store.
     pub fn minibatch(&self, plan: &Plan, update: u64, selection: &Selection) -> Result<Minibatch> {
         let copies = plan.experiment.train.particles;
-        let (natural, labels) = plan.examples.batch_of(&selection.points, &selection.indices)?;
+        let (images, labels) = plan.examples.batch_of(&selection.points, &selection.indices)?;
         let points = plan.rows(&selection.points);
-        let (pixels, labels) = (repeat_rows(&natural, copies), repeat_rows(&labels, copies));
-        let transformation = Transformation::draw(&plan.experiment.train, update, &points, &pixels)?;
-        let threat = plan.experiment.training_threat();
-        let natural = threat.natural(&pixels);
-        let augmented = transformation.apply(&natural);
-        let pixels = if threat.is_one_radius() {
-            Pixels::SAME
-        } else {
-            threat.pixels(&transformation.apply(&pixels), &augmented, copies)
-        };
+        let (images, labels) = (repeat_rows(&images, copies), repeat_rows(&labels, copies));
+        let transformation = Transformation::draw(&plan.experiment.train, update, &points, &images)?;
+        let (threat, seen) = (plan.experiment.training_threat(), transformation.apply(&images));
+        let (natural, augmented) = (threat.natural(&images), threat.natural(&seen));
         Ok(Minibatch {
+            pixels: threat.pixels(&seen, &augmented, copies),
             augmented,
-            pixels,
             stored: self.store.as_ref().map(|store| store.load(selection, &natural)),
             carried: self.carried.as_ref().map(|carried| carried.load(selection, copies)).transpose()?,
             everywhere: selection.everywhere * copies,
@@ -459,19 +452,19 @@ struct Descent {
 /// The losses (`[N]`) at the particles of a visit, which `losses_of` forms from the particles and
 /// their logits, and their gradient if it is due.
 fn inner_losses(
-    model: SeenModel,
+    seen: SeenModel,
     (precision, train_mode): (Precision, bool),
     due: Due,
     visit: &Visit,
     losses_of: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     if !due.gradient {
-        let logits = no_grad(|| model.forward_in(precision, &visit.particles, train_mode))?;
+        let logits = no_grad(|| seen.forward_in(precision, &visit.particles, train_mode))?;
         return Ok((losses_of(&visit.particles, &logits)?.detach(), None));
     }
     let leaf = visit.particles.detach().set_requires_grad(true);
-    let losses = losses_of(&leaf, &model.forward_in(precision, &leaf, train_mode)?)?;
-    let gradient = model.model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
+    let losses = losses_of(&leaf, &seen.forward_in(precision, &leaf, train_mode)?)?;
+    let gradient = seen.model.input_gradient(&losses.sum(losses.kind()), &leaf)?;
     Ok((losses.detach(), Some(gradient)))
 }
 
@@ -480,7 +473,7 @@ mod tests {
     use super::super::Training;
     use super::*;
     use crate::config::{Experiment, SamplerChoice};
-    use crate::plugin::Objective;
+    use crate::plugin::{Objective, Threat};
     use crate::training::fixtures::dataset;
     use tch::{Device, Kind};
 
@@ -512,6 +505,51 @@ mod tests {
         for mode in [Mode::Faithful, Mode::Fused] {
             assert_eq!(weights(mode, Some("rejecting")), weights(mode, None), "every proposal is rejected");
             assert_ne!(weights(mode, Some("judging")), weights(mode, None), "every proposal is accepted");
+        }
+    }
+
+    /// Of the first minibatch, two particles a point, with these radii of the two channels: the images
+    /// and the particles after a visit of three steps, as a model sees them.
+    fn seen(channel_scale: Option<Vec<f64>>) -> [Tensor; 2] {
+        let mut dataset = dataset();
+        dataset.train.images = Tensor::arange(80, (Kind::Uint8, Device::Cpu)).reshape([10, 2, 2, 2]);
+        let train = Train { batch: 4, particles: 2, crop: 1, flip: true, ..Default::default() };
+        let threat = Threat { channel_scale, ..Threat::default() };
+        let experiment = Experiment { train, threat, sampler: SamplerChoice(None), ..Default::default() };
+        let task = plugin_api::Task { channels: 2, ..dataset.task() };
+        let sampler = Sampler::linked(&"linked,plugin=drifting,steps=3".parse().expect("a spec"));
+        let model = LoadedModel::linked("without-dropout", task);
+        let players = (model, Objective::linked("cross_entropy"), Some(sampler));
+        let training =
+            Training::new(experiment, players, (None, None), &dataset, Device::Cpu).expect("a run");
+        let (plan, players) = (&training.plan, &training.players);
+        let selection = plan.minibatches(0).expect("minibatches").into_iter().next().expect("a minibatch");
+        let minibatch = players.minibatch(plan, 0, &selection).expect("a minibatch");
+        let draws = Draws::new(0, Purpose::Training, 0, &minibatch.points, 2);
+        let mut visit = players.begin_visit(plan, 0, &minibatch, &draws).expect("a visit");
+        let (sampler, mut watch) =
+            (players.sampler.as_ref().expect("a sampler"), FiniteCheck::new("step", Device::Cpu));
+        sampler.begin(&mut visit, &draws, &mut watch).expect("begun");
+        let (loss, gradient) = (Tensor::zeros([8], (Kind::Float, Device::Cpu)), visit.natural.zeros_like());
+        for number in 0..3 {
+            sampler.step(&mut visit, number, (&loss, &gradient), &draws, &mut watch).expect("a step");
+        }
+        let pixels = minibatch.seen_by(&players.model).pixels;
+        [visit.natural, &visit.particles].map(|images| pixels.of(images).expect("pixels"))
+    }
+
+    #[test]
+    fn with_a_radius_for_each_channel_the_model_sees_pixels() {
+        let ([natural, moved], [same, scaled]) = (seen(None), seen(Some(vec![1.0, 0.5])));
+        assert_eq!(natural, same, "cropped, mirrored and repeated alike");
+        // All pixels rise by 0.032, those of the second channel by half of it. All images are dark, and no
+        // pixel meets the end of its ball or of the domain.
+        let rise = |images: &Tensor, channel: i64| (images - &natural).select(1, channel);
+        for (images, channel, expected) in
+            [(&moved, 0, 0.032), (&moved, 1, 0.032), (&scaled, 0, 0.032), (&scaled, 1, 0.016)]
+        {
+            let error = (rise(images, channel) - expected).abs().max().double_value(&[]);
+            assert!(error < 1e-6, "channel {channel}: {error}");
         }
     }
 

@@ -449,6 +449,11 @@ fn invalid_values_are_refused() {
         ),
         ("--channel-scale 0.5", &["threat.channel_scale", "from 0 to 1", "the largest 1, got 0.5"]),
         ("--channel-scale 1,2", &["threat.channel_scale", "from 0 to 1", "got 1,2"]),
+        ("--channel-scale 1,1,1", &["threat.channel_scale", "a channel with a smaller radius, got 1,1,1"]),
+        (
+            "--channel-scale 1,0 --norm l2 --epsilon 0.5",
+            &["threat.channel_scale", "above 0 in norm l2, got 1,0"],
+        ),
         ("--channel-scale 1,x", &["--channel-scale", "a number, or a fraction", "`x`"]),
         ("--channel-scale 1,0 --epsilon 0.6", &["threat.channel_scale", "at most 0.5", "got 0.6"]),
         (

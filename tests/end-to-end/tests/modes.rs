@@ -401,7 +401,8 @@ fn bf16_reaches_about_the_loss_of_f32() {
     let place = Place::with_digits(8, 400);
     let flags = "--sampler none --epochs 4 --optimizer adam --learning-rate 0.002";
     let loss = |precision: &str| {
-        place.host(&format!("{TRAIN} {flags} --precision {precision} --out {precision}")).succeeds();
+        // A warning says where the processor has no instructions for bf16.
+        place.host(&format!("{TRAIN} {flags} --precision {precision} --out {precision}")).ended_with(0);
         place.run(precision).metrics()[3]["train_loss"].as_f64().expect("a number")
     };
     let (single, half) = (loss("f32"), loss("bf16"));
