@@ -222,9 +222,6 @@ struct Scaled {
 }
 
 impl Pixels {
-    /// The coordinates of plugins are the pixels.
-    pub const SAME: Self = Self(None);
-
     /// Whether the coordinates of plugins are the pixels.
     pub fn are_same(&self) -> bool {
         self.0.is_none()
