@@ -229,7 +229,7 @@ pub struct Candidates {
 
 fn run_sampler(
     sampler: &Sampler,
-    victim: &dyn VictimCalls,
+    victim: &SeenVictim,
     (natural, labels): (&Tensor, &Tensor),
     points: &[i64],
     threat: ThreatModel,
@@ -266,7 +266,8 @@ fn run_sampler(
         },
     )?;
     watch.read()?;
-    let moved = (threat.epsilon > 0.0).then(|| threat.distance(&visit.particles, &starts) / threat.epsilon);
+    let changing = victim.pixels.of_changing(&visit.particles, &starts);
+    let moved = (threat.epsilon > 0.0).then(|| threat.distance(&changing, &starts) / threat.epsilon);
     Ok(Candidates { images: visit.particles, moved })
 }
 

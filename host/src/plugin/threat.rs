@@ -87,6 +87,12 @@ impl Threat {
         self.channel_scale.is_none()
     }
 
+    /// The number of channels that may change, of images with so many.
+    pub fn changing_channels(&self, channels: i64) -> i64 {
+        let changing = |scale: &Vec<f64>| scale.iter().filter(|scale| **scale > 0.0).count() as i64;
+        self.channel_scale.as_ref().map_or(channels, changing)
+    }
+
     /// The ball that plugins know, in their coordinates.
     pub fn ball(&self) -> ThreatModel {
         let Self { norm, epsilon, domain, .. } = *self;
@@ -100,7 +106,7 @@ impl Threat {
     /// than half of the domain.
     pub fn check_channel_scale(&self) -> Result<()> {
         let Some(scale) = &self.channel_scale else { return Ok(()) };
-        let one_radius = "for one radius in all channels, leave it out or give 1 alone";
+        let one_radius = "for one radius in all channels, give 1 alone (--channel-scale 1)";
         let refused = |expected: &str, got: &dyn fmt::Display, fix: &str| {
             Err(Error::new(format!("threat.channel_scale: expected {expected}, got {got}"))
                 .fix(format!("{fix}; {one_radius}")))
@@ -252,6 +258,15 @@ impl Pixels {
         // Where the scale is 1, nothing is rounded.
         let moved = pixels + (images - natural) * scale;
         Ok(images.where_self(is_one, &moved))
+    }
+
+    /// Images (`[N, C, H, W]`) in the coordinates of plugins, with those of `other` in the channels that do
+    /// not change: there, a move of a plugin means nothing.
+    pub fn of_changing(&self, images: &Tensor, other: &Tensor) -> Tensor {
+        match &self.0 {
+            None => images.shallow_clone(),
+            Some(Scaled { scale, .. }) => images.where_self(&scale.gt(0.0), other),
+        }
     }
 
     /// The gradient with respect to images in the coordinates of plugins, from that with respect to

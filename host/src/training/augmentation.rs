@@ -92,10 +92,17 @@ impl Transformation {
         }
     }
 
-    /// Transforms stored chains to the augmented frame.
-    pub fn carry(&self, stored: &Stored) -> Stored {
+    /// Transforms stored chains to the augmented frame, where `natural` are the natural examples. In
+    /// padding, particles begin there.
+    pub fn carry(&self, stored: &Stored, natural: &Tensor) -> Stored {
         let state = stored.state.iter().map(|state| of_pixels(state, |state| self.apply(state))).collect();
-        Stored { particles: self.apply(&stored.particles), state }
+        let particles = match self {
+            Self::Crop(Crop { to_augmented, .. }) => {
+                to_augmented.read(&stored.particles).where_self(&to_augmented.inside, natural)
+            }
+            _ => self.apply(&stored.particles),
+        };
+        Stored { particles, state }
     }
 
     /// The inverse of [`Transformation::apply`]: transforms `augmented` to the data frame. Pixels
@@ -184,6 +191,20 @@ mod tests {
 
     fn train(crop: usize, flip: bool) -> Train {
         Train { crop, flip, ..Train::default() }
+    }
+
+    #[test]
+    fn particles_begin_at_the_natural_example_in_padding() {
+        // By hand: of [[1, 2], [3, 4]], a window one row lower and one column to the right has 4, and padding.
+        let particles = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).reshape([1, 1, 2, 2]);
+        let number = |values: &[i64], width: i64| Tensor::from_slice(values).reshape([1, width]);
+        let transformation = Transformation::new(&number(&[1, 1], 2), &number(&[0], 1), &particles);
+        let natural = particles.full_like(7.0);
+        let stored = Stored { particles: particles.shallow_clone(), state: vec![particles] };
+        let carried = transformation.carry(&stored, &natural);
+        let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).expect("f32");
+        assert_eq!(values(&carried.particles), [4.0, 7.0, 7.0, 7.0]);
+        assert_eq!(values(&carried.state[0]), [4.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

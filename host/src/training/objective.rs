@@ -90,11 +90,11 @@ impl Losses {
         if !experiment.threat.is_one_radius() && declaration.passes != Passes::default() {
             return Err(spec
                 .error(format!(
-                    "train.objective: expected one that hands no images of its own to the network (channels have \
-                     radii of their own), got {}",
+                    "train.objective: expected one that hands no images to the network (channels have radii of \
+                     their own), got {}",
                     objective.name()
                 ))
-                .note("because", "the host cannot know which points such images belong to"));
+                .note("because", "the host cannot know which points these images belong to"));
         }
         let state = objective.first_state(&setting).map_err(Error::new)?;
         if !ranks.is_alone() && (declaration.couples_points || !state.is_empty()) {

@@ -180,7 +180,7 @@ fn begin_in(
         && arithmetic::lacks_bf16()
     {
         say(&format!(
-            "train.precision bf16: this processor has none of the instructions {}, so that bf16 takes several times \
+            "train.precision bf16: this processor has none of the instructions {}, so that bf16 takes many times \
              as long as f32 (--precision f32)",
             arithmetic::BF16.join(", ")
         ));

@@ -182,7 +182,7 @@ impl Players {
         let ball = declaration.ball(&threat);
         let (particles, state) = match (stored, carried) {
             (Some(stored), _) => {
-                let Stored { particles, state } = transformation.carry(stored);
+                let Stored { particles, state } = transformation.carry(stored, natural);
                 // Draws from the whole ball may lie outside one that still grows.
                 let particles = if ramp < 1.0 { ball.project(&particles, natural) } else { particles };
                 let state = declaration.begin_visit(state, &particles);

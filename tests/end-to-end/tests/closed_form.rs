@@ -344,7 +344,7 @@ fn training_with_a_radius_for_each_channel_moves_each_by_its_own() {
     let command = command.replace("fgsm.so", "fgsm.so --objective grad_align.so");
     place.refuses(
         &format!("{command} --epsilon 0.1 --channel-scale 1,1/2,0 --out other"),
-        &["train.objective", "no images of its own", "grad_align"],
+        &["train.objective", "no images to the network", "grad_align"],
     );
 }
 

@@ -101,15 +101,17 @@ fn distances(
     const POINTS_AT_A_TIME: i64 = 1000;
     let epsilon = threat.epsilon.max(f64::MIN_POSITIVE);
     let none = examples.batch(&Tensor::from_slice::<i64>(&[]))?.0;
-    let pixels = none.size()[1..].iter().product();
+    let pixels = threat.changing_channels(none.size()[1]) * none.size()[2..].iter().product::<i64>();
     let units = units(threat.norm, pixels);
     let mut tallies = [(); 2].map(|()| (Tensor::zeros([BARS as i64], (Kind::Double, Device::Cpu)), 0.0));
     let mut particles = 0;
     for points in Tensor::arange(examples.len() as i64, (Kind::Int64, Device::Cpu)).split(POINTS_AT_A_TIME, 0)
     {
-        let natural = repeat_rows(&threat.natural(&examples.batch(&points)?.0), particles_per_point);
-        let difference =
-            (stores.load_any(&points, &natural).particles - natural).flatten(1, -1).to_kind(Kind::Double);
+        let images = repeat_rows(&examples.batch(&points)?.0, particles_per_point);
+        let natural = threat.natural(&images);
+        let seen = threat.pixels(&images, &natural, particles_per_point);
+        let moved = seen.of_changing(&stores.load_any(&points, &natural).particles, &natural);
+        let difference = (moved - natural).flatten(1, -1).to_kind(Kind::Double);
         particles += difference.size()[0] as usize;
         for ((counts, sum), (norm, largest, _)) in tallies.iter_mut().zip(&units) {
             let shares = lengths(&difference, *norm) / epsilon / *largest;

@@ -7,6 +7,7 @@ use crate::plugin::{Record, Threat};
 use crate::run::progress::{EpochMetrics, Progress, TracePoint, is_trained};
 use crate::run::{RunFolder, RunRecord, Versions, checkpoint};
 use crate::{Error, Result};
+use plugin_api::Norm;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -196,8 +197,10 @@ impl Run {
     }
 
     /// Reads the diagnosis. One is missing where there could be one: in a run that keeps particles
-    /// which climb the cross-entropy. The distances of such particles have been read before.
+    /// which climb the cross-entropy in an linf ball of one radius. The distances of such particles have been read before.
     pub(super) fn read_diagnosis(&mut self, folder: &RunFolder) {
+        let threat = &self.record.experiment.threat;
+        let is_box = threat.norm == Norm::Linf && threat.is_one_radius();
         let climbs = self.record.experiment.train.is_cross_entropy();
         let command = self.diagnose_command();
         let (what, fix) = match crate::diagnosis::read(folder.path()) {
@@ -205,7 +208,9 @@ impl Run {
                 self.diagnosis = Some(found);
                 return;
             }
-            Ok(None) if self.distances.is_some() && climbs => ("there is no diagnosis".to_owned(), command),
+            Ok(None) if self.distances.is_some() && climbs && is_box => {
+                ("there is no diagnosis".to_owned(), command)
+            }
             Ok(None) => return,
             Err(why) => (
                 format!("the diagnosis cannot be shown: {}", why.first_line()),
