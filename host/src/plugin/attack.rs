@@ -164,27 +164,9 @@ impl Attack {
         threat: &Threat,
         draws: &Draws,
     ) -> Result<Candidates> {
-        let (ball, scaled) = (threat.ball(), threat.natural(natural));
-        let pixels = threat.pixels(natural, &scaled, 1);
-        let candidates = self.run_in_ball((victim, &pixels), (&scaled, labels), points, ball, draws)?;
-        if pixels.are_same() {
-            return Ok(candidates);
-        }
-        // The change of coordinates may round beyond the end of the domain.
-        let images = pixels.of(&candidates.images).map_err(Error::new)?;
-        Ok(Candidates { images: images.clamp(ball.domain.0, ball.domain.1), ..candidates })
-    }
-
-    /// As [`Attack::run_together`], in the coordinates of plugins.
-    fn run_in_ball(
-        &self,
-        (victim, pixels): (&CountedVictim, &Pixels),
-        (natural, labels): (&Tensor, &Tensor),
-        points: &[i64],
-        ball: ThreatModel,
-        draws: &Draws,
-    ) -> Result<Candidates> {
-        let before = victim.forward_passes.get();
+        let (images, ball, before) = (natural, threat.ball(), victim.forward_passes.get());
+        let natural = &threat.natural(images);
+        let pixels = &threat.pixels(images, natural, 1);
         let seen = SeenVictim { victim, pixels };
         let outcome = match &self.kind {
             AttackKind::Plugin(instance) => {
@@ -214,7 +196,12 @@ impl Attack {
             );
             return Err(Error::new(message).fix("project candidates with ThreatModel::project").on_the_way());
         }
-        Ok(candidates)
+        if pixels.are_same() {
+            return Ok(candidates);
+        }
+        // The change of coordinates may round beyond the end of the domain.
+        let images = pixels.of(images).map_err(Error::new)?.clamp(ball.domain.0, ball.domain.1);
+        Ok(Candidates { images, ..candidates })
     }
 }
 

@@ -4,6 +4,7 @@
 use super::collect::Run;
 use super::tables::setting_text;
 use crate::config::{Experiment, MILESTONES, Mode, PEAK_AT, STEP_FACTOR, Shape, Train};
+use crate::plugin::Threat;
 use crate::sweep::short;
 use crate::torch::precision::Precision;
 use crate::util::number::{counted, listed};
@@ -158,6 +159,11 @@ fn base(experiment: &Experiment, done: usize) -> (String, Vec<&'static str>) {
 }
 
 /// A ball in the usual notation: `linf 0.3`, `linf 8/255`.
+pub(super) fn ball_of(threat: &Threat) -> String {
+    ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref())
+}
+
+/// As [`ball_of`], of its parts.
 pub(super) fn ball(norm: Norm, epsilon: f64, channel_scale: Option<&[f64]>) -> String {
     let scaled = channel_scale.map_or(String::new(), |scale| format!(" x ({})", listed(scale)));
     const SHORT: usize = 6;

@@ -3,7 +3,7 @@
 use super::caveat_notes;
 use crate::evaluation::verdict::{AttackResult, Order};
 use crate::report::collect::{Run, SavedEvaluation};
-use crate::report::method::ball;
+use crate::report::method::ball_of;
 use crate::report::table::{Cell, Column, Content, Table, number, text};
 
 /// An attack of an evaluation of a run.
@@ -39,7 +39,7 @@ pub(in crate::report) fn evaluations(runs: &[Run]) -> Table {
         Of::plain("suite", |item| text(item.evaluation.suite.as_deref().unwrap_or_default())),
         Of::plain("ball", |item| {
             let threat = item.evaluation.threat(&item.run.record.experiment.threat);
-            text(ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref()))
+            text(ball_of(&threat))
         }),
         Of::plain("robust", |item| item.share(item.attack.robust)),
         Of::plain("worst case", |item| item.share(item.evaluation.result.worst_case)),

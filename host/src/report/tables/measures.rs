@@ -2,7 +2,7 @@
 
 use crate::plugin::PluginSpec;
 use crate::report::collect::{Run, SavedEvaluation};
-use crate::report::method::ball;
+use crate::report::method::ball_of;
 use crate::report::paper;
 use crate::util::number::listed;
 use plugin_api::Norm;
@@ -31,8 +31,7 @@ pub(super) fn found<'a>(run: &Run, evaluation: &'a SavedEvaluation) -> Vec<Found
     let mut found = found_in_any_ball(evaluation);
     if threat != *of_run {
         for Found { measure, .. } in &mut found {
-            let ball = ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref());
-            measure.name = format!("{}, {ball}", measure.name);
+            measure.name = format!("{}, {}", measure.name, ball_of(&threat));
             measure.in_paper = None;
         }
     }

@@ -4,7 +4,7 @@ use super::caveat_notes;
 use super::measures::{Measure, best, found, measures};
 use crate::config::{Experiment, Select};
 use crate::report::collect::{Part, Run, SavedEvaluation};
-use crate::report::method::{ball, labels};
+use crate::report::method::{ball, ball_of, labels};
 use crate::report::paper;
 use crate::report::table::{Cell, Column, Content, Notes, Table, empty, number, share, text};
 use crate::run::progress::EpochMetrics;
@@ -68,8 +68,7 @@ fn columns<'a>(measures: &'a [Measure]) -> Vec<Column<'a, &'a Subject<'a>>> {
             "task",
             |_, run| {
                 let Experiment { threat, .. } = &run.record.experiment;
-                let ball = ball(threat.norm, threat.epsilon, threat.channel_scale.as_deref());
-                text(format!("{}, {ball}", run.record.data.name))
+                text(format!("{}, {}", run.record.data.name, ball_of(threat)))
             },
             |_, column| text(ball(column.threat.norm, column.threat.epsilon, None)),
         ),
