@@ -65,7 +65,18 @@ pub fn gradients(loss: &Tensor, inputs: &[Tensor], keep_graph: bool) -> Result<V
 /// # Panics
 /// If the shapes do not fit or a label is outside 0..classes.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, 0.0)
+    smoothed_cross_entropy(logits, labels, 0.0)
+}
+
+/// Cross-entropy of each row with label smoothing (Szegedy et al. 2016), `[N]`: with C classes, of
+/// `smoothing` (0 to 1) of the label's weight every class gets the same share. The loss of a row is
+/// (1 - smoothing) CE(z, y) + smoothing / C * sum over j of CE(z, j). `logits` `[N, C]` (floats),
+/// `labels` `[N]` (i64).
+///
+/// # Panics
+/// If the shapes do not fit, a label is outside 0..C or `smoothing` outside 0 to 1.
+pub fn smoothed_cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
+    logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, smoothing)
 }
 
 /// Kullback-Leibler divergence of each row's prediction q from its reference p: the sum over
@@ -139,6 +150,17 @@ mod tests {
         let by_hand = (1f64.exp() + 3f64.exp() + 2f64.exp()).ln() - 3.0;
         assert!((loss[0] - by_hand).abs() < 1e-12);
         assert!((loss[1] - 3f64.ln()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn label_smoothing_gives_every_class_a_share() {
+        // Logits (log 3, 0): the classes have probabilities 3/4 and 1/4.
+        let logits = Tensor::from_slice(&[3f64.ln(), 0.0]).reshape([1, 2]);
+        let loss = |smoothing| smoothed_cross_entropy(&logits, &Tensor::from_slice(&[0i64]), smoothing);
+        let by_hand = |label: f64, other: f64| -label * 0.75f64.ln() - other * 0.25f64.ln();
+        for (smoothing, expected) in [(0.0, by_hand(1.0, 0.0)), (0.2, by_hand(0.9, 0.1))] {
+            assert!((loss(smoothing).double_value(&[0]) - expected).abs() < 1e-12);
+        }
     }
 
     #[test]

@@ -12,7 +12,6 @@ use crate::run::outline::Outline;
 use crate::torch::arithmetic::Arithmetic;
 use crate::util::console::{Style, say};
 use crate::{Error, Result};
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -99,11 +98,9 @@ pub(crate) fn transfer_with_style(
         let got = threat_of(run)?;
         if got != expected {
             return Err(Error::new(format!(
-                "{} has another threat model: expected {} as in {}, got {}",
+                "{} has another threat model: expected {expected} as in {}, got {got}",
                 path.display(),
-                json!(expected),
-                first_path.display(),
-                json!(got)
+                first_path.display()
             ))
             .fix("judge all in one threat model with --epsilon, --norm and --channel-scale"));
         }

@@ -74,10 +74,11 @@ impl From<ThreatModel> for Threat {
 impl fmt::Display for Threat {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}, epsilon {}", self.norm, self.epsilon)?;
-        match &self.channel_scale {
-            None => Ok(()),
-            Some(scale) => write!(formatter, " times {} in the channels", listed(scale)),
+        if let Some(scale) = &self.channel_scale {
+            write!(formatter, " times {} in the channels", listed(scale))?;
         }
+        let (low, high) = self.domain;
+        write!(formatter, ", domain [{low}, {high}]")
     }
 }
 

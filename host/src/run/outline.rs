@@ -38,12 +38,11 @@ pub struct Points {
 impl<Cost: fmt::Display> fmt::Display for Outline<Cost> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Points { name, points, kind, classes, shape } = &self.data;
-        let (low, high) = self.threat.domain;
         let points = HumanCount(*points as u64);
         let shape = shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(" x ");
         writeln!(formatter, "data          {name}: {points} {kind}, {classes} classes, {shape}")?;
         writeln!(formatter, "model         {}", self.model)?;
-        writeln!(formatter, "threat model  {}, domain [{low}, {high}]", self.threat)?;
+        writeln!(formatter, "threat model  {}", self.threat)?;
         writeln!(formatter, "method        {}", self.method)?;
         write!(formatter, "cost          {}", self.cost)
     }

@@ -175,15 +175,8 @@ fn begin_in(
         folder.must_be_seen()?;
         return Ok(training);
     }
-    if experiment.train.precision == Precision::Bf16
-        && training.plan.device == Device::Cpu
-        && arithmetic::lacks_bf16()
-    {
-        say(&format!(
-            "train.precision bf16: this processor has none of the instructions {}, so that bf16 takes many times \
-             as long as f32 (--precision f32)",
-            arithmetic::BF16.join(", ")
-        ));
+    if let Some(why) = training.slow_precision() {
+        say(&format!("{why} (--precision f32)"));
     }
     let arithmetic = Arithmetic::current(training.plan.device)?;
     let arithmetic = Some(arithmetic.of_updates(experiment.train.precision));
@@ -293,6 +286,7 @@ pub fn resume(path: &Path, options: &ResumeOptions, ranks: &Rc<Ranks>) -> Result
         let arithmetic = Arithmetic::current(training.plan.device)?;
         let precision = training.plan.experiment.train.precision;
         note_arithmetic(&folder, &record, update, arithmetic.of_updates(precision))?;
+        training.slow_precision().iter().for_each(warn);
     }
     folder.hold()?;
     Ok((training, folder, update))
@@ -489,6 +483,19 @@ impl Training {
             method: format!("{}; {origin}", self.method()),
             cost: self.expected_cost(),
         }
+    }
+
+    /// Why the precision makes updates slow here, if it does.
+    fn slow_precision(&self) -> Option<String> {
+        let Plan { experiment, device, .. } = &self.plan;
+        let is_bf16 = experiment.train.precision == Precision::Bf16 && *device == Device::Cpu;
+        (is_bf16 && arithmetic::lacks_bf16()).then(|| {
+            format!(
+                "train.precision bf16: this processor has none of the instructions {}, so that bf16 takes many \
+                 times as long as f32",
+                arithmetic::BF16.join(", ")
+            )
+        })
     }
 
     /// What must be the same in all processes that carry the run, by name.

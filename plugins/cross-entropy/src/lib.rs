@@ -4,7 +4,7 @@
 //! With smoothing s and C classes, the loss of a row is (1 - s) CE(z, y) + s/C * sum over j of
 //! CE(z, j). The sampler climbs the same loss, so that one backward can serve both (mode fused).
 
-use plugin_api::tch::{Reduction, Tensor};
+use plugin_api::losses::smoothed_cross_entropy;
 use plugin_api::{Batch, Climbs, Objective, Outer, Result, export_objective};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -36,15 +36,14 @@ impl Objective for CrossEntropy {
     }
 
     fn outer(&self, batch: &Batch) -> Result<Outer> {
-        let smoothing = self.options.label_smoothing;
-        let weights: Option<Tensor> = None;
-        Ok(batch.logits.f_cross_entropy_loss(batch.labels, weights, Reduction::None, -100, smoothing)?.into())
+        Ok(smoothed_cross_entropy(batch.logits, batch.labels, self.options.label_smoothing).into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use plugin_api::tch::Tensor;
     use plugin_api::testing::{Round, assert_close};
 
     #[test]

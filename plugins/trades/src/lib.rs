@@ -3,7 +3,7 @@
 //!
 //! Outer: CE(f(x), y) + beta KL(f(x) || f(x~)); inner: KL(f(x) || f(x~)), with f(x) as a constant.
 
-use plugin_api::losses::{cross_entropy, kl_divergence};
+use plugin_api::losses::{kl_divergence, smoothed_cross_entropy};
 use plugin_api::tch::Tensor;
 use plugin_api::{Batch, Climbs, Objective, Outer, Result, export_objective};
 use schemars::JsonSchema;
@@ -22,12 +22,15 @@ pub struct Options {
     /// Weight of the divergence; 1/lambda in the paper.
     #[schemars(range(min = 0.0, max = 1e6))]
     pub beta: f64,
+    /// Share of the label's weight that all classes share equally, in the cross-entropy.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub label_smoothing: f64,
 }
 
 impl Default for Options {
     /// The authors' value.
     fn default() -> Self {
-        Self { beta: 6.0 }
+        Self { beta: 6.0, label_smoothing: 0.0 }
     }
 }
 
@@ -48,8 +51,8 @@ impl Objective for Trades {
 
     fn outer(&self, batch: &Batch) -> Result<Outer> {
         let natural = batch.natural_logits()?;
-        let divergence = kl_divergence(natural, batch.logits);
-        Ok((cross_entropy(natural, batch.labels) + divergence * self.options.beta).into())
+        let loss = smoothed_cross_entropy(natural, batch.labels, self.options.label_smoothing);
+        Ok((loss + kl_divergence(natural, batch.logits) * self.options.beta).into())
     }
 
     fn inner(&self, batch: &Batch) -> Result<Tensor> {
@@ -74,7 +77,7 @@ mod tests {
         // probability is 1/2 at x = 0 and 3/4 at a = 1.
         let w = 3f64.ln();
         let logits = |images: &Tensor| Tensor::cat(&[images * w, images.zeros_like()], 1);
-        let trades = Trades { options: Options { beta: 2.0 } };
+        let trades = Trades { options: Options { beta: 2.0, ..Options::default() } };
         let at = |particle: f64| {
             let particle = Tensor::from_slice(&[particle]).reshape([1, 1]).set_requires_grad(true);
             let natural = logits(&Tensor::from_slice(&[0f64]).reshape([1, 1]));
@@ -92,6 +95,21 @@ mod tests {
         // At the natural example the inner gradient is zero.
         let (particle, round) = at(0.0);
         assert_close(&gradient(&trades.inner(&round.batch()).expect("a loss"), &particle), &[0.0]);
+    }
+
+    #[test]
+    fn labels_are_smoothed_in_the_cross_entropy_alone() {
+        // Logits (log 3, 0) at the natural example: probabilities 3/4 and 1/4. (0, 0) at the particle:
+        // the divergence is 3/4 log 3/2 + 1/4 log 1/2.
+        let trades = Trades { options: Options { beta: 2.0, label_smoothing: 0.2 } };
+        let natural_logits = Some(Tensor::from_slice(&[3f64.ln(), 0.0]).reshape([1, 2]));
+        let logits = Tensor::from_slice(&[0f64, 0.0]).reshape([1, 2]);
+        let round = Round { natural_logits, ..Round::new(logits, &[0]) };
+        let divergence = 0.75 * 1.5f64.ln() - 0.25 * 2f64.ln();
+        assert_close(&trades.inner(&round.batch()).expect("a loss"), &[divergence]);
+        let smoothed = -0.9 * 0.75f64.ln() - 0.1 * 0.25f64.ln();
+        let outer = trades.outer(&round.batch()).expect("a loss").loss;
+        assert_close(&outer, &[smoothed + 2.0 * divergence]);
     }
 
     #[test]

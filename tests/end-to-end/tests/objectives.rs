@@ -151,6 +151,7 @@ fn objectives_that_do_not_fit_are_refused_before_any_work() {
         ("wrm.so --domain-only --warmup-epsilon 1", vec!["expected no ball", "train.warmup_epsilon 1"]),
         ("wrm.so --epsilon 1 --warmup-epsilon 1", vec!["a ball of radius 0.5 in linf"]),
         ("prior_guided.so,weight=-1", vec!["option `weight`", "-1"]),
+        ("trades.so,label_smoothing=2", vec!["option `label_smoothing`", "2"]),
         ("dro.so", vec!["dro.so has 4 plugins that are an objective"]),
         ("langevin.so", vec!["langevin.so is a sampler; expected an objective"]),
         ("dro.so,plugin=group_dro,groups=none.csv", vec!["option `groups`: there is no file none.csv"]),
