@@ -389,6 +389,16 @@ fn transferred_examples_fool_fewer_points_than_examples_of_the_model_itself() {
     place.refuses(&format!("eval run other {attack}"), &["expected one run, got 2"]);
     place.refuses(&format!("eval run --transfer {attack}"), &["expected two runs or more, got 1"]);
     place.refuses(&format!("eval run --source nowhere {attack}"), &["nowhere holds no run"]);
+    let wider =
+        "train --recipe algorithm-1 --data digits --sampler none --epochs 1 --out wider --epsilon 0.1";
+    place.host(wider).succeeds();
+    place.refuses(
+        &format!("eval run wider --transfer {attack}"),
+        &[
+            "expected linf, epsilon 0.06, domain [0, 1] as in run, got linf, epsilon 0.1, domain [0, 1]",
+            "--epsilon",
+        ],
+    );
 }
 
 #[test]
