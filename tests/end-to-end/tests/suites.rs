@@ -394,10 +394,7 @@ fn transferred_examples_fool_fewer_points_than_examples_of_the_model_itself() {
     place.host(wider).succeeds();
     place.refuses(
         &format!("eval run wider --transfer {attack}"),
-        &[
-            "expected linf, epsilon 0.06, domain [0, 1] as in run, got linf, epsilon 0.1, domain [0, 1]",
-            "--epsilon",
-        ],
+        &["expected linf, epsilon 0.06, domain [0, 1] as in run, got linf, epsilon 0.1, domain [0, 1]"],
     );
 }
 
